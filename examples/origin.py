@@ -1,0 +1,346 @@
+"""A small HTTP origin on loopback that serves files as a good mirror does, and misbehaves on request.
+
+It stands in for the internet in the demo and the tests. A good answer has a length, a strong ETag, ranges and
+If-Range; `Resource` switches each of these off, and a *fault* (a function of one `Exchange`) replaces an answer::
+
+    with Origin() as origin:
+        origin.put("/a.bin", data, faults=[truncated(at=1000)])   # the first answer breaks off, the next ones are good
+        requests.get(origin.url("/a.bin"))
+        origin.sent()                                             # body bytes sent, of all requests
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import mmap
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable, Mapping
+
+PIECE = 64 * 1024  # bytes a send; small, so that what a killed client did not read stays small as well
+
+
+@dataclass
+class Request:
+    """One request as the origin saw it, and how many bytes of body it sent."""
+
+    path: str
+    headers: Mapping[str, str]
+    sent: int = 0
+    status: int = 0
+
+
+@dataclass
+class Resource:
+    """One file of the origin.
+
+    Attributes:
+        body: Its bytes.
+        etag: The ETag header, or ``None`` for none.
+        ranges: Whether Range is honoured.
+        length: Whether Content-Length is sent; else the body is chunked.
+        gzip: Whether the body is sent compressed, as some servers do even when asked not to.
+        rate: Bytes a second for each connection, or 0 for as fast as it goes.
+        faults: Replace the next answers, one each; ``None`` among them is a good answer.
+        always: Replaces every answer after those.
+        on_sent: Called with the number of bytes sent so far in all, after each piece.
+    """
+
+    body: bytes | mmap.mmap
+    etag: str | None = None
+    ranges: bool = True
+    length: bool = True
+    gzip: bool = False
+    rate: float = 0.0
+    faults: list[Fault | None] = field(default_factory=list)
+    always: Fault | None = None
+    on_sent: Callable[[int], object] | None = None
+
+
+class Exchange:
+    """One request being answered: what a fault has to play with."""
+
+    def __init__(self, origin: Origin, handler: BaseHTTPRequestHandler, resource: Resource, request: Request) -> None:
+        self.origin, self.handler, self.resource, self.request = origin, handler, resource, request
+
+    def head(self, status: int, headers: Mapping[str, object]) -> None:
+        self.request.status = status
+        self.handler.send_response(status)
+        for name, value in headers.items():
+            self.handler.send_header(name, str(value))
+        self.handler.end_headers()
+        self.handler.wfile.flush()
+
+    def body(self, data: bytes | memoryview) -> None:
+        """Send bytes, counted and at the resource's rate."""
+        view, began, sent = memoryview(data), time.monotonic(), 0
+        while sent < len(view):
+            piece = view[sent : sent + PIECE]
+            self.handler.wfile.write(piece)
+            sent += len(piece)
+            self.request.sent += len(piece)
+            if self.resource.on_sent:
+                self.resource.on_sent(self.origin.sent())
+            if self.resource.rate:
+                self.origin.stopping.wait(max(0.0, began + sent / self.resource.rate - time.monotonic()))
+
+    def wanted(self) -> tuple[int, int] | None:
+        """The range that was asked for and is to be honoured, as (first, last), or ``None``."""
+        resource, header = self.resource, self.request.headers.get("Range")
+        if not header or not resource.ranges or resource.gzip:
+            return None
+        condition = self.request.headers.get("If-Range")
+        if condition and condition != resource.etag:
+            return None
+        first, _, last = header.removeprefix("bytes=").partition("-")
+        return int(first), min(int(last) if last else len(resource.body) - 1, len(resource.body) - 1)
+
+    def good_headers(self) -> dict[str, object]:
+        headers: dict[str, object] = {"Content-Type": "application/octet-stream"}
+        if self.resource.etag:
+            headers["ETag"] = self.resource.etag
+        if self.resource.ranges:
+            headers["Accept-Ranges"] = "bytes"
+        return headers
+
+    def good(self) -> None:
+        """Answer as a good mirror does."""
+        resource, headers = self.resource, self.good_headers()
+        view = memoryview(resource.body)
+        try:
+            if (wanted := self.wanted()) is not None:
+                first, last = wanted
+                if first >= len(view):
+                    self.head(416, {"Content-Range": f"bytes */{len(view)}", "Content-Length": 0})
+                    return
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(view)}"
+                headers["Content-Length"] = last + 1 - first
+                self.head(206, headers)
+                self.body(view[first : last + 1])
+                return
+            data: bytes | memoryview = view
+            if resource.gzip:
+                data = gzip.compress(view, 1)
+                headers["Content-Encoding"] = "gzip"
+            if resource.length:
+                self.head(200, {**headers, "Content-Length": len(data)})
+                self.body(data)
+            else:
+                self.chunked(data, headers)
+        finally:
+            view.release()
+
+    def chunked(self, data: bytes | memoryview, headers: Mapping[str, object]) -> None:
+        self.head(200, {**headers, "Transfer-Encoding": "chunked"})
+        for offset in range(0, len(data), PIECE):
+            piece = data[offset : offset + PIECE]
+            self.handler.wfile.write(b"%x\r\n" % len(piece))
+            self.body(piece)
+            self.handler.wfile.write(b"\r\n")
+        self.handler.wfile.write(b"0\r\n\r\n")
+
+    def hang_up(self, *, reset: bool = False) -> None:
+        """End the connection, with a TCP reset if asked."""
+        self.handler.close_connection = True
+        connection = self.handler.connection
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            os.close(connection.detach())
+
+
+Fault = Callable[[Exchange], object]
+
+
+def status(code: int, headers: Mapping[str, object] | None = None, body: bytes = b"") -> Fault:
+    """Answer with a status (and a page)."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.head(code, {"Content-Length": len(body), **(headers or {})})
+        exchange.body(body)
+
+    return fault
+
+
+def redirect(target: str, code: int = 302) -> Fault:
+    """Send the client elsewhere."""
+    return status(code, {"Location": target})
+
+
+def _first(exchange: Exchange) -> int:
+    """Send the head of a good answer and return the offset at which its body begins."""
+    total, headers = len(exchange.resource.body), exchange.good_headers()
+    first, last = exchange.wanted() or (0, total - 1)
+    headers["Content-Length"] = last + 1 - first
+    if exchange.wanted():
+        exchange.head(206, {**headers, "Content-Range": f"bytes {first}-{last}/{total}"})
+    else:
+        exchange.head(200, headers)
+    return first
+
+
+def broken(at: int, *, reset: bool = False) -> Fault:
+    """Promise the whole body, send ``at`` bytes of it, and hang up."""
+
+    def fault(exchange: Exchange) -> None:
+        first = _first(exchange)
+        exchange.body(bytes(exchange.resource.body[first : first + at]))
+        exchange.hang_up(reset=reset)
+
+    return fault
+
+
+def hang_up(*, reset: bool = False) -> Fault:
+    """Hang up on the request, without a word."""
+    return lambda exchange: exchange.hang_up(reset=reset)
+
+
+def stalled(at: int) -> Fault:
+    """Send ``at`` bytes of the body, then nothing more, and keep the connection."""
+
+    def fault(exchange: Exchange) -> None:
+        first = _first(exchange)
+        exchange.body(bytes(exchange.resource.body[first : first + at]))
+        exchange.origin.stopping.wait()
+
+    return fault
+
+
+def other_bytes(body: bytes, etag: str | None = None) -> Fault:
+    """Serve, whole and in good order, another file."""
+
+    def fault(exchange: Exchange) -> None:
+        replaced = Resource(body, etag=etag)
+        Exchange(exchange.origin, exchange.handler, replaced, exchange.request).good()
+
+    return fault
+
+
+def wrong_part(content_range: str, body: bytes) -> Fault:
+    """Answer 206 with a Content-Range of one's own."""
+    return status(206, {"Content-Range": content_range}, body)
+
+
+def gate(at: int, reached: threading.Event, go_on: threading.Event) -> Fault:
+    """Send ``at`` bytes, say so, and wait to be let on."""
+
+    def fault(exchange: Exchange) -> None:
+        first = _first(exchange)
+        exchange.body(bytes(exchange.resource.body[first : first + at]))
+        reached.set()
+        go_on.wait()
+        exchange.body(bytes(exchange.resource.body[first + at :]))
+
+    return fault
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    origin: Origin
+
+    def do_GET(self) -> None:
+        request = Request(self.path, dict(self.headers))
+        self.origin.requests.append(request)
+        if self.origin.on_request:
+            self.origin.on_request(request)
+        resource = self.origin.files.get(unquote(self.path.partition("?")[0]))
+        if resource is None:
+            Exchange(self.origin, self, Resource(b""), request).head(404, {"Content-Length": 0})
+            return
+        with self.origin.lock:
+            fault = resource.faults.pop(0) if resource.faults else resource.always
+        exchange = Exchange(self.origin, self, resource, request)
+        try:
+            (fault or Exchange.good)(exchange)
+        except OSError:  # the client went away
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: requests are kept in `Origin.requests`."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
+        return connection, address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that were killed."""
+
+
+class Origin:
+    """A server on a free port of loopback; a context manager.
+
+    Attributes:
+        files: Path → `Resource`; may be changed at any time.
+        requests: Every request so far.
+        on_request: Called with each request as it arrives, before it is answered.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+        self.files: dict[str, Resource] = {}
+        self.requests: list[Request] = []
+        self.on_request: Callable[[Request], object] | None = None
+        self.lock = threading.Lock()
+        self.stopping = threading.Event()
+        handler = type("Handler", (_Handler,), {"origin": self})
+        self._server = _Server((host, 0), handler)
+        self._scheme, self.host = ("https" if tls else "http"), host
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.port = self._server.server_address[1]
+
+    def __enter__(self) -> Origin:
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def put(self, path: str, body: bytes | str | os.PathLike[str], **options: Any) -> Resource:
+        """Serve ``body`` (bytes, or the path of a file) at ``path``; see `Resource` for the options."""
+        if not isinstance(body, bytes):
+            with open(body, "rb") as stream:
+                body = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        options.setdefault("etag", f'"{hashlib.sha256(memoryview(body)).hexdigest()[:16]}"')
+        self.files[path] = Resource(body, **options)
+        return self.files[path]
+
+    def url(self, path: str) -> str:
+        return f"{self._scheme}://{self.host}:{self.port}{path}"
+
+    def sent(self, path: str | None = None) -> int:
+        """Bytes of body sent, of all requests or of those for ``path``."""
+        return sum(request.sent for request in self._of(path))
+
+    def gets(self, path: str | None = None) -> int:
+        """How many requests there were, in all or for ``path``."""
+        return sum(1 for _ in self._of(path))
+
+    def _of(self, path: str | None) -> Iterable[Request]:
+        return [each for each in list(self.requests) if path is None or each.path.partition("?")[0] == path]

@@ -1,0 +1,62 @@
+"""Pinned, verified model weights on a Modal Volume: downloaded once, there at once.
+
+::
+
+    from weightcache import ensure
+
+    weights = ensure("weights.toml", root="/root/data/weights", volume=volume)
+    weights["sam2"]        # a pathlib.Path whose bytes are those that the manifest names
+
+The first container downloads, verifies while writing, publishes by rename and commits. Every later one looks at the
+Volume and has the path in under a millisecond: no network, no lock, no hashing. `status`, `verify` and `prune` look
+after a root; `aensure` is `ensure` for async code. What can go wrong is one tree of errors, in `weightcache.errors`.
+"""
+
+from __future__ import annotations
+
+from ._ensure import aensure, ensure, prune, status, verify
+from ._results import CheckpointReport, Report, Status, Weights
+from .errors import (
+    DownloadError,
+    IntegrityError,
+    LockTimeoutError,
+    ManifestError,
+    NotCachedError,
+    StorageError,
+    UnknownCheckpointError,
+    VolumeError,
+    WeightCacheError,
+)
+from .manifest import Checkpoint, File, Manifest
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointReport",
+    "DownloadError",
+    "File",
+    "IntegrityError",
+    "LockTimeoutError",
+    "Manifest",
+    "ManifestError",
+    "NotCachedError",
+    "Report",
+    "Status",
+    "StorageError",
+    "UnknownCheckpointError",
+    "VolumeError",
+    "WeightCacheError",
+    "Weights",
+    "aensure",
+    "ensure",
+    "prune",
+    "status",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # lazily: importlib.metadata costs more than a hit
+        from importlib.metadata import version
+
+        return version("weightcache")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,152 @@
+"""Who is writing: the container, the process, and whether a writer of the past can still be alive.
+
+A pid alone names nobody: pids repeat across containers, and the clones of a memory snapshot share pids, files and
+even random state. Everything is therefore read anew at every call. Liveness never rests on a lock, since locks do
+nothing between containers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .errors import StorageError
+
+_WRITER = re.compile(r"(?P<container>[0-9a-f]{12})-(?P<pid>[0-9]{1,10})-(?P<start>[0-9]{1,20})-(?P<nonce>[0-9a-f]{8})")
+
+_active: set[str] = set()  # nonces of this process's writers that are at work
+os.register_at_fork(after_in_child=_active.clear)
+
+
+def local_directory(root: str) -> str:
+    """Return (and make) the directory of this container for locks and notes about ``root``; never inside ``root``.
+
+    A lock file inside a Volume would itself be an open file that blocks ``reload``, and would be committed.
+
+    Raises:
+        StorageError: No directory can be made, or somebody else made it.
+    """
+    real = os.path.realpath(root)
+    name = f"weightcache-{os.geteuid()}"
+    for base in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 (owner and mode are checked)
+        path = os.path.join(os.path.realpath(base), name)
+        if os.path.commonpath([real, path]) == real:
+            continue
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            found = os.lstat(path)
+        except OSError as error:
+            raise StorageError.of(error, "make the container-local directory", path) from None
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            # In a directory that all may write to, somebody else could otherwise lead our files elsewhere.
+            raise StorageError(
+                f"cannot use {path} for locks: it belongs to somebody else",
+                hint="remove it, or set TMPDIR to a directory of your own on the container's disk",
+                path=path,
+            )
+        return path
+    raise StorageError(
+        f"no container-local directory for locks lies outside root {root}",
+        hint="set TMPDIR to a directory on the container's own disk",
+        path=root,
+    )
+
+
+def note_path(root: str, suffix: str) -> str:
+    """Return the path of a container-local note about ``root``, the same for every spelling of ``root``."""
+    key = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:16]
+    return os.path.join(local_directory(root), f"{key}.{suffix}")
+
+
+def write_note(path: str, text: str) -> None:
+    """Replace a note's text at once, so that a reader sees the old text or the new one."""
+    fresh = f"{path}.{secrets.token_hex(4)}"
+    with open(fresh, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(fresh, path)
+
+
+def container_id(root: str) -> str:
+    """Return 12 hex digits that name this container (and its pid namespace)."""
+    path = os.path.join(local_directory(root), "container")
+    for _ in range(3):
+        with suppress(OSError), open(path, encoding="utf-8") as stream:
+            if local := stream.read():
+                break
+        fresh = f"{path}.{secrets.token_hex(8)}"
+        with suppress(OSError):
+            with open(fresh, "w", encoding="utf-8") as stream:
+                stream.write(secrets.token_hex(16))
+            with suppress(FileExistsError):
+                os.link(fresh, path)  # the first one wins, whole
+            os.unlink(fresh)
+    else:
+        local = secrets.token_hex(16)  # nobody can be recognised as dead then, which only costs a copy
+    with suppress(OSError):
+        local += os.readlink("/proc/self/ns/pid")
+    # MODAL_TASK_ID differs between clones of one memory snapshot, where the file's text does not.
+    return hashlib.sha256(f"{os.environ.get('MODAL_TASK_ID', '')} {local}".encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One cold `ensure` at work: container, process and a random nonce. Its text names its partials."""
+
+    container: str
+    pid: int
+    start: int  # clock ticks after boot, /proc/PID/stat field 22 (proc(5)); 0 where there is no /proc
+    nonce: str
+
+    @classmethod
+    def new(cls, root: str) -> Writer:
+        return cls(container_id(root), os.getpid(), process_start(os.getpid()) or 0, secrets.token_hex(4))
+
+    @classmethod
+    def parse(cls, text: str) -> Writer | None:
+        if not (match := _WRITER.fullmatch(text)):
+            return None
+        return cls(match["container"], int(match["pid"]), int(match["start"]), match["nonce"])
+
+    def __str__(self) -> str:
+        return f"{self.container}-{self.pid}-{self.start}-{self.nonce}"
+
+    def is_here(self, root: str) -> bool:
+        """Whether it is a writer of this container."""
+        return self.container == container_id(root)
+
+    def is_dead_here(self, root: str) -> bool:
+        """Whether it provably does not write any more; of another container's writer nothing is known."""
+        if not self.is_here(root):
+            return False
+        if self.pid == os.getpid() and self.start == (process_start(self.pid) or 0):
+            return self.nonce not in _active
+        return process_start(self.pid) != self.start
+
+    def __enter__(self) -> Writer:
+        _active.add(self.nonce)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _active.discard(self.nonce)
+
+
+def process_start(pid: int) -> int | None:
+    """Return when the process ``pid`` began, in clock ticks after boot, or ``None`` if it is not alive."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            fields = stream.read().rpartition(b")")[2].split()  # the name before it may hold spaces and brackets
+    except OSError:
+        if os.path.exists("/proc/self/stat"):
+            return None
+        with suppress(OSError):  # no /proc (macOS): existence is all that can be known
+            os.kill(pid, 0)
+            return 0
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])  # a zombie writes nothing any more

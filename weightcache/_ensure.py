@@ -1,0 +1,232 @@
+"""The public functions. Each looks first, and loads the cold side only if something is missing."""
+
+from __future__ import annotations
+
+from ._look import Layout, look, weights_if_ready
+from ._results import Status
+from .manifest import Manifest
+
+TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from ._cancel import Cancel
+    from ._progress import ProgressCallback
+    from ._results import Weights
+    from ._volume import Volume
+    from .manifest import ManifestSource
+
+__all__ = ["aensure", "ensure", "prune", "status", "verify"]
+
+
+def ensure(
+    manifest: ManifestSource,
+    *,
+    root: str | os.PathLike[str],
+    volume: Volume | None = None,
+    only: Collection[str] | None = None,
+    offline: bool = False,
+    rehash: bool = False,
+    wait: float = 300.0,
+    progress: bool | ProgressCallback | None = None,
+) -> Weights:
+    """Return the verified path of every checkpoint, fetching what is missing.
+
+    If everything is there (a hit), this reads one receipt a checkpoint and stats each file: no network, no lock,
+    no hashing, no commit. Otherwise what is missing is downloaded, hashed while it is written, published by
+    rename and committed. Whatever happens, a returned path held exactly the declared bytes when it was verified.
+
+    Args:
+        manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`.
+        root: Directory on the mounted Volume (or any disk). It is made if it does not exist.
+        volume: The Volume mounted there: anything with ``commit()`` and ``reload()``. ``None``: a plain disk.
+        only: Names of the checkpoints wanted; ``None`` for all.
+        offline: Forbid every URL. What the root holds is still adopted, and a volume still reloaded.
+        rehash: Hash every published file, and heal what is wrong.
+        wait: Seconds without any progress after which another one's download in this container is not waited
+            for any longer.
+        progress: ``None`` for bars on a terminal and plain lines elsewhere (to stderr), ``False`` for nothing, or
+            a function called with name, bytes done and bytes in all (``None`` if a size is not declared).
+
+    Raises:
+        ManifestError: The manifest has problems; all are listed.
+        UnknownCheckpointError: ``only`` names what is not declared.
+        NotCachedError: Something is missing, and ``offline`` or a read-only root forbids fetching it.
+        IntegrityError: A mirror delivered another file than the declared one.
+        DownloadError: No mirror delivered a file.
+        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        StorageError: The disk is full, or root cannot be used.
+        VolumeError: The volume lost what was committed.
+        TypeError, ValueError: An argument is of the wrong kind.
+    """
+    return _ensure(manifest, root, volume, only, offline, rehash, wait, progress, None)
+
+
+async def aensure(
+    manifest: ManifestSource,
+    *,
+    root: str | os.PathLike[str],
+    volume: Volume | None = None,
+    only: Collection[str] | None = None,
+    offline: bool = False,
+    rehash: bool = False,
+    wait: float = 300.0,
+    progress: bool | ProgressCallback | None = None,
+) -> Weights:
+    """Do what `ensure` does in a thread, so that the event loop goes on.
+
+    If the task is cancelled, the work ends within moments with its files closed, and what was downloaded is kept
+    for the next call. See `ensure` for arguments and errors.
+    """
+    import asyncio
+
+    from ._cancel import Cancel, CancelledByCallerError
+
+    cancel = Cancel()
+    work = asyncio.get_running_loop().run_in_executor(
+        None, _ensure, manifest, root, volume, only, offline, rehash, wait, progress, cancel
+    )
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        cancel.set()
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:  # a second cancellation does not make the files close any sooner
+                continue
+        if (error := work.exception()) is not None and not isinstance(error, CancelledByCallerError):
+            raise error from None
+        raise
+
+
+def _ensure(
+    manifest: ManifestSource,
+    root: str | os.PathLike[str],
+    volume: Volume | None,
+    only: Collection[str] | None,
+    offline: bool,
+    rehash: bool,
+    wait: float,
+    progress: bool | ProgressCallback | None,
+    cancel: Cancel | None,
+) -> Weights:
+    checkpoints = Manifest.load(manifest).select(only)
+    layout = Layout(root)
+    if not isinstance(wait, (int, float)) or isinstance(wait, bool) or not wait >= 0:
+        raise ValueError(f"wait must be a number of seconds, 0 or more, not {wait!r}")
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress must be None, a bool or a function, not {type(progress).__name__}")
+    if not rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
+        return weights
+
+    from ._cancel import Cancel
+    from ._fill import fill
+
+    return fill(
+        layout,
+        checkpoints,
+        volume=volume,
+        offline=offline,
+        rehash=rehash,
+        wait=wait,
+        progress=progress,
+        cancel=cancel or Cancel(),
+    )
+
+
+def status(
+    manifest: ManifestSource, *, root: str | os.PathLike[str], only: Collection[str] | None = None
+) -> list[Status]:
+    """Say what the root holds: a look, as cheap as a hit. Writes nothing, fetches nothing, never waits for a download.
+
+    Args:
+        manifest: As in `ensure`.
+        root: As in `ensure`; if it does not exist, everything is missing.
+        only: Names of the checkpoints wanted; ``None`` for all.
+
+    Returns:
+        One `Status` a checkpoint, in manifest order.
+
+    Raises:
+        ManifestError: The manifest has problems.
+        UnknownCheckpointError: ``only`` names what is not declared.
+    """
+    from pathlib import Path
+
+    checkpoints = Manifest.load(manifest).select(only)
+    layout = Layout(root)
+    looks = [look(layout, checkpoint) for checkpoint in checkpoints]
+    if any(seen.state != "ready" for seen in looks):
+        from ._lock import reload_gate
+
+        with reload_gate(layout.root):  # while a Volume reloads it looks empty
+            looks = [look(layout, checkpoint) for checkpoint in checkpoints]
+    return [
+        Status(checkpoint.name, seen.state, Path(layout.published(checkpoint)), seen.detail, checkpoint.size)
+        for checkpoint, seen in zip(checkpoints, looks, strict=True)
+    ]
+
+
+def verify(
+    manifest: ManifestSource, *, root: str | os.PathLike[str], only: Collection[str] | None = None
+) -> list[Status]:
+    """Hash every byte of what is published, files in parallel. Never writes; `ensure(rehash=True)` heals.
+
+    This, and not a hit, finds a file that kept its size and changed its bytes.
+
+    Args:
+        manifest: As in `ensure`.
+        root: As in `ensure`.
+        only: Names of the checkpoints wanted; ``None`` for all.
+
+    Returns:
+        One `Status` a checkpoint, in manifest order: ``damaged`` if any byte is wrong, ``unverified`` if the bytes
+        are right and there is no receipt; ``extra`` lists files that the manifest does not name.
+
+    Raises:
+        ManifestError: The manifest has problems.
+        UnknownCheckpointError: ``only`` names what is not declared.
+        StorageError: A file cannot be read.
+    """
+    from ._upkeep import verify_places
+
+    return verify_places(Layout(root), Manifest.load(manifest).select(only), status(manifest, root=root, only=only))
+
+
+def prune(
+    *manifests: ManifestSource,
+    root: str | os.PathLike[str],
+    volume: Volume | None = None,
+    dry_run: bool = True,
+    older_than: float = 3600.0,
+) -> list[Path]:
+    """Delete published places that none of ``manifests`` declares, and partials older than a day.
+
+    A place without a receipt is never touched, nor a file that its receipt does not name.
+
+    Args:
+        *manifests: Every manifest that is in use with this root; at least one.
+        root: As in `ensure`.
+        volume: As in `ensure`: reloaded before, and committed after the receipts and again after the files are gone.
+        dry_run: Only say what would be deleted.
+        older_than: Spare places that were verified fewer than this many seconds ago: a container with a newer
+            manifest may just have published them.
+
+    Returns:
+        The places and partials that were deleted, or would be.
+
+    Raises:
+        ManifestError: A manifest has problems; nothing is deleted.
+        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        StorageError: Something cannot be deleted.
+        VolumeError: The volume could not be reloaded or committed.
+    """
+    from ._upkeep import prune_places
+
+    if not manifests:
+        raise ValueError("prune needs every manifest that is in use: what none of them declares is deleted")
+    kept = {(checkpoint.name, checkpoint.digest) for each in manifests for checkpoint in Manifest.load(each)}
+    return prune_places(Layout(root), kept, volume=volume, dry_run=dry_run, older_than=older_than)

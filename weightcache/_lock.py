@@ -1,0 +1,203 @@
+"""One cold `ensure` at a time on one root in one container: a gate for threads, then a kernel lock for processes.
+
+It saves bandwidth and keeps our files closed while another process commits or reloads; nothing is wrong without it
+(docs/design.md, G3), so a lock that cannot be had is a warning. Kernel locks only: one that a crash leaves behind
+is gone with its process. The lock file and the holder's note lie on the container's own disk, never in the root.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from ._container import note_path, write_note
+from .errors import LockTimeoutError, StorageError, WeightCacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_log = logging.getLogger("weightcache")
+
+REPORT_EVERY = 10.0  # seconds between two lines that say who is waited for
+POLL = 0.05  # seconds between two tries
+BEAT = 1.0  # seconds between two notes of the holder
+
+_gates: dict[str, threading.Lock] = {}
+_gates_lock = threading.Lock()
+
+
+def _forget_gates() -> None:
+    """A fork while another thread held a gate would leave it closed for ever in the child."""
+    global _gates_lock  # noqa: PLW0603
+    _gates.clear()
+    _gates_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_gates)
+
+
+class Holder:
+    """The note in which the holder of the lock says who it is and how far."""
+
+    def __init__(self, root: str) -> None:
+        self._path = note_path(root, "holder")
+        self._done, self._total, self._doing = 0, 0, "looking"
+        self._next = 0.0
+
+    def advance(self, count: int) -> None:
+        """Note ``count`` more bytes; the file is written at most once a second."""
+        self._done += count
+        if time.monotonic() >= self._next:
+            self._write()
+
+    def begin(self, doing: str, total: int = 0) -> None:
+        """Note what is done now, and how many bytes it will be."""
+        self._doing, self._total, self._done = doing, total, 0
+        self._write()
+
+    def _write(self) -> None:
+        self._next = time.monotonic() + BEAT
+        note = {"pid": os.getpid(), "thread": threading.get_ident(), "doing": self._doing}
+        with suppress(OSError):  # a full /tmp must not stop a download
+            write_note(self._path, json.dumps({**note, "done": self._done, "total": self._total}))
+
+    def clear(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._path)
+
+
+class Waiting:
+    """One caller's wait: who it waits for, for how long, and whether there is progress."""
+
+    def __init__(self, root: str, wait: float, say: Callable[[str], None], check: Callable[[], None]) -> None:
+        self._note = note_path(root, "holder")
+        self._lock_path = note_path(root, "lock")
+        self._root, self._wait, self._say, self._check = root, wait, say, check
+        self._began = self._moved = time.monotonic()
+        self._next_line = self._began
+        self._seen = ""
+        self.holder = ""  # who was waited for, in words
+        self.seconds = 0.0  # waited so far
+
+    def tick(self) -> None:
+        """Note that the lock is still held.
+
+        Raises:
+            LockTimeoutError: The holder made no progress for ``wait`` seconds.
+        """
+        self._check()
+        now = time.monotonic()
+        self.seconds = now - self._began
+        text = ""
+        with suppress(OSError), open(self._note, encoding="utf-8") as stream:
+            text = stream.read()
+        if text != self._seen:
+            self._seen, self._moved = text, now
+        self.holder = _in_words(text) or self.holder or "another process"
+        if now >= self._next_line:
+            self._next_line = now + REPORT_EVERY
+            self._say(f"waiting for {self.holder} to fill {self._root} ({self.seconds:.0f} s so far)")
+        if now - self._moved >= self._wait:
+            raise LockTimeoutError(
+                f"waited {self.seconds:.1f} s for {self.holder} to fill {self._root}; "
+                f"it made no progress for {self._wait:g} s",
+                hint="look at what that process does, or call with a larger wait=",
+                lock_path=self._lock_path,
+                waited=self.seconds,
+                holder=self.holder,
+            )
+
+
+def _in_words(note: str) -> str:
+    try:
+        data = json.loads(note)
+        done, total = int(data["done"]), int(data["total"])
+        share = f" {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f" {done / 1e6:.1f} MB" if done else ""
+        return f"process {data['pid']} ({data['doing']}{share})"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+@contextmanager
+def exclusive(
+    root: str, *, wait: float, say: Callable[[str], None], check: Callable[[], None]
+) -> Iterator[tuple[Holder, Waiting]]:
+    """Hold the right to fill ``root`` in this container.
+
+    Args:
+        root: The root; every spelling of it is the same lock.
+        wait: Seconds without any progress of the holder after which waiting ends.
+        say: Called at once and then every ten seconds with a line that says who is waited for.
+        check: Called while waiting; may raise to end it.
+
+    Raises:
+        LockTimeoutError: The holder made no progress for ``wait`` seconds.
+    """
+    waiting = Waiting(root, wait, say, check)
+    with _gates_lock:
+        gate = _gates.setdefault(os.path.realpath(root), threading.Lock())
+    while not gate.acquire(timeout=POLL):
+        waiting.tick()
+    try:
+        lock = _kernel_lock(note_path(root, "lock"), waiting.tick)
+        holder = Holder(root)
+        try:
+            holder.begin("looking")
+            yield holder, waiting
+        finally:
+            holder.clear()
+            if lock is not None:
+                lock.release()
+    finally:
+        gate.release()
+
+
+@contextmanager
+def reload_gate(root: str) -> Iterator[None]:
+    """Keep lookers and a reload apart: during a reload a Volume looks empty, so a miss seen then proves nothing.
+
+    Held for the moment of a commit or reload, and by who looks a second time. Never waits for a download.
+    """
+    began = time.monotonic()
+
+    def tick() -> None:
+        if time.monotonic() - began > 60.0:
+            raise LockTimeoutError(
+                f"a commit or reload of {root} has not ended for 60 s",
+                hint="look at the process that holds the lock",
+                lock_path=note_path(root, "gate"),
+                waited=60.0,
+                holder="another process",
+            )
+
+    lock = None
+    with suppress(LockTimeoutError, StorageError):  # then without: it only guards a look
+        lock = _kernel_lock(note_path(root, "gate"), tick)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
+    """Acquire the kernel's lock on ``path``; ``None`` where there are no such locks."""
+    lock = FileLock(path, fallback_to_soft=False)
+    while True:
+        try:
+            lock.acquire(timeout=POLL, poll_interval=POLL / 2)
+            return lock
+        except Timeout:
+            tick()
+        except WeightCacheError:
+            raise
+        except (OSError, NotImplementedError, RuntimeError) as error:
+            _log.warning("no lock on %s (%s): going on without; a download may be made twice", path, error)
+            return None

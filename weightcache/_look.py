@@ -1,0 +1,210 @@
+"""The look: what the root holds, told from one receipt a checkpoint and one stat a file.
+
+This module is all that a hit runs besides the manifest, so it imports the standard library alone, opens no
+connection, takes no lock and hashes nothing. A receipt speaks for one place, never for a digest alone: else a
+stranger of the same size under another name would be a hit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+
+from ._results import Weights
+from ._rules import digest_problem, name_problem, path_problem
+
+TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+    from ._results import State
+    from .manifest import Checkpoint, File
+
+RECEIPT_FORMAT = 1
+
+
+class Layout:
+    """Where everything lies under one root (on-disk format 1). Knows names only; touches no disk."""
+
+    __slots__ = ("root",)
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        path: object = os.fspath(root) if isinstance(root, (str, os.PathLike)) else None
+        if not isinstance(path, str):
+            raise TypeError(f"root must be a path, not {type(root).__name__}")
+        if not path or "\0" in path:
+            raise ValueError(f"root must be the path of a directory, got {path!r}")
+        # abspath, not realpath: a Volume's mount path is a symlink whose target changes from container to container.
+        self.root = os.path.abspath(os.path.expanduser(path))
+
+    @property
+    def home(self) -> str:
+        return f"{self.root}/.weightcache"
+
+    @property
+    def partials(self) -> str:
+        return f"{self.root}/.weightcache/partial"
+
+    @property
+    def receipts(self) -> str:
+        return f"{self.root}/.weightcache/receipts"
+
+    def place(self, checkpoint: Checkpoint) -> str:
+        """The directory of one version of a checkpoint."""
+        return f"{self.root}/{checkpoint.name}/{checkpoint.digest[:16]}"
+
+    def file(self, checkpoint: Checkpoint, file: File) -> str:
+        return f"{self.root}/{checkpoint.name}/{checkpoint.digest[:16]}/{file.path}"
+
+    def published(self, checkpoint: Checkpoint) -> str:
+        """What `ensure` returns: the file, or the directory of a directory checkpoint."""
+        return self.place(checkpoint) if checkpoint.is_directory else self.file(checkpoint, checkpoint.files[0])
+
+    def receipt(self, checkpoint: Checkpoint) -> str:
+        return f"{self.root}/.weightcache/receipts/{checkpoint.name}/{checkpoint.digest}.json"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look found.
+
+    Attributes:
+        state: See `Status`.
+        detail: Why, in words; empty for ``ready``.
+        receipt: Whether a receipt stands for this place.
+        wrong: The files that are missing or have another size than declared or receipted.
+    """
+
+    state: State
+    detail: str = ""
+    receipt: bool = False
+    wrong: tuple[File, ...] = ()
+
+
+READY = Look("ready", receipt=True)
+
+
+def read_bytes(path: str) -> bytes | None:
+    """Return a small file's bytes in three system calls, or ``None`` if it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        chunks = []
+        while chunk := os.read(descriptor, 1 << 20):
+            chunks.append(chunk)
+        return b"".join(chunks)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def read_receipt(path: str) -> dict[str, Any] | None:
+    """Return what a receipt says if it is one of this format and names sane files, else ``None``.
+
+    Anybody who can write to the Volume can write a receipt: nothing in it is believed before it is checked.
+    """
+    try:
+        data = json.loads(read_bytes(path) or b"")
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or data.get("format") != RECEIPT_FORMAT or not isinstance(data.get("files"), dict):
+        return None
+    return data
+
+
+def receipted_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return path → (sha256, size) of a receipt; entries that no receipt of ours would hold are left out."""
+    files = {}
+    for path, entry in data["files"].items():
+        if path_problem(path) is None and isinstance(entry, dict):
+            sha256, size = entry.get("sha256"), entry.get("size")
+            if isinstance(sha256, str) and digest_problem(sha256) is None and type(size) is int:
+                files[path] = (sha256, size)
+    return files
+
+
+def receipted_places(layout: Layout) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (name, full digest, receipt) of every place in the root that has a receipt."""
+    for name in list_names(layout.receipts):
+        for entry in list_names(f"{layout.receipts}/{name}"):
+            digest, _, suffix = entry.partition(".")
+            if suffix != "json" or name_problem(name) or digest_problem(digest):
+                continue
+            data = read_receipt(f"{layout.receipts}/{name}/{entry}")
+            if data and data.get("name") == name and data.get("digest") == digest:
+                yield name, digest, data
+
+
+def list_names(path: str) -> list[str]:
+    """Return the sorted names in a directory; none if it cannot be listed."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def look(layout: Layout, checkpoint: Checkpoint) -> Look:
+    """Say what the root holds of ``checkpoint``: one receipt read, one stat a file."""
+    expected = _receipted_sizes(layout, checkpoint)
+    wrong, present = [], 0
+    for file in checkpoint.files:
+        size = file.size if expected is None else expected[file.path]
+        try:
+            found = os.stat(layout.file(checkpoint, file))
+        except OSError:
+            wrong.append((file, f"{file.path} is missing"))
+            continue
+        present += 1
+        if not stat.S_ISREG(found.st_mode):
+            wrong.append((file, f"{file.path} is not a regular file"))
+        elif size is not None and found.st_size != size:
+            wrong.append((file, f"{file.path} has {found.st_size} bytes instead of {size}"))
+    if not wrong:
+        return READY if expected is not None else Look("unverified", "is there, without a receipt")
+    detail = wrong[0][1] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+    files = tuple(file for file, _ in wrong)
+    if expected is not None:
+        return Look("damaged", f"has a receipt, but {detail}", receipt=True, wrong=files)
+    if present > 0:
+        sized = any("instead of" in why or "regular" in why for _, why in wrong)
+        return Look("damaged" if sized else "partial", detail, wrong=files)
+    started = any(name.startswith(checkpoint.digest) for name in list_names(layout.partials))
+    return Look(
+        "partial" if started else "missing",
+        "a download was begun" if started else "is not there",
+        wrong=files,
+    )
+
+
+def _receipted_sizes(layout: Layout, checkpoint: Checkpoint) -> dict[str, int] | None:
+    """Return path → size from the receipt, or ``None`` unless it stands for exactly this place and these files."""
+    data = read_receipt(layout.receipt(checkpoint))
+    if data is None or data.get("name") != checkpoint.name or data.get("digest") != checkpoint.digest:
+        return None
+    files = data["files"]
+    if len(files) != len(checkpoint.files):
+        return None
+    sizes = {}
+    for file in checkpoint.files:
+        entry = files.get(file.path)
+        if not isinstance(entry, dict) or entry.get("sha256") != file.sha256:
+            return None
+        size = entry.get("size")
+        if type(size) is not int or (file.size is not None and file.size != size):
+            return None
+        sizes[file.path] = size
+    return sizes
+
+
+def weights_if_ready(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Weights | None:
+    """Return the `Weights` if every checkpoint is a hit, else ``None``."""
+    for checkpoint in checkpoints:
+        if look(layout, checkpoint).state != "ready":
+            return None
+    return Weights({checkpoint.name: layout.published(checkpoint) for checkpoint in checkpoints})

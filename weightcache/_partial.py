@@ -1,0 +1,286 @@
+"""Partials: unverified downloads, each of one writer, with a journal that says which blocks are there.
+
+::
+
+    <root>/.weightcache/partial/<full digest>.<writer>/journal
+                                                      /<sha256 of a file>
+
+The journal is text, appended to after the data: a line ``opened TIME``, then lines ``SHA256 BLOCK LENGTH CRC32``,
+one for each block of 1 MiB (the last one of a file may be shorter). Completeness is never inferred from a length,
+and a line is believed only if the block has its checksum: a crash, or a Volume that shows the journal before the
+data, then costs a block and not a wrong file. What the bytes are is judged by the file's sha256 alone.
+
+A dead writer's partial is taken over by rename. Any other one is never touched: its blocks are copied.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import zlib
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ._container import Writer
+from ._look import list_names, read_bytes
+from .errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from ._look import Layout
+    from .manifest import Checkpoint, File
+
+BLOCK = 1 << 20  # bytes; what a SIGKILL may cost a connection (docs/design.md, G4)
+STALE = 86400.0  # seconds after which a partial of nobody here is swept
+
+Blocks = dict[int, tuple[int, int]]  # block number -> (length in bytes, crc32)
+
+
+class VanishedError(Exception):
+    """The partial was swept or taken by somebody else; its writer starts again."""
+
+
+class _Journal:
+    """One partial directory as its journal tells it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.opened = 0.0
+        self.blocks: dict[str, Blocks] = {}
+        text = read_bytes(f"{path}/journal") or b""
+        for line in text.split(b"\n")[:-1]:  # a last line without its newline was cut off
+            with suppress(ValueError, UnicodeDecodeError):
+                fields = line.decode("ascii").split(" ")
+                if fields[0] == "opened":
+                    self.opened = max(self.opened, float(fields[1]))
+                else:
+                    sha256, block, length, checksum = fields
+                    if 0 < int(length) <= BLOCK and int(block) >= 0:
+                        self.blocks.setdefault(sha256, {})[int(block)] = (int(length), int(checksum, 16))
+
+    @property
+    def bytes(self) -> int:
+        return sum(length for blocks in self.blocks.values() for length, _ in blocks.values())
+
+    def age(self) -> float:
+        """Seconds since a writer opened it, by its own note: modification times do not survive a reload."""
+        opened = self.opened
+        if not opened:
+            with suppress(OSError):
+                opened = os.stat(self.path).st_mtime
+        return time.time() - opened
+
+
+def _writers(layout: Layout) -> Iterator[tuple[str, str, Writer | None]]:
+    """Yield (path, full digest, writer) of every partial in the root."""
+    for name in list_names(layout.partials):
+        digest, _, writer = name.partition(".")
+        yield f"{layout.partials}/{name}", digest, Writer.parse(writer)
+
+
+class Partial:
+    """This writer's partial of one checkpoint. Use as a context manager: leaving it closes every file."""
+
+    def __init__(self, layout: Layout, checkpoint: Checkpoint, writer: Writer) -> None:
+        self.path = f"{layout.partials}/{checkpoint.digest}.{writer}"
+        dead = list[_Journal]()
+        self.donors = list[_Journal]()
+        for path, digest, other in _writers(layout):
+            if digest != checkpoint.digest or path == self.path:
+                continue
+            (dead if other and other.is_dead_here(layout.root) else self.donors).append(_Journal(path))
+        self.inherited = dict[str, Blocks]()
+        # The richest dead one becomes ours; the others give what it lacks and are swept when all is done.
+        for journal in sorted(dead, key=lambda each: each.bytes, reverse=True):
+            if not self.inherited and journal.bytes:
+                with suppress(OSError):
+                    os.rename(journal.path, self.path)
+                    self.inherited = journal.blocks
+                    continue
+            self.donors.append(journal)
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            self._journal = os.open(
+                f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
+            )
+            self._files: dict[str, PartialFile] = {}
+            self.append(f"\nopened {time.time():.0f}\n")  # the newline ends a line that a crash cut off
+        except OSError as error:
+            raise StorageError.of(error, "write to", self.path) from None
+
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+
+    def file(self, file: File) -> PartialFile:
+        """Return the partial of one file, open for writing."""
+        if file.sha256 not in self._files:
+            self._files[file.sha256] = PartialFile(self, file)
+        return self._files[file.sha256]
+
+    def discard(self) -> None:
+        """Remove it with everything in it: its checkpoint is published."""
+        self.__exit__(None, None, None)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def append(self, line: str) -> None:
+        """Add to the journal."""
+        os.write(self._journal, line.encode("ascii"))
+
+
+class PartialFile:
+    """The data of one file in a partial, and which of its blocks are there.
+
+    Attributes:
+        path: Where the data lies.
+        reused: Bytes taken over from earlier or other writers.
+    """
+
+    def __init__(self, partial: Partial, file: File) -> None:
+        self._partial = partial
+        self._sha256 = file.sha256
+        self._own = dict(partial.inherited.get(file.sha256, {}))
+        self._donated = [(j.path, dict(j.blocks[file.sha256])) for j in partial.donors if file.sha256 in j.blocks]
+        self.path = f"{partial.path}/{file.sha256}"
+        self.reused = 0
+        try:
+            self._data = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise StorageError.of(error, "write to", self.path) from None
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` at ``offset``, whole.
+
+        Raises:
+            StorageError: The disk is full or failed.
+        """
+        try:
+            while data:
+                written = os.pwrite(self._data, data, offset)
+                offset, data = offset + written, data[written:]
+        except OSError as error:
+            raise StorageError.of(error, "write to", self.path) from None
+
+    def record(self, block: int, length: int, checksum: int) -> None:
+        """Journal a block whose data is written."""
+        try:
+            self._partial.append(f"{self._sha256} {block} {length} {checksum:08x}\n")
+        except OSError as error:
+            raise StorageError.of(error, "write to the journal of", self.path) from None
+        self._own[block] = (length, checksum)
+
+    def take(self, block: int) -> bytes | None:
+        """Return a block that is already there, in our own data or in another writer's (then it is copied).
+
+        ``None`` if nobody has it, or what is there does not have the journaled checksum.
+        """
+        if (data := _read_block(self._data, block, self._own.pop(block, None))) is not None:
+            self._own[block] = (len(data), zlib.crc32(data))
+            self.reused += len(data)
+            return data
+        for path, blocks in self._donated:
+            if (expected := blocks.pop(block, None)) is None:
+                continue
+            with suppress(OSError):  # it may be swept or taken over at any moment
+                source = os.open(f"{path}/{self._sha256}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    data = _read_block(source, block, expected)
+                finally:
+                    os.close(source)
+                if data is not None:
+                    self.write(block * BLOCK, memoryview(data))
+                    self.record(block, len(data), zlib.crc32(data))
+                    self.reused += len(data)
+                    return data
+        return None
+
+    def next_present(self, block: int) -> int | None:
+        """Return the first block after ``block`` that `take` may have, or ``None``."""
+        later = (b for blocks in (self._own, *(given for _, given in self._donated)) for b in blocks if b > block)
+        return min(later, default=None)
+
+    def wipe(self) -> None:
+        """Forget every block, also the donors': what is here is not the declared file.
+
+        Raises:
+            StorageError: The disk failed.
+        """
+        try:
+            # Truncation makes every journaled line fail its checksum, also after a crash right here.
+            os.ftruncate(self._data, 0)
+        except OSError as error:
+            raise StorageError.of(error, "truncate", self.path) from None
+        self._own.clear()
+        self._donated.clear()
+        self.reused = 0
+
+    def finish(self, size: int) -> None:
+        """Cut the data to ``size`` bytes, make it durable and close it; it is ready to be published.
+
+        Raises:
+            StorageError: The disk is full or failed.
+            VanishedError: The data was swept or taken meanwhile.
+        """
+        try:
+            os.ftruncate(self._data, size)
+            os.fsync(self._data)
+            if os.fstat(self._data).st_nlink == 0:
+                raise VanishedError(self.path)
+        except OSError as error:
+            raise StorageError.of(error, "write to", self.path) from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if self._data >= 0:
+            os.close(self._data)
+            self._data = -1
+
+
+def _read_block(descriptor: int, block: int, expected: tuple[int, int] | None) -> bytes | None:
+    if expected is None:
+        return None
+    length, checksum = expected
+    try:
+        data = os.pread(descriptor, length, block * BLOCK)
+    except OSError:
+        return None
+    return data if len(data) == length and zlib.crc32(data) == checksum else None
+
+
+def stale_partials(layout: Layout) -> list[str]:
+    """Return the partials that were opened more than a day ago and are not being written here."""
+    stale = []
+    for path, _, writer in _writers(layout):
+        writing_here = writer is not None and writer.is_here(layout.root) and not writer.is_dead_here(layout.root)
+        if not writing_here and _Journal(path).age() > STALE:
+            stale.append(path)
+    return stale
+
+
+def sweep(layout: Layout, published: set[str]) -> list[str]:
+    """Remove partials that nobody continues, and return their paths.
+
+    Those are the stale ones, and a dead writer's of this container whose checkpoint (a full digest in
+    ``published``) is there.
+    """
+    over = [
+        path
+        for path, digest, writer in _writers(layout)
+        if digest in published and writer is not None and writer.is_dead_here(layout.root)
+    ]
+    removed = sorted({*over, *stale_partials(layout)})
+    for path in removed:
+        shutil.rmtree(path, ignore_errors=True)
+    return removed

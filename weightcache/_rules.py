@@ -1,0 +1,137 @@
+"""The rules for what a manifest may say: names, paths, digests and URLs, each checked by one function.
+
+Every ``*_problem`` returns what is wrong in a few words, or ``None``. They are also applied to what a receipt
+says, because anybody who can write to the Volume can write a receipt.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# fullmatch everywhere: `$` would let a trailing newline pass.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TOKEN_ITSELF = re.compile(r"(hf|ghp|gho|github_pat)_.{16,}")
+_HTTP = re.compile(r"https?://(?:[^/?@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^/?@:\[\]]+)(?::\d{1,5})?(?:[/?].*)?", re.ASCII)
+_LOCAL = re.compile(r"file:(?://(?:localhost)?)?(/.*)")
+_HUB = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)@([0-9a-f]{40})(?:/(.+))?", re.ASCII)
+_UNSAFE = re.compile(r"[\x00-\x20\x7f-\x9f\\#\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def name_problem(name: str) -> str | None:
+    """Say what is wrong with ``name`` as a checkpoint's name, or ``None``."""
+    if _NAME.fullmatch(name):
+        return None
+    return "a name is 1 to 100 of A-Z a-z 0-9 . _ - and begins with a letter or a digit"
+
+
+def path_problem(path: str) -> str | None:
+    """Say why ``path`` is not a relative POSIX path that stays inside its place, or ``None``."""
+    if not path:
+        return "is empty"
+    if _CONTROL.search(path):
+        return "holds a control character"
+    if "\\" in path:
+        return "holds a backslash; write paths with /"
+    if path.startswith("/"):
+        return "is absolute; write it relative to the checkpoint"
+    segments = path.split("/")
+    if any(segment in ("", ".", "..") for segment in segments):
+        return "has an empty, `.` or `..` segment; write the plain path inside the checkpoint"
+    # NAME_MAX and a share of PATH_MAX (linux/limits.h): longer ones fail at publishing, after the download.
+    if any(len(segment.encode()) > 255 for segment in segments) or len(path.encode()) > 1024:
+        return "is too long: at most 255 bytes between slashes and 1,024 in all"
+    return None
+
+
+def digest_problem(digest: str) -> str | None:
+    """Say why ``digest`` is not a sha256 in lower-case hex, or ``None``."""
+    return None if _SHA256.fullmatch(digest) else "want 64 lower-case hex digits (as printed by sha256sum)"
+
+
+def url_problem(url: str, *, directory: bool) -> str | None:
+    """Say why ``url`` cannot be a mirror of a file (or of a ``directory``), or ``None``."""
+    if _UNSAFE.search(url):
+        return "holds a space, control character, backslash or fragment; percent-encode it"
+    if url.startswith("hf:"):
+        if not (match := _HUB.fullmatch(url)):
+            return "want hf://REPO@COMMIT[/PATH] with the 40 hex digits of the commit (a branch moves)"
+        if match[3] is None:
+            return None if directory else "names a whole repository; add /PATH, or declare `files`"
+        return path_problem(match[3])
+    if url.startswith("file:"):
+        if not _LOCAL.fullmatch(url):
+            return "want an absolute file:///path on this machine"
+        return "holds an encoded NUL" if "%00" in url else None
+    if not url.startswith(("http://", "https://")):
+        return "want https, http, file or hf"
+    return None if _HTTP.fullmatch(url) else "is not a URL with a host"
+
+
+def local_path(url: str) -> str | None:
+    """Return the path that a ``file:`` URL names, or ``None`` for any other URL."""
+    if not (match := _LOCAL.fullmatch(url)):
+        return None
+    from urllib.parse import unquote
+
+    return unquote(match[1])
+
+
+def auth_problem(auth: str) -> str | None:
+    """Say why ``auth`` does not name an environment variable, or ``None``. Never echoes it."""
+    if _TOKEN_ITSELF.fullmatch(auth):
+        return "looks like a token itself; put it into an environment variable and name that here"
+    return None if _VARIABLE.fullmatch(auth) else "want the name of an environment variable, such as HF_TOKEN"
+
+
+def resolved_url(url: str, inner: str) -> str:
+    """Return the URL to request for a mirror ``url``: of the file ``inner`` below it, or of itself if that is empty.
+
+    ``hf://`` becomes https. The Hub's address is ``HF_ENDPOINT``, by default https://huggingface.co, and a file is
+    at ``/REPO/resolve/COMMIT/PATH`` (huggingface_hub's ``hf_hub_url``).
+    """
+    from urllib.parse import quote
+
+    if match := _HUB.fullmatch(url):
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+        path = "/".join(quote(part) for part in (match[3], inner) if part)
+        return f"{endpoint}/{match[1]}/resolve/{match[2]}/{path}"
+    if not inner:
+        return url
+    base, question, query = url.partition("?")  # a signed base keeps its query
+    return f"{base.rstrip('/')}/{quote(inner)}{question}{query}"
+
+
+def name_from_url(url: str) -> str:
+    """Return the last path segment of ``url``, percent-decoded; empty if it has none."""
+    if match := _HUB.fullmatch(url) or _LOCAL.fullmatch(url):
+        path = match[match.lastindex or 0]
+    else:
+        path = url.partition("://")[2].partition("?")[0].partition("/")[2]
+    segment = path.rpartition("/")[2]
+    if "%" in segment:
+        from urllib.parse import unquote
+
+        segment = unquote(segment)
+    return segment
+
+
+def clashes(names: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield pairs that a file system which folds case or Unicode forms would take for one name."""
+    seen: dict[str, str] = {}
+    for name in names:
+        folded = name
+        if not name.isascii():
+            import unicodedata
+
+            folded = unicodedata.normalize("NFC", name)
+        first = seen.setdefault(folded.casefold(), name)
+        if first is not name:
+            yield first, name

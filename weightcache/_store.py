@@ -1,0 +1,206 @@
+"""The store: published places and their receipts, and everything that hashes or renames.
+
+Nothing comes into a place but by `publish`, a rename of bytes that were hashed on their way into the partial or
+right before; nothing is believed of a place but by a receipt or a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
+from ._partial import VanishedError
+from .errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ._look import Layout
+    from .manifest import Checkpoint, File
+
+HASH_CHUNK = 1 << 20  # bytes; sha256 is as fast as with larger ones
+_HASH_THREADS = 4
+
+
+def hash_file(path: str, check: Callable[[], None]) -> str | None:
+    """Return a regular file's sha256, or ``None`` if there is no such file.
+
+    Raises:
+        StorageError: It is there and cannot be read.
+    """
+    try:
+        if not os.path.isfile(path):
+            return None
+        digest, buffer = hashlib.sha256(), bytearray(HASH_CHUNK)
+        view = memoryview(buffer)
+        with open(path, "rb", buffering=0) as stream:
+            while count := stream.readinto(buffer):
+                digest.update(view[:count])
+                check()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError.of(error, "read", path) from None
+    return digest.hexdigest()
+
+
+def wrong_files(
+    layout: Layout, wanted: Iterable[tuple[Checkpoint, File]], check: Callable[[], None]
+) -> set[tuple[str, str]]:
+    """Hash published files in parallel; return (checkpoint name, path) of each that is not what is declared."""
+    stop = False
+
+    def check_both() -> None:
+        check()
+        if stop:
+            raise InterruptedError
+
+    def right(item: tuple[Checkpoint, File]) -> bool:
+        checkpoint, file = item
+        path = layout.file(checkpoint, file)
+        if file.size is not None:
+            with suppress(OSError):
+                if os.stat(path).st_size != file.size:
+                    return False
+        return hash_file(path, check_both) == file.sha256
+
+    items = list(wanted)
+    with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="weightcache-hash") as pool:
+        try:
+            return {(c.name, f.path) for (c, f), ok in zip(items, pool.map(right, items), strict=True) if not ok}
+        except BaseException:
+            stop = True  # else leaving the pool would wait until gigabytes are hashed
+            raise
+
+
+def make_root(layout: Layout) -> None:
+    """Make the root and what is ours in it.
+
+    Raises:
+        StorageError: It cannot be made, or is not a directory.
+    """
+    try:
+        for path in (layout.root, layout.partials, layout.receipts):
+            os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise StorageError(
+                f"cannot use root {layout.root}: {error.filename} is a file",
+                hint="root must be a directory; name the mount path of the Volume",
+                path=layout.root,
+            ) from None
+        raise StorageError.of(error, "make", error.filename or layout.root) from None
+
+
+def is_read_only(layout: Layout) -> bool:
+    """Whether the root is there and may not be written to."""
+    return os.path.isdir(layout.root) and not os.access(layout.root, os.W_OK)
+
+
+def publish(layout: Layout, checkpoint: Checkpoint, file: File, source: str) -> None:
+    """Move verified bytes from ``source`` (in a partial) to their place, replacing what is there at once.
+
+    Readers that have an old file open keep what they have.
+
+    Raises:
+        VanishedError: ``source`` is gone: somebody swept the partial.
+        StorageError: The place cannot be written.
+    """
+    target = layout.file(checkpoint, file)
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.replace(source, target)
+    except FileNotFoundError:
+        raise VanishedError(source) from None
+    except OSError as error:
+        raise StorageError.of(error, "publish", target) from None
+
+
+def held_files(layout: Layout) -> dict[str, list[str]]:
+    """Return sha256 → paths of the files in the root that have a receipt; their bytes are still to be hashed."""
+    held: dict[str, list[str]] = {}
+    for name, digest, receipt in receipted_places(layout):
+        for path, (sha256, _) in receipted_files(receipt).items():
+            held.setdefault(sha256, []).append(f"{layout.root}/{name}/{digest[:16]}/{path}")
+    return held
+
+
+def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None]) -> bool:
+    """Bring verified bytes of ``source`` to ``target``; ``False`` if they are not ``sha256`` or cannot be had.
+
+    A hard link where the file system has them (a Modal Volume of version 1 has none), else a copy.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(target)
+    try:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+            with open(target, "rb+") as stream:
+                os.fsync(stream.fileno())
+        if hash_file(target, check) == sha256:
+            return True
+    except (OSError, shutil.Error):
+        pass
+    with suppress(OSError):
+        os.unlink(target)
+    return False
+
+
+def write_receipt(layout: Layout, checkpoint: Checkpoint, sources: Sequence[str]) -> None:
+    """Record that a place was verified: written aside and renamed, so that nobody reads half of it.
+
+    Raises:
+        StorageError: It cannot be written.
+        VanishedError: A published file is gone.
+    """
+    path = layout.receipt(checkpoint)
+    fresh = f"{path}.{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        files = {
+            file.path: {"sha256": file.sha256, "size": os.stat(layout.file(checkpoint, file)).st_size}
+            for file in checkpoint.files
+        }
+    except OSError:
+        raise VanishedError(layout.place(checkpoint)) from None
+    receipt = {
+        "format": RECEIPT_FORMAT,
+        "name": checkpoint.name,
+        "digest": checkpoint.digest,
+        "verified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sources": list(sources),
+        "files": files,
+    }
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(fresh, "w", encoding="utf-8") as stream:
+            json.dump(receipt, stream, indent=1)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(fresh, path)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(fresh)
+        raise StorageError.of(error, "write the receipt", path) from None
+
+
+def withdraw_receipt(layout: Layout, checkpoint: Checkpoint) -> None:
+    """Take back a receipt before its place is changed, so that no hit is served meanwhile.
+
+    Raises:
+        StorageError: It cannot be removed.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(layout.receipt(checkpoint))
+    except OSError as error:
+        raise StorageError.of(error, "withdraw the receipt", layout.receipt(checkpoint)) from None

@@ -1,0 +1,260 @@
+"""The command ``weightcache``: each verb is one function of the library, its result as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import weightcache
+from weightcache._tool import doctor
+from weightcache.errors import (
+    DownloadError,
+    LockTimeoutError,
+    ManifestError,
+    NotCachedError,
+    StorageError,
+    UnknownCheckpointError,
+    VolumeError,
+    WeightCacheError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weightcache import Status
+
+EXIT_CODES = """\
+exit codes:
+  0  all is well
+  1  a checkpoint is not ready (missing, partial, unverified, damaged, or not cached and not to be fetched)
+  2  bad usage or manifest
+  3  a download failed (also: wrong bytes)
+  4  waited too long for another process
+  5  volume or storage failed
+"""
+
+_CODES: tuple[tuple[type[WeightCacheError], int], ...] = (
+    (NotCachedError, 1),
+    (ManifestError, 2),
+    (UnknownCheckpointError, 2),
+    (DownloadError, 3),
+    (LockTimeoutError, 4),
+    (StorageError, 5),
+    (VolumeError, 5),
+)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """One form of help on every Python: 3.13 writes options with values in another way than 3.12."""
+
+    def __init__(self, prog: str, **_: Any) -> None:
+        super().__init__(prog, max_help_position=26, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        metavar = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {metavar}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="weightcache",
+        description="Pinned, verified model weights in one root: there, or fetched once.",
+        epilog=EXIT_CODES,
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"weightcache {weightcache.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, summary: str, *, names: bool = True) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=EXIT_CODES,
+            formatter_class=_Formatter,
+        )
+        if names:
+            sub.add_argument(
+                "names", nargs="*", metavar="NAME", help="checkpoints; all of the manifest's if none is named"
+            )
+        several = {"action": "append"} if name == "prune" else {}
+        default = None if name == "prune" else "weights.toml"
+        sub.add_argument(
+            "-m",
+            "--manifest",
+            metavar="FILE",
+            default=default,
+            **several,  # type: ignore[arg-type]
+            help="the manifest (default: ./weights.toml)" + ("; give every one that is in use" if several else ""),
+        )
+        sub.add_argument(
+            "--root",
+            metavar="DIR",
+            default=os.environ.get("WEIGHTCACHE_ROOT"),
+            help="the directory of the weights (default: $WEIGHTCACHE_ROOT)",
+        )
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        return sub
+
+    ensure = verb("ensure", "make checkpoints ready: verify, adopt, or fetch what is missing")
+    ensure.add_argument("--offline", action="store_true", help="forbid every URL")
+    ensure.add_argument("--rehash", action="store_true", help="hash what is published, and heal what is wrong")
+    ensure.add_argument(
+        "--wait",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long another's download may make no progress (default: 300)",
+    )
+    ensure.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    verb("status", "say what the root holds, without hashing")
+    verb("verify", "hash every byte of what is published; write nothing")
+    prune = verb("prune", "list what no manifest declares, and with --yes delete it", names=False)
+    prune.add_argument("--yes", action="store_true", help="delete; without it, only list")
+    prune.add_argument(
+        "--older-than",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="spare what was verified more recently (default: 3600)",
+    )
+    verb("doctor", "look for what goes wrong in practice: root, disk, locks, tokens, weights in the image", names=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if not options.root:
+        parser.error("no root: give --root DIR or set WEIGHTCACHE_ROOT")
+    options.manifest = options.manifest or ["weights.toml"]
+    try:
+        code = int(globals()[f"_{options.verb}"](options))
+        sys.stdout.flush()
+        return code
+    except WeightCacheError as error:
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), 5)
+        if options.json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error.args[0]), "hint": error.hint}))
+        print(f"weightcache: {error}", file=sys.stderr)
+        return code
+    except ValueError as error:
+        parser.error(str(error))
+    except BrokenPipeError:  # `weightcache status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("weightcache: interrupted; what was downloaded is kept", file=sys.stderr)
+        return 130
+
+
+def _ensure(options: argparse.Namespace) -> int:
+    weights = weightcache.ensure(
+        options.manifest,
+        root=options.root,
+        only=options.names or None,
+        offline=options.offline,
+        rehash=options.rehash,
+        wait=options.wait,
+        progress=False if options.quiet else None,
+    )
+    rows = [{"name": name, "path": str(weights[name]), **asdict(weights.report[name])} for name in weights]
+    if options.json:
+        report = weights.report
+        _print_json(
+            {
+                "checkpoints": rows,
+                "seconds": report.seconds,
+                "waited": report.waited,
+                "waited_for": report.waited_for,
+                "warnings": report.warnings,
+            }
+        )
+    else:
+        _print_table(
+            [
+                [
+                    row["name"],
+                    row["outcome"],
+                    f"{row['bytes_fetched'] / 1e6:.1f} MB",
+                    f"{row['seconds']:.1f} s",
+                    row["path"],
+                ]
+                for row in rows
+            ]
+        )
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    return _show(weightcache.status(options.manifest, root=options.root, only=options.names or None), options)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    return _show(weightcache.verify(options.manifest, root=options.root, only=options.names or None), options)
+
+
+def _show(found: list[Status], options: argparse.Namespace) -> int:
+    if options.json:
+        _print_json([{**asdict(each), "path": str(each.path)} for each in found])
+    else:
+        rows = []
+        for each in found:
+            extra = f"{len(each.extra)} extra file(s): {', '.join(each.extra[:3])}" if each.extra else ""
+            detail = "; ".join(part for part in (each.detail, extra) if part)
+            rows.append(
+                [
+                    each.name,
+                    each.state,
+                    "" if each.size is None else f"{each.size / 1e6:.1f} MB",
+                    str(each.path),
+                    detail,
+                ]
+            )
+        _print_table(rows)
+    return 0 if all(each.state == "ready" for each in found) else 1
+
+
+def _prune(options: argparse.Namespace) -> int:
+    gone = weightcache.prune(
+        *options.manifest, root=options.root, dry_run=not options.yes, older_than=options.older_than
+    )
+    if options.json:
+        _print_json({"deleted" if options.yes else "would delete": [str(path) for path in gone]})
+    else:
+        for path in gone:
+            print(f"{'deleted' if options.yes else 'would delete'}  {path}")
+        if not gone:
+            print("nothing to delete")
+        elif not options.yes:
+            print("nothing was deleted; --yes deletes", file=sys.stderr)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    findings = doctor.examine(options.manifest, options.root)
+    if options.json:
+        _print_json([asdict(each) for each in findings])
+    else:
+        _print_table(
+            [["ok" if each.ok else "WARN" if not each.code else "FAIL", each.check, each.text] for each in findings]
+        )
+    return max((each.code for each in findings if not each.ok), default=0)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

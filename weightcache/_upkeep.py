@@ -1,0 +1,136 @@
+"""Looking after a root: `verify` hashes what is there, `prune` deletes what no manifest declares."""
+
+from __future__ import annotations
+
+import calendar
+import os
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._lock import exclusive
+from ._look import receipted_files, receipted_places
+from ._partial import stale_partials, sweep
+from ._store import is_read_only, wrong_files
+from ._volume import VolumeCalls
+from .errors import StorageError, VolumeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._look import Layout
+    from ._results import Status
+    from ._volume import Volume
+    from .manifest import Checkpoint
+
+WAIT = 300.0  # seconds without progress of a download in this container, as `ensure` has it
+
+
+def verify_places(layout: Layout, checkpoints: Sequence[Checkpoint], seen: list[Status]) -> list[Status]:
+    """Hash every file that is there; see `weightcache.verify`."""
+    present = [
+        (checkpoint, file)
+        for checkpoint in checkpoints
+        for file in checkpoint.files
+        if os.path.isfile(layout.file(checkpoint, file))
+    ]
+    wrong = wrong_files(layout, present, lambda: None)
+    return [_judged(layout, *pair, wrong) for pair in zip(checkpoints, seen, strict=True)]
+
+
+def _judged(layout: Layout, checkpoint: Checkpoint, seen: Status, wrong: set[tuple[str, str]]) -> Status:
+    seen = replace(seen, extra=_extra_files(layout, checkpoint))
+    if bad := [file.path for file in checkpoint.files if (checkpoint.name, file.path) in wrong]:
+        return replace(seen, state="damaged", detail=f"wrong bytes in {', '.join(bad[:5])}{' …' * (len(bad) > 5)}")
+    if seen.state == "unverified":
+        return replace(seen, detail="the bytes are right, without a receipt")
+    return seen
+
+
+def _extra_files(layout: Layout, checkpoint: Checkpoint) -> tuple[str, ...]:
+    place = layout.place(checkpoint)
+    known = {file.path for file in checkpoint.files}
+    found = (
+        os.path.relpath(os.path.join(folder, name), place) for folder, _, names in os.walk(place) for name in names
+    )
+    return tuple(sorted(path for path in found if path not in known))
+
+
+def prune_places(
+    layout: Layout, kept: set[tuple[str, str]], *, volume: Volume | None, dry_run: bool, older_than: float
+) -> list[Path]:
+    """Delete what is not ``kept``, a set of (name, full digest); see `weightcache.prune`."""
+    calls = VolumeCalls(layout.root, volume)
+    if not os.path.isdir(layout.home):
+        return []
+    with exclusive(layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
+        calls.refresh()
+        if calls.warnings:
+            raise _volume_error(calls)
+        doomed = [
+            (name, digest, receipt)
+            for name, digest, receipt in receipted_places(layout)
+            if (name, digest) not in kept and _age(receipt) >= older_than
+        ]
+        places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest, _ in doomed]
+        if dry_run:
+            return [*places, *map(Path, stale_partials(layout))]
+        if is_read_only(layout):
+            raise StorageError(
+                f"cannot prune {layout.root}: it is read-only here",
+                hint="prune from a container that mounts the Volume for writing",
+                path=layout.root,
+            )
+        swept = [Path(path) for path in sweep(layout, set())]
+        if not doomed and not swept:
+            return []
+        calls.about_to_write()
+        for name, digest, _ in doomed:
+            _remove(f"{layout.receipts}/{name}/{digest}.json")
+        _commit(calls)  # nobody may be served a hit from a place that is half gone
+        for (_, _, receipt), place in zip(doomed, places, strict=True):
+            for path in receipted_files(receipt):
+                _remove(f"{place}/{path}")
+            _remove_empty(str(place), layout.root)
+        _commit(calls)
+        return [*places, *swept]
+
+
+def _age(receipt: dict[str, object]) -> float:
+    """Seconds since the receipt was written, by its own word; 0 (young: it is spared) if it gives none."""
+    with suppress(ValueError, TypeError, OverflowError):
+        return time.time() - calendar.timegm(time.strptime(str(receipt.get("verified")), "%Y-%m-%dT%H:%M:%SZ"))
+    return 0.0
+
+
+def _remove(path: str) -> None:
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    except OSError as error:
+        raise StorageError.of(error, "delete", path) from None
+
+
+def _remove_empty(place: str, root: str) -> None:
+    """Remove empty directories from ``place`` up to the root; extra files keep theirs."""
+    for folder, _, _ in os.walk(place, topdown=False):
+        with suppress(OSError):
+            os.rmdir(folder)
+    with suppress(OSError):
+        if os.path.dirname(place) != root:
+            os.rmdir(os.path.dirname(place))
+
+
+def _commit(calls: VolumeCalls) -> None:
+    if not calls.commit():
+        raise _volume_error(calls)
+
+
+def _volume_error(calls: VolumeCalls) -> VolumeError:
+    return VolumeError(
+        f"prune stopped: {calls.warnings[-1]}",
+        hint="nothing that is declared was touched; call prune again",
+        operation=calls.warnings[-1].partition(" ")[0],
+    )

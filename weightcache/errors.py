@@ -1,0 +1,235 @@
+"""Every error that the world can cause, in one tree.
+
+::
+
+    WeightCacheError                                  .hint
+    ├── ManifestError          (ValueError)           .source .problems
+    ├── UnknownCheckpointError (LookupError)          .name .known
+    ├── NotCachedError         (FileNotFoundError)    .checkpoints
+    ├── DownloadError          (OSError)              .checkpoint .file .attempts
+    │   └── IntegrityError                            .expected .actual .url
+    ├── LockTimeoutError       (TimeoutError)         .lock_path .waited .holder
+    ├── StorageError           (OSError)              .path .errno
+    └── VolumeError                                   .operation
+
+The second base is the built-in class that a caller would guess. Every message says what happened, where, what
+was got and what was wanted; ``hint`` says in one sentence what to do next. All survive pickling with their
+attributes, because Modal sends exceptions from one container to another. A mistake of the programmer is a plain
+``TypeError`` or ``ValueError`` and not in this tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+__all__ = [
+    "Attempt",
+    "DownloadError",
+    "IntegrityError",
+    "LockTimeoutError",
+    "ManifestError",
+    "NotCachedError",
+    "StorageError",
+    "UnknownCheckpointError",
+    "VolumeError",
+    "WeightCacheError",
+]
+
+
+def redacted(url: str) -> str:
+    """Return ``url`` without user name, password, query and fragment: signed URLs are secrets."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url.partition("?")[0].partition("#")[0]
+    rest = rest.partition("#")[0].partition("?")[0]
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _rebuild(cls: type[WeightCacheError], message: str, state: dict[str, Any]) -> WeightCacheError:
+    error = cls.__new__(cls, message)
+    BaseException.__init__(error, message)
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
+
+
+class WeightCacheError(Exception):
+    """Base of everything that this library raises for what the world did.
+
+    Attributes:
+        hint: One sentence that says what to do next; may be empty.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", **attributes: object) -> None:
+        super().__init__(message)
+        self.hint = hint
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return f"{message}\n  hint: {self.hint}" if self.hint else message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default would call __init__ with the message alone and lose (or demand) every keyword.
+        state = dict(self.__dict__)
+        if isinstance(self, OSError) and self.errno is not None:
+            state["errno"] = self.errno  # a C-level slot, not in __dict__
+        return _rebuild, (type(self), self.args[0], state)
+
+
+class ManifestError(WeightCacheError, ValueError):
+    """The manifest cannot be used.
+
+    Attributes:
+        source: The file it came from, or ``"manifest"`` for a mapping.
+        problems: All problems, each beginning with its place, as in ``checkpoints.sam2.sha256: …``.
+    """
+
+    source: str
+    problems: tuple[str, ...]
+
+    def __init__(self, source: str, problems: Iterable[str]) -> None:
+        listed = tuple(problems)
+        noun = "problem" if len(listed) == 1 else "problems"
+        super().__init__(
+            "\n".join([f"{source}: {len(listed)} {noun}", *(f"  {problem}" for problem in listed)]),
+            hint="mend the lines named above; docs/reference/manifest.md lists every key",
+            source=source,
+            problems=listed,
+        )
+
+
+class UnknownCheckpointError(WeightCacheError, LookupError):
+    """A name was asked for that the manifest does not declare.
+
+    Attributes:
+        name: The name asked for.
+        known: The names that are declared.
+    """
+
+    name: str
+    known: tuple[str, ...]
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = tuple(known)
+        super().__init__(
+            f"no checkpoint is called {name!r}; declared are: {', '.join(names)}",
+            hint="use one of the declared names, or add the checkpoint to the manifest",
+            name=name,
+            known=names,
+        )
+
+
+class NotCachedError(WeightCacheError, FileNotFoundError):
+    """Something is not in the root, and fetching it is forbidden (``offline``) or impossible (read-only root).
+
+    Attributes:
+        checkpoints: The names that are not there.
+    """
+
+    checkpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one URL.
+
+    Attributes:
+        url: The URL, without credentials and query.
+        reason: Why it gave no verified file.
+        tries: How many requests were made.
+    """
+
+    url: str
+    reason: str
+    tries: int
+
+
+class DownloadError(WeightCacheError, OSError):
+    """No URL of a file delivered its bytes.
+
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        file: Path of the file within it.
+        attempts: One cause per URL, in the order of trial. The first is the one that the message names.
+    """
+
+    checkpoint: str
+    file: str
+    attempts: tuple[Attempt, ...]
+
+
+class IntegrityError(DownloadError):
+    """A mirror delivered a whole file, and it is not the declared one.
+
+    Attributes:
+        expected: The declared sha256 (or size, as ``"N bytes"``).
+        actual: What was received, in the same form.
+        url: Where it came from, without credentials and query.
+    """
+
+    expected: str
+    actual: str
+    url: str
+
+
+class LockTimeoutError(WeightCacheError, TimeoutError):
+    """Another process or thread of this container fills the root and made no progress for ``wait`` seconds.
+
+    Attributes:
+        lock_path: The lock file, outside the root.
+        waited: Seconds waited in all.
+        holder: Who holds it and how far it is, in words.
+    """
+
+    lock_path: str
+    waited: float
+    holder: str
+
+
+class StorageError(WeightCacheError, OSError):
+    """The root cannot be used: disk full, no permission, not a directory.
+
+    Attributes:
+        path: What could not be used.
+        errno: The number of the operating system's error, or ``None``.
+    """
+
+    path: str
+
+    @classmethod
+    def of(cls, error: OSError, doing: str, path: str) -> StorageError:
+        """Wrap the operating system's ``error``, met while ``doing`` something to ``path``."""
+        import errno
+
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else (error.strerror or str(error))
+        hints = {
+            errno.ENOSPC: "free space there (`weightcache prune`), or give the container more disk: "
+            "on Modal, writes to a Volume are first kept on the container's own disk (ephemeral_disk=)",
+            errno.EROFS: "the root is mounted read-only; fill it from a container that may write",
+            errno.EACCES: "give this user write permission to the root",
+            errno.ENOTDIR: "root must be a directory",
+        }
+        hints[errno.EDQUOT], hints[errno.EPERM] = hints[errno.ENOSPC], hints[errno.EACCES]
+        hint = hints.get(error.errno or 0, "see the operating system's message; nothing wrong was published")
+        wrapped = cls(f"cannot {doing} {path}: {what}", hint=hint, path=path)
+        wrapped.errno = error.errno
+        return wrapped
+
+
+class VolumeError(WeightCacheError):
+    """The Volume did not do what it was asked.
+
+    Attributes:
+        operation: ``"commit"`` or ``"reload"``.
+    """
+
+    operation: str
