@@ -57,6 +57,11 @@ class _Work:
         self.began = time.monotonic()
         self.ended = self.began
 
+    @property
+    def was_wrong(self) -> bool:
+        """Whether a published file is replaced, not only added."""
+        return self.seen.state in ("damaged", "unverified")
+
     def done(self, outcome: Outcome) -> None:
         self.outcome, self.published, self.ended = outcome, True, time.monotonic()
 
@@ -220,7 +225,7 @@ class _Fill:
                 else:
                     lacking.append(file)
             if work.missing and not lacking:
-                work.done("healed" if work.seen.receipt else "copied")
+                work.done("healed" if work.was_wrong else "copied")
             work.to_fetch = lacking
 
     def _fetch(self, short: list[_Work], partials: dict[str, Partial], holder: Holder) -> None:
@@ -257,10 +262,10 @@ class _Fill:
             _store.publish(self.layout, work.checkpoint, file, copy)
         _store.publish(self.layout, needs[0][0].checkpoint, needs[0][1], verified)
         for work, _ in needs:
-            work.resumed = work.resumed or resumed
+            work.resumed |= resumed
             left[work.checkpoint.name] -= 1
             if not left[work.checkpoint.name]:
-                work.done("healed" if work.seen.receipt else "resumed" if work.resumed else "downloaded")
+                work.done("healed" if work.was_wrong else "resumed" if work.resumed else "downloaded")
 
     def _settle(self, changed: list[_Work], holder: Holder) -> None:
         """Commit the data of what is complete, then write the receipts and commit them."""

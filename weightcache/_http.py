@@ -305,31 +305,30 @@ class _LocalBody(Body):
     def __init__(self, path: str, start: int, size: int | None) -> None:
         try:
             # O_NONBLOCK: opening a FIFO would otherwise wait for a writer for ever.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            self._stream = open(descriptor, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise SourceError(error.strerror or "cannot be opened") from None
-        found = os.fstat(self._stream.fileno())
-        self.offset, self.total = start, found.st_size
         try:
+            found = os.fstat(self._descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise SourceError("is not a regular file")
             if size is not None and size != found.st_size:
                 raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes")
-            self._stream.seek(start)
+            self.offset, self.total = start, found.st_size
+            os.lseek(self._descriptor, start, os.SEEK_SET)
         except BaseException:
-            self._stream.close()
+            self.close()
             raise
 
     def chunks(self) -> Iterator[bytes]:
         try:
-            while chunk := self._stream.read(CHUNK):
+            while chunk := os.read(self._descriptor, CHUNK):
                 yield chunk
         except OSError as error:
             raise TransientError(error.strerror or "cannot be read") from None
 
     def close(self) -> None:
-        self._stream.close()
+        os.close(self._descriptor)
 
 
 def _status_error(response: requests.Response, auth: str | None) -> SourceError:

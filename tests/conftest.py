@@ -1,0 +1,56 @@
+"""Fixtures: a real origin, an empty root, and short waits instead of long ones."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from origin import Origin
+from support import lacking
+
+from weightcache import _fetch, _http, _volume
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_fetch, "RETRIES", _fetch.Retries(tries=3, base=0.001, cap=0.01))
+    monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5.0, stall=5.0))
+    monkeypatch.setattr(_volume, "BACKOFF", (0.001, 0.001))
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "MODAL_TASK_ID", "MODAL_IS_REMOTE", "WEIGHTCACHE_ROOT", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    local = tmp_path / "local"  # the container's own disk, one for each test
+    local.mkdir()
+    monkeypatch.setenv("TMPDIR", str(local))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin() as server:
+        yield server
+
+
+@pytest.fixture
+def mirror() -> Iterator[Origin]:
+    """A second origin; another port is another host to the rules that matter here."""
+    with Origin() as server:
+        yield server
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], capture_output=True, check=False)
+    if made.returncode:
+        lacking(f"cannot mount a tmpfs: {made.stderr.decode().strip()}")
+    yield path
+    subprocess.run(["umount", path], check=True)

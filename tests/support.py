@@ -1,0 +1,88 @@
+"""What several tests need: bytes, manifests, child processes, and the policy for what a machine lacks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MB = 1_000_000
+
+
+def blob(size: int, seed: int = 0) -> bytes:
+    """Bytes that no compression shortens, the same for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
+def sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def one(data: bytes, *urls: str, name: str = "sam2", size: bool = True, **more: Any) -> dict[str, Any]:
+    """A manifest of one single-file checkpoint."""
+    entry: dict[str, Any] = {"urls": list(urls), "sha256": sha256(data), "file": "weights.pt", **more}
+    if size:
+        entry["size"] = len(data)
+    return {"version": 1, "checkpoints": {name: entry}}
+
+
+def directory(files: dict[str, bytes], *urls: str, name: str = "bert") -> dict[str, Any]:
+    """A manifest of one directory checkpoint."""
+    pins = {path: {"sha256": sha256(data), "size": len(data)} for path, data in files.items()}
+    return {"version": 1, "checkpoints": {name: {"urls": list(urls), "files": pins}}}
+
+
+def visible(root: Path) -> list[str]:
+    """Every file of the root outside `.weightcache/`."""
+    return sorted(
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.is_file() and path.relative_to(root).parts[0] != ".weightcache"
+    )
+
+
+def partials(root: Path) -> list[Path]:
+    folder = root / ".weightcache" / "partial"
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+PRELUDE = """
+import json, logging, os, sys
+from weightcache import _fetch, _http, _volume, ensure
+_fetch.RETRIES.base = 0.01
+_volume.BACKOFF = (0.01, 0.01)
+"""
+
+
+def child(code: str, *argv: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start a Python process with short waits; its code finds its arguments in ``sys.argv[1:]``."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *argv],
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a child that must succeed, and return what it printed."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def lacking(what: str) -> Any:
+    """Skip a user's test for what the machine does not have; in CI that is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}: must be there in CI")
+    pytest.skip(what)
+    raise AssertionError

@@ -1,0 +1,99 @@
+"""The tree of errors: all survive pickling with everything they carry."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from typing import Any
+
+import pytest
+
+import weightcache
+from weightcache import errors
+from weightcache.errors import Attempt, StorageError, redacted
+
+EXAMPLES: list[errors.WeightCacheError] = [
+    errors.WeightCacheError("what", hint="do this"),
+    errors.ManifestError("weights.toml", ["a: b", "c: d"]),
+    errors.UnknownCheckpointError("x", ("a", "b")),
+    errors.NotCachedError("not there", hint="h", checkpoints=("a",)),
+    errors.DownloadError("m", hint="h", checkpoint="a", file="f", attempts=(Attempt("u", "r", 2),)),
+    errors.IntegrityError("m", hint="h", checkpoint="a", file="f", attempts=(), expected="e", actual="a", url="u"),
+    errors.LockTimeoutError("m", hint="h", lock_path="/l", waited=3.5, holder="process 1"),
+    StorageError.of(OSError(errno.ENOSPC, "No space left on device"), "write to", "/x"),
+    StorageError("m", hint="h", path="/x"),
+    errors.VolumeError("m", hint="h", operation="commit"),
+]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_pickling(error: errors.WeightCacheError, protocol: int) -> None:
+    again = pickle.loads(pickle.dumps(error, protocol))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+    assert getattr(again, "errno", None) == getattr(error, "errno", None)
+
+
+def test_every_error_is_among_the_examples() -> None:
+    named = {getattr(errors, name) for name in errors.__all__} - {Attempt}
+    assert {type(error) for error in EXAMPLES} == named
+    assert all(name in weightcache.__all__ for name in errors.__all__ if name != "Attempt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        (errors.ManifestError, ValueError),
+        (errors.UnknownCheckpointError, LookupError),
+        (errors.NotCachedError, FileNotFoundError),
+        (errors.DownloadError, OSError),
+        (errors.IntegrityError, errors.DownloadError),
+        (errors.LockTimeoutError, TimeoutError),
+        (errors.StorageError, OSError),
+        (errors.VolumeError, errors.WeightCacheError),
+    ],
+)
+def test_the_built_in_that_a_caller_would_guess(kind: type, base: type) -> None:
+    assert issubclass(kind, base)
+    assert issubclass(kind, errors.WeightCacheError)
+    assert kind.__name__ in (errors.__doc__ or "")
+
+
+def test_hints_are_shown() -> None:
+    assert str(EXAMPLES[0]) == "what\n  hint: do this"
+    assert str(errors.WeightCacheError("what")) == "what"
+
+
+def test_a_full_disk_is_called_one() -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        error = StorageError.of(OSError(number, "x"), "write to", "/x")
+        assert "the disk is full" in str(error)
+        assert "ephemeral_disk" in error.hint
+        assert error.errno == number
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:secret@h:1/p?sig=secret#secret", "https://h:1/p"),
+        ("https://h?x=secret", "https://h"),
+        ("https://secret@h", "https://h"),
+        ("https://a@b@h/p@q?secret", "https://h/p@q"),
+        ("file:/x?secret", "file:/x"),
+        ("/relative?secret", "/relative"),
+    ],
+)
+def test_redacted(url: str, shown: str) -> None:
+    assert redacted(url) == shown
+
+
+def test_attributes_are_not_lost_when_raised_again() -> None:
+    def again(error: errors.WeightCacheError) -> Any:
+        try:
+            raise pickle.loads(pickle.dumps(error))
+        except errors.IntegrityError as caught:
+            return caught.expected
+
+    assert again(EXAMPLES[5]) == "e"

@@ -1,0 +1,229 @@
+"""The hit: what it imports, what it asks of the file system, and which receipts it does not believe (G2)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from origin import Origin
+from support import blob, directory, lacking, one
+
+from weightcache import Manifest, ensure, status
+from weightcache._look import Layout, look
+
+DATA = blob(100_000)
+
+
+@pytest.fixture
+def filled(origin: Origin, root: Path) -> dict[str, Any]:
+    """A manifest whose two checkpoints are in the root."""
+    origin.put("/a.pt", DATA)
+    origin.put("/d/x.json", b"{}")
+    origin.put("/d/deep/y.json", b"[]")
+    manifest = one(DATA, origin.url("/a.pt"))
+    manifest["checkpoints"] |= directory({"x.json": b"{}", "deep/y.json": b"[]"}, origin.url("/d"))["checkpoints"]
+    ensure(manifest, root=root, progress=False)
+    origin.requests.clear()
+    return manifest
+
+
+HIT = """
+import json, sys
+import weightcache
+before = set(sys.modules)
+weights = weightcache.ensure(sys.argv[1], root=sys.argv[2])
+assert all(path.exists() for path in weights.values())
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def toml_of(manifest: dict[str, Any], path: Path) -> Path:
+    lines = ["version = 1"]
+    for name, table in manifest["checkpoints"].items():
+        lines.append(f"[checkpoints.{name}]\nurls = {json.dumps(table['urls'])}")
+        if "files" in table:
+            lines.append(f"[checkpoints.{name}.files]")
+            lines += [
+                f'"{file}" = {{ sha256 = "{pin["sha256"]}", size = {pin["size"]} }}' for file, pin in table["files"].items()
+            ]
+        else:
+            lines.append(f'sha256 = "{table["sha256"]}"\nsize = {table["size"]}\nfile = "{table["file"]}"')
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_hit_imports_only_the_standard_library(filled: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    path = toml_of(filled, tmp_path / "weights.toml")
+    done = subprocess.run([sys.executable, "-c", HIT, path, root], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    foreign = {name for name in loaded if name not in sys.stdlib_module_names and not name.startswith("_")}
+    assert foreign <= {"weightcache", "tomli", "coverage", "a1_coverage", "sitecustomize"} | site_hooks()
+    ours = {name for name in json.loads(done.stdout) if name.startswith("weightcache.")}
+    assert ours == {"weightcache." + n for n in ("_ensure", "_look", "_results", "_rules", "errors", "manifest")}
+    for heavy in ("asyncio", "logging", "ssl", "concurrent", "tempfile"):
+        assert heavy not in loaded - site_hooks()
+
+
+def site_hooks() -> set[str]:
+    """What an interpreter of this environment loads before any code of ours (.pth files)."""
+    code = "import json, sys; print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_the_system_calls_of_a_hit(filled: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    if not shutil.which("strace"):
+        lacking("strace is not installed")
+    path, trace = toml_of(filled, tmp_path / "weights.toml"), tmp_path / "trace"
+    code = "import sys, weightcache; weightcache.ensure(sys.argv[1], root=sys.argv[2])"
+    command = ["strace", "-f", "-o", str(trace), "-e", "trace=%file,%network", sys.executable, "-c", code, path, root]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lacking(f"strace does not work here: {done.stderr[-200:]}")
+    calls = [line for line in trace.read_text().splitlines() if f'"{root}' in line]
+    opened = [line for line in calls if re.search(r"\bopen(at)?\(", line)]
+    looked_at = [line for line in calls if re.search(r"\b(newfstatat|stat|lstat|statx)\(", line)]
+    assert len(opened) == 2, opened  # one receipt each
+    assert all("/.weightcache/receipts/" in line for line in opened)
+    assert len(looked_at) == 3, looked_at  # one stat a file
+    assert len(calls) == 5, calls
+    assert "socket(" not in trace.read_text()
+
+
+def test_a_hit_needs_no_origin_and_no_volume(filled: dict[str, Any], root: Path, origin: Origin) -> None:
+    class Forbidden:
+        def commit(self) -> None:
+            raise AssertionError("a hit commits nothing")
+
+        reload = commit
+
+    weights = ensure(Manifest.load(filled), root=root, volume=Forbidden())
+    assert origin.requests == []
+    assert list(weights) == ["sam2", "bert"]
+    assert weights["sam2"].read_bytes() == DATA
+    assert (weights["bert"] / "deep/y.json").read_bytes() == b"[]"
+    assert {report.outcome for report in weights.report.values()} == {"hit"}
+    assert weights.report.committed is None
+    assert weights.report.bytes_fetched == 0
+    assert (len(weights), len(weights.report), list(weights.report)) == (2, 2, ["sam2", "bert"])
+    assert "sam2" in repr(weights)
+    with pytest.raises(KeyError):
+        weights["other"]
+    with pytest.raises(TypeError):
+        weights["sam2"] = Path()  # type: ignore[index]
+
+
+def receipt_of(root: Path, name: str) -> Path:
+    [path] = (root / ".weightcache/receipts" / name).iterdir()
+    return path
+
+
+def lie(receipt: Path, **changes: Any) -> None:
+    receipt.write_text(json.dumps(json.loads(receipt.read_text()) | changes))
+
+
+LIES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:50]),
+    "not JSON": lambda path: path.write_bytes(b"\xff\0"),
+    "nested": lambda path: path.write_bytes(b"[" * 100_000),
+    "a list": lambda path: path.write_text("[]"),
+    "another format": lambda path: lie(path, format=2),
+    "another name": lambda path: lie(path, name="other"),
+    "another digest": lambda path: lie(path, digest="0" * 64),
+    "no files": lambda path: lie(path, files={}),
+    "files a list": lambda path: lie(path, files=[]),
+    "another file's digest": lambda path: lie(path, files={"weights.pt": {"sha256": "0" * 64, "size": len(DATA)}}),
+    "another size": lambda path: lie(
+        path, files={"weights.pt": {"sha256": json.loads(path.read_text())["digest"], "size": 5}}
+    ),
+    "size true": lambda path: lie(
+        path, files={"weights.pt": {"sha256": json.loads(path.read_text())["digest"], "size": True}}
+    ),
+    "an entry that is no table": lambda path: lie(path, files={"weights.pt": 3}),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("tell", LIES.values(), ids=LIES)
+def test_a_receipt_that_lies_is_not_believed(
+    tell: Any, filled: dict[str, Any], root: Path, origin: Origin
+) -> None:
+    tell(receipt_of(root, "sam2"))
+    [seen] = status(filled, root=root, only=["sam2"])
+    assert seen.state == "unverified"
+    if receipt_of(root, "sam2").is_dir():
+        return
+    weights = ensure(filled, root=root, progress=False)
+    assert weights.report["sam2"].outcome == "adopted"
+    assert origin.requests == []
+    assert status(filled, root=root, only=["sam2"])[0].state == "ready"
+
+
+def test_a_receipt_of_another_place_does_not_make_a_hit(origin: Origin, root: Path) -> None:
+    """A file of the same size under another name must not be taken for this one."""
+    right, stranger = blob(1000, 1), blob(1000, 2)
+    origin.put("/right", right)
+    origin.put("/stranger", stranger)
+    ensure(one(stranger, origin.url("/stranger"), name="stranger"), root=root, progress=False)
+    wanted = Manifest.load(one(right, origin.url("/right"), name="right"))
+    layout, checkpoint = Layout(root), wanted["right"]
+    place = Path(layout.published(checkpoint))
+    place.parent.mkdir(parents=True)
+    place.write_bytes(stranger)
+    receipt = Path(layout.receipt(checkpoint))
+    receipt.parent.mkdir(parents=True)
+    shutil.copy(receipt_of(root, "stranger"), receipt)
+    assert look(layout, checkpoint).state == "unverified"
+    assert ensure(wanted, root=root, progress=False)["right"].read_bytes() == right
+
+
+def test_states(filled: dict[str, Any], root: Path) -> None:
+    def state(name: str) -> tuple[str, str]:
+        [seen] = status(filled, root=root, only=[name])
+        return seen.state, seen.detail
+
+    assert state("sam2") == ("ready", "")
+    [place] = (root / "sam2").iterdir()
+    os.truncate(place / "weights.pt", 7)
+    assert state("sam2") == ("damaged", "has a receipt, but weights.pt has 7 bytes instead of 100000")
+    receipt_of(root, "sam2").unlink()
+    assert state("sam2") == ("damaged", "weights.pt has 7 bytes instead of 100000")
+    (place / "weights.pt").unlink()
+    assert state("sam2") == ("missing", "is not there")
+    (root / ".weightcache/partial" / f"{place.name}x").mkdir()
+    assert state("sam2")[0] == "missing"
+    digest = filled["checkpoints"]["sam2"]["sha256"]
+    (root / ".weightcache/partial" / f"{digest}.somebody").mkdir()
+    assert state("sam2") == ("partial", "a download was begun")
+    (place / "weights.pt").mkdir()
+    assert state("sam2") == ("damaged", "weights.pt is not a regular file")
+    [bert] = (root / "bert").iterdir()
+    receipt_of(root, "bert").unlink()
+    assert state("bert")[0] == "unverified"
+    (bert / "x.json").unlink()
+    assert state("bert") == ("partial", "x.json is missing")
+
+
+def test_a_root_that_is_not_there(root: Path) -> None:
+    [seen] = status(one(b"x", "https://h/x"), root=root)
+    assert (seen.state, seen.size, seen.path.name) == ("missing", 1, "weights.pt")
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(("bad", "error"), [("", ValueError), ("a\0b", ValueError), (b"x", TypeError), (None, TypeError)])
+def test_a_root_that_is_none(bad: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="root must be"):
+        ensure(one(b"x", "https://h/x"), root=bad)
+
+
+def test_home_is_expanded_in_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Layout("~/x").root == str(tmp_path / "x")
