@@ -2,7 +2,7 @@
 
 Each figure of the first table is a fresh process that is asked for two checkpoints that are already there; its clock
 runs inside, from before the import until both paths are in hand. The processes of the contestants take turns, so
-that noise of the machine meets all of them alike. What a hit costs does not depend on the size of the files, where
+that the noise of the machine meets all of them alike. What a hit costs does not depend on the size of the files, where
 nothing is hashed: they have 1 MB, which spares pooch most of what it would pay for real ones.
 
     python benchmarks/hit.py [--runs N] [--json FILE]
@@ -125,7 +125,12 @@ print(json.dumps({
 
 
 def child(program: str, directory: Path) -> str:
-    answer = subprocess.run([sys.executable, "-c", program, directory], capture_output=True, text=True)
+    # Bytecode as in any installed environment, also where PYTHONDONTWRITEBYTECODE or an editable install withholds it:
+    # else every process would compile what was not compiled at installation, and that would be the whole figure.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(directory.parent / "bytecode")
+    command = [sys.executable, "-c", program, directory]
+    answer = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if answer.returncode:
         sys.exit(f"a child failed:\n{answer.stderr}")
     return answer.stdout.splitlines()[-1]

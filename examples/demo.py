@@ -309,10 +309,10 @@ def step_herd(stage: Stage) -> Row:
             start(child)
         told = sorted((answer(child) for child in children), key=lambda each: each[4])
         seconds = time.monotonic() - began
-    for pid, outcomes, fetched, took, waited, waited_for in told:
+    for pid, outcomes, fetched, _, waited, waited_for in told:
         (outcome,) = set(outcomes.values())
-        whom = f"{waited:.1f} s for {waited_for.partition(' (')[0]}" if waited_for else "nobody"
-        note(f"process {pid:<7} {outcome:10}  {mb(fetched):>8}  {took:4.1f} s in all, waited {whom}")
+        whom = f"{waited:.1f} s for {waited_for.partition(' (')[0]}" if waited_for else "for nobody"
+        note(f"process {pid:<7} {outcome:10} {mb(fetched):>9} fetched, waited {whom}")
     requests, sent = stage.origin.gets() - requests, stage.origin.sent() - sent
     files = sum(map(len, stage.bodies.values()))
     note(f"the origin counted {requests} requests for {files} files, {mb(sent)} of {mb(stage.size())}")

@@ -39,7 +39,7 @@ def cut(at: int, *, reset: bool = False) -> Fault:
 
 ALWAYS: dict[str, tuple[Fault, type[DownloadError], str]] = {
     "flipped byte": (other_bytes(FLIPPED), IntegrityError, "delivers another weights.pt"),
-    "truncated body": (cut(500_000), DownloadError, "the connection ended at byte 500000"),
+    "truncated body": (cut(500_000), DownloadError, "the connection broke off at byte 500000 of"),
     "longer, with its length": (other_bytes(DATA + b"!"), IntegrityError, f"actual   {len(DATA) + 1} bytes"),
     "shorter, with its length": (other_bytes(DATA[:-1]), IntegrityError, f"actual   {len(DATA) - 1} bytes"),
     "longer, chunked": (lambda x: x.chunked(DATA + b"!", {}), IntegrityError, f"more than {len(DATA)} bytes"),
@@ -248,7 +248,7 @@ def test_a_connection_that_stops_sending_is_replaced(
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
     assert origin.sent() == len(DATA)
     origin.put("/b", DATA, always=stalled(0))
-    with pytest.raises(DownloadError, match=r"it sent nothing for 0\.2 s \(3 request"):
+    with pytest.raises(DownloadError, match=r"it sent nothing for 0\.2 s at byte 0 of \d+ \(3 request"):
         quiet(one(DATA, origin.url("/b"), name="b"), root / "b")
 
 

@@ -226,15 +226,18 @@ class _Download:
 
     def _drain(self, chunks: Iterator[bytes], end: int | None, total: int | None) -> None:
         limit = self._size if end is None else end
-        for chunk in chunks:
-            data = memoryview(chunk)
-            self._job.received += len(data)
-            if limit is not None and self._position + len(data) > limit:
-                if end is None:
-                    raise WrongBytesError(f"{limit} bytes", f"more than {limit} bytes")
-                raise RangeError("sends more than the range that was asked for")
-            self._put(data)
         wanted = limit if limit is not None else total
+        try:
+            for chunk in chunks:
+                data = memoryview(chunk)
+                self._job.received += len(data)
+                if limit is not None and self._position + len(data) > limit:
+                    if end is None:
+                        raise WrongBytesError(f"{limit} bytes", f"more than {limit} bytes")
+                    raise RangeError("sends more than the range that was asked for")
+                self._put(data)
+        except TransientError as error:
+            raise TransientError(f"{error} at byte {self._position} of {wanted or '?'}", error.after) from None
         if wanted is not None and self._position < wanted:
             raise TransientError(f"the connection ended at byte {self._position} of {wanted}")
 

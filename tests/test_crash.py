@@ -1,0 +1,157 @@
+"""SIGKILL, at random points and at every step: the next `ensure` heals, and fetches what was missing (G4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from origin import Origin
+from support import MB, blob, child, finish, one, partials, sha256, visible
+
+from weightcache import ensure, status
+from weightcache._partial import BLOCK
+
+pytestmark = pytest.mark.crash
+
+KILLS = 20
+
+ENSURE = """
+weights = ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False)
+print(json.dumps([weights.report["sam2"].outcome, weights.report["sam2"].bytes_fetched]))
+"""
+
+
+@pytest.mark.parametrize("containers", ["one container", "another container each time"])
+@pytest.mark.timeout(600)
+def test_kills_at_random_points_of_a_large_download(containers: str, origin: Origin, root: Path) -> None:
+    data = blob(200 * MB)
+    seed = random.SystemRandom().randrange(2**32)
+    points = sorted(random.Random(seed).sample(range(MB, 199 * MB), KILLS))
+    print("seed", seed)
+    resource = origin.put("/a", data, rate=300e6)
+    manifest = one(data, origin.url("/a"))
+    victim: list = []
+
+    def kill(sent: int) -> None:
+        # The n-th kill comes when the origin has sent the n-th point plus what earlier kills cost.
+        if victim and points and sent >= points[0] + lost:
+            points.pop(0)
+            victim.pop().kill()
+
+    resource.on_sent = kill
+    fetched_before, lost, kills = 0, 0, 0
+    while points:
+        env = {"MODAL_TASK_ID": f"ta-{kills}"} if "another" in containers else {}
+        process = child(ENSURE, json.dumps(manifest), str(root), env=env)
+        victim.append(process)
+        _, err = process.communicate(timeout=120)
+        victim.clear()
+        assert process.returncode == -signal.SIGKILL, err
+        kills += 1
+        assert visible(root) == []
+        # What this life cost beyond what it left: sent, and not in a block that is journaled.
+        lost = origin.sent() - journaled(root, data)
+        assert lost <= kills * 2 * MB, f"{lost} bytes lost in {kills} kills"
+        fetched_before = origin.sent()
+    env = {"MODAL_TASK_ID": "ta-last"} if "another" in containers else {}
+    outcome, fetched = json.loads(finish(child(ENSURE, json.dumps(manifest), str(root), env=env)))
+    assert outcome == "resumed"
+    assert origin.sent() == fetched_before + fetched
+    assert kills == KILLS
+    assert origin.sent() <= len(data) + KILLS * 2 * MB
+    [path] = visible(root)
+    assert sha256((root / path).read_bytes()) == sha256(data)
+
+
+def journaled(root: Path, data: bytes) -> int:
+    """Bytes of the file that are in a journaled block of any partial."""
+    blocks = set()
+    for partial in partials(root):
+        for line in (partial / "journal").read_text().split("\n")[:-1]:
+            if line.startswith(sha256(data)):
+                blocks.add(int(line.split()[1]))
+    return len(blocks) * BLOCK
+
+
+# Each name is a call after which the process is killed: the step is done, and nothing after it.
+STEPS = """
+count, steps = int(sys.argv[3]), 0
+def stepping(module, name):
+    real = getattr(module, name)
+    def step(*arguments, **options):
+        global steps
+        result = real(*arguments, **options)
+        if any(str(a).startswith(sys.argv[2]) for a in arguments if isinstance(a, str)) or name in ("pwrite", "write", "fsync", "ftruncate"):
+            steps += 1
+            if steps == count:
+                os.kill(os.getpid(), 9)
+        return result
+    setattr(module, name, step)
+import shutil
+for name in ("makedirs", "open", "pwrite", "write", "fsync", "ftruncate", "replace", "rename", "unlink", "link"):
+    stepping(os, name)
+class Volume:
+    def commit(self): os.stat(sys.argv[2]); os.fsync(os.open("/", os.O_RDONLY))
+    reload = commit
+weights = ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False, volume=Volume())
+print(steps)
+"""
+
+
+def test_a_kill_after_every_step(origin: Origin, tmp_path: Path) -> None:
+    data, small = blob(2 * BLOCK + 5), b"small"
+    origin.put("/a", data)
+    origin.put("/d/x", small)
+    origin.put("/d/y", small)
+    manifest = one(data, origin.url("/a"))
+    manifest["checkpoints"]["bert"] = {
+        "urls": [origin.url("/d")],
+        "files": {"x": {"sha256": sha256(small)}, "y": {"sha256": sha256(small)}},
+    }
+    steps = int(finish(child(STEPS, json.dumps(manifest), str(tmp_path / "whole"), "0")))
+    assert steps > 25
+    for start in range(1, steps + 1, 8):  # eight at once
+        batch = range(start, min(start + 8, steps + 1))
+        processes = [child(STEPS, json.dumps(manifest), str(tmp_path / f"r{step}"), str(step)) for step in batch]
+        for step, process in zip(batch, processes, strict=True):
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == -signal.SIGKILL, err
+            root = tmp_path / f"r{step}"
+            for path in visible(root):
+                assert (root / path).read_bytes() in (data, small)
+            for seen in status(manifest, root=root):
+                assert seen.state != "damaged", (step, seen)
+            weights = ensure(manifest, root=root, progress=False)
+            assert weights["sam2"].read_bytes() == data
+            assert (weights["bert"] / "y").read_bytes() == small
+            assert [seen.state for seen in status(manifest, root=root)] == ["ready", "ready"]
+            leftover = [str(path) for path in (root / ".weightcache").rglob("*") if path.is_file()]
+            assert all(path.endswith(".json") or "receipts" in path for path in leftover), leftover
+
+
+def test_a_keyboard_interrupt_leaves_a_partial_and_nothing_open(origin: Origin, root: Path) -> None:
+    data = blob(4 * BLOCK)
+    resource = origin.put("/a", data, rate=50e6)
+    manifest = one(data, origin.url("/a"))
+    code = """
+    try:
+        ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False)
+    except KeyboardInterrupt:
+        fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+        print(json.dumps([fd for fd in fds if fd.startswith(sys.argv[2])]))
+    """
+    process = child(code, json.dumps(manifest), str(root))
+    once: list[int] = []
+    resource.on_sent = lambda sent: (
+        (once.append(sent), os.kill(process.pid, signal.SIGINT)) if sent > 2 * BLOCK and not once else None
+    )
+    assert json.loads(finish(process)) == []
+    assert once
+    assert len(partials(root)) == 1
+    origin.requests.clear()
+    assert ensure(manifest, root=root, progress=False).report["sam2"].outcome == "resumed"
+    assert origin.sent() < 4 * BLOCK

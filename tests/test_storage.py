@@ -1,0 +1,185 @@
+"""The disk: full, read-only, not a directory. Nothing is published, and the error says what it is."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from origin import Origin
+from support import blob, lacking, one, visible
+
+import weightcache
+from weightcache import NotCachedError, StorageError, ensure, prune, status
+from weightcache._look import Layout
+from weightcache.manifest import Manifest
+
+BIG = blob(12_000_000)
+DATA = blob(300_000)
+
+
+def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
+    return ensure(manifest, root=root, progress=False, **options)
+
+
+def test_a_full_disk_is_reported_as_one(origin: Origin, small_disk: Path) -> None:
+    origin.put("/a", BIG)
+    root = small_disk / "root"
+    with pytest.raises(StorageError) as caught:
+        quiet(one(BIG, origin.url("/a")), root)
+    assert caught.value.errno == errno.ENOSPC
+    assert "the disk is full" in str(caught.value)
+    assert str(root) in caught.value.path
+    assert "ephemeral_disk" in caught.value.hint
+    assert visible(root) == []
+    assert origin.gets() == 1  # no mirror is blamed, and none is tried again
+
+
+def test_a_disk_that_is_full_of_something_else(origin: Origin, small_disk: Path) -> None:
+    root = small_disk / "root"
+    origin.put("/a", DATA)
+    quiet(one(DATA, origin.url("/a"), name="a"), root)
+    with open(small_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+        while True:
+            filler.write(bytes(65536))
+    other = blob(300_000, 5)
+    origin.put("/b", other)
+    with pytest.raises(StorageError) as caught:
+        quiet(one(other, origin.url("/b"), name="b"), root)
+    assert caught.value.errno == errno.ENOSPC
+    assert quiet(one(DATA, name="a"), root)["a"].read_bytes() == DATA  # a hit needs no room
+    (small_disk / "filler").unlink()
+    assert quiet(one(other, origin.url("/b"), name="b"), root)["b"].read_bytes() == other
+
+
+@pytest.fixture
+def read_only(origin: Origin, small_disk: Path) -> Iterator[Path]:
+    """A read-only root that holds ``ready``, and ``bare`` and ``wrong`` without receipts."""
+    root = small_disk / "root"
+    origin.put("/a", DATA)
+    quiet(one(DATA, origin.url("/a"), name="ready"), root)
+    for name, data in (("bare", DATA), ("wrong", bytes(len(DATA)))):
+        path = Path(Layout(root).published(Manifest.load(one(DATA, name=name))[name]))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    origin.requests.clear()
+    if subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True, check=False).returncode:
+        lacking("cannot remount a tmpfs read-only")
+    yield root
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+
+
+class Volume:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def commit(self) -> None:
+        self.calls.append("commit")
+
+    def reload(self) -> None:
+        self.calls.append("reload")
+
+
+def test_a_read_only_root(read_only: Path, origin: Origin, caplog: pytest.LogCaptureFixture) -> None:
+    url, volume = origin.url("/a"), Volume()
+    assert quiet(one(DATA, url, name="ready"), read_only, volume=volume).report["ready"].outcome == "hit"
+    assert volume.calls == []
+    with caplog.at_level(logging.WARNING, "weightcache"):
+        weights = quiet(one(DATA, url, name="bare"), read_only, volume=volume)
+    assert weights["bare"].read_bytes() == DATA
+    assert weights.report["bare"].outcome == "adopted"
+    assert "every start hashes it again" in weights.report.warnings[0]
+    assert "weightcache ensure bare --root" in caplog.text
+    for name in ("wrong", "missing"):
+        volume.calls.clear()
+        with pytest.raises(NotCachedError, match="the root is read-only here") as caught:
+            quiet(one(DATA, url, name=name), read_only, volume=volume)
+        assert f"weightcache ensure {name} --root {read_only}" in caught.value.hint
+        assert volume.calls == ["reload"]
+    assert origin.requests == []
+    assert status(one(DATA, name="bare"), root=read_only)[0].state == "unverified"
+
+
+def test_prune_of_a_read_only_root(read_only: Path) -> None:
+    assert len(prune(one(DATA, name="x"), root=read_only, older_than=0)) == 1
+    with pytest.raises(StorageError, match="read-only here"):
+        prune(one(DATA, name="x"), root=read_only, older_than=0, dry_run=False)
+
+
+def test_a_root_on_a_read_only_disk_that_is_not_there(read_only: Path, origin: Origin) -> None:
+    with pytest.raises(StorageError, match="Read-only file system") as caught:
+        quiet(one(DATA, origin.url("/a")), read_only.parent / "new")
+    assert caught.value.errno == errno.EROFS
+    assert "read-only" in caught.value.hint
+
+
+@pytest.mark.parametrize("below", ["", "x", ".weightcache"])
+def test_a_root_that_is_a_file(below: str, origin: Origin, tmp_path: Path) -> None:
+    origin.put("/a", DATA)
+    root = tmp_path / "file"
+    if below == ".weightcache":
+        root.mkdir()
+        (root / below).write_bytes(b"mine")
+        below = ""
+    else:
+        root.write_bytes(b"mine")
+    with pytest.raises(StorageError, match="root must be a directory"):
+        quiet(one(DATA, origin.url("/a")), root / below)
+    assert origin.requests == []
+
+
+def test_a_place_that_is_taken_by_a_file(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    root.mkdir()
+    (root / "sam2").write_bytes(b"mine")
+    with pytest.raises(StorageError, match="cannot publish"):
+        quiet(one(DATA, origin.url("/a")), root)
+    assert (root / "sam2").read_bytes() == b"mine"
+
+
+def test_a_place_that_is_taken_by_a_directory(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+    Path(Layout(root).published(Manifest.load(manifest)["sam2"])).mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot publish .*: Is a directory"):
+        quiet(manifest, root)
+
+
+FAILING = ["pwrite", "fsync", "replace", "ftruncate", "write"]
+
+
+@pytest.mark.parametrize("call", FAILING)
+def test_a_disk_that_fails(call: str, origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EIO from one call: an error that says so, nothing published, and the next call is well."""
+
+    def fail(*arguments: Any) -> Any:
+        if call == "replace" and "local" in str(arguments[0]):  # a note on the container's own disk
+            return real(*arguments)
+        if call == "write" and b"opened" not in bytes(arguments[1]) and b" 0 " not in bytes(arguments[1]):
+            return real(*arguments)
+        raise OSError(errno.EIO, "Input/output error")
+
+    origin.put("/a", blob(2_000_000))
+    manifest, real = one(blob(2_000_000), origin.url("/a")), getattr(os, call)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(StorageError, match="Input/output error") as caught:
+            quiet(manifest, root)
+    assert caught.value.errno == errno.EIO
+    assert visible(root) == []
+    assert quiet(manifest, root)["sam2"].read_bytes() == blob(2_000_000)
+
+
+def test_a_receipt_that_cannot_be_written(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    (root / ".weightcache/receipts").mkdir(parents=True)
+    (root / ".weightcache/receipts/sam2").write_bytes(b"in the way")
+    with pytest.raises(StorageError, match="cannot write the receipt"):
+        quiet(one(DATA, origin.url("/a")), root)
+    (root / ".weightcache/receipts/sam2").unlink()
+    assert quiet(one(DATA, origin.url("/a")), root).report["sam2"].outcome == "adopted"
