@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from origin import Origin
 from support import lacking
-
 from weightcache import _fetch, _http, _volume
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import weightcache
 from origin import Origin, broken, redirect
 from origin import status as answer
 from support import blob, one
-
-import weightcache
 from weightcache import DownloadError, ensure
 from weightcache._partial import BLOCK
 
@@ -57,7 +57,9 @@ def test_the_token_is_sent(origin: Origin, root: Path, token: str, netrc: None) 
     assert authorization(origin) == [f"Bearer {TOKEN}"] * 3
 
 
-def test_the_token_is_not_sent_to_another_host(origin: Origin, cdn: Origin, root: Path, token: str, netrc: None) -> None:
+def test_the_token_is_not_sent_to_another_host(
+    origin: Origin, cdn: Origin, root: Path, token: str, netrc: None
+) -> None:
     origin.put("/a", DATA, always=redirect(cdn.url("/b?sig=1")))
     cdn.put("/b", DATA, faults=[broken(500)])
     quiet(one(DATA, origin.url("/a"), auth=token), root)

@@ -9,9 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from origin import Origin
 from support import MB, blob, child, finish, one, partials, sha256, visible
-
 from weightcache import ensure, status
 from weightcache._partial import BLOCK
 
@@ -69,10 +69,10 @@ def test_kills_at_random_points_of_a_large_download(containers: str, origin: Ori
 
 def journaled(root: Path, data: bytes) -> int:
     """Bytes of the file that are in a journaled block of any partial."""
-    blocks = set()
+    blocks, digest = set(), sha256(data)
     for partial in partials(root):
         for line in (partial / "journal").read_text().split("\n")[:-1]:
-            if line.startswith(sha256(data)):
+            if line.startswith(digest):
                 blocks.add(int(line.split()[1]))
     return len(blocks) * BLOCK
 
@@ -85,7 +85,8 @@ def stepping(module, name):
     def step(*arguments, **options):
         global steps
         result = real(*arguments, **options)
-        if any(str(a).startswith(sys.argv[2]) for a in arguments if isinstance(a, str)) or name in ("pwrite", "write", "fsync", "ftruncate"):
+        ours = any(str(a).startswith(sys.argv[2]) for a in arguments if isinstance(a, str))
+        if ours or name in ("pwrite", "write", "fsync", "ftruncate"):
             steps += 1
             if steps == count:
                 os.kill(os.getpid(), 9)
@@ -141,8 +142,9 @@ def test_a_keyboard_interrupt_leaves_a_partial_and_nothing_open(origin: Origin, 
     try:
         ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False)
     except KeyboardInterrupt:
-        fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
-        print(json.dumps([fd for fd in fds if fd.startswith(sys.argv[2])]))
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        targets = [os.readlink(link) for link in links if os.path.lexists(link)]
+        print(json.dumps([target for target in targets if target.startswith(sys.argv[2])]))
     """
     process = child(code, json.dumps(manifest), str(root))
     once: list[int] = []

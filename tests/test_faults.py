@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import trustme
+
+import weightcache
 from origin import Fault, Origin, broken, hang_up, other_bytes, redirect, stalled, wrong_part
 from origin import status as answer
 from support import blob, one, partials, sha256, visible
-
-import weightcache
 from weightcache import DownloadError, IntegrityError, _fetch, _http, ensure
 from weightcache._partial import BLOCK
 
@@ -158,7 +158,11 @@ def test_a_gzip_file_that_is_labelled_as_encoded(origin: Origin, root: Path) -> 
     import gzip
 
     packed = gzip.compress(DATA, 1)
-    origin.put("/a", packed, always=lambda x: (x.head(200, {"Content-Encoding": "gzip", "Content-Length": len(packed)}), x.body(packed)))
+    origin.put(
+        "/a",
+        packed,
+        always=lambda x: (x.head(200, {"Content-Encoding": "gzip", "Content-Length": len(packed)}), x.body(packed)),
+    )
     assert quiet(one(packed, origin.url("/a")), root)["sam2"].read_bytes() == packed
 
 
@@ -444,6 +448,3 @@ def test_failures_are_logged_without_the_query(
     assert f"{origin.url('/a')}: the connection" in said
     assert "HTTP 404" in said
     assert "secret" not in said
-
-
-

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from origin import Origin
 from support import blob, directory, lacking, one
-
 from weightcache import Manifest, ensure, status
 from weightcache._look import Layout, look
 
@@ -51,7 +51,8 @@ def toml_of(manifest: dict[str, Any], path: Path) -> Path:
         if "files" in table:
             lines.append(f"[checkpoints.{name}.files]")
             lines += [
-                f'"{file}" = {{ sha256 = "{pin["sha256"]}", size = {pin["size"]} }}' for file, pin in table["files"].items()
+                f'"{file}" = {{ sha256 = "{pin["sha256"]}", size = {pin["size"]} }}'
+                for file, pin in table["files"].items()
             ]
         else:
             lines.append(f'sha256 = "{table["sha256"]}"\nsize = {table["size"]}\nfile = "{table["file"]}"')
@@ -66,8 +67,10 @@ def test_a_hit_imports_only_the_standard_library(filled: dict[str, Any], root: P
     foreign = {name for name in loaded if name not in sys.stdlib_module_names and not name.startswith("_")}
     assert foreign <= {"weightcache", "tomli", "coverage", "a1_coverage", "sitecustomize"} | site_hooks()
     ours = {name for name in json.loads(done.stdout) if name.startswith("weightcache.")}
-    assert ours == {"weightcache." + n for n in ("_ensure", "_look", "_results", "_rules", "errors", "manifest")}
-    for heavy in ("asyncio", "logging", "ssl", "concurrent", "tempfile"):
+    assert ours == {
+        "weightcache." + n for n in ("_ensure", "_look", "_rules", "_value", "_weights", "errors", "manifest")
+    }
+    for heavy in ("dataclasses", "inspect", "asyncio", "logging", "ssl", "concurrent", "tempfile"):
         assert heavy not in loaded - site_hooks()
 
 
@@ -153,9 +156,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("tell", LIES.values(), ids=LIES)
-def test_a_receipt_that_lies_is_not_believed(
-    tell: Any, filled: dict[str, Any], root: Path, origin: Origin
-) -> None:
+def test_a_receipt_that_lies_is_not_believed(tell: Any, filled: dict[str, Any], root: Path, origin: Origin) -> None:
     tell(receipt_of(root, "sam2"))
     [seen] = status(filled, root=root, only=["sam2"])
     assert seen.state == "unverified"
@@ -218,7 +219,9 @@ def test_a_root_that_is_not_there(root: Path) -> None:
     assert not root.exists()
 
 
-@pytest.mark.parametrize(("bad", "error"), [("", ValueError), ("a\0b", ValueError), (b"x", TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    ("bad", "error"), [("", ValueError), ("a\0b", ValueError), (b"x", TypeError), (None, TypeError)]
+)
 def test_a_root_that_is_none(bad: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="root must be"):
         ensure(one(b"x", "https://h/x"), root=bad)

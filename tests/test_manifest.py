@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import directory, one, sha256
 
+from support import directory, one, sha256
 from weightcache import Manifest, ManifestError, UnknownCheckpointError
 from weightcache._rules import local_path, resolved_url
 
@@ -91,7 +91,23 @@ def test_refused(data: Any, problem: str) -> None:
     assert any(problem in each for each in problems(data)), problems(data)
 
 
-BAD_PATHS = ["../x", "/x", "a//b", "a/./b", "a/..", "", ".", "a\\b", "a\0b", "a\nb", "a\rb", "a\x7f", "a\x85", "a/", "\ud800"]
+BAD_PATHS = [
+    "../x",
+    "/x",
+    "a//b",
+    "a/./b",
+    "a/..",
+    "",
+    ".",
+    "a\\b",
+    "a\0b",
+    "a\nb",
+    "a\rb",
+    "a\x7f",
+    "a\x85",
+    "a/",
+    "\ud800",
+]
 
 
 @pytest.mark.parametrize("path", BAD_PATHS, ids=repr)

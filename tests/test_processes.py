@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from origin import Origin, gate
 from support import blob, child, finish, one, partials, sha256
-
 from weightcache import ensure
 from weightcache._partial import BLOCK
 

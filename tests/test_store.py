@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from origin import Origin, broken, status as answer
-from support import blob, directory, one, partials, sha256, visible
 
 import weightcache
+from origin import Origin, broken
+from origin import status as answer
+from support import blob, directory, one, partials, sha256, visible
 from weightcache import DownloadError, Manifest, NotCachedError, ensure, prune, status, verify
 from weightcache._container import Writer
 from weightcache._look import Layout
@@ -184,7 +185,7 @@ def test_what_is_complete_is_kept_when_another_one_fails(origin: Origin, root: P
     with pytest.raises(DownloadError) as caught:
         quiet(manifest, root)
     assert caught.value.checkpoint == "broken"
-    assert [each.state for each in status(manifest, root=root)] == ["ready", "partial"]
+    assert [each.state for each in status(manifest, root=root)] == ["ready", "missing"]
 
 
 def test_offline(origin: Origin, root: Path, tmp_path: Path) -> None:

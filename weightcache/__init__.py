@@ -15,7 +15,7 @@ after a root; `aensure` is `ensure` for async code. What can go wrong is one tre
 from __future__ import annotations
 
 from ._ensure import aensure, ensure, prune, status, verify
-from ._results import CheckpointReport, Report, Status, Weights
+from ._weights import Weights
 from .errors import (
     DownloadError,
     IntegrityError,
@@ -54,7 +54,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
+TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
+if TYPE_CHECKING:
+    from ._results import CheckpointReport, Report, Status
+
+
+def __getattr__(name: str) -> object:
+    if name in ("CheckpointReport", "Report", "Status"):  # lazily: a hit tells nothing
+        from . import _results
+
+        return getattr(_results, name)
     if name == "__version__":  # lazily: importlib.metadata costs more than a hit
         from importlib.metadata import version
 

@@ -34,7 +34,10 @@ def local_directory(root: str) -> str:
     """
     real = os.path.realpath(root)
     name = f"weightcache-{os.geteuid()}"
-    for base in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 (owner and mode are checked)
+    bases = ["/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108 (the owner is checked)
+    with suppress(OSError):  # none can be written to
+        bases.insert(0, tempfile.gettempdir())
+    for base in bases:
         path = os.path.join(os.path.realpath(base), name)
         if os.path.commonpath([real, path]) == real:
             continue
@@ -42,8 +45,8 @@ def local_directory(root: str) -> str:
             with suppress(FileExistsError):
                 os.mkdir(path, 0o700)
             found = os.lstat(path)
-        except OSError as error:
-            raise StorageError.of(error, "make the container-local directory", path) from None
+        except OSError:
+            continue
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             # In a directory that all may write to, somebody else could otherwise lead our files elsewhere.
             raise StorageError(
@@ -75,7 +78,10 @@ def write_note(path: str, text: str) -> None:
 
 def container_id(root: str) -> str:
     """Return 12 hex digits that name this container (and its pid namespace)."""
-    path = os.path.join(local_directory(root), "container")
+    try:
+        path = os.path.join(local_directory(root), "container")
+    except StorageError:
+        path = "/"  # neither read nor made: see below
     for _ in range(3):
         with suppress(OSError), open(path, encoding="utf-8") as stream:
             if local := stream.read():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ._look import Layout, look, weights_if_ready
-from ._results import Status
 from .manifest import Manifest
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
@@ -14,8 +13,9 @@ if TYPE_CHECKING:
 
     from ._cancel import Cancel
     from ._progress import ProgressCallback
-    from ._results import Weights
+    from ._results import Status
     from ._volume import Volume
+    from ._weights import Weights
     from .manifest import ManifestSource
 
 __all__ = ["aensure", "ensure", "prune", "status", "verify"]
@@ -77,12 +77,14 @@ async def aensure(
 ) -> Weights:
     """Do what `ensure` does in a thread, so that the event loop goes on.
 
-    If the task is cancelled, the work ends within moments with its files closed, and what was downloaded is kept
-    for the next call. See `ensure` for arguments and errors.
+    If the task is cancelled, the work ends with its files closed, and what was downloaded is kept for the next call:
+    within moments while bytes arrive, and after the stall timeout (30 s) at the latest while a mirror does not answer.
+    See `ensure` for arguments and errors.
     """
     import asyncio
+    from contextlib import suppress
 
-    from ._cancel import Cancel, CancelledByCallerError
+    from ._cancel import Cancel
 
     cancel = Cancel()
     work = asyncio.get_running_loop().run_in_executor(
@@ -97,8 +99,8 @@ async def aensure(
                 await asyncio.wait([work])
             except asyncio.CancelledError:  # a second cancellation does not make the files close any sooner
                 continue
-        if (error := work.exception()) is not None and not isinstance(error, CancelledByCallerError):
-            raise error from None
+        with suppress(Exception):
+            work.result()  # whatever it was, the caller wanted no result any more
         raise
 
 
@@ -155,6 +157,8 @@ def status(
         UnknownCheckpointError: ``only`` names what is not declared.
     """
     from pathlib import Path
+
+    from ._results import Status
 
     checkpoints = Manifest.load(manifest).select(only)
     layout = Layout(root)

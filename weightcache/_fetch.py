@@ -39,7 +39,7 @@ class Retries:
 
     Attributes:
         tries: Failures in a row, without progress, after which a mirror is given up.
-        base: Seconds of the first backoff; it doubles with every failure, and full jitter is drawn from it.
+        base: Seconds; the n-th failure in a row waits a random time of at most ``base * 2**n`` (full jitter).
         cap: The longest backoff in seconds.
         retry_after: The longest Retry-After, in seconds, that is waited for; beyond it the mirror is given up.
     """
@@ -47,7 +47,7 @@ class Retries:
     tries: int = 5
     base: float = 0.5
     cap: float = 30.0
-    retry_after: float = 300.0
+    retry_after: float = 120.0
 
 
 RETRIES = Retries()
@@ -107,6 +107,7 @@ class _Download:
         self._job, self._client, self._progress = job, client, progress
         self._holder, self._cancel = holder, cancel
         self._partial = job.partial
+        self._partial.open()
         self._size = job.file.size
         self._track = progress.open(job.checkpoint.name, job.file.path, job.file.size)
         self._furthest = 0
@@ -149,6 +150,8 @@ class _Download:
                 self._judge()
                 return
             except WrongBytesError:
+                if not mirror.delivered:
+                    raise  # on its header alone: what others brought is not at fault, and is kept
                 blameless = self._mixed and not mirror.alone
                 self._partial.wipe()
                 self._begin_at_zero()
@@ -205,6 +208,7 @@ class _Download:
                     self._begin_at_zero()
                 elif start:
                     self._mixed = True
+                mirror.delivered = True
                 self._drain(body.chunks(), end, body.total)
             if end is None:
                 return
@@ -272,6 +276,7 @@ class _Mirror:
     url: str
     tries: int = 0
     ranges: bool = True
+    delivered: bool = False  # whether it sent any bytes of the body
     alone: bool = False  # take nothing from elsewhere: it is to be judged by what it sends
     validator: str | None = None
 

@@ -22,8 +22,9 @@ from ._lock import Holder, Waiting, exclusive
 from ._look import Look, look
 from ._partial import Partial, VanishedError, sweep
 from ._progress import make_progress
-from ._results import CheckpointReport, Report, Weights
+from ._results import CheckpointReport, Report
 from ._volume import VolumeCalls
+from ._weights import Weights
 from .errors import NotCachedError, StorageError, VolumeError, WeightCacheError
 
 if TYPE_CHECKING:
@@ -241,7 +242,8 @@ class _Fill:
         works = {work.checkpoint.name: work for work in short}
 
         def on_verified(job: Job) -> None:
-            works[job.checkpoint.name].sources.append(job.source)
+            for work, _ in wanted[job.file.sha256]:
+                work.sources.append(job.source)
             self._publish_for_all(wanted[job.file.sha256], job.partial.path, left, resumed=job.partial.reused > 0)
 
         holder.begin("downloading", progress.total or 0)
@@ -312,12 +314,12 @@ class _Fill:
 
     def _not_cached(self, works: list[_Work], why: str) -> NotCachedError:
         names = tuple(work.checkpoint.name for work in works)
-        listed = "; ".join(f"{work.checkpoint.name} {work.seen.detail}" for work in works)
-        own = not all(work.checkpoint.urls for work in works)
+        listed = "; ".join(f"{work.checkpoint.name} {work.seen.detail or 'has wrong bytes'}" for work in works)
+        own = next((work for work in works if not work.checkpoint.urls), None)
         return NotCachedError(
             f"not in {self.layout.root}, and {why}: {listed}",
             hint="it is declared with urls = []: bring it there under its own place, "
-            f"{self.layout.published(works[0].checkpoint)}"
+            f"{self.layout.published(own.checkpoint)}"
             if own
             else f"run `weightcache ensure {' '.join(names)} --root {self.layout.root}` where the root may be "
             "written and the network reached",

@@ -19,6 +19,7 @@ import stat
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -101,15 +102,19 @@ class _Bearer(AuthBase):
         return request
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Say that nothing is a redirect: requests would read a redirect's whole body into memory, however long."""
+
+
 class Client:
     """Requests of one `ensure`: a session with its connections, proxies, netrc and TLS settings."""
 
     def __init__(self, cancel: Cancel) -> None:
-        from importlib.metadata import version
-
         self._cancel = cancel
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"weightcache/{version('weightcache')}"
+        self._session = _Session()
+        with suppress(PackageNotFoundError):  # the package may be mounted without its metadata
+            self._session.headers["User-Agent"] = f"weightcache/{version('weightcache')}"
         # identity: sizes, ranges and digests speak of the file's bytes, not of a compressed form.
         self._session.headers["Accept-Encoding"] = "identity"
 
@@ -168,7 +173,7 @@ class Client:
         for _ in range(MAX_REDIRECTS + 1):
             self._cancel.check()
             response = self._get(url, headers, auth)
-            target = self._session.get_redirect_target(response)
+            target = requests.Session.get_redirect_target(self._session, response)
             if target is None:
                 return response
             _let_go(response)

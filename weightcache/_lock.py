@@ -43,11 +43,19 @@ def _forget_gates() -> None:
 os.register_at_fork(after_in_child=_forget_gates)
 
 
+def _note(root: str, suffix: str) -> str:
+    """Return a note's path, or an empty one where there is no container-local directory."""
+    try:
+        return note_path(root, suffix)
+    except StorageError:
+        return ""
+
+
 class Holder:
     """The note in which the holder of the lock says who it is and how far."""
 
     def __init__(self, root: str) -> None:
-        self._path = note_path(root, "holder")
+        self._path = _note(root, "holder")
         self._done, self._total, self._doing = 0, 0, "looking"
         self._next = 0.0
 
@@ -66,6 +74,8 @@ class Holder:
         self._next = time.monotonic() + BEAT
         note = {"pid": os.getpid(), "thread": threading.get_ident(), "doing": self._doing}
         with suppress(OSError):  # a full /tmp must not stop a download
+            if not self._path:
+                return
             write_note(self._path, json.dumps({**note, "done": self._done, "total": self._total}))
 
     def clear(self) -> None:
@@ -77,8 +87,8 @@ class Waiting:
     """One caller's wait: who it waits for, for how long, and whether there is progress."""
 
     def __init__(self, root: str, wait: float, say: Callable[[str], None], check: Callable[[], None]) -> None:
-        self._note = note_path(root, "holder")
-        self._lock_path = note_path(root, "lock")
+        self._note = _note(root, "holder")
+        self._lock_path = _note(root, "lock")
         self._root, self._wait, self._say, self._check = root, wait, say, check
         self._began = self._moved = time.monotonic()
         self._next_line = self._began
@@ -100,7 +110,8 @@ class Waiting:
             text = stream.read()
         if text != self._seen:
             self._seen, self._moved = text, now
-        self.holder = _in_words(text) or self.holder or "another process"
+        if not self.holder or "(looking)" not in _in_words(text):  # the next waiter only looks
+            self.holder = _in_words(text) or self.holder or "another process"
         if now >= self._next_line:
             self._next_line = now + REPORT_EVERY
             self._say(f"waiting for {self.holder} to fill {self._root} ({self.seconds:.0f} s so far)")
@@ -146,7 +157,7 @@ def exclusive(
     while not gate.acquire(timeout=POLL):
         waiting.tick()
     try:
-        lock = _kernel_lock(note_path(root, "lock"), waiting.tick)
+        lock = _kernel_lock(_note(root, "lock"), waiting.tick)
         holder = Holder(root)
         try:
             holder.begin("looking")
@@ -172,14 +183,14 @@ def reload_gate(root: str) -> Iterator[None]:
             raise LockTimeoutError(
                 f"a commit or reload of {root} has not ended for 60 s",
                 hint="look at the process that holds the lock",
-                lock_path=note_path(root, "gate"),
+                lock_path=_note(root, "gate"),
                 waited=60.0,
                 holder="another process",
             )
 
     lock = None
-    with suppress(LockTimeoutError, StorageError):  # then without: it only guards a look
-        lock = _kernel_lock(note_path(root, "gate"), tick)
+    with suppress(LockTimeoutError):  # then without: it only guards a look
+        lock = _kernel_lock(_note(root, "gate"), tick)
     try:
         yield
     finally:
@@ -189,6 +200,9 @@ def reload_gate(root: str) -> Iterator[None]:
 
 def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
     """Acquire the kernel's lock on ``path``; ``None`` where there are no such locks."""
+    if not path:
+        _log.warning("no container-local directory for locks: going on without; a download may be made twice")
+        return None
     lock = FileLock(path, fallback_to_soft=False)
     while True:
         try:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass
 
-from ._results import Weights
 from ._rules import digest_problem, name_problem, path_problem
+from ._value import Value
+from ._weights import Weights
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class Layout:
         return f"{self.root}/.weightcache/receipts/{checkpoint.name}/{checkpoint.digest}.json"
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(Value):
     """What one look found.
 
     Attributes:
@@ -78,10 +77,15 @@ class Look:
         wrong: The files that are missing or have another size than declared or receipted.
     """
 
+    __slots__ = ("detail", "receipt", "state", "wrong")
+
     state: State
-    detail: str = ""
-    receipt: bool = False
-    wrong: tuple[File, ...] = ()
+    detail: str
+    receipt: bool
+    wrong: tuple[File, ...]
+
+    def __init__(self, state: State, detail: str = "", receipt: bool = False, wrong: tuple[File, ...] = ()) -> None:
+        self._set(state=state, detail=detail, receipt=receipt, wrong=wrong)
 
 
 READY = Look("ready", receipt=True)
@@ -129,12 +133,12 @@ def receipted_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     return files
 
 
-def receipted_places(layout: Layout) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (name, full digest, receipt) of every place in the root that has a receipt."""
+def receipted_places(layout: Layout, ending: str = "json") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (name, full digest, receipt) of every place in the root that has a receipt (with this ending)."""
     for name in list_names(layout.receipts):
         for entry in list_names(f"{layout.receipts}/{name}"):
             digest, _, suffix = entry.partition(".")
-            if suffix != "json" or name_problem(name) or digest_problem(digest):
+            if suffix != ending or name_problem(name) or digest_problem(digest):
                 continue
             data = read_receipt(f"{layout.receipts}/{name}/{entry}")
             if data and data.get("name") == name and data.get("digest") == digest:

@@ -6,7 +6,8 @@
                                                       /<sha256 of a file>
 
 The journal is text, appended to after the data: a line ``opened TIME``, then lines ``SHA256 BLOCK LENGTH CRC32``,
-one for each block of 1 MiB (the last one of a file may be shorter). Completeness is never inferred from a length,
+one for each block of 1 MiB (the last one of a file may be shorter), and a line ``wiped SHA256`` where all blocks of a
+file were dropped. Completeness is never inferred from a length,
 and a line is believed only if the block has its checksum: a crash, or a Volume that shows the journal before the
 data, then costs a block and not a wrong file. What the bytes are is judged by the file's sha256 alone.
 
@@ -56,6 +57,8 @@ class _Journal:
                 fields = line.decode("ascii").split(" ")
                 if fields[0] == "opened":
                     self.opened = max(self.opened, float(fields[1]))
+                elif fields[0] == "wiped":
+                    self.blocks.pop(fields[1], None)
                 else:
                     sha256, block, length, checksum = fields
                     if 0 < int(length) <= BLOCK and int(block) >= 0:
@@ -93,6 +96,9 @@ class Partial:
                 continue
             (dead if other and other.is_dead_here(layout.root) else self.donors).append(_Journal(path))
         self.inherited = dict[str, Blocks]()
+        self._files = dict[str, PartialFile]()
+        self.recorded = False  # whether any block was journaled by this writer
+        self._journal = -1
         # The richest dead one becomes ours; the others give what it lacks and are swept when all is done.
         for journal in sorted(dead, key=lambda each: each.bytes, reverse=True):
             if not self.inherited and journal.bytes:
@@ -106,9 +112,9 @@ class Partial:
             self._journal = os.open(
                 f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
             )
-            self._files: dict[str, PartialFile] = {}
             self.append(f"\nopened {time.time():.0f}\n")  # the newline ends a line that a crash cut off
         except OSError as error:
+            self.close()
             raise StorageError.of(error, "write to", self.path) from None
 
     def __enter__(self) -> Partial:
@@ -117,6 +123,12 @@ class Partial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+        if not self.inherited and not self.recorded:
+            self.discard()  # nothing that a later run could use
+
+    def close(self) -> None:
+        """Close every file of it."""
         for file in self._files.values():
             file.close()
         if self._journal >= 0:
@@ -124,14 +136,14 @@ class Partial:
             self._journal = -1
 
     def file(self, file: File) -> PartialFile:
-        """Return the partial of one file, open for writing."""
+        """Return the partial of one file."""
         if file.sha256 not in self._files:
             self._files[file.sha256] = PartialFile(self, file)
         return self._files[file.sha256]
 
     def discard(self) -> None:
         """Remove it with everything in it: its checkpoint is published."""
-        self.__exit__(None, None, None)
+        self.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def append(self, line: str) -> None:
@@ -154,8 +166,19 @@ class PartialFile:
         self._donated = [(j.path, dict(j.blocks[file.sha256])) for j in partial.donors if file.sha256 in j.blocks]
         self.path = f"{partial.path}/{file.sha256}"
         self.reused = 0
+        self._data = -1
+
+    def open(self) -> None:
+        """Open it for writing. Not sooner than it is needed: a checkpoint may have more files than a process may open.
+
+        Raises:
+            StorageError: It cannot be opened.
+            VanishedError: The partial was swept or taken.
+        """
         try:
             self._data = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            raise VanishedError(self.path) from None
         except OSError as error:
             raise StorageError.of(error, "write to", self.path) from None
 
@@ -179,6 +202,7 @@ class PartialFile:
         except OSError as error:
             raise StorageError.of(error, "write to the journal of", self.path) from None
         self._own[block] = (length, checksum)
+        self._partial.recorded = True
 
     def take(self, block: int) -> bytes | None:
         """Return a block that is already there, in our own data or in another writer's (then it is copied).
@@ -217,8 +241,10 @@ class PartialFile:
             StorageError: The disk failed.
         """
         try:
-            # Truncation makes every journaled line fail its checksum, also after a crash right here.
+            # Truncation makes every journaled block fail its checksum, also after a crash right here; the line spares
+            # a later run from asking for each of them alone.
             os.ftruncate(self._data, 0)
+            self._partial.append(f"wiped {self._sha256}\n")
         except OSError as error:
             raise StorageError.of(error, "truncate", self.path) from None
         self._own.clear()
@@ -283,4 +309,6 @@ def sweep(layout: Layout, published: set[str]) -> list[str]:
     removed = sorted({*over, *stale_partials(layout)})
     for path in removed:
         shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            os.unlink(path)  # a receipt that a killed process did not finish
     return removed

@@ -127,7 +127,6 @@ class BarProgress(Progress):
         from tqdm import tqdm
 
         self._tqdm = tqdm
-        self._position = 0
         self._all: Any = self._bar("all", self.total, 0) if self.count > 1 else None
 
     def _bar(self, label: str, total: int | None, position: int) -> Any:
@@ -145,10 +144,8 @@ class BarProgress(Progress):
 
     def open(self, name: str, file: str, total: int | None) -> Track:
         track = super().open(name, file, total)
-        if self.count <= _BARS_KEPT:
-            self._position += 1
         label = name if file.rpartition("/")[2].startswith(name) else f"{name}: {file}"
-        track.bar = self._bar(label[-40:], total, self._position if self._all is not None else 0)
+        track.bar = self._bar(label[-40:], total, 0 if self._all is None else 1)
         return track
 
     def advance(self, track: Track, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What the public functions return: `Weights`, its `Report`, and `Status`."""
+"""What the public functions tell: `Report` and `Status`. A hit does not load this: dataclasses cost more than it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     State: TypeAlias = Literal["ready", "missing", "partial", "unverified", "damaged"]
     Outcome: TypeAlias = Literal["hit", "downloaded", "resumed", "copied", "adopted", "healed", "waited"]
 
-__all__ = ["CheckpointReport", "Report", "Status", "Weights"]
+__all__ = ["CheckpointReport", "Report", "Status"]
 
 
 @dataclass(frozen=True)
@@ -92,35 +92,3 @@ class Report(Mapping[str, CheckpointReport]):
 
     def __len__(self) -> int:
         return len(self.checkpoints)
-
-
-class Weights(Mapping[str, "Path"]):
-    """What `ensure` returns: each name's verified path, in manifest order, and a `Report`.
-
-    A checkpoint of one file maps to that file, a directory checkpoint to its directory.
-    """
-
-    __slots__ = ("_paths", "_report")
-
-    def __init__(self, paths: Mapping[str, str], report: Report | None = None) -> None:
-        self._paths = paths
-        self._report = report
-
-    @property
-    def report(self) -> Report:
-        """What was done, checkpoint by checkpoint."""
-        return self._report or Report({name: CheckpointReport() for name in self._paths})
-
-    def __getitem__(self, name: str) -> Path:
-        from pathlib import Path  # not at the top: a hit that passes strings on need not load it
-
-        return Path(self._paths[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __repr__(self) -> str:
-        return f"Weights({dict(self._paths)!r})"

@@ -13,21 +13,18 @@ TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# fullmatch everywhere: `$` would let a trailing newline pass.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TOKEN_ITSELF = re.compile(r"(hf|ghp|gho|github_pat)_.{16,}")
-_HTTP = re.compile(r"https?://(?:[^/?@]*@)?(?:\[[0-9a-fA-F:.]+\]|[^/?@:\[\]]+)(?::\d{1,5})?(?:[/?].*)?", re.ASCII)
-_LOCAL = re.compile(r"file:(?://(?:localhost)?)?(/.*)")
-_HUB = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)@([0-9a-f]{40})(?:/(.+))?", re.ASCII)
-_UNSAFE = re.compile(r"[\x00-\x20\x7f-\x9f\\#\ud800-\udfff]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_ALNUM = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+# Matched with re.fullmatch, which compiles on first use, so that a hit compiles none that it does not need;
+# fullmatch everywhere, since `$` would let a trailing newline pass.
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_TOKEN_ITSELF = r"(hf|ghp|gho|github_pat)_.{16,}"  # noqa: S105 (what a token looks like)
+_LOCAL = r"file:(?://(?:localhost)?)?(/(?!/).*)"
+_HUB = r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)@([0-9a-f]{40})(?:/(.+))?"
 
 
 def name_problem(name: str) -> str | None:
     """Say what is wrong with ``name`` as a checkpoint's name, or ``None``."""
-    if _NAME.fullmatch(name):
+    if 0 < len(name) <= 100 and name[0] in _ALNUM and not name.strip(_ALNUM + "._-"):
         return None
     return "a name is 1 to 100 of A-Z a-z 0-9 . _ - and begins with a letter or a digit"
 
@@ -36,8 +33,8 @@ def path_problem(path: str) -> str | None:
     """Say why ``path`` is not a relative POSIX path that stays inside its place, or ``None``."""
     if not path:
         return "is empty"
-    if _CONTROL.search(path):
-        return "holds a control character"
+    if not path.isprintable():
+        return "holds a control or unprintable character"
     if "\\" in path:
         return "holds a backslash; write paths with /"
     if path.startswith("/"):
@@ -53,31 +50,39 @@ def path_problem(path: str) -> str | None:
 
 def digest_problem(digest: str) -> str | None:
     """Say why ``digest`` is not a sha256 in lower-case hex, or ``None``."""
-    return None if _SHA256.fullmatch(digest) else "want 64 lower-case hex digits (as printed by sha256sum)"
+    return (
+        None
+        if len(digest) == 64 and not digest.strip("0123456789abcdef")
+        else "want 64 lower-case hex digits (as printed by sha256sum)"
+    )
 
 
 def url_problem(url: str, *, directory: bool) -> str | None:
     """Say why ``url`` cannot be a mirror of a file (or of a ``directory``), or ``None``."""
-    if _UNSAFE.search(url):
+    if not url.isprintable() or any(mark in url for mark in " \\#"):
         return "holds a space, control character, backslash or fragment; percent-encode it"
     if url.startswith("hf:"):
-        if not (match := _HUB.fullmatch(url)):
+        if not (match := re.fullmatch(_HUB, url)):
             return "want hf://REPO@COMMIT[/PATH] with the 40 hex digits of the commit (a branch moves)"
         if match[3] is None:
             return None if directory else "names a whole repository; add /PATH, or declare `files`"
         return path_problem(match[3])
     if url.startswith("file:"):
-        if not _LOCAL.fullmatch(url):
+        if not re.fullmatch(_LOCAL, url):
             return "want an absolute file:///path on this machine"
         return "holds an encoded NUL" if "%00" in url else None
     if not url.startswith(("http://", "https://")):
         return "want https, http, file or hf"
-    return None if _HTTP.fullmatch(url) else "is not a URL with a host"
+    authority = url.partition("://")[2].partition("/")[0].partition("?")[0]
+    host, colon, port = authority.rpartition("@")[2].rpartition("]")[2].partition(":")
+    named = host or authority.rpartition("@")[2].startswith("[")
+    right = named and (not colon or (port.isdecimal() and len(port) <= 5))
+    return None if right else "is not a URL with a host"
 
 
 def local_path(url: str) -> str | None:
     """Return the path that a ``file:`` URL names, or ``None`` for any other URL."""
-    if not (match := _LOCAL.fullmatch(url)):
+    if not (match := re.fullmatch(_LOCAL, url)):
         return None
     from urllib.parse import unquote
 
@@ -86,9 +91,9 @@ def local_path(url: str) -> str | None:
 
 def auth_problem(auth: str) -> str | None:
     """Say why ``auth`` does not name an environment variable, or ``None``. Never echoes it."""
-    if _TOKEN_ITSELF.fullmatch(auth):
+    if re.fullmatch(_TOKEN_ITSELF, auth):
         return "looks like a token itself; put it into an environment variable and name that here"
-    return None if _VARIABLE.fullmatch(auth) else "want the name of an environment variable, such as HF_TOKEN"
+    return None if re.fullmatch(_VARIABLE, auth) else "want the name of an environment variable, such as HF_TOKEN"
 
 
 def resolved_url(url: str, inner: str) -> str:
@@ -97,11 +102,11 @@ def resolved_url(url: str, inner: str) -> str:
     ``hf://`` becomes https. The Hub's address is ``HF_ENDPOINT``, by default https://huggingface.co, and a file is
     at ``/REPO/resolve/COMMIT/PATH`` (huggingface_hub's ``hf_hub_url``).
     """
-    from urllib.parse import quote
+    from urllib.parse import quote, unquote
 
-    if match := _HUB.fullmatch(url):
+    if match := re.fullmatch(_HUB, url):
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-        path = "/".join(quote(part) for part in (match[3], inner) if part)
+        path = "/".join(quote(part) for part in (unquote(match[3] or ""), inner) if part)
         return f"{endpoint}/{match[1]}/resolve/{match[2]}/{path}"
     if not inner:
         return url
@@ -111,7 +116,7 @@ def resolved_url(url: str, inner: str) -> str:
 
 def name_from_url(url: str) -> str:
     """Return the last path segment of ``url``, percent-decoded; empty if it has none."""
-    if match := _HUB.fullmatch(url) or _LOCAL.fullmatch(url):
+    if match := re.fullmatch(_HUB, url) or re.fullmatch(_LOCAL, url):
         path = match[match.lastindex or 0]
     else:
         path = url.partition("://")[2].partition("?")[0].partition("/")[2]

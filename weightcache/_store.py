@@ -6,6 +6,7 @@ right before; nothing is believed of a place but by a receipt or a hash.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -136,6 +137,9 @@ def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None
     """Bring verified bytes of ``source`` to ``target``; ``False`` if they are not ``sha256`` or cannot be had.
 
     A hard link where the file system has them (a Modal Volume of version 1 has none), else a copy.
+
+    Raises:
+        StorageError: The disk is full.
     """
     with suppress(FileNotFoundError):
         os.unlink(target)
@@ -148,8 +152,12 @@ def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None
                 os.fsync(stream.fileno())
         if hash_file(target, check) == sha256:
             return True
-    except (OSError, shutil.Error):
-        pass
+    except (OSError, shutil.Error) as error:
+        with suppress(OSError):
+            os.unlink(target)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise StorageError.of(error, "copy to", target) from None
+        return False
     with suppress(OSError):
         os.unlink(target)
     return False
@@ -163,7 +171,7 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sources: Sequence[str]
         VanishedError: A published file is gone.
     """
     path = layout.receipt(checkpoint)
-    fresh = f"{path}.{os.getpid()}-{time.monotonic_ns()}"
+    fresh = f"{layout.partials}/receipt.{os.getpid()}-{time.monotonic_ns()}"  # there it is swept if we die
     try:
         files = {
             file.path: {"sha256": file.sha256, "size": os.stat(layout.file(checkpoint, file)).st_size}
@@ -187,6 +195,8 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sources: Sequence[str]
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(fresh, path)
+        with suppress(FileNotFoundError):
+            os.unlink(path.removesuffix("json") + "pruning")  # a prune that died half-way must not go on with it
     except OSError as error:
         with suppress(OSError):
             os.unlink(fresh)

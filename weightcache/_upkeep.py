@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 WAIT = 300.0  # seconds without progress of a download in this container, as `ensure` has it
 
 
+BEGUN = "pruning"  # ending of a receipt whose place is being deleted
+
+
 def verify_places(layout: Layout, checkpoints: Sequence[Checkpoint], seen: list[Status]) -> list[Status]:
     """Hash every file that is there; see `weightcache.verify`."""
     present = [
@@ -63,18 +66,19 @@ def prune_places(
 ) -> list[Path]:
     """Delete what is not ``kept``, a set of (name, full digest); see `weightcache.prune`."""
     calls = VolumeCalls(layout.root, volume)
-    if not os.path.isdir(layout.home):
+    if not os.path.isdir(layout.root):
         return []
     with exclusive(layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
         calls.refresh()
         if calls.warnings:
             raise _volume_error(calls)
         doomed = [
-            (name, digest, receipt)
+            (name, digest)
             for name, digest, receipt in receipted_places(layout)
             if (name, digest) not in kept and _age(receipt) >= older_than
         ]
-        places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest, _ in doomed]
+        begun = [(name, digest) for name, digest, _ in receipted_places(layout, BEGUN)]
+        places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest in dict.fromkeys(doomed + begun)]
         if dry_run:
             return [*places, *map(Path, stale_partials(layout))]
         if is_read_only(layout):
@@ -84,18 +88,33 @@ def prune_places(
                 path=layout.root,
             )
         swept = [Path(path) for path in sweep(layout, set())]
-        if not doomed and not swept:
-            return []
-        calls.about_to_write()
-        for name, digest, _ in doomed:
-            _remove(f"{layout.receipts}/{name}/{digest}.json")
-        _commit(calls)  # nobody may be served a hit from a place that is half gone
-        for (_, _, receipt), place in zip(doomed, places, strict=True):
-            for path in receipted_files(receipt):
-                _remove(f"{place}/{path}")
-            _remove_empty(str(place), layout.root)
-        _commit(calls)
+        if places or swept:
+            calls.about_to_write()
+            for name, digest in doomed:
+                _withdraw(f"{layout.receipts}/{name}/{digest}")
+            _commit(calls)  # nobody may be served a hit from a place that is half gone
+            calls.about_to_write()
+            for name, digest, receipt in list(receipted_places(layout, BEGUN)):
+                _delete(layout, name, digest, receipt)
+            _commit(calls)
         return [*places, *swept]
+
+
+def _withdraw(receipt: str) -> None:
+    """Take a receipt back and keep it under another name: it says what is to be deleted if we die half-way."""
+    try:
+        os.replace(f"{receipt}.json", f"{receipt}.{BEGUN}")
+    except OSError as error:
+        raise StorageError.of(error, "withdraw", f"{receipt}.json") from None
+
+
+def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) -> None:
+    place = f"{layout.root}/{name}/{digest[:16]}"
+    if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again meanwhile
+        for path in receipted_files(receipt):
+            _remove(f"{place}/{path}")
+        _remove_empty(place, layout.root)
+    _remove(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
 
 
 def _age(receipt: dict[str, object]) -> float:

@@ -20,7 +20,7 @@ attributes, because Modal sends exceptions from one container to another. A mist
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ._value import Value
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -137,8 +137,7 @@ class NotCachedError(WeightCacheError, FileNotFoundError):
     checkpoints: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(Value):
     """What became of one URL.
 
     Attributes:
@@ -147,9 +146,14 @@ class Attempt:
         tries: How many requests were made.
     """
 
+    __slots__ = ("reason", "tries", "url")
+
     url: str
     reason: str
     tries: int
+
+    def __init__(self, url: str, reason: str, tries: int) -> None:
+        self._set(url=url, reason=reason, tries=tries)
 
 
 class DownloadError(WeightCacheError, OSError):

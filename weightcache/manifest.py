@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from ._rules import (
     auth_problem,
@@ -19,6 +18,7 @@ from ._rules import (
     path_problem,
     url_problem,
 )
+from ._value import Value
 from .errors import ManifestError, UnknownCheckpointError
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "File", "Manifest"]
 
 
-@dataclass(frozen=True)
-class File:
+class File(Value):
     """One file of a checkpoint.
 
     Attributes:
@@ -41,13 +40,17 @@ class File:
         size: Its length in bytes, or ``None`` where the manifest does not say.
     """
 
+    __slots__ = ("path", "sha256", "size")
+
     path: str
     sha256: str
-    size: int | None = None
+    size: int | None
+
+    def __init__(self, path: str, sha256: str, size: int | None = None) -> None:
+        self._set(path=path, sha256=sha256, size=size)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Value):
     """One named thing to have: a file, or a directory of files. Made by `Manifest.load`.
 
     Attributes:
@@ -60,20 +63,29 @@ class Checkpoint:
             ``sha256sum`` listing (lines ``<hex>  <path>``, sorted by the path's bytes).
     """
 
+    __slots__ = ("auth", "digest", "files", "is_directory", "name", "urls")
+
     name: str
     urls: tuple[str, ...]
     files: tuple[File, ...]
-    is_directory: bool = False
-    auth: str | None = None
-    digest: str = field(init=False)
+    is_directory: bool
+    auth: str | None
+    digest: str
 
-    def __post_init__(self) -> None:
-        digest = self.files[0].sha256
-        if self.is_directory:
-            ordered = sorted(self.files, key=lambda file: file.path.encode())
+    def __init__(
+        self,
+        name: str,
+        urls: tuple[str, ...],
+        files: tuple[File, ...],
+        is_directory: bool = False,
+        auth: str | None = None,
+    ) -> None:
+        digest = files[0].sha256
+        if is_directory:
+            ordered = sorted(files, key=lambda file: file.path.encode())
             listing = "".join(f"{file.sha256}  {file.path}\n" for file in ordered)
             digest = hashlib.sha256(listing.encode()).hexdigest()
-        object.__setattr__(self, "digest", digest)
+        self._set(name=name, urls=urls, files=files, is_directory=is_directory, auth=auth, digest=digest)
 
     @property
     def version(self) -> str:
@@ -87,8 +99,7 @@ class Checkpoint:
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Value):
     """The declared checkpoints, in order. Made by `Manifest.load`, which is what checks them.
 
     Attributes:
@@ -96,8 +107,13 @@ class Manifest:
         source: The file it was read from, or ``"manifest"``.
     """
 
+    __slots__ = ("checkpoints", "source")
+
     checkpoints: tuple[Checkpoint, ...]
-    source: str = "manifest"
+    source: str
+
+    def __init__(self, checkpoints: tuple[Checkpoint, ...], source: str = "manifest") -> None:
+        self._set(checkpoints=checkpoints, source=source)
 
     @classmethod
     def load(cls, source: ManifestSource) -> Manifest:
@@ -203,9 +219,10 @@ class _Problems(list[str]):
         self.add(where, f"want a number of bytes, 0 or more, got {value!r:.40}")
         return None
 
-    def path(self, value: str, where: str) -> None:
+    def path(self, value: str, where: str) -> bool:
         if problem := path_problem(value):
             self.add(where, problem)
+        return problem is None
 
 
 def _kind(value: object) -> str:
@@ -304,10 +321,12 @@ def _files(value: object, where: str, problems: _Problems) -> tuple[File, ...]:
     files = []
     for path, entry in table.items():
         place = f"{where}.{path!r:.120}"
-        problems.path(path, place)
+        sound = problems.path(path, place)
         pin = problems.table(entry, place, ("sha256", "size"))
         digest = problems.sha256(pin.get("sha256"), f"{place}.sha256") if isinstance(entry, Mapping) else "0" * 64
-        files.append(File(path, digest, problems.size(pin.get("size"), f"{place}.size")))
+        size = problems.size(pin.get("size"), f"{place}.size")
+        if sound:  # else its bytes may not even be encodable
+            files.append(File(path, digest, size))
     for first, second in clashes([file.path for file in files]):
         problems.add(f"{where}.{second!r:.120}", f"differs from {first!r:.120} only in case or Unicode form")
     parents = {parent: path for path in table for parent in _parents(path)}

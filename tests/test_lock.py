@@ -1,0 +1,226 @@
+"""Waiting: who holds the lock and how far it is, when waiting ends, and that it is never what correctness rests on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from origin import Origin, gate, stalled
+from support import blob, child, one, partials, visible
+
+import weightcache
+from weightcache import DownloadError, LockTimeoutError, StorageError, _lock, aensure, ensure, status
+from weightcache._container import container_id, local_directory, process_start
+from weightcache._partial import BLOCK
+
+DATA = blob(3 * BLOCK)
+
+
+def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
+    return ensure(manifest, root=root, progress=False, **options)
+
+
+class Filling:
+    """A thread that fills the root and is held in the middle of its download."""
+
+    def __init__(self, origin: Origin, root: Path) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        origin.put("/a", DATA, faults=[gate(2 * BLOCK, self.reached, self.go_on)])
+        self.manifest = one(DATA, origin.url("/a"))
+        self._thread = threading.Thread(target=lambda: quiet(self.manifest, root))
+
+    def __enter__(self) -> Filling:
+        self._thread.start()
+        assert self.reached.wait(60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on.set()
+        self._thread.join()
+
+
+def test_a_hit_and_a_status_do_not_wait(origin: Origin, root: Path) -> None:
+    origin.put("/small", b"small")
+    small = one(b"small", origin.url("/small"), name="small")
+    quiet(small, root)
+    with Filling(origin, root) as filling:
+        assert quiet(small, root).report["small"].outcome == "hit"
+        assert status(filling.manifest, root=root)[0].state == "partial"
+
+
+def test_waiting_ends_without_progress(
+    origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lock, "BEAT", 0.0)
+    with Filling(origin, root) as filling:
+        with pytest.raises(LockTimeoutError) as caught:
+            ensure(filling.manifest, root=root, wait=0.2)
+        error = caught.value
+        assert error.waited >= 0.2
+        assert error.holder.startswith(f"process {os.getpid()} (downloading 2.")
+        assert "of 3.1 MB" in error.holder
+        assert Path(error.lock_path).name.endswith(".lock")
+        assert root not in Path(error.lock_path).parents
+        assert "wait=" in error.hint
+    assert f"weightcache: waiting for {error.holder} to fill {root}" in capsys.readouterr().err
+    assert quiet(filling.manifest, root).report["sam2"].outcome == "hit"
+
+
+def test_progress_of_the_holder_makes_waiting_go_on(root: Path) -> None:
+    holder = _lock.Holder(str(root))
+    lines: list[str] = []
+    waiting = _lock.Waiting(str(root), 10.0, lines.append, lambda: None)
+    for step in range(5):
+        holder.begin("downloading", 100)
+        waiting._moved -= 9  # nine seconds later
+        holder.advance(step)
+        holder._write()
+        waiting.tick()
+    waiting._moved -= 11
+    with pytest.raises(LockTimeoutError):
+        waiting.tick()
+    assert len(lines) == 1
+    waiting._moved += 100
+    waiting._next_line -= 11
+    waiting.tick()
+    assert len(lines) == 2
+    holder.clear()
+
+
+def test_notes_that_are_noise(root: Path) -> None:
+    assert _lock._in_words("{") == ""
+    assert _lock._in_words("[]") == ""
+    assert _lock._in_words(json.dumps({"pid": 1, "doing": "looking", "done": 0, "total": 0})) == "process 1 (looking)"
+    assert "1.0 MB" in _lock._in_words(json.dumps({"pid": 1, "doing": "x", "done": 10**6, "total": 0}))
+
+
+@pytest.mark.parametrize("failure", [OSError(38, "Function not implemented"), NotImplementedError("no flock")])
+def test_no_locks_at_all(
+    failure: Exception, origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    origin.put("/a", DATA)
+    monkeypatch.setattr("weightcache._lock.FileLock.acquire", fail)
+    assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+    assert "going on without" in caplog.text
+
+
+def test_no_directory_for_locks(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    origin.put("/a", DATA)
+    origin.put("/b", b"other")
+    quiet(one(DATA, origin.url("/a")), root)
+    monkeypatch.setattr("weightcache._container.os.lstat", fail)
+    monkeypatch.setattr("weightcache._container.tempfile.gettempdir", fail)
+    with pytest.raises(StorageError, match="no container-local directory"):
+        local_directory(str(root))
+    assert len(container_id(str(root))) == 12
+    assert status(one(DATA, name="new"), root=root)[0].state == "missing"
+    assert quiet(one(b"other", origin.url("/b"), name="b"), root)["b"].read_bytes() == b"other"
+    assert "going on without" in caplog.text
+
+
+def test_somebody_elses_directory_is_not_used(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Path(os.environ["TMPDIR"], f"weightcache-{os.geteuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="belongs to somebody else"):
+        local_directory(str(root))
+
+
+def test_locks_are_never_in_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "tmp").mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(root / "tmp"))
+    assert root not in Path(local_directory(str(root))).parents
+    with pytest.raises(StorageError, match="no container-local directory"):
+        local_directory("/")
+
+
+def test_the_start_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process_start(os.getpid())
+    assert process_start(2**22 + 1) is None
+
+
+@pytest.mark.parametrize("wait", [-1, float("nan"), "5", True, None])
+def test_wait_is_a_number_of_seconds(wait: Any, root: Path) -> None:
+    with pytest.raises(ValueError, match="wait must be a number of seconds"):
+        quiet(one(DATA), root, wait=wait)
+
+
+# aensure ------------------------------------------------------------------------------------------------------
+
+
+def test_aensure(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+
+    async def work() -> list[weightcache.Weights]:
+        return await asyncio.gather(*(aensure(manifest, root=root, progress=False) for _ in range(4)))
+
+    found = asyncio.run(work())
+    assert {weights["sam2"].read_bytes() for weights in found} == {DATA}
+    assert origin.gets() == 1
+    assert asyncio.run(aensure(manifest, root=root)).report["sam2"].outcome == "hit"
+
+
+def test_aensure_raises_what_ensure_raises(origin: Origin, root: Path) -> None:
+    with pytest.raises(DownloadError):
+        asyncio.run(aensure(one(DATA, origin.url("/404")), root=root, progress=False))
+
+
+def test_a_cancelled_aensure_ends_in_the_middle_of_a_read(origin: Origin, root: Path) -> None:
+    reached = threading.Event()
+    origin.put("/a", DATA, faults=[stalled(2 * BLOCK + 5)], on_sent=lambda sent: sent > 2 * BLOCK and reached.set())
+    manifest = one(DATA, origin.url("/a"))
+
+    async def work() -> float:
+        task = asyncio.create_task(aensure(manifest, root=root, progress=False))
+        await asyncio.to_thread(reached.wait, 60)
+        while not (partials(root) and (partials(root)[0] / "journal").read_text().count("\n") >= 4):
+            await asyncio.sleep(0)  # until the client has read what was sent
+        began = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return time.monotonic() - began
+
+    seconds = asyncio.run(work())
+    assert seconds < 4  # the stall timeout of these tests is 5
+    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+    assert not [path for path in held if path.startswith(str(root))]
+    assert visible(root) == []
+    assert quiet(manifest, root).report["sam2"].outcome == "resumed"
+
+
+def test_a_cancelled_aensure_ends_while_it_waits(origin: Origin, root: Path) -> None:
+    async def work(manifest: Any) -> None:
+        task = asyncio.create_task(aensure(manifest, root=root, progress=False))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with Filling(origin, root) as filling:
+        asyncio.run(work(filling.manifest))
+
+
+def test_a_waiter_in_another_process_says_who_it_waits_for(origin: Origin, root: Path) -> None:
+    with Filling(origin, root) as filling:
+        code = "ensure(json.loads(sys.argv[1]), root=sys.argv[2])"
+        process = child(code, json.dumps(filling.manifest), str(root))
+        line = process.stderr.readline()
+        filling.go_on.set()
+        process.communicate(timeout=60)
+    assert line.startswith(f"weightcache: waiting for process {os.getpid()} (downloading")
+    assert process.returncode == 0

@@ -1,0 +1,286 @@
+"""Commit and reload: the order of the story, what a failure costs, and that nothing unpushed is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from origin import Origin, broken
+from origin import status as answer
+from support import blob, one, partials, visible
+
+import weightcache
+from weightcache import DownloadError, NotCachedError, VolumeError, ensure, prune, status
+from weightcache._partial import BLOCK
+
+DATA = blob(2 * BLOCK + 5)
+
+
+class Volume:
+    """Notes each call with what the root holds at that moment; may fail."""
+
+    def __init__(self, root: Path, **failures: int) -> None:
+        self.root, self.failures = root, failures
+        self.calls: list[str] = []
+
+    def _call(self, name: str) -> None:
+        receipts = list(self.root.glob(".weightcache/receipts/*/*.json"))
+        self.calls.append(f"{name}: {len(visible(self.root))} published, {len(receipts)} receipts")
+        if self.failures.get(name, 0):
+            self.failures[name] -= 1
+            raise RuntimeError("there are open files preventing the operation")
+
+    def commit(self) -> None:
+        self._call("commit")
+
+    def reload(self) -> None:
+        self._call("reload")
+
+
+def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
+    return ensure(manifest, root=root, progress=False, **options)
+
+
+def test_the_story(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    volume = Volume(root)
+    weights = quiet(one(DATA, origin.url("/a")), root, volume=volume)
+    assert volume.calls == [
+        "reload: 0 published, 0 receipts",
+        "commit: 1 published, 0 receipts",
+        "commit: 1 published, 1 receipts",
+    ]
+    assert weights.report.committed is True
+    assert weights.report.warnings == ()
+
+
+def test_what_another_container_published_is_found_by_the_reload(origin: Origin, root: Path, tmp_path: Path) -> None:
+    origin.put("/a", DATA)
+    manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
+    quiet(manifest, theirs)
+    origin.requests.clear()
+
+    class Reloading(Volume):
+        def reload(self) -> None:
+            super().reload()
+            shutil.copytree(theirs, root, dirs_exist_ok=True)
+
+    volume = Reloading(root)
+    assert quiet(manifest, root, volume=volume, offline=True).report["sam2"].outcome == "hit"
+    assert [call.partition(":")[0] for call in volume.calls] == ["reload"]
+    assert origin.requests == []
+
+
+def test_a_reload_that_fails_is_reported(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    weights = quiet(one(DATA, origin.url("/a")), root, volume=Volume(root, reload=3))
+    assert weights["sam2"].read_bytes() == DATA
+    [warning] = weights.report.warnings
+    assert warning == "reload of the volume failed: RuntimeError: there are open files preventing the operation"
+
+
+def test_calls_are_tried_again(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    volume = Volume(root, reload=2, commit=2)
+    report = quiet(one(DATA, origin.url("/a")), root, volume=volume).report
+    assert (report.committed, report.warnings) == (True, ())
+    assert len(volume.calls) == 3 + 3 + 1
+
+
+def test_without_a_commit_there_is_no_receipt(origin: Origin, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    origin.put("/a", DATA)
+    with caplog.at_level(logging.WARNING, "weightcache"):
+        weights = quiet(one(DATA, origin.url("/a")), root, volume=Volume(root, commit=3))
+    assert weights["sam2"].read_bytes() == DATA
+    assert weights.report.committed is False
+    assert "commit of the volume failed" in weights.report.warnings[0]
+    assert "commit of the volume failed" in caplog.text
+    assert status(one(DATA), root=root)[0].state == "unverified"
+    again = quiet(one(DATA, origin.url("/a")), root, volume=(volume := Volume(root)))
+    assert again.report["sam2"].outcome == "adopted"
+    # What no commit has taken is committed first, and only then reloaded.
+    assert [call.partition(":")[0] for call in volume.calls] == ["commit", "reload", "commit", "commit"]
+
+
+def test_a_partial_that_no_commit_has_taken_is_not_reloaded_over(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA, faults=[broken(BLOCK + 9)], always=answer(404))
+    manifest = one(DATA, origin.url("/a"))
+    with pytest.raises(DownloadError):
+        quiet(manifest, root, volume=Volume(root))
+    origin.files["/a"].always = None
+
+    class Discarding(Volume):
+        """A reload discards what was not committed; this one cannot commit either."""
+
+        def reload(self) -> None:
+            super().reload()
+            shutil.rmtree(root)
+
+    origin.requests.clear()
+    volume = Discarding(root, commit=3)
+    weights = quiet(manifest, root, volume=volume)
+    assert weights.report["sam2"].outcome == "resumed"
+    assert not any(call.startswith("reload") for call in volume.calls)
+    assert origin.sent() == len(DATA) - BLOCK
+
+
+def test_healing_withdraws_the_receipt_and_commits_first(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+    os.truncate(quiet(manifest, root, volume=Volume(root))["sam2"], 5)
+    volume = Volume(root)
+    assert quiet(manifest, root, volume=volume).report["sam2"].outcome == "healed"
+    assert volume.calls == [
+        "reload: 1 published, 1 receipts",
+        "commit: 1 published, 0 receipts",
+        "commit: 1 published, 0 receipts",
+        "commit: 1 published, 1 receipts",
+    ]
+
+
+def test_a_volume_that_loses_what_was_committed(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+
+    class Losing(Volume):
+        def commit(self) -> None:
+            super().commit()
+            shutil.rmtree(root)
+            root.mkdir()
+
+    with pytest.raises(VolumeError, match="3 times: the volume does not keep") as caught:
+        quiet(one(DATA, origin.url("/a")), root, volume=Losing(root))
+    assert caught.value.operation == "commit"
+
+
+def test_a_commit_that_loses_it_once(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    lost: list[int] = []
+
+    class LosingOnce(Volume):
+        def commit(self) -> None:
+            super().commit()
+            if len(self.calls) == 3 and not lost:
+                lost.append(1)
+                shutil.rmtree(root / "sam2")
+
+    weights = quiet(one(DATA, origin.url("/a")), root, volume=LosingOnce(root))
+    assert lost
+    assert weights["sam2"].read_bytes() == DATA
+
+
+def test_status_looks_again_when_the_reload_is_over(origin: Origin, root: Path) -> None:
+    """During a reload a Volume looks empty; a `status` in that moment waits for its end and looks again."""
+    import threading
+
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+    quiet(manifest, root)
+    hidden, empty, looked = root.with_name("hidden"), threading.Event(), threading.Event()
+
+    class Empty(Volume):
+        def reload(self) -> None:
+            root.rename(hidden)
+            root.mkdir()
+            empty.set()
+            looked.wait(60)
+            root.rmdir()
+            hidden.rename(root)
+
+    filler = threading.Thread(target=lambda: quiet(manifest, root, volume=Empty(root), rehash=True, only=["sam2"]))
+    from weightcache import _volume
+
+    calls = _volume.VolumeCalls(str(root), Empty(root))
+    os.unlink(next(Path(os.environ["TMPDIR"]).glob("*/*.unpushed")))  # as after a commit
+    filler = threading.Thread(target=calls.refresh)
+    filler.start()
+    assert empty.wait(60)
+    states: list[str] = []
+    from weightcache import _lock
+
+    real = _lock._kernel_lock
+
+    def noticed(path: str, tick: Any) -> Any:
+        looked.set()  # the first look, at an empty root, is over
+        return real(path, tick)
+
+    _lock._kernel_lock = noticed  # type: ignore[assignment]
+    try:
+        states = [seen.state for seen in status(manifest, root=root)]
+    finally:
+        _lock._kernel_lock = real
+    filler.join()
+    assert states == ["ready"]
+
+
+def test_prune_commits_the_receipts_before_the_files(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+    quiet(manifest, root, volume=Volume(root))
+    volume = Volume(root)
+    assert len(prune(one(b"other"), root=root, volume=volume, older_than=0, dry_run=False)) == 1
+    assert volume.calls == [
+        "reload: 1 published, 1 receipts",
+        "commit: 1 published, 0 receipts",
+        "commit: 0 published, 0 receipts",
+    ]
+    assert list(root.glob(".weightcache/receipts/*/*")) == []
+
+
+@pytest.mark.parametrize("failures", [{"commit": 3}, {"reload": 3}])
+def test_a_prune_that_fails_can_be_called_again(failures: dict[str, int], origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    quiet(one(DATA, origin.url("/a")), root, volume=Volume(root))
+    with pytest.raises(VolumeError, match="prune stopped") as caught:
+        prune(one(b"other"), root=root, volume=Volume(root, **failures), older_than=0, dry_run=False)
+    assert caught.value.operation == next(iter(failures))
+    assert len(visible(root)) == 1
+    assert len(prune(one(b"other"), root=root, older_than=0)) == 1
+    assert len(prune(one(b"other"), root=root, volume=Volume(root), older_than=0, dry_run=False)) == 1
+    assert visible(root) == []
+
+
+def test_a_prune_that_died_does_not_go_on_with_what_is_there_again(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+    quiet(manifest, root)
+    [receipt] = root.glob(".weightcache/receipts/sam2/*")
+    receipt.rename(receipt.with_suffix(".pruning"))  # killed right after the first step
+    assert quiet(manifest, root).report["sam2"].outcome == "adopted"
+    assert prune(manifest, root=root, dry_run=False) == []
+    assert status(manifest, root=root)[0].state == "ready"
+
+
+def test_warnings_of_the_place(
+    origin: Origin, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+    assert quiet(manifest, root / "plain").report.warnings == ()
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    [warning] = quiet(manifest, root / "vanishing").report.warnings
+    assert "vanishes with this container" in warning
+    (tmp_path / "volumes" / "vo-1").mkdir(parents=True)
+    (tmp_path / "mount").symlink_to(tmp_path / "volumes" / "vo-1")
+    monkeypatch.setattr("weightcache._volume.MODAL_VOLUMES", f"{tmp_path}/volumes/")
+    [warning] = quiet(manifest, tmp_path / "mount").report.warnings
+    assert "no volume= was given" in warning
+    assert "Add volume=" in warning
+    assert quiet(manifest, tmp_path / "mount" / "b", volume=Volume(tmp_path)).report.warnings == ()
+
+
+@pytest.mark.parametrize("volume", [object(), "fashion-models", 3])
+def test_what_is_no_volume(volume: Any, root: Path) -> None:
+    with pytest.raises(TypeError, match=r"volume must have commit\(\) and reload\(\)"):
+        quiet(one(DATA), root, volume=volume)
+
+
+def test_offline_still_reloads(root: Path) -> None:
+    volume = Volume(root)
+    with pytest.raises(NotCachedError):
+        quiet(one(DATA, "https://h/x"), root, volume=volume, offline=True)
+    assert [call.partition(":")[0] for call in volume.calls] == ["reload"]
+    assert partials(root) == []
