@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from origin import Origin, gate, stalled
-from support import blob, child, one, partials, visible
 
 import weightcache
+from origin import Origin, gate, stalled
+from support import blob, child, one, partials, visible
 from weightcache import DownloadError, LockTimeoutError, StorageError, _lock, aensure, ensure, status
 from weightcache._container import container_id, local_directory, process_start
 from weightcache._partial import BLOCK
@@ -197,7 +197,11 @@ def test_a_cancelled_aensure_ends_in_the_middle_of_a_read(origin: Origin, root: 
 
     seconds = asyncio.run(work())
     assert seconds < 4  # the stall timeout of these tests is 5
-    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{fd}")
+    ]
     assert not [path for path in held if path.startswith(str(root))]
     assert visible(root) == []
     assert quiet(manifest, root).report["sam2"].outcome == "resumed"

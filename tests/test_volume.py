@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import weightcache
 from origin import Origin, broken
 from origin import status as answer
 from support import blob, one, partials, visible
-
-import weightcache
 from weightcache import DownloadError, NotCachedError, VolumeError, ensure, prune, status
 from weightcache._partial import BLOCK
 

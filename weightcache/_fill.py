@@ -61,7 +61,7 @@ class _Work:
     @property
     def was_wrong(self) -> bool:
         """Whether a published file is replaced, not only added."""
-        return self.seen.state in ("damaged", "unverified")
+        return self.seen.state not in ("missing", "partial")
 
     def done(self, outcome: Outcome) -> None:
         self.outcome, self.published, self.ended = outcome, True, time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -127,6 +128,8 @@ class BarProgress(Progress):
         from tqdm import tqdm
 
         self._tqdm = tqdm
+        # A terminal without a size (`docker run -t` in a script) says 0 columns, and tqdm would show nothing.
+        self._wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
         self._all: Any = self._bar("all", self.total, 0) if self.count > 1 else None
 
     def _bar(self, label: str, total: int | None, position: int) -> Any:
@@ -138,7 +141,9 @@ class BarProgress(Progress):
             unit_scale=True,
             unit_divisor=1000,
             leave=self.count <= _BARS_KEPT,
-            dynamic_ncols=True,
+            dynamic_ncols=self._wide,
+            ncols=None if self._wide else 80,
+            nrows=None if self._wide else 24,
             file=sys.stderr,
         )
 

@@ -195,7 +195,8 @@ class _Problems(list[str]):
             if not isinstance(key, str):
                 self.add(where, f"want strings as keys, got {_kind(key)}")
             elif keys is not None and key not in keys:
-                self.add(f"{where}.{key}" if where else key, f"unknown key; known are {', '.join(keys)}")
+                shown = key if name_problem(key) is None else f"{key!r:.120}"
+                self.add(f"{where}.{shown}" if where else shown, f"unknown key; known are {', '.join(keys)}")
         return {key: item for key, item in value.items() if isinstance(key, str)}
 
     def string(self, value: object, where: str) -> str | None:

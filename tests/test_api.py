@@ -1,0 +1,123 @@
+"""The public surface, and the documentation that must not go stale."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import weightcache
+from origin import Origin
+from support import blob, one
+from test_look import toml_of
+from weightcache import errors
+from weightcache._tool.cli import build_parser
+
+HERE = Path(__file__).parents[1]
+DOCS = sorted([HERE / "README.md", HERE / "CHANGELOG.md", HERE / "CONTRIBUTING.md", *HERE.glob("docs/**/*.md")])
+CLI = (HERE / "docs/reference/cli.md").read_text()
+
+
+def test_exports() -> None:
+    assert weightcache.__all__ == sorted(weightcache.__all__)
+    for name in weightcache.__all__:
+        assert getattr(weightcache, name).__doc__, name
+        assert getattr(weightcache, name).__module__.startswith("weightcache")
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", str(weightcache.__version__))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = weightcache.nonsense
+
+
+@pytest.mark.parametrize("name", ["ensure", "aensure", "status", "verify", "prune"])
+def test_everything_after_the_manifest_is_keyword_only(name: str) -> None:
+    first, *rest = inspect.signature(getattr(weightcache, name)).parameters.values()
+    assert first.kind in (first.POSITIONAL_OR_KEYWORD, first.VAR_POSITIONAL)
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in rest)
+
+
+def test_values_cannot_be_changed() -> None:
+    manifest = weightcache.Manifest.load(one(b"x"))
+    checkpoint = manifest["sam2"]
+    with pytest.raises(AttributeError, match="Checkpoint cannot be changed"):
+        checkpoint.name = "other"
+    with pytest.raises(AttributeError, match="Checkpoint cannot be changed"):
+        del checkpoint.name
+    assert hash(manifest) == hash(weightcache.Manifest.load(one(b"x")))
+    assert manifest != weightcache.Manifest.load(one(b"y"))
+    assert "sha256='2d711642b726b044" in repr(checkpoint)
+    assert checkpoint.as_dict()["name"] == "sam2"
+    import pickle
+
+    assert pickle.loads(pickle.dumps(manifest)) == manifest
+
+
+def test_every_name_is_documented() -> None:
+    api, tree = (HERE / "docs/reference/api.md").read_text(), (HERE / "docs/reference/errors.md").read_text()
+    assert [name for name in weightcache.__all__ if f"`{name}" not in api] == []
+    assert [name for name in errors.__all__ if name not in tree] == []
+
+
+@pytest.mark.parametrize("name", ["ensure", "aensure", "status", "verify", "prune"])
+def test_the_documented_signature(name: str) -> None:
+    api = (HERE / "docs/reference/api.md").read_text()
+    parameters = inspect.signature(getattr(weightcache, name)).parameters.values()
+    for parameter in parameters:
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        assert re.search(rf"{name}\([^)]*{parameter.name}{re.escape(default)}\b", api) or default.endswith(")"), (
+            parameter
+        )
+
+
+def verbs() -> list[str]:
+    [action] = [action for action in build_parser()._actions if hasattr(action, "choices") and action.choices]
+    return ["", *action.choices]
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_the_documented_help(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "weightcache", *([verb] if verb else []), "--help"]
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "NO_COLOR": "1"}
+    ).stdout
+    words = " ".join(["weightcache", *([verb] if verb else []), "--help"])
+    [block] = re.findall(rf"```text\n\$ {re.escape(words)}\n(.*?)```", CLI, re.DOTALL)
+    assert block == said
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(HERE)))
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"\btest_\w+\.py\b", text):
+        assert (HERE / "tests" / name).exists(), name
+
+
+def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
+    lines = (HERE / "README.md").read_text().splitlines()
+    assert len(lines) <= 100
+    text = "\n".join(lines[:25])
+    assert "make demo" in text
+    assert "make test" in text
+
+
+def test_the_quickstart_runs(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = blob(1000)
+    origin.put("/a", data)
+    toml_of(one(data, origin.url("/a")), tmp_path / "weights.toml")
+    [code, *_] = re.findall(r"```python\n(.*?)```", (HERE / "docs/quickstart.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.read_bytes() for path in tmp_path.glob("weights/sam2/*/weights.pt")] == [data]
+
+
+def test_every_decision_has_its_parts() -> None:
+    for page in sorted((HERE / "docs/decisions").glob("*.md")):
+        text = page.read_text().lower()
+        assert all(part in text for part in ("context", "decision", "consequences", "what would change it")), page

@@ -1,0 +1,125 @@
+"""Progress: plain lines, bars on a terminal, the caller's function, or nothing."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from origin import Origin, broken
+from support import blob, directory, one
+from weightcache import _progress, ensure
+from weightcache._partial import BLOCK
+
+DATA = blob(BLOCK + 500)
+
+
+def test_lines(origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_progress, "LINE_EVERY", 0.0)
+    origin.put("/a", DATA)
+    ensure(one(DATA, origin.url("/a")), root=root)
+    lines = capsys.readouterr().err.splitlines()
+    pattern = r"weightcache: sam2: \d\.\d of 1\.0 MB \(\d+ %\), \d+\.\d MB/s, \d+ s left"
+    assert all(re.fullmatch(pattern, line) for line in lines[1:-1]), lines
+    assert re.fullmatch(r"weightcache: 1\.0 MB of 1 file\(s\) in \d+\.\d s \(\d+\.\d MB/s\)", lines[-1])
+    ensure(one(DATA, origin.url("/a"), size=False, name="b"), root=root / "b")
+    assert "b: 1.0 MB, " in capsys.readouterr().err
+
+
+def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr("weightcache._progress.time.monotonic", lambda: now[0])
+    from weightcache import Manifest
+
+    checkpoint = Manifest.load(one(bytes(100_000_000 // 1000), name="x"))["x"]
+    progress = _progress.LineProgress([(checkpoint, checkpoint.files[0])])
+    track = progress.open("x", "x.pt", 100_000)
+    for second in range(1, 26):
+        now[0] = float(second)
+        progress.advance(track, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "weightcache: x: 0.0 of 0.1 MB (10 %), 0.0 MB/s, 90 s left",
+        "weightcache: x: 0.0 of 0.1 MB (20 %), 0.0 MB/s, 80 s left",
+    ]
+
+
+def test_a_function(origin: Origin, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[str, int, int | None]] = []
+    origin.put("/a", DATA, faults=[broken(500)], ranges=False)
+    origin.put("/d/x", b"x" * 10)
+    origin.put("/d/y", b"y" * 20)
+    manifest = one(DATA, origin.url("/a"))
+    manifest["checkpoints"] |= directory({"x": b"x" * 10, "y": b"y" * 20}, origin.url("/d"))["checkpoints"]
+    ensure(manifest, root=root, progress=lambda *call: calls.append(call))
+    assert ("sam2", 500, len(DATA)) in calls
+    assert ("sam2", 0, len(DATA)) in calls[calls.index(("sam2", 500, len(DATA))) :]  # it began again
+    assert ("sam2", len(DATA), len(DATA)) in calls
+    assert calls[-1] == ("bert", 30, 30)
+    assert capsys.readouterr().err == ""
+    unsized: list[Any] = []
+    origin.put("/b", DATA)
+    ensure(one(DATA, origin.url("/b"), size=False, name="b"), root=root / "b", progress=lambda *c: unsized.append(c))
+    assert unsized[-1] == ("b", len(DATA), None)
+
+
+def test_a_function_that_raises_ends_it_and_loses_nothing(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+
+    def stop(name: str, done: int, total: int | None) -> None:
+        if done > BLOCK:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        ensure(one(DATA, origin.url("/a")), root=root, progress=stop)
+    assert ensure(one(DATA, origin.url("/a")), root=root, progress=False)["sam2"].read_bytes() == DATA
+
+
+def test_nothing(origin: Origin, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    origin.put("/a", DATA)
+    ensure(one(DATA, origin.url("/a")), root=root, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("progress", [3, "yes"])
+def test_what_is_no_progress(progress: Any, root: Path) -> None:
+    with pytest.raises(TypeError, match="progress must be"):
+        ensure(one(DATA), root=root, progress=progress)
+
+
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_bars_on_a_terminal(count: int, origin: Origin, root: Path) -> None:
+    files = {f"file-{number}.bin": blob(3000, number) for number in range(count)}
+    for path, data in files.items():
+        origin.put(f"/d/{path}", data)
+    code = "import sys, json; from weightcache import ensure; ensure(json.loads(sys.argv[1]), root=sys.argv[2])"
+    import json
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(directory(files, origin.url("/d"))), str(root)],
+        stderr=theirs,
+        stdout=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # the other end is closed (Linux: EIO)
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "bert: file-0.bin" in text
+    assert ("all" in text) is (count > 1)
+    assert "100%" in text
