@@ -84,6 +84,12 @@ print(seconds)
 
 CONTESTANTS = {  # what it is called → the module it needs, its program
     "weightcache, bare process": ("weightcache", WEIGHTCACHE.format(before="")),
+    "weightcache, standard library loaded": (
+        "weightcache",
+        WEIGHTCACHE.format(
+            before="import asyncio, dataclasses, hashlib, json, logging, pathlib, tomllib, urllib.parse"
+        ),
+    ),
     "weightcache, after import modal": ("modal", WEIGHTCACHE.format(before="import modal")),
     "os.path.exists": ("os", EXISTS),
     "pooch.retrieve": ("pooch", POOCH),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .manifest import Checkpoint, File
 
 BLOCK = 1 << 20  # bytes; what a SIGKILL may cost a connection (docs/design.md, G4)
+UNFINISHED_RECEIPT = "receipt"  # stands in a name where a partial's digest stands
 STALE = 86400.0  # seconds after which a partial of nobody here is swept
 
 Blocks = dict[int, tuple[int, int]]  # block number -> (length in bytes, crc32)
@@ -304,7 +305,7 @@ def sweep(layout: Layout, published: set[str]) -> list[str]:
     over = [
         path
         for path, digest, writer in _writers(layout)
-        if digest in published and writer is not None and writer.is_dead_here(layout.root)
+        if digest in {UNFINISHED_RECEIPT, *published} and writer is not None and writer.is_dead_here(layout.root)
     ]
     removed = sorted({*over, *stale_partials(layout)})
     for path in removed:

@@ -140,7 +140,7 @@ class BarProgress(Progress):
             unit="B",
             unit_scale=True,
             unit_divisor=1000,
-            leave=self.count <= _BARS_KEPT,
+            leave=position == 0 or self.count <= _BARS_KEPT,
             dynamic_ncols=self._wide,
             ncols=None if self._wide else 80,
             nrows=None if self._wide else 24,

@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from ._container import Writer
 from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
-from ._partial import VanishedError
+from ._partial import UNFINISHED_RECEIPT, VanishedError
 from .errors import StorageError
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sources: Sequence[str]
         VanishedError: A published file is gone.
     """
     path = layout.receipt(checkpoint)
-    fresh = f"{layout.partials}/receipt.{os.getpid()}-{time.monotonic_ns()}"  # there it is swept if we die
+    fresh = f"{layout.partials}/{UNFINISHED_RECEIPT}.{Writer.new(layout.root)}"  # there it is swept if we die
     try:
         files = {
             file.path: {"sha256": file.sha256, "size": os.stat(layout.file(checkpoint, file)).st_size}
