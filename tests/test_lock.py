@@ -116,7 +116,7 @@ def test_no_locks_at_all(
 def test_no_directory_for_locks(
     origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
     origin.put("/a", DATA)
