@@ -448,3 +448,37 @@ def test_failures_are_logged_without_the_query(
     assert f"{origin.url('/a')}: the connection" in said
     assert "HTTP 404" in said
     assert "secret" not in said
+
+
+def test_a_mirror_that_is_wrong_by_its_header_costs_nothing(origin: Origin, mirror: Origin, root: Path) -> None:
+    """What the first mirror brought is kept when the second one announces another length."""
+    origin.put("/a", DATA, faults=[broken(BLOCK + 9)], always=answer(404))
+    mirror.put("/b", DATA, always=answer(200, body=b"quota"))
+    with pytest.raises(DownloadError):
+        quiet(one(DATA, origin.url("/a"), mirror.url("/b")), root)
+    origin.files["/a"].always = None
+    origin.requests.clear()
+    assert quiet(one(DATA, origin.url("/a")), root).report["sam2"].outcome == "resumed"
+    assert origin.sent() == len(DATA) - BLOCK
+
+
+def test_refused_bytes_are_not_asked_for_block_by_block_later(origin: Origin, mirror: Origin, root: Path) -> None:
+    origin.put("/a", DATA, always=other_bytes(FLIPPED))
+    mirror.put("/b", DATA)
+    with pytest.raises(IntegrityError):
+        quiet(one(DATA, origin.url("/a")), root)
+    origin.requests.clear()
+    weights = quiet(one(DATA, origin.url("/a"), mirror.url("/b")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert (origin.gets(), mirror.gets()) == (1, 1)
+
+
+def test_the_body_of_a_redirect_is_not_read(origin: Origin, root: Path) -> None:
+    def endless(exchange: Any) -> None:
+        exchange.head(302, {"Location": "/b", "Content-Length": 10**12})
+        while not exchange.origin.stopping.is_set():
+            exchange.body(bytes(1 << 20))
+
+    origin.put("/a", DATA, always=endless)
+    origin.put("/b", DATA)
+    assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA

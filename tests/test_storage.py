@@ -184,3 +184,38 @@ def test_a_receipt_that_cannot_be_written(origin: Origin, root: Path) -> None:
         quiet(one(DATA, origin.url("/a")), root)
     (root / ".weightcache/receipts/sam2").unlink()
     assert quiet(one(DATA, origin.url("/a")), root).report["sam2"].outcome == "adopted"
+
+
+def test_a_copy_for_which_there_is_no_room_is_a_full_disk(
+    origin: Origin, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two names for the same bytes, no hard links, and room for one: not a partial that vanished."""
+
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError("no hard links here")
+
+    data = blob(5_000_000)
+    origin.put("/a", data)
+    manifest = one(data, origin.url("/a"), name="a")
+    manifest["checkpoints"] |= one(data, origin.url("/a"), name="b")["checkpoints"]
+    monkeypatch.setattr("weightcache._store.os.link", no_links)
+    with pytest.raises(StorageError, match="the disk is full"):
+        quiet(manifest, small_disk / "root")
+
+
+def test_more_files_than_a_process_may_open(origin: Origin, root: Path) -> None:
+    import resource
+
+    from support import directory
+
+    files = {f"{number}": b"%d" % number for number in range(300)}
+    for path, data in files.items():
+        origin.put(f"/d/{path}", data)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, hard))
+    try:
+        weights = quiet(directory(files, origin.url("/d")), root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(list(weights["bert"].iterdir())) == 300
