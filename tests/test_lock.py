@@ -228,3 +228,23 @@ def test_a_waiter_in_another_process_says_who_it_waits_for(origin: Origin, root:
         process.communicate(timeout=60)
     assert line.startswith(f"weightcache: waiting for process {os.getpid()} (downloading")
     assert process.returncode == 0
+
+
+def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two mounts of one disk are two roots to every lock: the writer at work must still be seen as alive."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def no_lock(root: str, **options: Any) -> Any:
+        yield _lock.Holder(root), _lock.Waiting(root, options["wait"], options["say"], options["check"])
+
+    monkeypatch.setattr("weightcache._fill.exclusive", no_lock)
+    with Filling(origin, root) as filling:
+        [theirs] = partials(root)
+        weights = quiet(filling.manifest, root)
+        assert weights.report["sam2"].outcome == "resumed"  # their journaled blocks were copied
+        assert partials(root) == [theirs]
+    assert partials(root) == []
+    assert weights["sam2"].read_bytes() == DATA
