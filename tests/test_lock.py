@@ -248,3 +248,15 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
         assert partials(root) == [theirs]
     assert partials(root) == []
     assert weights["sam2"].read_bytes() == DATA
+
+
+def test_hashing_is_progress_to_who_waits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[tuple[str, int]] = []
+    monkeypatch.setattr(_lock, "BEAT", 0.0)
+    monkeypatch.setattr(_lock.Holder, "_write", lambda self: noted.append((self._doing, self._done)))
+    path = Path(weightcache.status(one(DATA), root=root)[0].path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(DATA)
+    quiet(one(DATA), root)
+    assert noted.count(("hashing what is there", 0)) == 1
+    assert ("hashing what is there", 3 * BLOCK) in noted

@@ -137,7 +137,7 @@ class _Fill:
             self.calls.warn_of_place()
             _store.make_root(self.layout)
         holder.begin("hashing what is there")
-        self._find_missing(todo)
+        self._find_missing(todo, holder)
         changed = [work for work in todo if work.missing or not work.seen.receipt]
         if read_only:
             self._serve_read_only(changed)
@@ -162,7 +162,7 @@ class _Fill:
         self.calls.refresh()
         return [_Work(checkpoint, look(self.layout, checkpoint)) for checkpoint in self.checkpoints]
 
-    def _find_missing(self, todo: list[_Work]) -> None:
+    def _find_missing(self, todo: list[_Work], holder: Holder) -> None:
         """Tell which files must be brought. What a receipt speaks for is believed, unless all is to be hashed."""
         to_hash = []
         for work in todo:
@@ -170,7 +170,12 @@ class _Fill:
                 work.missing = list(work.seen.wrong)
             else:
                 to_hash += [(work.checkpoint, file) for file in work.checkpoint.files]
-        wrong = _store.wrong_files(self.layout, to_hash, self._cancel.check)
+
+        def tick() -> None:
+            self._cancel.check()
+            holder.advance(_store.HASH_CHUNK)  # who waits must see that gigabytes are being hashed
+
+        wrong = _store.wrong_files(self.layout, to_hash, tick)
         for work in todo:
             work.missing += [file for file in work.checkpoint.files if (work.checkpoint.name, file.path) in wrong]
 
