@@ -16,9 +16,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._http import Client, RangeError, SourceError, TransientError, WrongBytesError
+from ._http import Client
 from ._partial import BLOCK
 from ._rules import resolved_url
+from ._source import RangeError, SourceError, TransientError, WrongBytesError
 from .errors import Attempt, DownloadError, IntegrityError, redacted
 
 if TYPE_CHECKING:

@@ -1,11 +1,4 @@
-"""One response: from a mirror over HTTP, or from a local file, both as a stream of bytes at a known offset.
-
-Here the network's many ways to fail become four of ours:
-
-* `SourceError`: this mirror cannot give the file.
-* `TransientError`: it may on another try.
-* `RangeError`: not in parts, perhaps as a whole.
-* `WrongBytesError`: it gives another file than the declared one.
+"""Mirrors over HTTP: one session with its redirects, proxies, netrc and TLS, and one response as a `Body`.
 
 No reason ever quotes an exception of requests: those hold the URL with its query, and a signed query is a secret.
 """
@@ -15,7 +8,6 @@ from __future__ import annotations
 import email.utils
 import os
 import re
-import stat
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -28,6 +20,7 @@ import urllib3
 from requests.auth import AuthBase
 
 from ._rules import local_path
+from ._source import CHUNK, Body, LocalBody, RangeError, SourceError, TransientError, WrongBytesError
 from .errors import redacted
 
 if TYPE_CHECKING:
@@ -35,7 +28,6 @@ if TYPE_CHECKING:
 
     from ._cancel import Cancel
 
-CHUNK = 256 * 1024  # bytes a read: large enough to be cheap, small enough for smooth progress
 MAX_REDIRECTS = 10
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
@@ -60,30 +52,6 @@ class Timeouts:
 
 
 TIMEOUTS = Timeouts()
-
-
-class SourceError(Exception):
-    """This mirror cannot give the file; the text says why."""
-
-
-class TransientError(SourceError):
-    """It may work on another try, after at least ``after`` seconds."""
-
-    def __init__(self, reason: str, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
-class RangeError(SourceError):
-    """The mirror does not give this part, or gives another one."""
-
-
-class WrongBytesError(SourceError):
-    """The mirror gives a whole file that is not the declared one."""
-
-    def __init__(self, expected: str, actual: str) -> None:
-        super().__init__(f"wrong bytes: expected {expected}, got {actual}")
-        self.expected, self.actual = expected, actual
 
 
 class _Bearer(AuthBase):
@@ -145,7 +113,7 @@ class Client:
             SourceError: One of the four kinds.
         """
         if (path := local_path(url)) is not None:
-            return _LocalBody(path, start, size)
+            return LocalBody(path, start, size)
         headers = {}
         if start or end is not None:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
@@ -207,36 +175,6 @@ class Client:
         ) as error:
             failure = SourceError(f"the request cannot be made ({type(error).__name__})")
         raise failure  # outside the handler: no context with the URL's query hangs on it
-
-
-class Body:
-    """A stream of a file's bytes.
-
-    Attributes:
-        offset: Where in the file it begins.
-        total: Length of the whole file as the mirror says, or ``None``.
-        validator: Strong ETag, or ``None``.
-        resumable: Whether another request may continue it.
-        partial: Whether it ends where the request said, and not at the end of the file.
-    """
-
-    offset: int = 0
-    partial: bool = False
-    total: int | None = None
-    validator: str | None = None
-    resumable: bool = True
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes. That they end does not mean that they are whole.
-
-        Raises:
-            TransientError: The stream broke off or stalled.
-            SourceError: It cannot be read at all.
-        """
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
 
 
 class _HttpBody(Body):
@@ -302,38 +240,6 @@ class _HttpBody(Body):
 
     def close(self) -> None:
         self._response.close()
-
-
-class _LocalBody(Body):
-    """A ``file:`` URL: a regular file, copied."""
-
-    def __init__(self, path: str, start: int, size: int | None) -> None:
-        try:
-            # O_NONBLOCK: opening a FIFO would otherwise wait for a writer for ever.
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise SourceError(error.strerror or "cannot be opened") from None
-        try:
-            found = os.fstat(self._descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise SourceError("is not a regular file")
-            if size is not None and size != found.st_size:
-                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes")
-            self.offset, self.total = start, found.st_size
-            os.lseek(self._descriptor, start, os.SEEK_SET)
-        except BaseException:
-            self.close()
-            raise
-
-    def chunks(self) -> Iterator[bytes]:
-        try:
-            while chunk := os.read(self._descriptor, CHUNK):
-                yield chunk
-        except OSError as error:
-            raise TransientError(error.strerror or "cannot be read") from None
-
-    def close(self) -> None:
-        os.close(self._descriptor)
 
 
 def _status_error(response: requests.Response, auth: str | None) -> SourceError:
