@@ -190,7 +190,6 @@ def test_status_looks_again_when_the_reload_is_over(origin: Origin, root: Path) 
             root.rmdir()
             hidden.rename(root)
 
-    filler = threading.Thread(target=lambda: quiet(manifest, root, volume=Empty(root), rehash=True, only=["sam2"]))
     from weightcache import _volume
 
     calls = _volume.VolumeCalls(str(root), Empty(root))

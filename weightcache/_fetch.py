@@ -64,7 +64,6 @@ class Job:
         partial: Where its bytes go.
         received: Bytes received from mirrors, also in vain.
         source: The mirror that delivered it, without credentials and query.
-        size: Its true size, known at the end.
     """
 
     checkpoint: Checkpoint
@@ -72,7 +71,6 @@ class Job:
     partial: PartialFile
     received: int = 0
     source: str = ""
-    size: int = 0
 
 
 def fetch(
@@ -138,7 +136,7 @@ class _Download:
                 attempts.append(Attempt(redacted(mirror.url), str(error), mirror.tries))
                 _log.warning("%s: %s gave no %s: %s", checkpoint.name, redacted(mirror.url), file.path, error)
                 continue
-            self._job.source, self._job.size = redacted(mirror.url), self._position
+            self._job.source = redacted(mirror.url)
             self._partial.finish(self._position)
             return
         raise _download_error(checkpoint, file, tuple(attempts), wrong)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class WrongBytesError(SourceError):
         self.expected, self.actual = expected, actual
 
 
-class Body:
+class Body(ABC):
     """A stream of a file's bytes.
 
     Attributes:
@@ -61,6 +62,7 @@ class Body:
     validator: str | None = None
     resumable: bool = True
 
+    @abstractmethod
     def chunks(self) -> Iterator[bytes]:
         """Yield the bytes. That they end does not mean that they are whole.
 
@@ -68,10 +70,10 @@ class Body:
             TransientError: The stream broke off or stalled.
             SourceError: It cannot be read at all.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Let go of it."""
 
 
 class LocalBody(Body):

@@ -5,10 +5,6 @@ Measured for docs/decisions/0005: eight frozen dataclasses and the import behind
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
-if TYPE_CHECKING:
-    from typing import Any
-
 
 class Value:
     """Compared, hashed, shown and pickled by its ``__slots__``; cannot be changed."""
@@ -18,10 +14,6 @@ class Value:
     def _set(self, **fields: object) -> None:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} cannot be changed")
