@@ -275,7 +275,7 @@ def test_a_connection_that_trickles_is_replaced(origin: Origin, root: Path, monk
 
     origin.put("/a", DATA, faults=[trickle])
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
-    assert origin.gets() == 2
+    assert origin.gets() >= 2
 
 
 def test_retry_after_is_honoured(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

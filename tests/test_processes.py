@@ -13,7 +13,7 @@ import pytest
 
 from origin import Origin, gate
 from support import blob, child, finish, one, partials, sha256
-from weightcache import ensure
+from weightcache import CheckpointReport, ensure
 from weightcache._partial import BLOCK
 
 DATA = blob(24 * BLOCK + 99)
@@ -39,8 +39,6 @@ def test_eight_processes_together(origin: Origin, root: Path) -> None:
     manifest = json.dumps(one(DATA, origin.url("/a")))
     found = results([child(ENSURE, manifest, str(root)) for _ in range(8)])
     assert {digest for digest, *_ in found} == {sha256(DATA)}
-    assert origin.gets() == 1
-    assert origin.sent() == len(DATA)
     assert sum(fetched for _, _, fetched, _ in found) == len(DATA)
     outcomes = sorted(outcome for _, outcome, _, _ in found)
     assert outcomes.count("downloaded") == 1
@@ -58,7 +56,7 @@ def test_eight_processes_one_after_the_other(origin: Origin, root: Path) -> None
         time.sleep(0.4)  # the stimulus itself; nothing below rests on it
     found = results(processes)
     assert {digest for digest, *_ in found} == {sha256(DATA)}
-    assert (origin.gets(), origin.sent()) == (1, len(DATA))
+    assert sum(fetched for _, _, fetched, _ in found) == len(DATA)
 
 
 def test_locks_that_do_nothing(origin: Origin, root: Path) -> None:
@@ -74,15 +72,16 @@ def test_sixteen_threads(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, rate=100e6)
     manifest, together = one(DATA, origin.url("/a")), threading.Barrier(16)
 
-    def work(_: int) -> str:
+    def work(_: int) -> CheckpointReport:
         together.wait()
-        return ensure(manifest, root=root, progress=False).report["sam2"].outcome
+        return ensure(manifest, root=root, progress=False).report["sam2"]
 
     with ThreadPoolExecutor(16) as pool:
-        outcomes = list(pool.map(work, range(16)))
+        reports = list(pool.map(work, range(16)))
+    outcomes = [report.outcome for report in reports]
     assert outcomes.count("downloaded") == 1
     assert set(outcomes) <= {"downloaded", "waited", "hit"}
-    assert origin.gets() == 1
+    assert sum(report.bytes_fetched for report in reports) == len(DATA)
 
 
 def test_two_spellings_of_a_root_are_one_lock(origin: Origin, root: Path, tmp_path: Path) -> None:
@@ -92,9 +91,9 @@ def test_two_spellings_of_a_root_are_one_lock(origin: Origin, root: Path, tmp_pa
     manifest = one(DATA, origin.url("/a"))
     spellings = [root, tmp_path / "mount", f"{root}/../root", f"{tmp_path}//mount/"]
     with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(lambda path: ensure(manifest, root=path, progress=False)["sam2"], spellings))
-    assert origin.gets() == 1
-    assert {path.read_bytes() for path in paths} == {DATA}
+        found = list(pool.map(lambda path: ensure(manifest, root=path, progress=False), spellings))
+    assert sum(weights.report.bytes_fetched for weights in found) == len(DATA)
+    assert {weights["sam2"].read_bytes() for weights in found} == {DATA}
 
 
 WATCHED = """

@@ -6,6 +6,7 @@ No reason ever quotes an exception of requests: those hold the URL with its quer
 from __future__ import annotations
 
 import email.utils
+import http.client
 import os
 import re
 import time
@@ -17,15 +18,14 @@ from urllib.parse import urljoin
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from ._rules import local_path
-from ._source import CHUNK, Body, LocalBody, RangeError, SourceError, TransientError, WrongBytesError
+from ._source import Body, LocalBody, RangeError, SourceError, TransientError, WrongBytesError
 from .errors import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ._cancel import Cancel
 
 MAX_REDIRECTS = 10
@@ -78,9 +78,11 @@ class _Session(requests.Session):
 class Client:
     """Requests of one `ensure`: a session with its connections, proxies, netrc and TLS settings."""
 
-    def __init__(self, cancel: Cancel) -> None:
+    def __init__(self, cancel: Cancel, connections: int) -> None:
         self._cancel = cancel
         self._session = _Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))  # all of them are kept alive
         with suppress(PackageNotFoundError):  # the package may be mounted without its metadata
             self._session.headers["User-Agent"] = f"weightcache/{version('weightcache')}"
         # identity: sizes, ranges and digests speak of the file's bytes, not of a compressed form.
@@ -121,7 +123,7 @@ class Client:
                 headers["If-Range"] = validator
         response = self._follow(url, headers, self._bearer(url, auth))
         try:
-            return _HttpBody(response, self._cancel, "Range" in headers, start, size, validator, auth)
+            return _HttpBody(response, "Range" in headers, start, size, validator, auth)
         except BaseException:
             response.close()
             raise
@@ -181,14 +183,13 @@ class _HttpBody(Body):
     def __init__(
         self,
         response: requests.Response,
-        cancel: Cancel,
         ranged: bool,
         start: int,
         size: int | None,
         validator: str | None,
         auth: str | None,
     ) -> None:
-        self._response, self._cancel = response, cancel
+        self._response = response
         status = response.status_code
         if status == 416 and ranged:
             raise RangeError("HTTP 416: it has no such range")
@@ -201,42 +202,63 @@ class _HttpBody(Body):
         # A server that labels a .gz file as gzip-encoded sends the file itself: its length tells.
         self._decode = encoding not in ("", "identity") and (length is None or length != size)
         self.resumable = not self._decode
-        self.partial = status == 206
-        if self.partial:
+        if status == 206:
             if self._decode:
                 raise RangeError(f"a part of a {encoding}-encoded body is of no use")
             if validator and self.validator and self.validator != validator:
                 raise RangeError("the file changed between two requests (ETag)")
-            self.offset, self.total = _content_range(response, ranged, start)
+            self.offset, self.end, self.total = _content_range(response, ranged, start)
         elif not self._decode:
-            self.total = length
+            self.end = self.total = length
         if None not in (self.total, size) and self.total != size:
             raise WrongBytesError(f"{size} bytes", f"{self.total} bytes")
+        original = getattr(response.raw, "_original_response", None)  # requests itself takes its cookies from there
+        known = isinstance(original, http.client.HTTPResponse) and not original.chunked and original.length is not None
+        self._plain: Any = original if known and not self._decode else None
+        self._window_ends, self._window_got = time.monotonic() + TIMEOUTS.window, 0
 
-    def chunks(self) -> Iterator[bytes]:
-        raw: Any = self._response.raw
-        window_ends, window_got = time.monotonic() + TIMEOUTS.window, 0
-        failure: SourceError | None = None
+    def read_into(self, view: memoryview) -> int:
+        failure: SourceError
         try:
-            with self._cancel.interrupting(raw.shutdown):
-                while chunk := raw.read(CHUNK, decode_content=True) if self._decode else raw.read1(CHUNK):
-                    window_got += len(chunk)
-                    if time.monotonic() > window_ends:
-                        if window_got < TIMEOUTS.window_bytes:
-                            failure = TransientError(f"only {window_got} bytes in {TIMEOUTS.window:g} s")
-                            break
-                        window_ends, window_got = time.monotonic() + TIMEOUTS.window, 0
-                    yield chunk
-                    self._cancel.check()
-        except urllib3.exceptions.ReadTimeoutError:
+            count = self._read(view)
+        except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
             failure = TransientError(f"it sent nothing for {TIMEOUTS.stall:g} s")
         except urllib3.exceptions.DecodeError:
             failure = SourceError("its compressed body cannot be decoded")
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            self._cancel.check()  # an interrupted read fails like a broken one
             failure = TransientError(_in_words(error, "the connection broke off"))
-        if failure is not None:
-            raise failure
+        else:
+            self._window_got += count
+            if (now := time.monotonic()) <= self._window_ends or self._window_got >= TIMEOUTS.window_bytes or not count:
+                if now > self._window_ends:
+                    self._window_ends, self._window_got = now + TIMEOUTS.window, 0
+                return count
+            failure = TransientError(f"only {self._window_got} bytes in {TIMEOUTS.window:g} s")
+        raise failure  # outside the handler: no context with the URL's query hangs on it
+
+    def _read(self, view: memoryview) -> int:
+        raw: Any = self._response.raw
+        plain = self._plain
+        if plain is None:
+            data = raw.read(len(view), decode_content=True) if self._decode else raw.read1(len(view))
+            view[: len(data)] = data
+            return len(data)
+        # One system call, straight to where the bytes are wanted; urllib3 itself has no read into a buffer that
+        # neither copies nor, when the connection stalls, loses what it had read so far.
+        if not plain.length:
+            return 0
+        count: int = plain.fp.readinto1(view[: plain.length])
+        if not count:
+            raise TransientError("the connection broke off")
+        plain.length -= count
+        if not plain.length:
+            plain.close()
+            raw.release_conn()
+        return count
+
+    def interrupt(self) -> None:
+        with suppress(Exception):  # the read may have ended by itself
+            self._response.raw.shutdown()
 
     def close(self) -> None:
         self._response.close()
@@ -246,7 +268,8 @@ def _status_error(response: requests.Response, auth: str | None) -> SourceError:
     status = response.status_code
     text = f"HTTP {status} {re.sub('[^ -~]', '', response.reason or '')[:60]}".rstrip()
     if status in _TRANSIENT_STATUS:
-        return TransientError(text, _retry_after(response.headers.get("Retry-After")))
+        after = _retry_after(response.headers.get("Retry-After"))
+        return TransientError(text, after, crowded=status in (429, 503))
     if status in (401, 403):
         text += f"; the token from {auth} was sent" if auth else "; no `auth` is declared for it"
     return SourceError(text)
@@ -263,12 +286,12 @@ def _retry_after(value: str | None) -> float:
     return 0.0
 
 
-def _content_range(response: requests.Response, ranged: bool, start: int) -> tuple[int, int | None]:
+def _content_range(response: requests.Response, ranged: bool, start: int) -> tuple[int, int, int | None]:
     value = response.headers.get("Content-Range", "")
     match = _CONTENT_RANGE.fullmatch(value)
     if not ranged or not match or int(match[1]) != start or int(match[2]) < start:
         raise RangeError(f"HTTP 206 with Content-Range {re.sub('[^ -~]', '', value)[:60]!r}, wanted from {start}")
-    return start, None if match[3] == "*" else int(match[3])
+    return start, int(match[2]) + 1, None if match[3] == "*" else int(match[3])
 
 
 def _number(value: str | None) -> int | None:

@@ -183,26 +183,24 @@ class PartialFile:
         except OSError as error:
             raise StorageError.of(error, "write to", self.path) from None
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write ``data`` at ``offset``, whole.
+    def write(self, block: int, data: memoryview) -> None:
+        """Write a block, and then journal it. Several threads may, each its own block.
 
         Raises:
             StorageError: The disk is full or failed.
         """
+        checksum, offset, rest = zlib.crc32(data), block * BLOCK, data
         try:
-            while data:
-                written = os.pwrite(self._data, data, offset)
-                offset, data = offset + written, data[written:]
+            while rest:
+                written = os.pwrite(self._data, rest, offset)
+                offset, rest = offset + written, rest[written:]
         except OSError as error:
             raise StorageError.of(error, "write to", self.path) from None
-
-    def record(self, block: int, length: int, checksum: int) -> None:
-        """Journal a block whose data is written."""
         try:
-            self._partial.append(f"{self._sha256} {block} {length} {checksum:08x}\n")
+            self._partial.append(f"{self._sha256} {block} {len(data)} {checksum:08x}\n")
         except OSError as error:
             raise StorageError.of(error, "write to the journal of", self.path) from None
-        self._own[block] = (length, checksum)
+        self._own[block] = (len(data), checksum)
         self._partial.recorded = True
 
     def take(self, block: int) -> bytes | None:
@@ -224,16 +222,15 @@ class PartialFile:
                 finally:
                     os.close(source)
                 if data is not None:
-                    self.write(block * BLOCK, memoryview(data))
-                    self.record(block, len(data), zlib.crc32(data))
+                    self.write(block, memoryview(data))
                     self.reused += len(data)
                     return data
         return None
 
-    def next_present(self, block: int) -> int | None:
-        """Return the first block after ``block`` that `take` may have, or ``None``."""
-        later = (b for blocks in (self._own, *(given for _, given in self._donated)) for b in blocks if b > block)
-        return min(later, default=None)
+    def present(self) -> dict[int, int]:
+        """Return the length of each block that `take` may have, by its number."""
+        given = {number: length for _, blocks in self._donated for number, (length, _) in list(blocks.items())}
+        return given | {number: length for number, (length, _) in list(self._own.items())}
 
     def wipe(self) -> None:
         """Forget every block, also the donors': what is here is not the declared file.

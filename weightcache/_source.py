@@ -13,12 +13,6 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-CHUNK = 256 * 1024  # bytes a read: large enough to be cheap, small enough for smooth progress
 
 
 class SourceError(Exception):
@@ -26,11 +20,11 @@ class SourceError(Exception):
 
 
 class TransientError(SourceError):
-    """It may work on another try, after at least ``after`` seconds."""
+    """It may work on another try, after at least ``after`` seconds; ``crowded`` if it asks for fewer requests."""
 
-    def __init__(self, reason: str, after: float = 0.0) -> None:
+    def __init__(self, reason: str, after: float = 0.0, *, crowded: bool = False) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.crowded = after, crowded
 
 
 class RangeError(SourceError):
@@ -53,23 +47,26 @@ class Body(ABC):
         total: Length of the whole file as the mirror says, or ``None``.
         validator: Strong ETag, or ``None``.
         resumable: Whether another request may continue it.
-        partial: Whether it ends where the request said, and not at the end of the file.
+        end: Where in the file it ends, or ``None`` if it does not say.
     """
 
     offset: int = 0
-    partial: bool = False
+    end: int | None = None
     total: int | None = None
     validator: str | None = None
     resumable: bool = True
 
     @abstractmethod
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes. That they end does not mean that they are whole.
+    def read_into(self, view: memoryview) -> int:
+        """Read what is there, and wait if nothing is. Return 0 at the end; that does not mean that it was whole.
 
         Raises:
             TransientError: The stream broke off or stalled.
             SourceError: It cannot be read at all.
         """
+
+    def interrupt(self) -> None:  # noqa: B027 (a file has nothing to interrupt)
+        """End a read in progress in another thread."""
 
     @abstractmethod
     def close(self) -> None:
@@ -91,16 +88,15 @@ class LocalBody(Body):
                 raise SourceError("is not a regular file")
             if size is not None and size != found.st_size:
                 raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes")
-            self.offset, self.total = start, found.st_size
+            self.offset, self.end, self.total = start, found.st_size, found.st_size
             os.lseek(self._descriptor, start, os.SEEK_SET)
         except BaseException:
             self.close()
             raise
 
-    def chunks(self) -> Iterator[bytes]:
+    def read_into(self, view: memoryview) -> int:
         try:
-            while chunk := os.read(self._descriptor, CHUNK):
-                yield chunk
+            return os.readv(self._descriptor, [view])
         except OSError as error:
             raise TransientError(error.strerror or "cannot be read") from None
 

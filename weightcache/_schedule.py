@@ -1,0 +1,257 @@
+"""Which connection brings which bytes: all files as one long stream, its parts handed out in order.
+
+Bookkeeping alone: no thread, no request, and no clock but the ``now`` of the caller, so that a test can drive it
+through any order of events. Whoever calls holds the engine's lock.
+
+One connection at first. As soon as it proves slow, as many as `CONNECTIONS`, for all files together. Blocks wait in
+memory until the hash gets there, so nobody may be further ahead of it than a window of one part a connection: that
+bounds the memory whatever the order of arrival, and cannot deadlock, since the next block of the hash is never outside.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from ._mirrors import Mirrors
+from ._partial import BLOCK
+from ._source import TransientError
+from ._transfer import PART, Block, Job, Task, Transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ._mirrors import Retries
+    from ._source import SourceError
+    from .errors import DownloadError
+
+# How these were found: docs/decisions/0007-when-one-connection-becomes-many.md
+CONNECTIONS = 24  # at most, for all files together
+SPARE_PARTS = 2  # of the window, beyond one a connection: who has finished goes on while the hash catches up
+FAST = 500e6  # bytes a second that a connection brings, while it is waited for, if it is not slow
+PROBATION = 0.05  # seconds of waiting after which that is judged
+ANSWER = 0.001  # seconds of every answer that are no sign of a slow link
+STALLED = 1.0  # seconds without a byte after which somebody idle takes over
+FILES = 64  # open at once: of 10,000 small ones nobody needs all
+
+
+class Schedule:
+    """All files of one download."""
+
+    def __init__(
+        self, jobs: Sequence[Job], retries: Retries, jitter: Callable[..., float], limit: int = CONNECTIONS
+    ) -> None:
+        self.transfers = [Transfer(job, Mirrors(job.checkpoint, job.file, retries, jitter)) for job in jobs]
+        self.allowed = 1  # connections
+        self.tasks: set[Task] = set()
+        self.paused = 0  # connections that wait to try again
+        self.error: DownloadError | None = None
+        self._limit = limit
+        self._first = 0  # the first transfer that is not verified
+        self._finished = 0  # transfers whose files are closed
+        self._waited = self._brought = 0.0  # seconds and bytes of the probation
+        self._latency, self._rate = 0.05, 0.0  # of what connections did lately: seconds to an answer, bytes a second
+        self._free: list[bytearray] = []  # of BLOCK bytes; used again, because fresh pages cost as much as the copy
+
+    @property
+    def over(self) -> bool:
+        return self._first == len(self.transfers)
+
+    def _reachable(self) -> Iterator[tuple[Transfer, int]]:
+        """Yield the transfers that may be worked on, and below which position of each the window ends."""
+        room = (self.allowed + SPARE_PARTS) * PART
+        last = min(len(self.transfers), self._finished + FILES)
+        for transfer in islice(self.transfers, self._first, last):
+            yield transfer, transfer.hashed + room
+            if transfer.length is None:
+                return
+            room -= transfer.length - transfer.hashed
+            if room <= 0:
+                return
+
+    def take(self, now: float) -> Task | None:
+        """Return what a connection is to bring next, or ``None`` if there is nothing for it now.
+
+        Raises:
+            StorageError: A partial cannot be opened.
+            VanishedError: A partial was swept or taken.
+        """
+        if self.error or len(self.tasks) + self.paused >= self.allowed:
+            return None
+        for transfer, below in self._reachable():
+            if not transfer.opened:
+                transfer.open()
+                self._judge(transfer)
+            if task := transfer.take(below, whole=self.allowed == 1, now=now):
+                self.tasks.add(task)
+                return task
+        return self._steal(now)
+
+    def _steal(self, now: float) -> Task | None:
+        """Split what the slowest connection has left, if somebody idle would end it sooner."""
+        pending = any(transfer.pieces for transfer, _ in self._reachable())
+        best: tuple[float, Task, int] | None = None
+        for task in self.tasks:
+            piece = task.piece
+            if piece.end is None or piece.kept or not task.transfer.parallel or task.revoked:
+                continue
+            stalled = task.reading and now - task.moved >= max(STALLED, 4 * self._latency)
+            rate = 0.0 if stalled else task.received / max(now - task.began, 1e-3)
+            if not stalled and (not rate or (pending and rate > self._rate / 2)):
+                continue  # nothing is known of it yet, or there will be other work soon: a cut costs a connection
+            start = piece.start if stalled else piece.start + BLOCK
+            left, usual = piece.end - start, max(self._rate, rate, 1.0)
+            keep = int(rate * (self._latency * usual + left) / (usual + rate))
+            cut = start + -(-keep // BLOCK) * BLOCK
+            gain = (piece.end - cut) / rate - 2 * self._latency if rate else float("inf")
+            if cut < piece.end and gain > 0 and (best is None or gain > best[0]):
+                best = gain, task, cut
+        if best is None:
+            return None
+        _, victim, cut = best
+        rest = victim.transfer.cut(victim, cut)
+        if cut == victim.piece.start:
+            rest.block = (
+                victim.piece.block and victim.piece.block.copy()
+            )  # the victim may still be reading into its own
+            victim.piece.block = None
+            victim.revoke()
+        task = victim.transfer.hand_out(rest, victim.mirror, whole=False, now=now)
+        self.tasks.add(task)
+        return task
+
+    def may_begin(self, task: Task) -> bool:
+        """Whether the next block of a task lies in the window."""
+        return any(
+            transfer is task.transfer and task.piece.start + BLOCK <= below for transfer, below in self._reachable()
+        )
+
+    def is_needed_elsewhere(self, task: Task) -> bool:
+        """Whether a piece before a task, without which the window never moves, is nobody's."""
+        for transfer, below in self._reachable():
+            if transfer.can_take(below, without=task):
+                return transfer is not task.transfer or transfer.pieces[0].start < task.piece.start
+            if transfer is task.transfer:
+                break
+        return False
+
+    def begin(self, task: Task) -> Block:
+        """Give a task the block to fill."""
+        piece, length = task.piece, task.transfer.length
+        if piece.block is None:
+            if length is not None and length - piece.start < BLOCK:
+                buffer = bytearray(length - piece.start)
+            else:
+                buffer = self._free.pop() if self._free else bytearray(BLOCK)
+            piece.block = Block(piece.start, buffer)
+        return piece.block
+
+    def answered(self, task: Task, seconds: float, now: float) -> None:
+        """Note how long a mirror took to answer."""
+        task.moved = now
+        self._latency += (seconds - self._latency) / 4
+        self._watch(0, max(0.0, seconds - ANSWER))
+
+    def arrive(self, task: Task, count: int, waited: float, now: float) -> None:
+        """Note ``count`` bytes that a connection waited for, for ``waited`` seconds."""
+        task.transfer.arrive(task, count)
+        task.moved = now
+        self._watch(count, waited)
+
+    def _watch(self, count: int, waited: float) -> None:
+        self._brought += count
+        self._waited += waited
+        if self._waited >= PROBATION:
+            slow = self._brought < FAST * self._waited
+            self._brought = self._waited = 0.0
+            if slow and self.allowed == 1:
+                self._spread()
+
+    def _spread(self) -> None:
+        self.allowed = self._limit
+        for task in self.tasks:
+            task.transfer.shorten(task)
+
+    def wanted(self) -> int:
+        """Return for how many connections there is something to do."""
+        blocks = 0
+        for transfer, _ in self._reachable():
+            left = 1 if transfer.length is None else transfer.length - transfer.arrived
+            blocks += max(1, -(-left // BLOCK))
+        return min(self.allowed, blocks)
+
+    def look(self, now: float) -> float | None:
+        """Look at the clock: may a connection that brings nothing be slow, or stalled? Return when to look again."""
+        if self.over or not self.tasks:
+            return None
+        silent = [now - task.moved for task in self.tasks if task.answered and task.reading]
+        if self.allowed == 1 < self._limit:
+            if silent and max(silent) >= PROBATION:
+                self._spread()
+            return PROBATION
+        return STALLED / 4 if len(self.tasks) < self.allowed else None
+
+    def read_on(self, task: Task) -> bool:
+        """Give a finished task what follows it, if that is nobody's and in the window."""
+        if self.error or not any(t is task.transfer and (task.piece.end or 0) < b for t, b in self._reachable()):
+            return False
+        if not task.transfer.read_on(task):
+            return False
+        if self.allowed > 1:
+            task.transfer.shorten(task)
+        return True
+
+    def release(self, task: Task, now: float) -> None:
+        """Note that a connection has ended its task, or given it up."""
+        if task in self.tasks:
+            self.tasks.discard(task)
+            if task.received >= BLOCK and not task.piece.kept:
+                rate = task.received / max(now - task.began, 1e-3)
+                self._rate += (rate - self._rate) / 4 if self._rate else rate
+            task.transfer.release(task)
+
+    def failed(self, task: Task, error: SourceError) -> float:
+        """Note that a request failed; return for how many seconds its connection pauses."""
+        self.tasks.discard(task)
+        if isinstance(error, TransientError) and error.crowded and self.tasks:
+            self._limit = self.allowed = max(1, len(self.tasks))  # it wants fewer of us
+        pause = task.transfer.failed(task, error)
+        if task.transfer.mirrors.current is None and self.error is None:
+            self.error = task.transfer.mirrors.error()
+        return pause
+
+    def next_block(self) -> tuple[Transfer, Block] | None:
+        """Return the next block for the hash, if it is here. It stays `landed` until it is `hashed`."""
+        if self.over:
+            return None
+        transfer = self.transfers[self._first]
+        block = transfer.landed.get(transfer.hashed) if transfer.opened else None
+        return (transfer, block) if block else None
+
+    def hashed(self, transfer: Transfer, block: Block, digest: object) -> None:
+        """Note that ``digest`` has taken a block in."""
+        if isinstance(block.buffer, bytearray) and len(block.buffer) == BLOCK:
+            self._free.append(block.buffer)
+        if digest is transfer.sha256:  # and the file was not begun again meanwhile
+            del transfer.landed[block.start]
+            transfer.hashed += block.filled
+            self._judge(transfer)
+
+    def _judge(self, transfer: Transfer) -> None:
+        transfer.judge()
+        if transfer.mirrors.current is None and self.error is None:
+            self.error = transfer.mirrors.error()
+        while not self.over and self.transfers[self._first].verified:
+            self._first += 1
+
+    def open_transfers(self) -> list[Transfer]:
+        """Return what is being fetched, or waits to be closed."""
+        return [each for each in self.transfers[self._finished : self._finished + FILES] if each.opened]
+
+    def next_verified(self) -> Transfer | None:
+        """Return the next verified transfer whose file is to be closed."""
+        return self.transfers[self._finished] if self._finished < self._first else None
+
+    def finished(self) -> None:
+        """Note that the file of `next_verified` is closed."""
+        self._finished += 1

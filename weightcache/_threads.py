@@ -1,0 +1,272 @@
+"""The threads of a download: connections, which bring blocks to the disk, and the hasher, which follows them.
+
+All of them work for one `Schedule` under one lock. They are daemons: at the end of the interpreter nothing waits for
+a mirror. A connection that waits for one when the download ends is left to its timeout, and finds out then; what it
+must not do any more, touch the partial, it asks for first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from ._cancel import Cancel, CancelledByCallerError
+from ._partial import BLOCK
+from ._source import SourceError, TransientError, WrongBytesError
+from ._transfer import Block
+
+if TYPE_CHECKING:
+    from ._http import Client
+    from ._schedule import Schedule
+    from ._source import Body
+    from ._transfer import Task
+
+TELL_EVERY = 0.1  # seconds between two wake-ups of the caller to show progress
+
+clock = time.monotonic
+
+
+class Shared:
+    """What the threads of one download share.
+
+    Attributes:
+        lock: Held around every use of the schedule.
+        work: Notified when an idle connection may find something to do.
+        room: Notified when the window has moved.
+        blocks: Notified when the hasher may find something to do.
+        news: Notified when the caller may find something to do.
+        stop: Set when the download is over, well or not; ends every read and every pause.
+        error: What ended it: the first exception of any thread.
+    """
+
+    def __init__(self, schedule: Schedule, client: Client, stop: Cancel) -> None:
+        self.schedule, self.client, self.stop = schedule, client, stop
+        self.lock = threading.Lock()
+        self.work, self.room, self.blocks, self.news = (threading.Condition(self.lock) for _ in range(4))
+        self.stopped = False
+        self.error: BaseException | None = None
+        self._tell_next = 0.0
+
+    def wake_all(self) -> None:
+        """Let everybody look; for what happens seldom."""
+        for condition in (self.work, self.room, self.blocks, self.news):
+            condition.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """End the download with an exception."""
+        with self.lock:
+            self.error = self.error or error
+            self.wake_all()
+
+    def end(self) -> None:
+        """End all threads; return when none of them can touch a partial any more."""
+        with self.lock:
+            self.stopped = True
+            self.wake_all()
+        self.stop.set()
+        with self.lock:
+            while any(task.writing for task in self.schedule.tasks):
+                self.news.wait()
+
+    def tell(self, now: float) -> None:
+        """Let the caller show progress, now and then."""
+        if now >= self._tell_next:
+            self._tell_next = now + TELL_EVERY
+            self.news.notify()
+
+
+class Connection(threading.Thread):
+    """Takes one task after another, and brings its blocks to the disk and into memory."""
+
+    def __init__(self, shared: Shared, number: int) -> None:
+        super().__init__(name=f"weightcache-connection-{number}", daemon=True)
+        self._shared, self._schedule = shared, shared.schedule
+
+    def run(self) -> None:
+        try:
+            while (task := self._next_task()) is not None:
+                self._bring(task)
+        except CancelledByCallerError:
+            pass
+        except BaseException as error:  # noqa: BLE001 (it is the caller's to raise)
+            self._shared.fail(error)
+
+    def _next_task(self) -> Task | None:
+        shared = self._shared
+        with shared.lock:
+            while not shared.stopped and not self._schedule.over:
+                if task := self._schedule.take(clock()):
+                    shared.work.notify()  # there may be more
+                    return task
+                shared.work.wait()
+            shared.wake_all()
+            return None
+
+    def _bring(self, task: Task) -> None:
+        shared, pause = self._shared, 0.0
+        try:
+            if task.piece.kept:
+                self._read_kept(task)
+            else:
+                self._fetch(task)
+        except SourceError as error:
+            with shared.lock:
+                pause = self._schedule.failed(task, error)
+                self._schedule.paused += pause > 0
+                shared.wake_all()
+        finally:
+            with shared.lock:
+                task.writing = False
+                self._schedule.release(task, clock())
+                shared.work.notify()
+                shared.room.notify_all()
+                shared.news.notify()
+        if pause:
+            shared.stop.sleep(pause)
+            with shared.lock:
+                self._schedule.paused -= 1
+                shared.work.notify()
+
+    def _fetch(self, task: Task) -> None:
+        shared, transfer = self._shared, task.transfer
+        with shared.lock:
+            piece, began = task.piece, clock()
+            start, end = piece.position, None if piece.end == transfer.length else piece.end
+            task.reading = True
+        body = shared.client.open(
+            task.mirror.url,
+            auth=transfer.job.checkpoint.auth,
+            start=start,
+            end=end,
+            size=transfer.job.file.size,
+            validator=task.mirror.validator,
+        )
+        with closing(body), shared.stop.interrupting(body.interrupt):
+            with shared.lock:
+                task.interrupt = body.interrupt
+                now = clock()
+                self._schedule.answered(task, now - began, now)
+                if not transfer.answered(task, body):
+                    return
+            while (block := self._next_block(task, body.end)) is not None:
+                self._fill(task, block, body)
+                if not self._write(task, block):
+                    return
+
+    def _next_block(self, task: Task, ends: int | None) -> Block | None:
+        """Wait for room in the window, and return the block to fill; ``None`` when the task is over.
+
+        Args:
+            task: Whose block.
+            ends: Where the response ends, if it says so: one that goes on beyond the task may be of more use.
+        """
+        shared, schedule = self._shared, self._schedule
+        with shared.lock:
+            task.reading = False
+            if task.piece.start == task.piece.end and (task.piece.start == ends or not schedule.read_on(task)):
+                return None
+            while not (shared.stopped or task.revoked):
+                if schedule.may_begin(task):
+                    task.reading = True
+                    return schedule.begin(task)
+                if schedule.is_needed_elsewhere(task):
+                    return None
+                shared.room.wait()
+        return None
+
+    def _fill(self, task: Task, block: Block, body: Body) -> None:
+        """Read a block to its end, or to the end of a stream whose length nobody knew."""
+        shared, piece, view = self._shared, task.piece, memoryview(block.buffer)
+        with shared.lock:
+            size = BLOCK if piece.end is None else min(BLOCK, piece.end - block.start)
+        while block.filled < size:
+            began = clock()
+            try:
+                count = body.read_into(view[block.filled : size])
+            except TransientError as error:
+                raise TransientError(f"{error} at byte {piece.position} of {task.transfer.length or '?'}") from None
+            now = clock()
+            with shared.lock:
+                if task.revoked:
+                    return
+                if not count and piece.end is not None:
+                    raise TransientError(f"the connection ended at byte {piece.position} of {task.transfer.length}")
+                if not count:
+                    task.transfer.end(task)
+                    return
+                block.filled += count
+                self._schedule.arrive(task, count, now - began, now)
+                shared.tell(now)
+        declared = task.transfer.job.file.size
+        if block.start + size == declared and body.total is None and body.read_into(memoryview(bytearray(1))):
+            raise WrongBytesError(f"{declared} bytes", f"more than {declared} bytes")
+
+    def _write(self, task: Task, block: Block) -> bool:
+        """Bring a block to the disk, unless it was taken away; return whether the task goes on."""
+        shared = self._shared
+        with shared.lock:
+            if shared.stopped or task.revoked or not block.filled:
+                return False
+            task.writing = True
+        task.transfer.job.partial.write(block.start // BLOCK, block.data)
+        return self._land(task)
+
+    def _land(self, task: Task) -> bool:
+        with self._shared.lock:
+            goes_on = task.transfer.land(task)
+            self._shared.blocks.notify()
+            if self._shared.stopped:
+                self._shared.news.notify()
+            return goes_on
+
+    def _read_kept(self, task: Task) -> None:
+        """Read blocks that lie in the partial, or in another writer's."""
+        shared, transfer = self._shared, task.transfer
+        while self._next_block(task, task.piece.end) is not None:
+            with shared.lock:
+                if shared.stopped or task.revoked:
+                    return
+                task.writing, start = True, task.piece.start
+            data = transfer.job.partial.take(start // BLOCK)
+            with shared.lock:
+                if data is None:
+                    task.writing = False
+                    transfer.lack(task)
+                    shared.work.notify()
+                    continue
+                task.piece.block = Block(start, data, len(data))
+                self._schedule.arrive(task, len(data), 0.0, now := clock())
+                shared.tell(now)
+            if not self._land(task):
+                return
+
+
+class Hasher(threading.Thread):
+    """Takes the blocks of all files in order, from memory."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(name="weightcache-hasher", daemon=True)
+        self._shared, self._schedule = shared, shared.schedule
+
+    def run(self) -> None:
+        shared, schedule = self._shared, self._schedule
+        try:
+            while True:
+                with shared.lock:
+                    while (found := schedule.next_block()) is None:
+                        if shared.stopped or schedule.over:
+                            return
+                        shared.blocks.wait()
+                    transfer, block = found
+                    digest = transfer.sha256
+                digest.update(block.data)
+                with shared.lock:
+                    schedule.hashed(transfer, block, digest)
+                    shared.room.notify_all()
+                    shared.work.notify()
+                    if transfer.verified or schedule.error or schedule.over:
+                        shared.wake_all()
+        except BaseException as error:  # noqa: BLE001 (it is the caller's to raise)
+            shared.fail(error)
