@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import email.utils
 import http.client
+import io
 import os
 import re
 import time
@@ -215,6 +216,7 @@ class _HttpBody(Body):
         original = getattr(response.raw, "_original_response", None)  # requests itself takes its cookies from there
         known = isinstance(original, http.client.HTTPResponse) and not original.chunked and original.length is not None
         self._plain: Any = original if known and not self._decode else None
+        self._read_ahead = True
         self._window_ends, self._window_got = time.monotonic() + TIMEOUTS.window, 0
 
     def read_into(self, view: memoryview) -> int:
@@ -243,11 +245,17 @@ class _HttpBody(Body):
             data = raw.read(len(view), decode_content=True) if self._decode else raw.read1(len(view))
             view[: len(data)] = data
             return len(data)
-        # One system call, straight to where the bytes are wanted; urllib3 itself has no read into a buffer that
-        # neither copies nor, when the connection stalls, loses what it had read so far.
         if not plain.length:
             return 0
-        count: int = plain.fp.readinto1(view[: plain.length])
+        view = view[: plain.length]
+        if self._read_ahead:
+            # What came with the head. readinto1 would go on to wait for more, and lose this when the connection stalls.
+            data = plain.fp.read1(len(view))
+            view[: len(data)] = data
+            count = len(data)
+            self._read_ahead = len(view) < io.DEFAULT_BUFFER_SIZE
+        else:
+            count = plain.fp.raw.readinto(view)  # one system call, straight to where the bytes are wanted
         if not count:
             raise TransientError("the connection broke off")
         plain.length -= count
