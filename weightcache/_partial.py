@@ -8,8 +8,8 @@
 The journal is text, appended to after the data: a line ``opened TIME``, then lines ``SHA256 BLOCK LENGTH CRC32``,
 one for each block of 1 MiB (the last one of a file may be shorter), and a line ``wiped SHA256`` where all blocks of a
 file were dropped. Completeness is never inferred from a length,
-and a line is believed only if the block has its checksum: a crash, or a Volume that shows the journal before the
-data, then costs a block and not a wrong file. What the bytes are is judged by the file's sha256 alone.
+and a line is believed only if the block has its checksum (`block_checksum`): a crash, or a Volume that shows the
+journal before the data, then costs a block and not a wrong file. What the bytes are is judged by the file's sha256 alone.
 
 A dead writer's partial is taken over by rename. Any other one is never touched: its blocks are copied.
 """
@@ -189,7 +189,7 @@ class PartialFile:
         Raises:
             StorageError: The disk is full or failed.
         """
-        checksum, offset, rest = zlib.crc32(data), block * BLOCK, data
+        checksum, offset, rest = block_checksum(data), block * BLOCK, data
         try:
             while rest:
                 written = os.pwrite(self._data, rest, offset)
@@ -209,7 +209,7 @@ class PartialFile:
         ``None`` if nobody has it, or what is there does not have the journaled checksum.
         """
         if (data := _read_block(self._data, block, self._own.pop(block, None))) is not None:
-            self._own[block] = (len(data), zlib.crc32(data))
+            self._own[block] = (len(data), block_checksum(data))
             self.reused += len(data)
             return data
         for path, blocks in self._donated:
@@ -280,7 +280,19 @@ def _read_block(descriptor: int, block: int, expected: tuple[int, int] | None) -
         data = os.pread(descriptor, length, block * BLOCK)
     except OSError:
         return None
-    return data if len(data) == length and zlib.crc32(data) == checksum else None
+    return data if len(data) == length and block_checksum(data) == checksum else None
+
+
+def block_checksum(data: bytes | memoryview) -> int:
+    """Return the crc32 of the first 8 bytes of every 512 of a block, and of the last ones that make no 8.
+
+    What a crash leaves of a block are sectors that were never written, and those show in a sample of each. All of the
+    bytes would cost a fifth of the whole download (docs/decisions/0007-checksum-of-a-sample.md), and prove no more:
+    what the bytes are is judged by the file's sha256.
+    """
+    view = memoryview(data)
+    whole = len(view) - len(view) % 8
+    return zlib.crc32(view[whole:], zlib.crc32(view[:whole].cast("Q")[::64].tobytes()))
 
 
 def stale_partials(layout: Layout) -> list[str]:

@@ -97,7 +97,7 @@ class Schedule:
                 continue
             stalled = task.reading and now - task.moved >= max(STALLED, 4 * self._latency)
             rate = 0.0 if stalled else task.received / max(now - task.began, 1e-3)
-            if not stalled and (not rate or (pending and rate > self._rate / 2)):
+            if not stalled and (not rate or (pending and rate > self._rate / 4)):
                 continue  # nothing is known of it yet, or there will be other work soon: a cut costs a connection
             start = piece.start if stalled else piece.start + BLOCK
             left, usual = piece.end - start, max(self._rate, rate, 1.0)

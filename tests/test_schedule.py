@@ -1,0 +1,337 @@
+"""The scheduler under a simulated server and clock: any order of events ends, with every byte where it belongs.
+
+Blocks are small here, and the connections are generators that do, step by step, what `_threads.Connection` does;
+hypothesis decides who moves next. The bytes, the hashes and the partial's books are real.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from support import blob, one
+from weightcache import DownloadError, IntegrityError, Manifest, _schedule, _transfer
+from weightcache._mirrors import Retries
+from weightcache._schedule import Schedule
+from weightcache._source import RangeError, SourceError, TransientError, WrongBytesError
+from weightcache._transfer import Block, Job, Task, Transfer
+
+BLOCK, PART, LIMIT = 16, 64, 6
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (_schedule, _transfer):
+        monkeypatch.setattr(module, "BLOCK", BLOCK)
+        monkeypatch.setattr(module, "PART", PART)
+
+
+class Disk:
+    """Stands in for a `PartialFile`: the same books, in memory."""
+
+    def __init__(self, size: int, there: dict[int, bytes], lost: set[int]) -> None:
+        self.data = bytearray(size)
+        self.blocks = dict(there)
+        self.lost = lost  # journaled, but not there
+        for number, data in there.items():
+            self.data[number * BLOCK : number * BLOCK + len(data)] = data
+
+    def open(self) -> None:
+        pass
+
+    def present(self) -> dict[int, int]:
+        return {number: len(data) for number, data in self.blocks.items()}
+
+    def take(self, number: int) -> bytes | None:
+        data = self.blocks.pop(number, None)
+        if number in self.lost or data is None:
+            return None
+        self.blocks[number] = data
+        return data
+
+    def write(self, number: int, data: bytes) -> None:
+        self.data[number * BLOCK : number * BLOCK + len(data)] = data
+        self.blocks[number] = data
+
+    def wipe(self) -> None:
+        self.blocks.clear()
+
+
+@dataclass
+class Server:
+    """One mirror: what it serves, and the odds of what goes wrong with a request."""
+
+    body: bytes
+    ranges: bool = True
+    etag: str | None = '"a"'
+    says_length: bool = True
+    gone: bool = False
+    flaky: float = 0.0
+    stalls: float = 0.0
+    refuses: float = 0.0
+    dice: random.Random = field(default_factory=random.Random)
+
+    def open(self, start: int, end: int | None, size: int | None) -> tuple[Any, int]:
+        """Answer, and say where the answer breaks off."""
+        if self.gone:
+            raise SourceError("HTTP 404")
+        if self.dice.random() < self.flaky:
+            raise TransientError("HTTP 503", crowded=self.dice.random() < 0.5)
+        total = len(self.body)
+        if size not in (None, total):
+            raise WrongBytesError(f"{size} bytes", f"{total} bytes")
+        asked = start > 0 or end is not None
+        if asked and (start >= total or self.dice.random() < self.refuses):
+            raise RangeError("HTTP 416")
+        if asked and self.ranges:
+            answer = SimpleNamespace(offset=start, end=total if end is None else end, total=total)
+        else:
+            answer = SimpleNamespace(offset=0, end=total, total=total)
+        if not self.says_length:
+            answer.total = answer.end = None
+        answer.validator, answer.resumable = self.etag, True
+        stop = total if end is None or not self.ranges else end
+        return answer, stop
+
+
+class World:
+    """All that happens, one step at a time."""
+
+    def __init__(self, jobs: list[Job], servers: dict[str, Server], dice: random.Random, limit: int) -> None:
+        retries = Retries(tries=4, base=1.0, cap=4.0)
+        self.schedule = Schedule(jobs, retries, dice.uniform, limit)
+        self.servers, self.dice, self.now, self.most = servers, dice, 0.0, 1
+        self.lanes: list[Iterator[None]] = []
+        self.stop: set[int] = set()
+
+    def connection(self) -> Iterator[None]:
+        schedule = self.schedule
+        while not schedule.over and not schedule.error:
+            task = schedule.take(self.now)
+            if task is None:
+                yield
+                continue
+            try:
+                yield from self.kept(task) if task.piece.kept else self.fetch(task)
+            except SourceError as error:
+                pause = schedule.failed(task, error)
+                schedule.paused += pause > 0
+                until = self.now + pause
+                while self.now < until:
+                    yield
+                schedule.paused -= pause > 0
+            schedule.release(task, self.now)
+            yield
+
+    def next_block(self, task: Task, ends: int | None) -> Iterator[None]:
+        task.reading = False
+        if task.piece.start == task.piece.end and (task.piece.start == ends or not self.schedule.read_on(task)):
+            return False
+        while not task.revoked:
+            if self.schedule.may_begin(task):
+                task.reading = True
+                return True
+            if self.schedule.is_needed_elsewhere(task):
+                return False
+            yield
+        return False
+
+    def fetch(self, task: Task) -> Iterator[None]:
+        transfer, piece, began = task.transfer, task.piece, self.now
+        server = self.servers[task.mirror.url]
+        start, end = piece.position, None if piece.end == transfer.length else piece.end
+        task.reading = True
+        yield
+        body, stop = server.open(start, end, transfer.job.file.size)
+        self.schedule.answered(task, self.now - began, self.now)
+        if not transfer.answered(task, body):
+            return
+        at = body.offset
+        stalled_at = at + self.dice.randrange(PART) if self.dice.random() < server.stalls else None
+        while (yield from self.next_block(task, body.end)):
+            block = self.schedule.begin(task)
+            piece = task.piece
+            size = BLOCK if piece.end is None else min(BLOCK, piece.end - block.start)
+            while block.filled < size:
+                if stalled_at is not None and at >= stalled_at:
+                    until = self.now + 30
+                    while self.now < until and not task.revoked:
+                        yield
+                    if task.revoked:
+                        return
+                    raise TransientError("stalled")
+                yield
+                if task.revoked:
+                    return
+                count = min(self.dice.randint(1, BLOCK), size - block.filled, stop - at)
+                if not count and piece.end is not None:
+                    raise TransientError("ended")
+                if not count:
+                    transfer.end(task)
+                    break
+                assert at == block.start + block.filled
+                block.buffer[block.filled : block.filled + count] = server.body[at : at + count]
+                block.filled += count
+                at += count
+                self.schedule.arrive(task, count, self.dice.choice([0.0, 0.1]), self.now)
+            if task.revoked or not block.filled:
+                return
+            task.writing = True
+            yield
+            transfer.job.partial.write(block.start // BLOCK, bytes(block.data))
+            if not transfer.land(task):
+                return
+
+    def kept(self, task: Task) -> Iterator[None]:
+        transfer = task.transfer
+        while (yield from self.next_block(task, task.piece.end)):
+            task.writing = True
+            yield
+            data = transfer.job.partial.take(task.piece.start // BLOCK)
+            if data is None:
+                task.writing = False
+                transfer.lack(task)
+                continue
+            task.piece.block = Block(task.piece.start, data, len(data))
+            self.schedule.arrive(task, len(data), 0.0, self.now)
+            if not transfer.land(task):
+                return
+
+    def hasher(self) -> Iterator[None]:
+        while True:
+            if found := self.schedule.next_block():
+                transfer, block = found
+                digest = transfer.sha256
+                assert block.start == transfer.hashed or digest is not transfer.sha256
+                yield
+                digest.update(block.data)
+                self.schedule.hashed(transfer, block, digest)
+            yield
+
+    def check(self) -> None:
+        """What holds after every step."""
+        live = 0
+        for transfer in self.schedule.transfers:
+            if transfer.opened and not transfer.verified:
+                live += sum(len(block.buffer) for block in transfer.landed.values())
+                live += sum(len(piece.block.buffer) for piece in transfer.pieces if piece.block)
+                live += sum(len(task.piece.block.buffer) for task in transfer.tasks if task.piece.block)
+                covers_once(transfer)
+        self.most = max(self.most, self.schedule.allowed)
+        assert live <= (self.most + _schedule.SPARE_PARTS) * PART
+
+    def run(self) -> None:
+        hasher, finisher, idle = self.hasher(), 0, 0
+        while idle < 20_000:
+            idle += 1
+            while len(self.lanes) < self.schedule.wanted():
+                self.lanes.append(self.connection())
+            mover = self.dice.choice([*self.lanes, hasher, hasher, None])
+            if mover is None:
+                self.now += self.dice.choice([0.01, 0.01, 0.3, 2.0])
+                self.schedule.look(self.now)
+            else:
+                next(mover, None)
+            self.check()
+            if self.schedule.next_verified():
+                self.schedule.finished()
+                finisher += 1
+            if self.schedule.error or finisher == len(self.schedule.transfers):
+                return
+        raise AssertionError("it never came to an end")
+
+
+def covers_once(transfer: Transfer) -> None:
+    """Every byte is hashed, landed, in one connection's hands, or nobody's: exactly one of them."""
+    if transfer.length is None or transfer._reset:
+        return
+    spans = [(0, transfer.hashed), *((b.start, b.start + b.filled) for b in transfer.landed.values())]
+    spans += [(piece.start, piece.end) for piece in [*transfer.pieces, *(task.piece for task in transfer.tasks)]]
+    position = 0
+    for start, end in sorted(span for span in spans if span[0] != span[1]):
+        assert start == position, (spans, transfer.length)
+        position = end
+    assert position == transfer.length
+
+
+mirrors = st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from(["good", "good", "flipped", "short", "gone"]),
+        "ranges": st.booleans(),
+        "etag": st.sampled_from(['"a"', '"b"', None]),
+        "says_length": st.sampled_from([True, True, False]),
+        "flaky": st.sampled_from([0.0, 0.2, 0.9]),
+        "stalls": st.sampled_from([0.0, 0.1, 0.5]),
+        "refuses": st.sampled_from([0.0, 0.0, 0.2]),
+    }
+)
+files = st.fixed_dictionaries(
+    {
+        "size": st.sampled_from([0, 1, BLOCK - 1, BLOCK, PART + 5, 9 * PART + 3, 25 * PART]),
+        "declared": st.booleans(),
+        "mirrors": st.lists(mirrors, max_size=2),
+        "there": st.sets(st.integers(0, 30), max_size=12),
+        "lost": st.sets(st.integers(0, 30), max_size=3),
+        "spoiled": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chosen=st.lists(files, min_size=1, max_size=5), seed=st.integers(0, 2**32), limit=st.sampled_from([1, 2, LIMIT]))
+def test_whatever_the_order_of_events(chosen: list[dict[str, Any]], seed: int, limit: int, small: None) -> None:
+    dice, servers, jobs = random.Random(seed), dict[str, Server](), list[Job]()
+    for index, plan in enumerate(chosen):
+        data = blob(plan["size"], index)
+        urls = []
+        for number, mirror in enumerate([*plan["mirrors"], {"kind": "good"}]):  # the last one always works
+            options = dict(mirror)
+            kind, body = options.pop("kind"), data
+            if kind == "flipped" and data:
+                body = bytes([data[0] ^ 1]) + data[1:]
+            elif kind == "short":
+                body = data[:-1]
+            urls.append(f"http://h/{index}/{number}")
+            servers[urls[-1]] = Server(body, gone=kind == "gone", dice=dice, **options)
+        there = {number: data[number * BLOCK : (number + 1) * BLOCK] for number in plan["there"]}
+        if plan["spoiled"] and there:  # it has its checksum, and is wrong all the same
+            there[min(there)] = bytes(len(there[min(there)]))
+        there = {number: block for number, block in there.items() if block}
+        checkpoint = Manifest.load(one(data, *urls, name=f"c{index}", size=plan["declared"]))[f"c{index}"]
+        disk: Any = Disk(len(data), there, plan["lost"])
+        jobs.append(Job(checkpoint, checkpoint.files[0], disk))
+    world = World(jobs, servers, dice, limit)
+    world.run()
+    assert world.schedule.error is None
+    for index, (job, plan) in enumerate(zip(jobs, chosen, strict=True)):
+        disk = job.partial
+        assert bytes(disk.data[: plan["size"]]) == blob(plan["size"], index)
+        assert job.source in servers
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bad=st.lists(mirrors, min_size=1, max_size=3), seed=st.integers(0, 2**32))
+def test_without_a_good_mirror_it_ends_with_the_first_error(bad: list[dict[str, Any]], seed: int, small: None) -> None:
+    dice, data = random.Random(seed), blob(5 * PART + 7)
+    servers = {}
+    for number, mirror in enumerate(bad):
+        options = {**mirror, "kind": "gone" if mirror["kind"] == "good" else mirror["kind"]}
+        kind = options.pop("kind")
+        body = data[:-1] if kind == "short" else bytes([data[0] ^ 1]) + data[1:]
+        servers[f"http://h/{number}"] = Server(body, gone=kind == "gone", dice=dice, **options)
+    checkpoint = Manifest.load(one(data, *servers, name="c"))["c"]
+    disk: Any = Disk(len(data), {}, set())
+    world = World([Job(checkpoint, checkpoint.files[0], disk)], servers, dice, LIMIT)
+    world.run()
+    error = world.schedule.error
+    assert isinstance(error, DownloadError)
+    assert [attempt.url for attempt in error.attempts] == list(servers)
+    if servers["http://h/0"].gone:
+        assert not isinstance(error, IntegrityError)
