@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ._mirrors import Retries
-    from ._source import SourceError
+    from ._source import Body, SourceError
     from .errors import DownloadError
 
 # How these were found: docs/decisions/0007-when-one-connection-becomes-many.md
@@ -146,11 +146,18 @@ class Schedule:
             piece.block = Block(piece.start, buffer)
         return piece.block
 
-    def answered(self, task: Task, seconds: float, now: float) -> None:
-        """Note how long a mirror took to answer."""
-        task.moved = now
+    def answered(self, task: Task, body: Body, now: float) -> bool:
+        """Note what a mirror answered. ``False``: it is of no use to this task.
+
+        Raises:
+            RangeError: The file is not the one that it was.
+        """
+        seconds, task.moved, begun = now - task.began, now, task.transfer.begun
         self._latency += (seconds - self._latency) / 4
         self._watch(0, max(0.0, seconds - ANSWER))
+        is_of_use = task.transfer.answered(task, body)
+        self._tidy(task.transfer, begun)
+        return is_of_use
 
     def arrive(self, task: Task, count: int, waited: float, now: float) -> None:
         """Note ``count`` bytes that a connection waited for, for ``waited`` seconds."""
@@ -208,16 +215,20 @@ class Schedule:
             if task.received >= BLOCK and not task.piece.kept:
                 rate = task.received / max(now - task.began, 1e-3)
                 self._rate += (rate - self._rate) / 4 if self._rate else rate
+            begun = task.transfer.begun
             task.transfer.release(task)
+            self._tidy(task.transfer, begun)
+            self._judge(task.transfer)  # an empty file has no block to be judged after
 
     def failed(self, task: Task, error: SourceError) -> float:
         """Note that a request failed; return for how many seconds its connection pauses."""
         self.tasks.discard(task)
+        begun = task.transfer.begun
         if isinstance(error, TransientError) and error.crowded and self.tasks:
             self._limit = self.allowed = max(1, len(self.tasks))  # it wants fewer of us
         pause = task.transfer.failed(task, error)
-        if task.transfer.mirrors.current is None and self.error is None:
-            self.error = task.transfer.mirrors.error()
+        self._tidy(task.transfer, begun)
+        self._judge(task.transfer)
         return pause
 
     def next_block(self) -> tuple[Transfer, Block] | None:
@@ -237,8 +248,18 @@ class Schedule:
             transfer.hashed += block.filled
             self._judge(transfer)
 
+    def _tidy(self, transfer: Transfer, begun: int) -> None:
+        """Keep the memory in bounds where a file was begun again: what is ahead is further ahead now."""
+        if transfer.begun > begun:
+            index = self.transfers.index(transfer, self._first)
+            for later in self.transfers[index + 1 : self._finished + FILES]:
+                if later.opened and not later.verified:
+                    later.set_aside()
+
     def _judge(self, transfer: Transfer) -> None:
+        begun = transfer.begun
         transfer.judge()
+        self._tidy(transfer, begun)
         if transfer.mirrors.current is None and self.error is None:
             self.error = transfer.mirrors.error()
         while not self.over and self.transfers[self._first].verified:

@@ -132,7 +132,7 @@ class Connection(threading.Thread):
     def _fetch(self, task: Task) -> None:
         shared, transfer = self._shared, task.transfer
         with shared.lock:
-            piece, began = task.piece, clock()
+            piece = task.piece
             start, end = piece.position, None if piece.end == transfer.length else piece.end
             task.reading = True
         body = shared.client.open(
@@ -146,9 +146,7 @@ class Connection(threading.Thread):
         with closing(body), shared.stop.interrupting(body.interrupt):
             with shared.lock:
                 task.interrupt = body.interrupt
-                now = clock()
-                self._schedule.answered(task, now - began, now)
-                if not transfer.answered(task, body):
+                if not self._schedule.answered(task, body, clock()):
                     return
             while (block := self._next_block(task, body.end)) is not None:
                 self._fill(task, block, body)

@@ -111,6 +111,7 @@ class Transfer:
         self.length = job.file.size
         self.hashed = self.arrived = 0  # bytes that went into the hash; bytes that are here, the kept ones included
         self._reset: Consequence = ""
+        self.begun = 0  # how many times
 
     def open(self) -> None:
         """Open the partial and see what it has.
@@ -126,8 +127,9 @@ class Transfer:
     def _begin(self) -> None:
         self.sha256, self.hashed, self.arrived = hashlib.sha256(), 0, 0
         self.length = self.job.file.size
+        self.begun += 1
         self.landed: dict[int, Block] = {}
-        self._versions: set[object] = set()  # what the bytes here are versions of: more than one is a mix
+        self._versions: set[object] = set()  # of what the bytes here are
         self._reset = ""
         self.pieces = self._kept_and_lacking(Piece(0, self.length))
 
@@ -153,6 +155,10 @@ class Transfer:
         elif rest.block:
             self.arrived -= rest.block.filled
         return pieces
+
+    @property
+    def _mixed(self) -> bool:
+        return len(self._versions) > 1 or "kept" in self._versions
 
     @property
     def parallel(self) -> bool:
@@ -267,6 +273,13 @@ class Transfer:
             self._versions.add("kept")
         return not task.revoked
 
+    def set_aside(self) -> None:
+        """Drop what waits for the hash from memory: it lies in the partial, and is read again when its turn comes."""
+        for block in self.landed.values():
+            insort(self.pieces, Piece(block.start, block.start + block.filled, kept=True), key=_start)
+            self.arrived -= block.filled
+        self.landed.clear()
+
     def release(self, task: Task) -> None:
         """Take a task from its connection; what is left of it is nobody's."""
         self.tasks.discard(task)
@@ -295,16 +308,16 @@ class Transfer:
         reset, pause = self.mirrors.blame(
             mirror,
             error,
-            mixed=len(self._versions) > 1,
+            mixed=self._mixed,
             others=others,
             setbacks=task.setbacks,
             arrived=self.arrived,
         )
         if reset:
             self._again(reset)
-        elif mirror is not self.mirrors.current and was_whole and not self.tasks and self.pieces:
+        elif mirror is not self.mirrors.current and was_whole and self.pieces and not self.pieces[-1].kept:
             # The next mirror gives parts, perhaps: what the partial holds beyond this point is of use again.
-            self.pieces = self._kept_and_lacking(self.pieces[0])
+            self.pieces += self._kept_and_lacking(self.pieces.pop())
         return pause
 
     def judge(self) -> None:
@@ -316,10 +329,9 @@ class Transfer:
             self.length, self.pieces, self.verified = self.hashed, [], True
             self.job.source = redacted(mirror.url)
         elif self.length is not None:
-            mixed = len(self._versions) > 1
             error = WrongBytesError(f"sha256 {self.job.file.sha256}", f"sha256 {actual}")
             mirror.delivered = True
-            self._again(self.mirrors.blame(mirror, error, mixed=mixed, others=False, setbacks=0, arrived=0)[0])
+            self._again(self.mirrors.blame(mirror, error, mixed=self._mixed, others=False, setbacks=0, arrived=0)[0])
 
     def tasks_left(self) -> bool:
         """Whether bytes are still to come. Without a known length only the digest can say that none is."""
