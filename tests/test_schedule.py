@@ -206,13 +206,15 @@ class World:
 
     def hasher(self) -> Iterator[None]:
         while True:
-            if found := self.schedule.next_block():
-                transfer, block = found
-                digest = transfer.sha256
-                assert block.start == transfer.hashed or digest is not transfer.sha256
-                yield
-                digest.update(block.data)
-                self.schedule.hashed(transfer, block, digest)
+            if found := self.schedule.next_blocks():
+                transfer, blocks = found
+                digest, position = transfer.sha256, transfer.hashed
+                for block in blocks:
+                    assert block.start == position
+                    digest.update(block.data)
+                    position += block.filled
+                    yield
+                self.schedule.hashed(transfer, blocks, digest)
             yield
 
     def check(self) -> None:

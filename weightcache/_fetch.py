@@ -51,7 +51,7 @@ def fetch(
     with ExitStack() as stack:
         stop = Cancel()
         client = stack.enter_context(closing(Client(stop, connections=CONNECTIONS)))
-        shared = Shared(Schedule(jobs, RETRIES, random.uniform), client, stop)
+        shared = Shared(Schedule(jobs, RETRIES, random.uniform, CONNECTIONS), client, stop)
         conductor = _Conductor(shared, progress, holder, cancel)
         stack.callback(conductor.end)
         stack.enter_context(cancel.interrupting(conductor.look))
@@ -97,7 +97,7 @@ class _Conductor:
                     return verified
                 if shared.error:
                     raise shared.error
-                if schedule.error and not schedule.next_block():  # what is complete is kept
+                if schedule.error and not schedule.next_blocks():  # what is complete is kept
                     raise schedule.error
                 wait = schedule.look(clock())
                 lacking = schedule.wanted() - (len(self._threads) - 1)

@@ -6,21 +6,27 @@ No reason ever quotes an exception of requests: those hold the URL with its quer
 from __future__ import annotations
 
 import email.utils
+import fcntl
 import http.client
 import io
 import os
 import re
+import ssl
+import termios
 import time
+from array import array
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.util.ssl_ import create_urllib3_context
 
 from ._rules import local_path
 from ._source import Body, LocalBody, RangeError, SourceError, TransientError, WrongBytesError
@@ -76,6 +82,31 @@ class _Session(requests.Session):
         """Say that nothing is a redirect: requests would read a redirect's whole body into memory, however long."""
 
 
+class _Adapter(HTTPAdapter):
+    """Reads a CA bundle once; requests does it for every connection, and certifi's takes 16 ms of CPU."""
+
+    def __init__(self, connections: int) -> None:
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        super().__init__(pool_maxsize=connections)  # all of them are kept alive
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
+        if host["scheme"] == "https" and verify:
+            pool["ssl_context"] = self._context(verify if isinstance(verify, str) else DEFAULT_CA_BUNDLE_PATH)
+        return host, pool
+
+    def _context(self, bundle: str) -> ssl.SSLContext:
+        if bundle not in self._contexts:
+            context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
+            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+            self._contexts[bundle] = context
+        return self._contexts[bundle]
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+        conn.ca_certs = conn.ca_cert_dir = None  # they are in the context
+
+
 class Client:
     """Requests of one `ensure`: a session with its connections, proxies, netrc and TLS settings."""
 
@@ -83,7 +114,8 @@ class Client:
         self._cancel = cancel
         self._session = _Session()
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))  # all of them are kept alive
+            self._session.mount(scheme, _Adapter(connections))
+        self._known_settings: dict[tuple[str, str], dict[str, Any]] = {}
         with suppress(PackageNotFoundError):  # the package may be mounted without its metadata
             self._session.headers["User-Agent"] = f"weightcache/{version('weightcache')}"
         # identity: sizes, ranges and digests speak of the file's bytes, not of a compressed form.
@@ -153,13 +185,19 @@ class Client:
                 raise SourceError(f"redirects to {redacted(url)}; only http and https are followed")
         raise SourceError(f"more than {MAX_REDIRECTS} redirects, the last to {redacted(url)}")
 
+    def _settings(self, url: str) -> dict[str, Any]:
+        """Return the environment's proxies and CA bundle for a host; to look for them takes longer than to ask it."""
+        host = urlsplit(url)[:2]
+        if host not in self._known_settings:
+            self._known_settings[host] = dict(self._session.merge_environment_settings(url, {}, True, None, None))
+        return self._known_settings[host]
+
     def _get(self, url: str, headers: dict[str, str], auth: _Bearer | None) -> requests.Response:
         timeouts = (TIMEOUTS.connect, TIMEOUTS.stall)
         failure: SourceError
         try:
-            return self._session.get(
-                url, headers=headers, auth=auth, stream=True, allow_redirects=False, timeout=timeouts
-            )
+            request = self._session.prepare_request(requests.Request("GET", url, headers=headers, auth=auth))
+            return self._session.send(request, allow_redirects=False, timeout=timeouts, **self._settings(url))
         except requests.exceptions.SSLError as error:
             failure = SourceError(f"TLS: {_in_words(error, 'the handshake failed')}")
         except requests.exceptions.ConnectTimeout:
@@ -247,15 +285,7 @@ class _HttpBody(Body):
             return len(data)
         if not plain.length:
             return 0
-        view = view[: plain.length]
-        if self._read_ahead:
-            # What came with the head. readinto1 would go on to wait for more, and lose this when the connection stalls.
-            data = plain.fp.read1(len(view))
-            view[: len(data)] = data
-            count = len(data)
-            self._read_ahead = len(view) < io.DEFAULT_BUFFER_SIZE
-        else:
-            count = plain.fp.raw.readinto(view)  # one system call, straight to where the bytes are wanted
+        count = self._read_plain(plain.fp, view[: plain.length])
         if not count:
             raise TransientError("the connection broke off")
         plain.length -= count
@@ -263,6 +293,32 @@ class _HttpBody(Body):
             plain.close()
             raw.release_conn()
         return count
+
+    def _read_plain(self, stream: io.BufferedReader, view: memoryview) -> int:
+        if self._read_ahead:
+            # What came with the head. readinto1 would go on to wait for more, and lose this when the connection stalls.
+            data = stream.read1(len(view))
+            view[: len(data)] = data
+            self._read_ahead = len(view) < io.DEFAULT_BUFFER_SIZE
+            return len(data)
+        # Straight to where the bytes are wanted. TLS hands out one record of 16 KiB a call: then all that is at hand.
+        count = got = stream.raw.readinto(view) or 0
+        while got and count < len(view) and self.is_ready(1):
+            try:
+                got = stream.raw.readinto(view[count:]) or 0
+            except OSError:
+                break  # the next call fails again, and this one has something to return
+            count += got
+        return count
+
+    def is_ready(self, count: int) -> bool:
+        if self._plain is None or self._read_ahead or not self._plain.length:
+            return True
+        queued = array("i", [0])
+        with suppress(OSError):
+            fcntl.ioctl(self._plain.fp.fileno(), termios.FIONREAD, queued)
+            return bool(queued[0] >= min(count, self._plain.length))
+        return True
 
     def interrupt(self) -> None:
         with suppress(Exception):  # the read may have ended by itself

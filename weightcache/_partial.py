@@ -7,9 +7,9 @@
 
 The journal is text, appended to after the data: a line ``opened TIME``, then lines ``SHA256 BLOCK LENGTH CRC32``,
 one for each block of 1 MiB (the last one of a file may be shorter), and a line ``wiped SHA256`` where all blocks of a
-file were dropped. Completeness is never inferred from a length,
-and a line is believed only if the block has its checksum (`block_checksum`): a crash, or a Volume that shows the
-journal before the data, then costs a block and not a wrong file. What the bytes are is judged by the file's sha256 alone.
+file were dropped. Completeness is never inferred from a length, and a line is believed only if the block has its
+checksum (`block_checksum`): a crash, or a Volume that shows the journal before the data, then costs a block and not a
+wrong file. What the bytes are is judged by the file's sha256 alone.
 
 A dead writer's partial is taken over by rename. Any other one is never touched: its blocks are copied.
 """
@@ -284,15 +284,15 @@ def _read_block(descriptor: int, block: int, expected: tuple[int, int] | None) -
 
 
 def block_checksum(data: bytes | memoryview) -> int:
-    """Return the crc32 of the first 8 bytes of every 512 of a block, and of the last ones that make no 8.
+    """Return the crc32 of the first 8 bytes of every 4096 of a block, and of its last ones that make no 8.
 
-    What a crash leaves of a block are sectors that were never written, and those show in a sample of each. All of the
-    bytes would cost a fifth of the whole download (docs/decisions/0007-checksum-of-a-sample.md), and prove no more:
-    what the bytes are is judged by the file's sha256.
+    What a crash leaves of a block are pages that were never written, and a sample of each shows them. All of the bytes
+    would cost a tenth of the whole download (docs/decisions/0007-checksum-of-a-sample.md) and prove no more: what they
+    are is judged by the file's sha256.
     """
     view = memoryview(data)
     whole = len(view) - len(view) % 8
-    return zlib.crc32(view[whole:], zlib.crc32(view[:whole].cast("Q")[::64].tobytes()))
+    return zlib.crc32(view[whole:], zlib.crc32(view[:whole].cast("Q")[::512].tobytes()))
 
 
 def stale_partials(layout: Layout) -> list[str]:

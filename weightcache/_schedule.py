@@ -28,19 +28,18 @@ if TYPE_CHECKING:
 # How these were found: docs/decisions/0007-when-one-connection-becomes-many.md
 CONNECTIONS = 24  # at most, for all files together
 SPARE_PARTS = 2  # of the window, beyond one a connection: who has finished goes on while the hash catches up
-FAST = 500e6  # bytes a second that a connection brings, while it is waited for, if it is not slow
+FAST = 200e6  # bytes a second that a connection brings, while it is waited for, if it is not slow
 PROBATION = 0.05  # seconds of waiting after which that is judged
 ANSWER = 0.001  # seconds of every answer that are no sign of a slow link
 STALLED = 1.0  # seconds without a byte after which somebody idle takes over
-FILES = 64  # open at once: of 10,000 small ones nobody needs all
+RUN = 8  # blocks that the hasher takes at once: a turn at the lock for each would hold it up among 24 connections
+FILES = 32  # open at once: of 10,000 small ones nobody needs more
 
 
 class Schedule:
     """All files of one download."""
 
-    def __init__(
-        self, jobs: Sequence[Job], retries: Retries, jitter: Callable[..., float], limit: int = CONNECTIONS
-    ) -> None:
+    def __init__(self, jobs: Sequence[Job], retries: Retries, jitter: Callable[..., float], limit: int) -> None:
         self.transfers = [Transfer(job, Mirrors(job.checkpoint, job.file, retries, jitter)) for job in jobs]
         self.allowed = 1  # connections
         self.tasks: set[Task] = set()
@@ -50,7 +49,7 @@ class Schedule:
         self._first = 0  # the first transfer that is not verified
         self._finished = 0  # transfers whose files are closed
         self._waited = self._brought = 0.0  # seconds and bytes of the probation
-        self._latency, self._rate = 0.05, 0.0  # of what connections did lately: seconds to an answer, bytes a second
+        self.latency, self._rate = 0.05, 0.0  # of what connections did lately: seconds to an answer, bytes a second
         self._free: list[bytearray] = []  # of BLOCK bytes; used again, because fresh pages cost as much as the copy
 
     @property
@@ -95,15 +94,17 @@ class Schedule:
             piece = task.piece
             if piece.end is None or piece.kept or not task.transfer.parallel or task.revoked:
                 continue
-            stalled = task.reading and now - task.moved >= max(STALLED, 4 * self._latency)
-            rate = 0.0 if stalled else task.received / max(now - task.began, 1e-3)
+            age, stalled = now - task.began, task.reading and now - task.moved >= max(STALLED, 4 * self.latency)
+            # A young one has hardly begun to be fast. And a cut costs a connection: only where no other work is left.
+            young = age < STALLED if pending else age < 4 * self.latency
+            rate = 0.0 if stalled else self._rate if young else task.received / age
             if not stalled and (not rate or (pending and rate > self._rate / 4)):
-                continue  # nothing is known of it yet, or there will be other work soon: a cut costs a connection
+                continue
             start = piece.start if stalled else piece.start + BLOCK
             left, usual = piece.end - start, max(self._rate, rate, 1.0)
-            keep = int(rate * (self._latency * usual + left) / (usual + rate))
+            keep = int(rate * (self.latency * usual + left) / (usual + rate))
             cut = start + -(-keep // BLOCK) * BLOCK
-            gain = (piece.end - cut) / rate - 2 * self._latency if rate else float("inf")
+            gain = (piece.end - cut) / rate - 2 * self.latency if rate else float("inf")
             if cut < piece.end and gain > 0 and (best is None or gain > best[0]):
                 best = gain, task, cut
         if best is None:
@@ -111,9 +112,8 @@ class Schedule:
         _, victim, cut = best
         rest = victim.transfer.cut(victim, cut)
         if cut == victim.piece.start:
-            rest.block = (
-                victim.piece.block and victim.piece.block.copy()
-            )  # the victim may still be reading into its own
+            # A copy: the victim may still be reading into its own.
+            rest.block = victim.piece.block and victim.piece.block.copy()
             victim.piece.block = None
             victim.revoke()
         task = victim.transfer.hand_out(rest, victim.mirror, whole=False, now=now)
@@ -153,7 +153,7 @@ class Schedule:
             RangeError: The file is not the one that it was.
         """
         seconds, task.moved, begun = now - task.began, now, task.transfer.begun
-        self._latency += (seconds - self._latency) / 4
+        self.latency += (seconds - self.latency) / 4
         self._watch(0, max(0.0, seconds - ANSWER))
         is_of_use = task.transfer.answered(task, body)
         self._tidy(task.transfer, begun)
@@ -231,21 +231,26 @@ class Schedule:
         self._judge(task.transfer)
         return pause
 
-    def next_block(self) -> tuple[Transfer, Block] | None:
-        """Return the next block for the hash, if it is here. It stays `landed` until it is `hashed`."""
-        if self.over:
+    def next_blocks(self) -> tuple[Transfer, list[Block]] | None:
+        """Return what the hash takes in next, as far as it is here. It stays in memory until it is `hashed`."""
+        transfer = None if self.over else self.transfers[self._first]
+        if transfer is None or not transfer.opened:
             return None
-        transfer = self.transfers[self._first]
-        block = transfer.landed.get(transfer.hashed) if transfer.opened else None
-        return (transfer, block) if block else None
+        blocks, position = list[Block](), transfer.hashed
+        while len(blocks) < RUN and (block := transfer.landed.get(position)):
+            blocks.append(block)
+            position += block.filled
+        return (transfer, blocks) if blocks else None
 
-    def hashed(self, transfer: Transfer, block: Block, digest: object) -> None:
-        """Note that ``digest`` has taken a block in."""
-        if isinstance(block.buffer, bytearray) and len(block.buffer) == BLOCK:
-            self._free.append(block.buffer)
+    def hashed(self, transfer: Transfer, blocks: list[Block], digest: object) -> None:
+        """Note that ``digest`` has taken blocks in."""
+        self._free += [
+            block.buffer for block in blocks if isinstance(block.buffer, bytearray) and len(block.buffer) == BLOCK
+        ]
         if digest is transfer.sha256:  # and the file was not begun again meanwhile
-            del transfer.landed[block.start]
-            transfer.hashed += block.filled
+            for block in blocks:
+                del transfer.landed[block.start]
+                transfer.hashed += block.filled
             self._judge(transfer)
 
     def _tidy(self, transfer: Transfer, begun: int) -> None:

@@ -65,6 +65,10 @@ class Body(ABC):
             SourceError: It cannot be read at all.
         """
 
+    def is_ready(self, count: int) -> bool:  # noqa: ARG002 (a file always is)
+        """Whether a read of up to ``count`` bytes has all of them at hand."""
+        return True
+
     def interrupt(self) -> None:  # noqa: B027 (a file has nothing to interrupt)
         """End a read in progress in another thread."""
 

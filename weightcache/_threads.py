@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ._transfer import Task
 
 TELL_EVERY = 0.1  # seconds between two wake-ups of the caller to show progress
+# One of many connections rests before a read that would bring less than SHORT: to wake up costs more than to copy.
+SHORT = 32 << 10  # bytes
+REST = 0.008  # seconds, or a quarter of what an answer takes: what comes meanwhile, the kernel holds
 
 clock = time.monotonic
 
@@ -148,39 +151,57 @@ class Connection(threading.Thread):
                 task.interrupt = body.interrupt
                 if not self._schedule.answered(task, body, clock()):
                     return
-            while (block := self._next_block(task, body.end)) is not None:
-                self._fill(task, block, body)
-                if not self._write(task, block):
+            while True:
+                with shared.lock:
+                    if not self._goes_on(task, body.end):
+                        return
+                    block = self._schedule.begin(task)
+                if not self._fill(task, block, body):
                     return
+                transfer.job.partial.write(block.start // BLOCK, block.data)
 
-    def _next_block(self, task: Task, ends: int | None) -> Block | None:
-        """Wait for room in the window, and return the block to fill; ``None`` when the task is over.
+    def _goes_on(self, task: Task, ends: int | None) -> bool:
+        """Land what was written, and wait for room for the next block; whether there is one. The lock is held.
 
         Args:
             task: Whose block.
             ends: Where the response ends, if it says so: one that goes on beyond the task may be of more use.
         """
         shared, schedule = self._shared, self._schedule
-        with shared.lock:
-            task.reading = False
-            if task.piece.start == task.piece.end and (task.piece.start == ends or not schedule.read_on(task)):
-                return None
-            while not (shared.stopped or task.revoked):
-                if schedule.may_begin(task):
-                    task.reading = True
-                    return schedule.begin(task)
-                if schedule.is_needed_elsewhere(task):
-                    return None
-                shared.room.wait()
-        return None
+        task.reading = False
+        if task.writing:
+            if not task.transfer.land(task):
+                return False
+            shared.blocks.notify()
+        if task.piece.start == task.piece.end and (task.piece.start == ends or not schedule.read_on(task)):
+            return False
+        while not (shared.stopped or task.revoked):
+            if schedule.may_begin(task):
+                task.reading = True
+                return True
+            if schedule.is_needed_elsewhere(task):
+                return False
+            shared.room.wait()
+        return False
 
-    def _fill(self, task: Task, block: Block, body: Body) -> None:
-        """Read a block to its end, or to the end of a stream whose length nobody knew."""
+    def _claim(self, task: Task) -> bool:
+        """Whether a connection may touch the partial: the block cannot be taken from it any more. The lock is held."""
+        task.writing = not (self._shared.stopped or task.revoked)
+        return task.writing
+
+    def _fill(self, task: Task, block: Block, body: Body) -> bool:
+        """Read a block to its end, or to the end of a stream whose length nobody knew; whether it may be written."""
         shared, piece, view = self._shared, task.piece, memoryview(block.buffer)
-        with shared.lock:
-            size = BLOCK if piece.end is None else min(BLOCK, piece.end - block.start)
-        while block.filled < size:
+        size, declared = (
+            BLOCK if piece.end is None else min(BLOCK, piece.end - block.start),
+            task.transfer.job.file.size,
+        )
+        # One that does not say where it ends may send more than it should: that is another file.
+        is_last = body.total is None and declared is not None and block.start + size >= declared
+        while True:
             began = clock()
+            if self._schedule.allowed > 1 and not body.is_ready(min(SHORT, size - block.filled)):
+                time.sleep(min(REST, self._schedule.latency / 4))
             try:
                 count = body.read_into(view[block.filled : size])
             except TransientError as error:
@@ -188,57 +209,41 @@ class Connection(threading.Thread):
             now = clock()
             with shared.lock:
                 if task.revoked:
-                    return
+                    return False
                 if not count and piece.end is not None:
                     raise TransientError(f"the connection ended at byte {piece.position} of {task.transfer.length}")
                 if not count:
                     task.transfer.end(task)
-                    return
+                    return block.filled > 0 and self._claim(task)
                 block.filled += count
                 self._schedule.arrive(task, count, now - began, now)
                 shared.tell(now)
-        declared = task.transfer.job.file.size
-        if block.start + size == declared and body.total is None and body.read_into(memoryview(bytearray(1))):
-            raise WrongBytesError(f"{declared} bytes", f"more than {declared} bytes")
-
-    def _write(self, task: Task, block: Block) -> bool:
-        """Bring a block to the disk, unless it was taken away; return whether the task goes on."""
-        shared = self._shared
-        with shared.lock:
-            if shared.stopped or task.revoked or not block.filled:
-                return False
-            task.writing = True
-        task.transfer.job.partial.write(block.start // BLOCK, block.data)
-        return self._land(task)
-
-    def _land(self, task: Task) -> bool:
-        with self._shared.lock:
-            goes_on = task.transfer.land(task)
-            self._shared.blocks.notify()
-            if self._shared.stopped:
-                self._shared.news.notify()
-            return goes_on
+                if block.filled == size and not is_last:
+                    return self._claim(task)
+            if block.filled == size:
+                if body.read_into(memoryview(bytearray(1))):
+                    raise WrongBytesError(f"{declared} bytes", f"more than {declared} bytes")
+                with shared.lock:
+                    return self._claim(task)
 
     def _read_kept(self, task: Task) -> None:
         """Read blocks that lie in the partial, or in another writer's."""
         shared, transfer = self._shared, task.transfer
-        while self._next_block(task, task.piece.end) is not None:
+        while True:
             with shared.lock:
-                if shared.stopped or task.revoked:
+                if not (self._goes_on(task, task.piece.end) and self._claim(task)):
                     return
-                task.writing, start = True, task.piece.start
+                start = task.piece.start
             data = transfer.job.partial.take(start // BLOCK)
             with shared.lock:
                 if data is None:
                     task.writing = False
                     transfer.lack(task)
                     shared.work.notify()
-                    continue
-                task.piece.block = Block(start, data, len(data))
-                self._schedule.arrive(task, len(data), 0.0, now := clock())
-                shared.tell(now)
-            if not self._land(task):
-                return
+                else:
+                    task.piece.block = Block(start, data, len(data))
+                    self._schedule.arrive(task, len(data), 0.0, now := clock())
+                    shared.tell(now)
 
 
 class Hasher(threading.Thread):
@@ -253,15 +258,16 @@ class Hasher(threading.Thread):
         try:
             while True:
                 with shared.lock:
-                    while (found := schedule.next_block()) is None:
+                    while (found := schedule.next_blocks()) is None:
                         if shared.stopped or schedule.over:
                             return
                         shared.blocks.wait()
-                    transfer, block = found
+                    transfer, blocks = found
                     digest = transfer.sha256
-                digest.update(block.data)
+                for block in blocks:
+                    digest.update(block.data)
                 with shared.lock:
-                    schedule.hashed(transfer, block, digest)
+                    schedule.hashed(transfer, blocks, digest)
                     shared.room.notify_all()
                     shared.work.notify()
                     if transfer.verified or schedule.error or schedule.over:
