@@ -102,8 +102,9 @@ class _Conductor:
                 wait = schedule.look(clock())
                 lacking = schedule.wanted() - (len(self._threads) - 1)
                 if lacking <= 0:
-                    shared.work.notify()
                     shared.news.wait(wait)
+                    if wait:
+                        shared.work.notify()  # somebody idle may take over from a stalled one
             for _ in range(lacking):
                 self._start(Connection(shared, len(self._threads)))
             self._cancel.check()

@@ -9,6 +9,7 @@ import email.utils
 import fcntl
 import http.client
 import io
+import logging
 import os
 import re
 import ssl
@@ -34,6 +35,8 @@ from .errors import redacted
 
 if TYPE_CHECKING:
     from ._cancel import Cancel
+
+_log = logging.getLogger("weightcache")
 
 MAX_REDIRECTS = 10
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -115,6 +118,9 @@ class Client:
         self._session = _Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(connections))
+        self._targets: dict[
+            str, str
+        ] = {}  # where redirects led: a hub that signs URLs is asked once, not for each part
         self._known_settings: dict[tuple[str, str], dict[str, Any]] = {}
         with suppress(PackageNotFoundError):  # the package may be mounted without its metadata
             self._session.headers["User-Agent"] = f"weightcache/{version('weightcache')}"
@@ -154,12 +160,25 @@ class Client:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
             if validator:
                 headers["If-Range"] = validator
-        response = self._follow(url, headers, self._bearer(url, auth))
-        try:
-            return _HttpBody(response, "Range" in headers, start, size, validator, auth)
-        except BaseException:
-            response.close()
-            raise
+        bearer = self._bearer(url, auth)
+
+        def answer(at: str) -> Body:
+            response, self._targets[url] = self._follow(at, headers, bearer)
+            try:
+                return _HttpBody(response, "Range" in headers, start, size, validator, auth)
+            except BaseException:
+                self._targets.pop(url, None)
+                response.close()
+                raise
+
+        if (known := self._targets.get(url)) is not None:
+            try:
+                return answer(known)
+            except SourceError as error:
+                if known == url or type(error) is not SourceError:
+                    raise
+                _log.info("%s: %s where it led before; asking it again", redacted(url), error)  # signed URLs expire
+        return answer(url)
 
     def _bearer(self, url: str, auth: str | None) -> _Bearer | None:
         if auth is None:
@@ -171,14 +190,14 @@ class Client:
             raise SourceError(f"environment variable {auth} (its `auth`) holds characters no token has")
         return _Bearer(self._session, url, token)
 
-    def _follow(self, url: str, headers: dict[str, str], auth: _Bearer | None) -> requests.Response:
+    def _follow(self, url: str, headers: dict[str, str], auth: _Bearer | None) -> tuple[requests.Response, str]:
         # By hand: every hop is checked, and the token goes only where it belongs.
         for _ in range(MAX_REDIRECTS + 1):
             self._cancel.check()
             response = self._get(url, headers, auth)
             target = requests.Session.get_redirect_target(self._session, response)
             if target is None:
-                return response
+                return response, url
             _let_go(response)
             url = urljoin(url, target)
             if not url.startswith(("http://", "https://")):

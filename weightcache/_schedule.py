@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # How these were found: docs/decisions/0007-when-one-connection-becomes-many.md
 CONNECTIONS = 24  # at most, for all files together
-SPARE_PARTS = 2  # of the window, beyond one a connection: who has finished goes on while the hash catches up
+SPARE_PARTS = 2  # of the window, beyond one for each of many: who has finished goes on while the hash catches up
 FAST = 200e6  # bytes a second that a connection brings, while it is waited for, if it is not slow
 PROBATION = 0.05  # seconds of waiting after which that is judged
 ANSWER = 0.001  # seconds of every answer that are no sign of a slow link
@@ -58,7 +58,7 @@ class Schedule:
 
     def _reachable(self) -> Iterator[tuple[Transfer, int]]:
         """Yield the transfers that may be worked on, and below which position of each the window ends."""
-        room = (self.allowed + SPARE_PARTS) * PART
+        room = (self.allowed + SPARE_PARTS if self.allowed > 1 else 1) * PART
         last = min(len(self.transfers), self._finished + FILES)
         for transfer in islice(self.transfers, self._first, last):
             yield transfer, transfer.hashed + room

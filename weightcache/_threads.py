@@ -57,6 +57,17 @@ class Shared:
         for condition in (self.work, self.room, self.blocks, self.news):
             condition.notify_all()
 
+    def wake(self) -> None:
+        """Let those look who may have something to do now."""
+        if self.stopped or self.error or self.schedule.over or self.schedule.error:
+            self.wake_all()
+            return
+        self.work.notify()
+        self.room.notify_all()
+        self.blocks.notify()
+        if self.schedule.next_verified():
+            self.news.notify()
+
     def fail(self, error: BaseException) -> None:
         """End the download with an exception."""
         with self.lock:
@@ -118,14 +129,11 @@ class Connection(threading.Thread):
             with shared.lock:
                 pause = self._schedule.failed(task, error)
                 self._schedule.paused += pause > 0
-                shared.wake_all()
         finally:
             with shared.lock:
                 task.writing = False
                 self._schedule.release(task, clock())
-                shared.work.notify()
-                shared.room.notify_all()
-                shared.news.notify()
+                shared.wake()
         if pause:
             shared.stop.sleep(pause)
             with shared.lock:
@@ -268,9 +276,6 @@ class Hasher(threading.Thread):
                     digest.update(block.data)
                 with shared.lock:
                     schedule.hashed(transfer, blocks, digest)
-                    shared.room.notify_all()
-                    shared.work.notify()
-                    if transfer.verified or schedule.error or schedule.over:
-                        shared.wake_all()
+                    shared.wake()
         except BaseException as error:  # noqa: BLE001 (it is the caller's to raise)
             shared.fail(error)
