@@ -83,7 +83,7 @@ def check(path, sha256):
 """
 
 WEIGHTCACHE = """\
-import filelock, requests, tqdm, weightcache, weightcache._fill
+import filelock, requests, weightcache, weightcache._fetch, weightcache._fill
 began = time.perf_counter()
 checkpoints = {file["checkpoint"]: {"urls": [file["url"]], "sha256": file["sha256"], "size": file["size"]}
                for file in job["files"]}

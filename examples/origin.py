@@ -41,6 +41,8 @@ class Request:
     headers: Mapping[str, str]
     sent: int = 0
     status: int = 0
+    client: tuple[str, int] = ("", 0)  # the connection's other end
+    busy: bool = True  # whether it is still being answered
 
 
 @dataclass
@@ -256,14 +258,11 @@ class _Handler(BaseHTTPRequestHandler):
     origin: Origin
 
     def do_GET(self) -> None:
-        request = Request(self.path, dict(self.headers))
+        request = Request(self.path, dict(self.headers), client=self.client_address)
         self.origin.requests.append(request)
         if self.origin.on_request:
             self.origin.on_request(request)
-        resource = self.origin.files.get(unquote(self.path.partition("?")[0]))
-        if resource is None:
-            Exchange(self.origin, self, Resource(b""), request).head(404, {"Content-Length": 0})
-            return
+        resource = self.origin.files.get(unquote(self.path.partition("?")[0]), Resource(b"", always=status(404)))
         with self.origin.lock:
             fault = resource.faults.pop(0) if resource.faults else resource.always
         exchange = Exchange(self.origin, self, resource, request)
@@ -271,6 +270,8 @@ class _Handler(BaseHTTPRequestHandler):
             (fault or Exchange.good)(exchange)
         except OSError:  # the client went away
             self.close_connection = True
+        finally:
+            request.busy = False
 
     def log_message(self, *_: object) -> None:
         """Say nothing: requests are kept in `Origin.requests`."""
@@ -341,6 +342,10 @@ class Origin:
     def gets(self, path: str | None = None) -> int:
         """How many requests there were, in all or for ``path``."""
         return sum(1 for _ in self._of(path))
+
+    def busy(self) -> int:
+        """How many requests are being answered."""
+        return sum(request.busy for request in list(self.requests))
 
     def _of(self, path: str | None) -> Iterable[Request]:
         return [each for each in list(self.requests) if path is None or each.path.partition("?")[0] == path]
