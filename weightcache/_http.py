@@ -30,7 +30,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 
 from ._rules import local_path
-from ._source import Body, LocalBody, RangeError, SourceError, TransientError, WrongBytesError
+from ._source import Body, ChangedError, LocalBody, RangeError, SourceError, TransientError, WrongBytesError
 from .errors import redacted
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Client:
             validator: Strong ETag of the bytes before ``start``: if it changed, the whole file is sent.
 
         Raises:
-            SourceError: One of the four kinds.
+            SourceError: One of the five kinds.
         """
         if (path := local_path(url)) is not None:
             return LocalBody(path, start, size)
@@ -264,7 +264,7 @@ class _HttpBody(Body):
             if self._decode:
                 raise RangeError(f"a part of a {encoding}-encoded body is of no use")
             if validator and self.validator and self.validator != validator:
-                raise RangeError("the file changed between two requests (ETag)")
+                raise ChangedError("the file changed between two requests (ETag)")
             self.offset, self.end, self.total = _content_range(response, ranged, start)
         elif not self._decode:
             self.end = self.total = length

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ._rules import resolved_url
-from ._source import RangeError, SourceError, TransientError, WrongBytesError
+from ._source import ChangedError, RangeError, SourceError, TransientError, WrongBytesError
 from .errors import Attempt, DownloadError, IntegrityError, redacted
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Mirrors:
             mirror: Whose failure.
             error: What failed.
             mixed: Whether the bytes that are there come from more than one response.
-            others: Whether other connections are at work on this mirror and file.
+            others: Whether other connections are bringing bytes of this file from this mirror.
             setbacks: The mirror's when the request began: a failure that was known meanwhile is no news.
             arrived: Bytes of the file that are there.
 
@@ -100,12 +100,12 @@ class Mirrors:
             else:
                 self._give_up(mirror, error)
             return "wipe", 0.0
-        if isinstance(error, RangeError) and mirror.ranges:
+        if isinstance(error, RangeError) and mirror.ranges and (not others or isinstance(error, ChangedError)):
             _log.info("%s: %s; fetching it whole", redacted(mirror.url), error)
             mirror.ranges = False
             return "rewind", 0.0
-        # One that serves other connections is not given up for a single refusal.
-        if isinstance(error, TransientError) or (others and type(error) is SourceError):
+        # One that serves other connections is not given up for what it does to this one.
+        if isinstance(error, TransientError) or (others and not isinstance(error, WrongBytesError)):
             return "", self._pause(mirror, error, others, setbacks, arrived)
         self._give_up(mirror, error)
         return "", 0.0
@@ -116,7 +116,7 @@ class Mirrors:
             mirror.setbacks += 1
             mirror.failures = 1 if arrived > self._furthest else mirror.failures + 1
             self._furthest = max(self._furthest, arrived)
-        if mirror.failures >= self._retries.tries or (after > self._retries.retry_after and not others):
+        if not others and (mirror.failures >= self._retries.tries or after > self._retries.retry_after):
             self._give_up(mirror, SourceError(f"{error} (and asks to wait {after:.0f} s)" if after else str(error)))
             return 0.0
         backoff = self._jitter(0, min(self._retries.cap, self._retries.base * 2**mirror.failures))

@@ -150,7 +150,7 @@ class Schedule:
         """Note what a mirror answered. ``False``: it is of no use to this task.
 
         Raises:
-            RangeError: The file is not the one that it was.
+            ChangedError: The file is not the one that it was.
         """
         seconds, task.moved, begun = now - task.began, now, task.transfer.begun
         self.latency += (seconds - self.latency) / 4
@@ -224,8 +224,8 @@ class Schedule:
         """Note that a request failed; return for how many seconds its connection pauses."""
         self.tasks.discard(task)
         begun = task.transfer.begun
-        if isinstance(error, TransientError) and error.crowded and self.tasks:
-            self._limit = self.allowed = max(1, len(self.tasks))  # it wants fewer of us
+        if isinstance(error, TransientError) and error.crowded:
+            self._limit = self.allowed = max(1, self.allowed - 1)  # this one was one too many
         pause = task.transfer.failed(task, error)
         self._tidy(task.transfer, begun)
         self._judge(task.transfer)

@@ -1,10 +1,11 @@
 """Where bytes come from: a mirror's answer as a stream at a known offset, and the ways in which it fails.
 
-The network's many ways to fail are four of ours:
+The network's many ways to fail are five of ours:
 
 * `SourceError`: this mirror cannot give the file.
 * `TransientError`: it may on another try.
 * `RangeError`: not in parts, perhaps as a whole.
+* `ChangedError`: not these parts, because it is another file now.
 * `WrongBytesError`: it gives another file than the declared one.
 """
 
@@ -29,6 +30,10 @@ class TransientError(SourceError):
 
 class RangeError(SourceError):
     """The mirror does not give this part, or gives another one."""
+
+
+class ChangedError(RangeError):
+    """The mirror gives parts of another file than before."""
 
 
 class WrongBytesError(SourceError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ._partial import BLOCK
-from ._source import RangeError, SourceError, WrongBytesError
+from ._source import ChangedError, SourceError, WrongBytesError
 from .errors import redacted
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class Transfer:
         """Note what a response says of itself. ``False``: it is of no use to this task.
 
         Raises:
-            RangeError: The file is not the one that it was.
+            ChangedError: The file is not the one that it was.
         """
         mirror = task.mirror
         if task.revoked:
@@ -232,7 +232,7 @@ class Transfer:
         if body.offset != task.piece.position:  # it sends the whole file
             if len(self.tasks) > 1:
                 if mirror.validator and body.validator and mirror.validator != body.validator:
-                    raise RangeError("the file changed between two requests (ETag)")
+                    raise ChangedError("the file changed between two requests (ETag)")
                 mirror.shared = False  # who has a response reads on in it, and nobody else asks
                 return False
             self._begin()
@@ -243,7 +243,7 @@ class Transfer:
             for piece in (task.piece, *self.pieces):
                 piece.end = body.total if piece.end is None else piece.end
         elif body.total not in (None, self.length):
-            raise RangeError("the file changed between two requests (length)")
+            raise ChangedError("the file changed between two requests (length)")
         mirror.delivered = task.answered = True
         mirror.ranges = mirror.ranges and body.resumable
         mirror.validator = body.validator
@@ -300,7 +300,8 @@ class Transfer:
 
     def failed(self, task: Task, error: SourceError) -> float:
         """Draw the consequences of a failed request; return for how many seconds its connection pauses."""
-        mirror, others = task.mirror, any(each.mirror is task.mirror for each in self.tasks - {task})
+        mirror = task.mirror
+        others = any(each.mirror is mirror and each.received for each in self.tasks - {task})
         was_whole = not mirror.ranges or mirror.alone
         self.release(task)
         if task.revoked or self._reset:

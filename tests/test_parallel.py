@@ -1,0 +1,350 @@
+"""Many connections at work on real files from a real server that gives each of them little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+import weightcache
+from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redirect, stalled
+from origin import status as answer
+from support import MB, PRELUDE, blob, child, directory, finish, one, partials, sha256, visible
+from weightcache import DownloadError, IntegrityError, _fetch, _http, ensure
+from weightcache._partial import BLOCK
+from weightcache._schedule import CONNECTIONS
+from weightcache._transfer import PART
+
+DATA = blob(40 * MB)
+SLOW = 8e6  # bytes a second for each connection
+SOCKETS = 512 << 10  # bytes that a connection may have on its way when it is cut short
+
+
+def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
+    return ensure(manifest, root=root, progress=False, **options)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("weightcache")]
+
+
+def clients(origin: Origin) -> set[tuple[str, int]]:
+    return {request.client for request in origin.requests}
+
+
+def test_a_slow_link_gets_many_connections_that_are_kept_alive(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA, rate=SLOW)
+    most: list[int] = []
+    origin.on_request = lambda _: most.append(origin.busy())
+    weights = quiet(one(DATA, origin.url("/a")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert weights.report["sam2"].bytes_fetched == len(DATA)
+    assert 4 < max(most) <= CONNECTIONS
+    assert len(clients(origin)) <= origin.gets()
+    assert origin.sent() <= len(DATA) + origin.gets() * SOCKETS
+    first, *others = (request.headers["Range"] for request in origin.requests)
+    assert first == f"bytes=0-{PART - 1}"
+    assert all(each.startswith("bytes=") for each in others)
+    assert threads() == []
+
+
+def test_a_fast_link_keeps_to_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightcache._schedule.FAST", 1.0)  # whatever this machine is busy with
+    origin.put("/a", DATA)
+    assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+    assert [request.headers["Range"] for request in origin.requests] == [f"bytes=0-{PART - 1}", f"bytes={PART}-"]
+    assert len(clients(origin)) == 1
+
+
+def test_small_files_go_over_few_connections(origin: Origin, root: Path) -> None:
+    files = {f"{number}": blob(20_000, number) for number in range(600)}
+    for path, data in files.items():
+        origin.put(f"/d/{path}", data)
+    weights = quiet(directory(files, origin.url("/d")), root)
+    assert all((weights["bert"] / path).read_bytes() == data for path, data in files.items())
+    assert origin.gets() == 600
+    assert len(clients(origin)) <= CONNECTIONS
+
+
+def test_several_files_share_the_connections(origin: Origin, root: Path) -> None:
+    manifest = one(DATA, origin.url("/a"))
+    others = {name: blob(9 * MB, seed) for seed, name in enumerate(["x", "y", "z"], 1)}
+    manifest["checkpoints"] |= directory(others, origin.url("/d"))["checkpoints"]
+    origin.put("/a", DATA, rate=SLOW)
+    for name, data in others.items():
+        origin.put(f"/d/{name}", data, rate=SLOW)
+    most: list[int] = []
+    origin.on_request = lambda _: most.append(origin.busy())
+    weights = quiet(manifest, root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert all((weights["bert"] / name).read_bytes() == data for name, data in others.items())
+    assert max(most) <= CONNECTIONS
+
+
+FAULTS: dict[str, list[Fault | None]] = {
+    "one breaks off": [None, None, broken(BLOCK + 9)],
+    "many break off": [None, *[broken(BLOCK + number) for number in range(12)]],
+    "many are reset": [None, *[broken(300_000, reset=True)] * 12],
+    "many are refused": [None, *[answer(503)] * 4],
+    "many must wait": [None, *[answer(429, {"Retry-After": "0"})] * 4],
+    "many are hung up on": [None, *[hang_up()] * 12],
+    "one is 404": [None, None, answer(404)],
+    "one is 416": [None, None, None, answer(416)],
+    "one is another file": [None, None, None, other_bytes(blob(40 * MB, 9), '"new"')],
+}
+
+
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+def test_faults_among_many_connections(faults: list[Fault | None], origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA, faults=list(faults), rate=SLOW)
+    weights = quiet(one(DATA, origin.url("/a")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    if not (faults[-1] and "other" in faults[-1].__qualname__):
+        assert weights.report["sam2"].bytes_fetched < len(DATA) + 12 * MB  # what the others brought is kept
+    assert threads() == []
+
+
+def test_a_stalled_connection_is_replaced_alone(origin: Origin, root: Path) -> None:
+    """Long before its timeout: somebody idle takes over, and what the others brought is not brought again."""
+    origin.put("/a", DATA, faults=[None, None, stalled(BLOCK + 9), stalled(0)], rate=SLOW)
+    weights = quiet(one(DATA, origin.url("/a")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert weights.report["sam2"].bytes_fetched == len(DATA)
+
+
+def test_the_next_mirror_takes_over_in_the_middle(origin: Origin, mirror: Origin, root: Path) -> None:
+    origin.put("/a", DATA, faults=[None] * 3, always=answer(404), rate=SLOW)
+    mirror.put("/b", DATA, rate=SLOW)
+    weights = quiet(one(DATA, origin.url("/a"), mirror.url("/b")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert weights.report["sam2"].bytes_fetched == len(DATA)
+    assert origin.sent() > 0
+    assert mirror.sent() < len(DATA)
+
+
+def test_wrong_bytes_in_parts_are_one_mirrors_fault(origin: Origin, mirror: Origin, root: Path) -> None:
+    flipped = DATA[: 30 * MB] + bytes([DATA[30 * MB] ^ 1]) + DATA[30 * MB + 1 :]
+    origin.put("/a", flipped, rate=SLOW)
+    with pytest.raises(IntegrityError) as caught:
+        quiet(one(DATA, origin.url("/a")), root)
+    assert caught.value.actual == sha256(flipped)
+    assert visible(root) == []
+    assert origin.sent() < 1.5 * len(DATA)  # all parts had the same ETag: it is not asked for the whole file again
+    mirror.put("/b", DATA)
+    assert quiet(one(DATA, origin.url("/a"), mirror.url("/b")), root)["sam2"].read_bytes() == DATA
+
+
+@pytest.mark.parametrize("size", [True, False])
+def test_a_slow_server_without_ranges_is_read_on_one_connection(size: bool, origin: Origin, root: Path) -> None:
+    data = DATA[: 12 * MB]
+    origin.put("/a", data, ranges=False, rate=SLOW)
+    weights = quiet(one(data, origin.url("/a"), size=size), root)
+    assert weights["sam2"].read_bytes() == data
+    assert weights.report["sam2"].bytes_fetched == len(data)
+
+
+def test_a_file_of_unknown_size_is_fetched_in_parts_too(origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA, rate=SLOW)
+    weights = quiet(one(DATA, origin.url("/a"), size=False), root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert origin.gets() > 4
+
+
+def test_a_server_that_allows_few_connections_gets_few(origin: Origin, root: Path) -> None:
+    def few(exchange: Exchange) -> None:
+        if origin.busy() > 3:
+            answer(429)(exchange)
+        else:
+            exchange.good()
+
+    origin.put("/a", DATA, always=few, rate=SLOW)
+    weights = quiet(one(DATA, origin.url("/a")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    refused = sum(request.status == 429 for request in origin.requests)
+    assert refused <= 2 * CONNECTIONS
+
+
+def test_a_redirect_is_asked_for_once(origin: Origin, mirror: Origin, root: Path) -> None:
+    origin.put("/a", DATA, always=redirect(mirror.url("/b?sig=1")))
+    mirror.put("/b", DATA, rate=SLOW)
+    assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+    assert mirror.gets() > 4
+    assert origin.gets() == 1
+
+
+def test_a_signed_url_that_expires_is_asked_for_again(origin: Origin, mirror: Origin, root: Path) -> None:
+    signature = [0]
+
+    def sign(exchange: Exchange) -> None:
+        signature[0] += 1
+        redirect(mirror.url(f"/b?sig={signature[0]}"))(exchange)
+
+    def expire(exchange: Exchange) -> None:
+        if exchange.request.path.endswith("=1") and mirror.gets() > 3:
+            answer(403)(exchange)
+        else:
+            exchange.good()
+
+    origin.put("/a", DATA, always=sign)
+    mirror.put("/b", DATA, always=expire, rate=SLOW)
+    weights = quiet(one(DATA, origin.url("/a")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert weights.report["sam2"].bytes_fetched == len(DATA)
+    assert origin.gets() >= 2
+
+
+def test_many_connections_over_tls_read_the_ca_bundle_once(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    reads: list[object] = []
+    load = ssl.SSLContext.load_verify_locations
+    monkeypatch.setattr(
+        ssl.SSLContext, "load_verify_locations", lambda self, *a, **k: (reads.append(k or a), load(self, *a, **k))
+    )
+    with Origin(tls=context) as origin:
+        origin.put("/a", DATA, rate=SLOW)
+        assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+        assert len(clients(origin)) > 4
+    assert len(reads) == 1
+
+
+def test_a_directory_of_certificates(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    folder = tmp_path / "certificates"
+    folder.mkdir()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    subprocess.run(["openssl", "rehash", folder], check=True)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(folder))
+    with Origin(tls=context) as origin:
+        origin.put("/a", b"data")
+        assert quiet(one(b"data", origin.url("/a")), root)["sam2"].read_bytes() == b"data"
+
+
+def test_the_end_of_a_failed_download_ends_its_threads(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a", DATA, rate=SLOW)
+    origin.put("/b", DATA, always=answer(404))
+    manifest = one(DATA, origin.url("/a"))
+    manifest["checkpoints"]["b"] = {**one(blob(5, 3), origin.url("/b"))["checkpoints"]["sam2"]}
+    with pytest.raises(DownloadError, match="b: no mirror delivered"):
+        quiet(manifest, root)
+    assert threads() == []
+    monkeypatch.setattr("weightcache._partial.os.pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(weightcache.StorageError):
+        quiet(one(DATA, origin.url("/a")), root / "b")
+    assert threads() == []
+
+
+INTERRUPTED = """
+import threading, time
+try:
+    ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False)
+except KeyboardInterrupt:
+    ended = time.monotonic()
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(link) for link in links if os.path.lexists(link)]
+    print(json.dumps([ended, [target for target in targets if target.startswith(sys.argv[2])]]))
+"""
+
+
+@pytest.mark.parametrize("where", ["in the body", "before the answer"])
+def test_a_keyboard_interrupt_ends_it_within_a_second(where: str, origin: Origin, root: Path) -> None:
+    import json
+
+    reached = threading.Event()
+
+    def watch(sent: int) -> None:
+        if sent > (40 if where == "in the body" else 5) * MB and origin.busy() >= 16:
+            reached.set()
+
+    def silent(exchange: Exchange) -> None:
+        exchange.origin.stopping.wait()
+
+    data = blob(100 * MB)
+    resource = origin.put("/a", data, rate=4e6, on_sent=watch)
+    if where == "before the answer":
+        resource.faults = [None, None, None, *[silent] * 30]
+    process = child(INTERRUPTED, json.dumps(one(data, origin.url("/a"))), str(root))
+    assert reached.wait(60)
+    sent = time.monotonic()  # the same clock in both processes
+    process.send_signal(signal.SIGINT)
+    ended, still_open = json.loads(finish(process))
+    assert ended - sent < 1.0
+    assert still_open == []
+    assert len(partials(root)) == 1
+    resource.faults, resource.on_sent = [], None
+    weights = quiet(one(data, origin.url("/a")), root)
+    assert weights.report["sam2"].outcome == "resumed"
+    assert weights["sam2"].read_bytes() == data
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+def test_the_end_of_the_interpreter(daemon: bool, origin: Origin, root: Path) -> None:
+    """A download in a daemon thread is dropped; one in any other thread is waited for, as Python does."""
+    import json
+
+    reached, data = threading.Event(), DATA[: 20 * MB]
+    origin.put("/a", data, rate=2e6, on_sent=lambda sent: sent > 3 * MB and reached.set())
+    code = f"""
+import threading
+thread = threading.Thread(
+    target=ensure, args=[json.loads(sys.argv[1])], kwargs=dict(root=sys.argv[2], progress=False), daemon={daemon}
+)
+thread.start()
+sys.stdin.readline()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + code, json.dumps(one(data, origin.url("/a"))), str(root)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert reached.wait(60)
+    _, err = process.communicate("\n", timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert visible(root) == ([] if daemon else [os.path.relpath(next(root.glob("sam2/*/weights.pt")), root)])
+
+
+def test_nothing_is_read_in_small_steps(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read into our own memory is in use: one that copied would cost a tenth of the whole download."""
+    copied: list[int] = []
+    monkeypatch.setattr("urllib3.HTTPResponse.read1", lambda self, count: copied.append(count))
+    origin.put("/a", DATA)
+    assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+    assert copied == []
+
+
+def test_a_kernel_that_does_not_count_what_is_queued(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(25, "Inappropriate ioctl for device")
+
+    monkeypatch.setattr(_http.fcntl, "ioctl", refuse)
+    origin.put("/a", DATA, rate=SLOW)
+    assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+
+
+def test_a_limit_of_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fetch, "CONNECTIONS", 1)
+    data = DATA[: 10 * MB]
+    origin.put("/a", data, faults=[None, broken(BLOCK + 9)], rate=SLOW)
+    assert quiet(one(data, origin.url("/a")), root)["sam2"].read_bytes() == data
+    assert max(0, *(request.status for request in origin.requests)) == 206
