@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Gets the programs that some tests run against: a real web server and a tracer of system calls.
+# Gets the programs that some tests run against: a real web server, a tracer of system calls, and openssl's own tool.
 # As root on Debian what is missing is installed; elsewhere it is named, and its tests are skipped (not where CI=true).
 set -uo pipefail
 
-declare -A package=([nginx]=nginx-light [strace]=strace)
+declare -A package=([nginx]=nginx-light [strace]=strace [openssl]=openssl)
 
 missing() {
     local program
-    for program in nginx strace; do
+    for program in nginx strace openssl; do
         # Debian keeps servers in sbin, which is not in everybody's PATH.
         PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || echo "$program"
     done

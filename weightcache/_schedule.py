@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._source import Body, SourceError
     from .errors import DownloadError
 
-# How these were found: docs/decisions/0007-when-one-connection-becomes-many.md
+# How these were found: docs/decisions/0008-when-one-connection-becomes-many.md
 CONNECTIONS = 24  # at most, for all files together
 SPARE_PARTS = 2  # of the window, beyond one for each of many: who has finished goes on while the hash catches up
 FAST = 200e6  # bytes a second that a connection brings, while it is waited for, if it is not slow
@@ -224,8 +224,8 @@ class Schedule:
         """Note that a request failed; return for how many seconds its connection pauses."""
         self.tasks.discard(task)
         begun = task.transfer.begun
-        if isinstance(error, TransientError) and error.crowded:
-            self._limit = self.allowed = max(1, self.allowed - 1)  # this one was one too many
+        if isinstance(error, TransientError) and error.crowded and self.allowed > 1:
+            self._limit = self.allowed = self.allowed - 1  # this one was one too many
         pause = task.transfer.failed(task, error)
         self._tidy(task.transfer, begun)
         self._judge(task.transfer)
