@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ProgressCallback: TypeAlias = Callable[[str, int, "int | None"], object]
 
 LINE_EVERY = 10.0  # seconds
-_BARS_KEPT = 12  # bars of finished files that stay on a terminal
+_BARS_SHOWN = 6  # bars of files on their way at once
 
 _log = logging.getLogger("weightcache")
 
@@ -23,12 +23,13 @@ _log = logging.getLogger("weightcache")
 class Track:
     """One file on its way: how much of it there is."""
 
-    __slots__ = ("bar", "done", "file", "name", "total")
+    __slots__ = ("bar", "done", "file", "name", "place", "total")
 
     def __init__(self, name: str, file: str, total: int | None) -> None:
         self.name, self.file, self.total = name, file, total
         self.done = 0
         self.bar: Any = None
+        self.place = 0
 
 
 class Progress:
@@ -131,6 +132,7 @@ class BarProgress(Progress):
         # A terminal without a size (`docker run -t` in a script) says 0 columns, and tqdm would show nothing.
         self._wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
         self._all: Any = self._bar("all", self.total, 0) if self.count > 1 else None
+        self._places = set(range(1, 1 + _BARS_SHOWN) if self.count > 1 else [0])  # lines of the terminal that are free
 
     def _bar(self, label: str, total: int | None, position: int) -> Any:
         return self._tqdm(
@@ -140,7 +142,7 @@ class BarProgress(Progress):
             unit="B",
             unit_scale=True,
             unit_divisor=1000,
-            leave=position == 0 or self.count <= _BARS_KEPT,
+            leave=position == 0,  # of many files the sum alone: bars that move up leave copies of themselves behind
             dynamic_ncols=self._wide,
             ncols=None if self._wide else 80,
             nrows=None if self._wide else 24,
@@ -150,7 +152,10 @@ class BarProgress(Progress):
     def open(self, name: str, file: str, total: int | None) -> Track:
         track = super().open(name, file, total)
         label = name if file.rpartition("/")[2].startswith(name) else f"{name}: {file}"
-        track.bar = self._bar(label[-40:], total, 0 if self._all is None else 1)
+        if self._places:  # two bars in one line would overwrite each other
+            track.place = min(self._places)
+            self._places.remove(track.place)
+            track.bar = self._bar(label[-40:], total, track.place)
         return track
 
     def advance(self, track: Track, count: int) -> None:
@@ -160,7 +165,9 @@ class BarProgress(Progress):
                 bar.update(count)
 
     def close(self, track: Track) -> None:
-        track.bar.close()
+        if track.bar is not None:
+            track.bar.close()
+            self._places.add(track.place)
 
     def end(self) -> None:
         if self._all is not None:
