@@ -19,7 +19,7 @@ import weightcache
 from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redirect, stalled
 from origin import status as answer
 from support import MB, PRELUDE, blob, child, directory, finish, one, partials, sha256, visible
-from weightcache import DownloadError, IntegrityError, _fetch, _http, ensure
+from weightcache import DownloadError, IntegrityError, _fetch, _http, _threads, ensure
 from weightcache._partial import BLOCK
 from weightcache._schedule import CONNECTIONS
 from weightcache._transfer import PART
@@ -348,3 +348,85 @@ def test_a_limit_of_one_connection(origin: Origin, root: Path, monkeypatch: pyte
     origin.put("/a", data, faults=[None, broken(BLOCK + 9)], rate=SLOW)
     assert quiet(one(data, origin.url("/a")), root)["sam2"].read_bytes() == data
     assert max(0, *(request.status for request in origin.requests)) == 206
+
+
+def test_a_mirror_that_freezes_is_left_for_the_next_one(
+    origin: Origin, mirror: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who takes over from a stalled connection is not taken over from again: its timeout speaks for the mirror."""
+    monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5, stall=1.0))
+    monkeypatch.setattr("weightcache._schedule.STALLED", 0.1)
+    origin.put("/a", DATA, faults=[None] * 3, always=stalled(0), rate=SLOW)
+    mirror.put("/b", DATA)
+    weights = quiet(one(DATA, origin.url("/a"), mirror.url("/b")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert weights.report["sam2"].sources == (mirror.url("/b"),)
+    assert origin.gets() < 100
+
+
+def test_a_slow_disk_is_not_a_stalled_mirror(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightcache._schedule.STALLED", 0.1)
+    write, slow = os.pwrite, [1, 5, 9]
+
+    def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        if offset // BLOCK in slow:
+            slow.remove(offset // BLOCK)
+            time.sleep(0.6)  # the stimulus itself
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr("weightcache._partial.os.pwrite", pwrite)
+    origin.put("/a", DATA, rate=SLOW)
+    weights = quiet(one(DATA, origin.url("/a")), root)
+    assert weights["sam2"].read_bytes() == DATA
+    assert weights.report["sam2"].bytes_fetched == len(DATA)
+    assert slow == []
+
+
+def test_an_empty_file_wakes_who_waits_for_it(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _threads.Connection.run
+    monkeypatch.setattr(_threads.Connection, "run", lambda self: (time.sleep(0.05), run(self)))  # after all others wait
+    weights = quiet(one(b"", origin.url("/a")), root)
+    assert weights["sam2"].read_bytes() == b""
+
+
+def test_retry_after_holds_for_all_connections(origin: Origin, root: Path) -> None:
+    asked: list[float] = []
+
+    def refuse(exchange: Exchange) -> None:
+        asked.append(time.monotonic())
+        answer(503, {"Retry-After": "1"})(exchange)
+
+    origin.put("/d/x", DATA, rate=SLOW)
+    origin.put("/d/y", DATA[:MB], faults=[refuse, None])
+    origin.on_request = lambda request: request.path == "/d/y" and asked.append(time.monotonic())
+    weights = quiet(directory({"x": DATA, "y": DATA[:MB]}, origin.url("/d")), root)
+    assert (weights["bert"] / "y").read_bytes() == DATA[:MB]
+    first, _, second = asked
+    assert second - first >= 1.0
+
+
+def test_connections_come_back_after_a_burst_of_refusals(origin: Origin, root: Path) -> None:
+    data, busy = blob(100 * MB), list[int]()
+    origin.put("/a", data, faults=[None, *[answer(503)] * 23], rate=SLOW)
+    origin.on_request = lambda _: busy.append(origin.busy())
+    assert quiet(one(data, origin.url("/a")), root)["sam2"].read_bytes() == data
+    assert max(busy[30:]) >= 4
+
+
+def test_fewer_threads_than_wanted(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, left = threading.Thread.start, [4]
+
+    def limited(self: threading.Thread) -> None:
+        if self.name.startswith("weightcache"):
+            if not left[0]:
+                raise RuntimeError("can't start new thread")
+            left[0] -= 1
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    data = DATA[: 20 * MB]
+    origin.put("/a", data, rate=SLOW)
+    assert quiet(one(data, origin.url("/a")), root)["sam2"].read_bytes() == data
+    left[0] = 1
+    with pytest.raises(DownloadError, match="can't start new thread"):
+        quiet(one(data, origin.url("/a"), name="b"), root / "b")

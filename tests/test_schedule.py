@@ -122,12 +122,10 @@ class World:
             try:
                 yield from self.kept(task) if task.piece.kept else self.fetch(task)
             except SourceError as error:
-                pause = schedule.failed(task, error)
-                schedule.paused += pause > 0
-                until = self.now + pause
+                until = self.now + schedule.failed(task, error, self.now)
                 while self.now < until:
                     yield
-                schedule.paused -= pause > 0
+                schedule.resume(task)
             schedule.release(task, self.now)
             yield
 
@@ -137,7 +135,7 @@ class World:
             return False
         while not task.revoked:
             if self.schedule.may_begin(task):
-                task.reading = True
+                task.reading, task.moved = True, self.now
                 return True
             if self.schedule.is_needed_elsewhere(task):
                 return False
@@ -183,7 +181,7 @@ class World:
                 self.schedule.arrive(task, count, self.dice.choice([0.0, 0.1]), self.now)
             if task.revoked or not block.filled:
                 return
-            task.writing = True
+            task.writing, task.reading = True, False
             yield
             transfer.job.partial.write(block.start // BLOCK, bytes(block.data))
             if not transfer.land(task):
@@ -226,6 +224,7 @@ class World:
                 live += sum(len(piece.block.buffer) for piece in transfer.pieces if piece.block)
                 live += sum(len(task.piece.block.buffer) for task in transfer.tasks if task.piece.block)
                 covers_once(transfer)
+        live += sum(map(len, self.schedule._free))
         self.most = max(self.most, self.schedule.allowed)
         # One block a connection more: a file that is begun again moves the window back below blocks in hand.
         assert live <= (self.most + _schedule.SPARE_PARTS) * PART + len(self.lanes) * BLOCK

@@ -18,6 +18,7 @@ from ._mirrors import Retries
 from ._schedule import CONNECTIONS, Schedule
 from ._threads import Connection, Hasher, Shared, clock
 from ._transfer import Job
+from .errors import DownloadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,6 +66,7 @@ class _Conductor:
         self._shared, self._schedule = shared, shared.schedule
         self._progress, self._holder, self._cancel = progress, holder, cancel
         self._threads: list[Hasher | Connection] = []
+        self._startable = CONNECTIONS
         self._tracks: dict[Transfer, Track] = {}
 
     def look(self) -> None:
@@ -84,9 +86,18 @@ class _Conductor:
                 self._schedule.finished()
                 self._shared.work.notify()
 
-    def _start(self, thread: Hasher | Connection) -> None:
+    def _start(self, thread: Hasher | Connection) -> bool:
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if len(self._threads) > 1:
+                return False  # those that run bring everything, later
+            raise DownloadError(
+                f"a thread of the download cannot be started: {error}",
+                hint="raise the limit of processes (ulimit -u, or that of the container)",
+            ) from None
         self._threads.append(thread)
-        thread.start()
+        return True
 
     def _next_verified(self) -> Transfer:
         """Wait for the next verified file; start connections and show progress meanwhile."""
@@ -100,13 +111,15 @@ class _Conductor:
                 if schedule.error and not schedule.next_blocks():  # what is complete is kept
                     raise schedule.error
                 wait = schedule.look(clock())
-                lacking = schedule.wanted() - (len(self._threads) - 1)
+                lacking = min(schedule.wanted(), self._startable) - (len(self._threads) - 1)
                 if lacking <= 0:
                     shared.news.wait(wait)
                     if wait:
                         shared.work.notify()  # somebody idle may take over from a stalled one
             for _ in range(lacking):
-                self._start(Connection(shared, len(self._threads)))
+                if not self._start(Connection(shared, len(self._threads))):
+                    self._startable = len(self._threads) - 1
+                    break
             self._cancel.check()
             self._show()
 

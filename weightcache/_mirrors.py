@@ -49,6 +49,7 @@ class Mirror:
     requests: int = 0
     failures: int = 0  # in a row, without progress
     setbacks: int = 0  # failures that counted, ever
+    pausing: int = 0  # connections that wait to try again: until then nobody asks it
     ranges: bool = True  # whether it gives parts
     shared: bool = True  # whether it gives them to several connections at once
     delivered: bool = False  # whether it sent any bytes of the body
@@ -89,7 +90,8 @@ class Mirrors:
             arrived: Bytes of the file that are there.
 
         Returns:
-            What happens to the bytes, and for how many seconds the connection pauses.
+            What happens to the bytes, and for how many seconds the connection pauses: with the whole mirror
+            (``pausing``), unless others get bytes from it.
         """
         if mirror is not self.current:
             return "", 0.0  # it was given up meanwhile
@@ -112,15 +114,19 @@ class Mirrors:
 
     def _pause(self, mirror: Mirror, error: SourceError, others: bool, setbacks: int, arrived: int) -> float:
         after = error.after if isinstance(error, TransientError) else 0.0
-        if setbacks == mirror.setbacks or arrived > self._furthest:
+        is_news = setbacks == mirror.setbacks or arrived > self._furthest
+        if is_news:
             mirror.setbacks += 1
             mirror.failures = 1 if arrived > self._furthest else mirror.failures + 1
             self._furthest = max(self._furthest, arrived)
         if not others and (mirror.failures >= self._retries.tries or after > self._retries.retry_after):
             self._give_up(mirror, SourceError(f"{error} (and asks to wait {after:.0f} s)" if after else str(error)))
             return 0.0
+        if not others and not is_news:
+            return 0.0  # the wave that it belongs to is one failure, with one pause
         backoff = self._jitter(0, min(self._retries.cap, self._retries.base * 2**mirror.failures))
-        delay = max(min(after, self._retries.retry_after), backoff)
+        delay = max(after, backoff)
+        mirror.pausing += not others
         _log.info("%s: %s; trying again in %.1f s", redacted(mirror.url), error, delay)
         return delay
 

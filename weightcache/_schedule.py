@@ -41,11 +41,12 @@ class Schedule:
 
     def __init__(self, jobs: Sequence[Job], retries: Retries, jitter: Callable[..., float], limit: int) -> None:
         self.transfers = [Transfer(job, Mirrors(job.checkpoint, job.file, retries, jitter)) for job in jobs]
+        self.many = False  # whether one connection proved slow
         self.allowed = 1  # connections
         self.tasks: set[Task] = set()
-        self.paused = 0  # connections that wait to try again
         self.error: DownloadError | None = None
         self._limit = limit
+        self._shrunk, self._delivered = 0.0, 0  # when connections were given up last, and parts delivered since
         self._first = 0  # the first transfer that is not verified
         self._finished = 0  # transfers whose files are closed
         self._waited = self._brought = 0.0  # seconds and bytes of the probation
@@ -58,7 +59,7 @@ class Schedule:
 
     def _reachable(self) -> Iterator[tuple[Transfer, int]]:
         """Yield the transfers that may be worked on, and below which position of each the window ends."""
-        room = (self.allowed + SPARE_PARTS if self.allowed > 1 else 1) * PART
+        room = (self.allowed + SPARE_PARTS if self.many else 1) * PART
         last = min(len(self.transfers), self._finished + FILES)
         for transfer in islice(self.transfers, self._first, last):
             yield transfer, transfer.hashed + room
@@ -75,13 +76,15 @@ class Schedule:
             StorageError: A partial cannot be opened.
             VanishedError: A partial was swept or taken.
         """
-        if self.error or len(self.tasks) + self.paused >= self.allowed:
+        if self.error or len(self.tasks) >= self.allowed:
             return None
         for transfer, below in self._reachable():
             if not transfer.opened:
                 transfer.open()
                 self._judge(transfer)
-            if task := transfer.take(below, whole=self.allowed == 1, now=now):
+            if task := transfer.take(below, whole=not self.many, now=now):
+                if task.piece.kept:
+                    self._free.clear()  # kept blocks take the place of those in memory
                 self.tasks.add(task)
                 return task
         return self._steal(now)
@@ -95,6 +98,8 @@ class Schedule:
             if piece.end is None or piece.kept or not task.transfer.parallel or task.revoked:
                 continue
             age, stalled = now - task.began, task.reading and now - task.moved >= max(STALLED, 4 * self.latency)
+            if stalled and task.inherited and not task.received:
+                continue  # the second one in a row: its own timeout speaks for the mirror
             # A young one has hardly begun to be fast. And a cut costs a connection: only where no other work is left.
             young = age < STALLED if pending else age < 4 * self.latency
             rate = 0.0 if stalled else self._rate if young else task.received / age
@@ -117,6 +122,7 @@ class Schedule:
             victim.piece.block = None
             victim.revoke()
         task = victim.transfer.hand_out(rest, victim.mirror, whole=False, now=now)
+        task.inherited = victim.revoked
         self.tasks.add(task)
         return task
 
@@ -171,11 +177,11 @@ class Schedule:
         if self._waited >= PROBATION:
             slow = self._brought < FAST * self._waited
             self._brought = self._waited = 0.0
-            if slow and self.allowed == 1:
+            if slow and not self.many:
                 self._spread()
 
     def _spread(self) -> None:
-        self.allowed = self._limit
+        self.many, self.allowed = self._limit > 1, self._limit
         for task in self.tasks:
             task.transfer.shorten(task)
 
@@ -192,7 +198,7 @@ class Schedule:
         if self.over or not self.tasks:
             return None
         silent = [now - task.moved for task in self.tasks if task.answered and task.reading]
-        if self.allowed == 1 < self._limit:
+        if not self.many and self._limit > 1:
             if silent and max(silent) >= PROBATION:
                 self._spread()
             return PROBATION
@@ -204,7 +210,7 @@ class Schedule:
             return False
         if not task.transfer.read_on(task):
             return False
-        if self.allowed > 1:
+        if self.many:
             task.transfer.shorten(task)
         return True
 
@@ -215,21 +221,32 @@ class Schedule:
             if task.received >= BLOCK and not task.piece.kept:
                 rate = task.received / max(now - task.began, 1e-3)
                 self._rate += (rate - self._rate) / 4 if self._rate else rate
+            if self.many and task.piece.start == task.piece.end and self.allowed < self._limit:
+                self._delivered += 1
+                if self._delivered >= self.allowed:
+                    self.allowed, self._delivered = self.allowed + 1, 0
             begun = task.transfer.begun
             task.transfer.release(task)
             self._tidy(task.transfer, begun)
             self._judge(task.transfer)  # an empty file has no block to be judged after
 
-    def failed(self, task: Task, error: SourceError) -> float:
-        """Note that a request failed; return for how many seconds its connection pauses."""
+    def failed(self, task: Task, error: SourceError, now: float) -> float:
+        """Note that a request failed; return for how many seconds its connection pauses before it may `resume`."""
         self.tasks.discard(task)
         begun = task.transfer.begun
-        if isinstance(error, TransientError) and error.crowded and self.allowed > 1:
-            self._limit = self.allowed = self.allowed - 1  # this one was one too many
+        if isinstance(error, TransientError) and error.crowded and task.began >= self._shrunk:
+            # As TCP does: half of them once for a wave of refusals, and one more after each round that went well.
+            delivering = sum(each.received > 0 for each in self.tasks)
+            self.allowed, self._shrunk, self._delivered = max(1, delivering, self.allowed // 2), now, 0
         pause = task.transfer.failed(task, error)
         self._tidy(task.transfer, begun)
         self._judge(task.transfer)
         return pause
+
+    def resume(self, task: Task) -> None:
+        """Note that the pause after a failed task is over."""
+        task.mirror.pausing -= task.holds
+        task.holds = False
 
     def next_blocks(self) -> tuple[Transfer, list[Block]] | None:
         """Return what the hash takes in next, as far as it is here. It stays in memory until it is `hashed`."""

@@ -114,7 +114,10 @@ class Connection(threading.Thread):
                 if task := self._schedule.take(clock()):
                     shared.work.notify()  # there may be more
                     return task
-                shared.work.wait()
+                if self._schedule.over or self._schedule.error or self._schedule.next_verified():
+                    shared.wake_all()  # what was looked at there was an empty file
+                if not self._schedule.over:
+                    shared.work.wait()
             shared.wake_all()
             return None
 
@@ -127,8 +130,7 @@ class Connection(threading.Thread):
                 self._fetch(task)
         except SourceError as error:
             with shared.lock:
-                pause = self._schedule.failed(task, error)
-                self._schedule.paused += pause > 0
+                pause = self._schedule.failed(task, error, clock())
         finally:
             with shared.lock:
                 task.writing = False
@@ -136,9 +138,10 @@ class Connection(threading.Thread):
                 shared.wake()
         if pause:
             shared.stop.sleep(pause)
+        if task.holds:
             with shared.lock:
-                self._schedule.paused -= 1
-                shared.work.notify()
+                self._schedule.resume(task)
+                shared.wake()
 
     def _fetch(self, task: Task) -> None:
         shared, transfer = self._shared, task.transfer
@@ -185,7 +188,7 @@ class Connection(threading.Thread):
             return False
         while not (shared.stopped or task.revoked):
             if schedule.may_begin(task):
-                task.reading = True
+                task.reading, task.moved = True, clock()
                 return True
             if schedule.is_needed_elsewhere(task):
                 return False
@@ -194,7 +197,7 @@ class Connection(threading.Thread):
 
     def _claim(self, task: Task) -> bool:
         """Whether a connection may touch the partial: the block cannot be taken from it any more. The lock is held."""
-        task.writing = not (self._shared.stopped or task.revoked)
+        task.writing, task.reading = not (self._shared.stopped or task.revoked), False
         return task.writing
 
     def _fill(self, task: Task, block: Block, body: Body) -> bool:
@@ -208,7 +211,7 @@ class Connection(threading.Thread):
         is_last = body.total is None and declared is not None and block.start + size >= declared
         while True:
             began = clock()
-            if self._schedule.allowed > 1 and not body.is_ready(min(SHORT, size - block.filled)):
+            if self._schedule.many and not body.is_ready(min(SHORT, size - block.filled)):
                 time.sleep(min(REST, self._schedule.latency / 4))
             try:
                 count = body.read_into(view[block.filled : size])

@@ -92,7 +92,9 @@ class Task:
     answered: bool = False
     reading: bool = False  # whether the connection waits for the mirror, and not for us
     writing: bool = False  # whether the block is on its way to the disk: it cannot be taken away any more
+    inherited: bool = False  # whether it was taken from a stalled connection
     revoked: bool = False
+    holds: bool = False  # whether the mirror pauses with this connection
     interrupt: Callable[[], object] = field(default=lambda: None)  # ends a read in progress
 
     def revoke(self) -> None:
@@ -164,7 +166,7 @@ class Transfer:
     def parallel(self) -> bool:
         """Whether several connections may be on it."""
         mirror = self.mirrors.current
-        return mirror is not None and mirror.parallel and not self._reset
+        return mirror is not None and mirror.parallel and not mirror.pausing and not self._reset
 
     def can_take(self, below: int, *, without: Task | None = None) -> bool:
         """Whether the first piece may be handed out.
@@ -177,7 +179,7 @@ class Transfer:
         if mirror is None or self._reset or not self.pieces or self.pieces[0].start >= below:
             return False
         piece = self.pieces[0]
-        if tasks and not piece.kept and not mirror.parallel:
+        if not piece.kept and (mirror.pausing or (tasks and not mirror.parallel)):
             return False
         if piece.end is None and piece.start:  # only the digest can say whether the file ends here
             return not tasks and self.hashed >= piece.start
@@ -306,6 +308,7 @@ class Transfer:
         self.release(task)
         if task.revoked or self._reset:
             return 0.0
+        pausing = mirror.pausing
         reset, pause = self.mirrors.blame(
             mirror,
             error,
@@ -314,6 +317,7 @@ class Transfer:
             setbacks=task.setbacks,
             arrived=self.arrived,
         )
+        task.holds = mirror.pausing > pausing
         if reset:
             self._again(reset)
         elif mirror is not self.mirrors.current and was_whole and self.pieces and not self.pieces[-1].kept:
