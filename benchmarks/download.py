@@ -221,6 +221,7 @@ CASES = {
     "both": Case("694 and 898 MB, plain loopback, into /dev/shm", BOTH, "plain"),
     "tls": Case("694 MB, TLS on loopback, into /dev/shm", ONE, "tls"),
     "disk": Case("694 MB, plain loopback, onto a disk", ONE, "plain", disk=True),
+    "both-disk": Case("694 and 898 MB, TLS on loopback, onto a disk", BOTH, "tls", disk=True),
     "shaped": Case(f"694 MB, {RATE} MB/s a connection, {ROUND_TRIP} ms, into /dev/shm", ONE, "shaped"),
 }
 
