@@ -19,10 +19,10 @@ import weightcache
 from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redirect, stalled
 from origin import status as answer
 from support import MB, PRELUDE, blob, child, directory, finish, one, partials, sha256, visible
-from weightcache import DownloadError, IntegrityError, _fetch, _http, _threads, ensure
+from weightcache import DownloadError, IntegrityError, _fetch, _http, _response, _threads, ensure
 from weightcache._partial import BLOCK
+from weightcache._pieces import PART
 from weightcache._schedule import CONNECTIONS
-from weightcache._transfer import PART
 
 DATA = blob(40 * MB)
 SLOW = 8e6  # bytes a second for each connection
@@ -337,7 +337,7 @@ def test_a_kernel_that_does_not_count_what_is_queued(
     def refuse(*_: object) -> None:
         raise OSError(25, "Inappropriate ioctl for device")
 
-    monkeypatch.setattr(_http.fcntl, "ioctl", refuse)
+    monkeypatch.setattr(_response.fcntl, "ioctl", refuse)
     origin.put("/a", DATA, rate=SLOW)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
 

@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support import blob, one
-from weightcache import DownloadError, IntegrityError, Manifest, _schedule, _transfer
+from weightcache import DownloadError, IntegrityError, Manifest, _pieces, _schedule, _transfer
 from weightcache._mirrors import Retries
+from weightcache._pieces import Block, Job
 from weightcache._schedule import Schedule
 from weightcache._source import RangeError, SourceError, TransientError, WrongBytesError
-from weightcache._transfer import Block, Job, Task, Transfer
+from weightcache._transfer import Task, Transfer
 
 BLOCK, PART, LIMIT = 16, 64, 6
 
@@ -29,7 +30,7 @@ BLOCK, PART, LIMIT = 16, 64, 6
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_schedule, "FILES", 3)
-    for module in (_schedule, _transfer):
+    for module in (_pieces, _schedule, _transfer):
         monkeypatch.setattr(module, "BLOCK", BLOCK)
         monkeypatch.setattr(module, "PART", PART)
 

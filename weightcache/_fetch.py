@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from ._cancel import Cancel
 from ._http import Client
 from ._mirrors import Retries
+from ._pieces import Job
 from ._schedule import CONNECTIONS, Schedule
 from ._threads import Connection, Hasher, Shared, clock
-from ._transfer import Job
 from .errors import DownloadError
 
 if TYPE_CHECKING:

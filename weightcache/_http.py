@@ -1,23 +1,14 @@
-"""Mirrors over HTTP: one session with its redirects, proxies, netrc and TLS, and one response as a `Body`.
+"""Mirrors over HTTP: one session with its redirects, proxies, netrc and TLS.
 
 No reason ever quotes an exception of requests: those hold the URL with its query, and a signed query is a secret.
 """
 
 from __future__ import annotations
 
-import email.utils
-import fcntl
-import http.client
-import io
 import logging
 import os
-import re
 import ssl
-import termios
-import time
-from array import array
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -29,8 +20,9 @@ from requests.auth import AuthBase
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 
+from ._response import HttpBody, Timeouts, header_number, in_words
 from ._rules import local_path
-from ._source import Body, ChangedError, LocalBody, RangeError, SourceError, TransientError, WrongBytesError
+from ._source import Body, LocalBody, SourceError, TransientError
 from .errors import redacted
 
 if TYPE_CHECKING:
@@ -39,26 +31,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("weightcache")
 
 MAX_REDIRECTS = 10
-_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
-_SYSTEM_MESSAGE = re.compile(r"\[Errno -?\d+\] ([A-Za-z ,]+)|(certificate verify failed: [^(]+)")
-
-
-@dataclass
-class Timeouts:
-    """How long to wait for a mirror. Tests shorten them.
-
-    Attributes:
-        connect: Seconds until a connection stands.
-        stall: Seconds without a byte after which a connection is replaced.
-        window: Seconds over which a connection must bring ``window_bytes``, or it is replaced as well.
-        window_bytes: See ``window``.
-    """
-
-    connect: float = 10.0
-    stall: float = 30.0
-    window: float = 60.0
-    window_bytes: int = 60 * 1024
 
 
 TIMEOUTS = Timeouts()
@@ -165,7 +137,7 @@ class Client:
         def answer(at: str) -> Body:
             response, self._targets[url] = self._follow(at, headers, bearer)
             try:
-                return _HttpBody(response, "Range" in headers, start, size, validator, auth)
+                return HttpBody(response, TIMEOUTS, "Range" in headers, start, size, validator, auth)
             except BaseException:
                 self._targets.pop(url, None)
                 response.close()
@@ -218,15 +190,15 @@ class Client:
             request = self._session.prepare_request(requests.Request("GET", url, headers=headers, auth=auth))
             return self._session.send(request, allow_redirects=False, timeout=timeouts, **self._settings(url))
         except requests.exceptions.SSLError as error:
-            failure = SourceError(f"TLS: {_in_words(error, 'the handshake failed')}")
+            failure = SourceError(f"TLS: {in_words(error, 'the handshake failed')}")
         except requests.exceptions.ConnectTimeout:
             failure = TransientError(f"no connection within {TIMEOUTS.connect:g} s")
         except requests.exceptions.Timeout:
             failure = TransientError(f"no answer within {TIMEOUTS.stall:g} s")
         except requests.exceptions.ProxyError as error:
-            failure = TransientError(f"proxy: {_in_words(error, 'it refused')}")
+            failure = TransientError(f"proxy: {in_words(error, 'it refused')}")
         except requests.exceptions.ConnectionError as error:
-            failure = TransientError(_in_words(error, "the connection failed"))
+            failure = TransientError(in_words(error, "the connection failed"))
         except (
             requests.exceptions.RequestException,
             urllib3.exceptions.HTTPError,
@@ -237,158 +209,8 @@ class Client:
         raise failure  # outside the handler: no context with the URL's query hangs on it
 
 
-class _HttpBody(Body):
-    def __init__(
-        self,
-        response: requests.Response,
-        ranged: bool,
-        start: int,
-        size: int | None,
-        validator: str | None,
-        auth: str | None,
-    ) -> None:
-        self._response = response
-        status = response.status_code
-        if status == 416 and ranged:
-            raise RangeError("HTTP 416: it has no such range")
-        if status not in (200, 206):
-            raise _status_error(response, auth)
-        etag = response.headers.get("ETag", "")
-        self.validator = etag if etag.startswith('"') else None
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        length = _number(response.headers.get("Content-Length"))
-        # A server that labels a .gz file as gzip-encoded sends the file itself: its length tells.
-        self._decode = encoding not in ("", "identity") and (length is None or length != size)
-        self.resumable = not self._decode
-        if status == 206:
-            if self._decode:
-                raise RangeError(f"a part of a {encoding}-encoded body is of no use")
-            if validator and self.validator and self.validator != validator:
-                raise ChangedError("the file changed between two requests (ETag)")
-            self.offset, self.end, self.total = _content_range(response, ranged, start)
-        elif not self._decode:
-            self.end = self.total = length
-        if None not in (self.total, size) and self.total != size:
-            raise WrongBytesError(f"{size} bytes", f"{self.total} bytes")
-        original = getattr(response.raw, "_original_response", None)  # requests itself takes its cookies from there
-        known = isinstance(original, http.client.HTTPResponse) and not original.chunked and original.length is not None
-        self._plain: Any = original if known and not self._decode else None
-        self._read_ahead = True
-        self._window_ends, self._window_got = time.monotonic() + TIMEOUTS.window, 0
-
-    def read_into(self, view: memoryview) -> int:
-        failure: SourceError
-        try:
-            count = self._read(view)
-        except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
-            failure = TransientError(f"it sent nothing for {TIMEOUTS.stall:g} s")
-        except urllib3.exceptions.DecodeError:
-            failure = SourceError("its compressed body cannot be decoded")
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            failure = TransientError(_in_words(error, "the connection broke off"))
-        else:
-            self._window_got += count
-            if (now := time.monotonic()) <= self._window_ends or self._window_got >= TIMEOUTS.window_bytes or not count:
-                if now > self._window_ends:
-                    self._window_ends, self._window_got = now + TIMEOUTS.window, 0
-                return count
-            failure = TransientError(f"only {self._window_got} bytes in {TIMEOUTS.window:g} s")
-        raise failure  # outside the handler: no context with the URL's query hangs on it
-
-    def _read(self, view: memoryview) -> int:
-        raw: Any = self._response.raw
-        plain = self._plain
-        if plain is None:
-            data = raw.read(len(view), decode_content=True) if self._decode else raw.read1(len(view))
-            view[: len(data)] = data
-            return len(data)
-        if not plain.length:
-            return 0
-        count = self._read_plain(plain.fp, view[: plain.length])
-        if not count:
-            raise TransientError("the connection broke off")
-        plain.length -= count
-        if not plain.length:
-            plain.close()
-            raw.release_conn()
-        return count
-
-    def _read_plain(self, stream: io.BufferedReader, view: memoryview) -> int:
-        if self._read_ahead:
-            # What came with the head. readinto1 would go on to wait for more, and lose this when the connection stalls.
-            data = stream.read1(len(view))
-            view[: len(data)] = data
-            self._read_ahead = len(view) < io.DEFAULT_BUFFER_SIZE
-            return len(data)
-        # Straight to where the bytes are wanted. TLS hands out one record of 16 KiB a call: then all that is at hand.
-        count = got = stream.raw.readinto(view) or 0
-        while got and count < len(view) and self.is_ready(1):
-            try:
-                got = stream.raw.readinto(view[count:]) or 0
-            except OSError:
-                break  # the next call fails again, and this one has something to return
-            count += got
-        return count
-
-    def is_ready(self, count: int) -> bool:
-        if self._plain is None or self._read_ahead or not self._plain.length:
-            return True
-        queued = array("i", [0])
-        with suppress(OSError):
-            fcntl.ioctl(self._plain.fp.fileno(), termios.FIONREAD, queued)
-            return bool(queued[0] >= min(count, self._plain.length))
-        return True
-
-    def interrupt(self) -> None:
-        with suppress(Exception):  # the read may have ended by itself
-            self._response.raw.shutdown()
-
-    def close(self) -> None:
-        self._response.close()
-
-
-def _status_error(response: requests.Response, auth: str | None) -> SourceError:
-    status = response.status_code
-    text = f"HTTP {status} {re.sub('[^ -~]', '', response.reason or '')[:60]}".rstrip()
-    if status in _TRANSIENT_STATUS:
-        after = _retry_after(response.headers.get("Retry-After"))
-        return TransientError(text, after, crowded=status in (429, 503))
-    if status in (401, 403):
-        text += f"; the token from {auth} was sent" if auth else "; no `auth` is declared for it"
-    return SourceError(text)
-
-
-def _retry_after(value: str | None) -> float:
-    """Return the seconds that a Retry-After header asks for: a number, or a date (RFC 9110, 10.2.3)."""
-    if not value:
-        return 0.0
-    if (seconds := _number(value)) is not None:
-        return float(seconds)
-    with suppress(ValueError, TypeError, OverflowError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
-
-
-def _content_range(response: requests.Response, ranged: bool, start: int) -> tuple[int, int, int | None]:
-    value = response.headers.get("Content-Range", "")
-    match = _CONTENT_RANGE.fullmatch(value)
-    if not ranged or not match or int(match[1]) != start or int(match[2]) < start:
-        raise RangeError(f"HTTP 206 with Content-Range {re.sub('[^ -~]', '', value)[:60]!r}, wanted from {start}")
-    return start, int(match[2]) + 1, None if match[3] == "*" else int(match[3])
-
-
-def _number(value: str | None) -> int | None:
-    text = (value or "").strip()
-    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
-
-
 def _let_go(response: requests.Response) -> None:
     """Read the short body of a redirect, so that the connection serves again; close on a long one."""
     with closing(response), suppress(Exception):
-        if (_number(response.headers.get("Content-Length")) or 1 << 30) <= 1 << 16:
+        if (header_number(response.headers.get("Content-Length")) or 1 << 30) <= 1 << 16:
             response.raw.read(decode_content=False)
-
-
-def _in_words(error: BaseException, otherwise: str) -> str:
-    match = _SYSTEM_MESSAGE.search(str(error))
-    return (match[1] or match[2]).strip() if match else otherwise

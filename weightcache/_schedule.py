@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 from ._mirrors import Mirrors
 from ._partial import BLOCK
+from ._pieces import PART, Block
 from ._source import TransientError
-from ._transfer import PART, Block, Job, Task, Transfer
+from ._transfer import Task, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ._mirrors import Retries
+    from ._pieces import Job
     from ._source import Body, SourceError
     from .errors import DownloadError
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from ._cancel import Cancel, CancelledByCallerError
 from ._partial import BLOCK
+from ._pieces import Block
 from ._source import SourceError, TransientError, WrongBytesError
-from ._transfer import Block
 
 if TYPE_CHECKING:
     from ._http import Client
