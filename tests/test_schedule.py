@@ -338,3 +338,33 @@ def test_without_a_good_mirror_it_ends_with_the_first_error(bad: list[dict[str, 
     assert [attempt.url for attempt in error.attempts] == list(servers)
     if servers["http://h/0"].gone:
         assert not isinstance(error, IntegrityError)
+
+
+def test_a_wave_of_refusals_halves_the_connections_and_rounds_bring_them_back(small: None) -> None:
+    data = blob(100 * PART)
+    checkpoint = Manifest.load(one(data, "http://h/a", name="c"))["c"]
+    disk: Any = Disk(len(data), {}, set())
+    schedule = Schedule([Job(checkpoint, checkpoint.files[0], disk)], Retries(base=0.0), random.uniform, 8)
+    first = schedule.take(0.0)
+    assert first is not None
+    assert schedule.take(0.0) is None
+    first.answered = first.reading = True
+    schedule.look(1.0)  # it says nothing
+    tasks = [schedule.take(1.0) for _ in range(7)]
+    assert all(tasks)
+    assert schedule.take(1.0) is None
+    schedule.arrive(first, 1, 0.0, 1.0)
+    for task in tasks[:5]:
+        assert task is not None
+        schedule.failed(task, TransientError("HTTP 503", crowded=True), 2.0)
+    assert schedule.allowed == 4  # one wave
+    again = schedule.take(3.0)
+    assert again is not None
+    schedule.failed(again, TransientError("HTTP 503", crowded=True), 4.0)
+    assert schedule.allowed == 2
+    for expected in (2, 3, 3, 3, 4):
+        task = next(iter(schedule.tasks - {first}), None) or schedule.take(5.0)
+        assert task is not None
+        task.piece.start = task.piece.end or 0
+        schedule.release(task, 6.0)
+        assert schedule.allowed == expected
