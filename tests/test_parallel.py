@@ -41,7 +41,7 @@ def clients(origin: Origin) -> set[tuple[str, int]]:
     return {request.client for request in origin.requests}
 
 
-def test_a_slow_link_gets_many_connections_that_are_kept_alive(origin: Origin, root: Path) -> None:
+def test_a_slow_link_gets_many_connections(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, rate=SLOW)
     most: list[int] = []
     origin.on_request = lambda _: most.append(origin.busy())
@@ -49,12 +49,22 @@ def test_a_slow_link_gets_many_connections_that_are_kept_alive(origin: Origin, r
     assert weights["sam2"].read_bytes() == DATA
     assert weights.report["sam2"].bytes_fetched == len(DATA)
     assert 4 < max(most) <= CONNECTIONS
-    assert len(clients(origin)) <= origin.gets()
     assert origin.sent() <= len(DATA) + origin.gets() * SOCKETS
     first, *others = (request.headers["Range"] for request in origin.requests)
     assert first == f"bytes=0-{PART - 1}"
     assert all(each.startswith("bytes=") for each in others)
     assert threads() == []
+
+
+def test_a_connection_serves_part_after_part(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fetch, "CONNECTIONS", 2)
+    origin.put("/a", DATA, rate=2 * SLOW)
+    most: list[int] = []
+    origin.on_request = lambda _: most.append(origin.busy())
+    assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+    assert max(most) == 2
+    # A response that is cut short at the end costs its connection; all the others leave theirs for the next part.
+    assert len(clients(origin)) < origin.gets() - 1
 
 
 def test_a_fast_link_keeps_to_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,8 +123,9 @@ def test_faults_among_many_connections(faults: list[Fault | None], origin: Origi
     assert threads() == []
 
 
-def test_a_stalled_connection_is_replaced_alone(origin: Origin, root: Path) -> None:
-    """Long before its timeout: somebody idle takes over, and what the others brought is not brought again."""
+def test_a_stalled_connection_is_replaced_alone(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its timeout: somebody idle takes over, and what the others brought is not brought again."""
+    monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5, stall=600))
     origin.put("/a", DATA, faults=[None, None, stalled(BLOCK + 9), stalled(0)], rate=SLOW)
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA
@@ -322,7 +333,7 @@ sys.stdin.readline()
     assert visible(root) == ([] if daemon else [os.path.relpath(next(root.glob("sam2/*/weights.pt")), root)])
 
 
-def test_nothing_is_read_in_small_steps(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_are_read_without_a_copy(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The read into our own memory is in use: one that copied would cost a tenth of the whole download."""
     copied: list[int] = []
     monkeypatch.setattr("urllib3.HTTPResponse.read1", lambda self, count: copied.append(count))
@@ -346,8 +357,10 @@ def test_a_limit_of_one_connection(origin: Origin, root: Path, monkeypatch: pyte
     monkeypatch.setattr(_fetch, "CONNECTIONS", 1)
     data = DATA[: 10 * MB]
     origin.put("/a", data, faults=[None, broken(BLOCK + 9)], rate=SLOW)
+    most: list[int] = []
+    origin.on_request = lambda _: most.append(origin.busy())
     assert quiet(one(data, origin.url("/a")), root)["sam2"].read_bytes() == data
-    assert max(0, *(request.status for request in origin.requests)) == 206
+    assert max(most) == 1
 
 
 def test_a_mirror_that_freezes_is_left_for_the_next_one(
