@@ -66,7 +66,7 @@ class _Conductor:
         self._shared, self._schedule = shared, shared.schedule
         self._progress, self._holder, self._cancel = progress, holder, cancel
         self._threads: list[Hasher | Connection] = []
-        self._startable = CONNECTIONS
+        self._may_start = True
         self._tracks: dict[Transfer, Track] = {}
 
     def look(self) -> None:
@@ -111,15 +111,13 @@ class _Conductor:
                 if schedule.error and not schedule.next_blocks():  # what is complete is kept
                     raise schedule.error
                 wait = schedule.look(clock())
-                lacking = min(schedule.wanted(), self._startable) - (len(self._threads) - 1)
+                lacking = schedule.wanted() - (len(self._threads) - 1) if self._may_start else 0
                 if lacking <= 0:
                     shared.news.wait(wait)
                     if wait:
                         shared.work.notify()  # somebody idle may take over from a stalled one
             for _ in range(lacking):
-                if not self._start(Connection(shared, len(self._threads))):
-                    self._startable = len(self._threads) - 1
-                    break
+                self._may_start = self._may_start and self._start(Connection(shared, len(self._threads)))
             self._cancel.check()
             self._show()
 

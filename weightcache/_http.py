@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("weightcache")
 
 MAX_REDIRECTS = 10
-
-
 TIMEOUTS = Timeouts()
 
 
@@ -90,9 +88,8 @@ class Client:
         self._session = _Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(connections))
-        self._targets: dict[
-            str, str
-        ] = {}  # where redirects led: a hub that signs URLs is asked once, not for each part
+        # Where redirects led: a hub that signs URLs is asked once, and not for each part.
+        self._targets: dict[str, str] = {}
         self._known_settings: dict[tuple[str, str], dict[str, Any]] = {}
         with suppress(PackageNotFoundError):  # the package may be mounted without its metadata
             self._session.headers["User-Agent"] = f"weightcache/{version('weightcache')}"

@@ -100,13 +100,10 @@ class HttpBody(Body):
             failure = TransientError(in_words(error, "the connection broke off"))
         else:
             self._window_got += count
-            if (
-                (now := time.monotonic()) <= self._window_ends
-                or self._window_got >= self._timeouts.window_bytes
-                or not count
-            ):
-                if now > self._window_ends:
-                    self._window_ends, self._window_got = now + self._timeouts.window, 0
+            if not count or (now := time.monotonic()) <= self._window_ends:
+                return count
+            if self._window_got >= self._timeouts.window_bytes:
+                self._window_ends, self._window_got = now + self._timeouts.window, 0
                 return count
             failure = TransientError(f"only {self._window_got} bytes in {self._timeouts.window:g} s")
         raise failure  # outside the handler: no context with the URL's query hangs on it

@@ -203,10 +203,8 @@ class Connection(threading.Thread):
     def _fill(self, task: Task, block: Block, body: Body) -> bool:
         """Read a block to its end, or to the end of a stream whose length nobody knew; whether it may be written."""
         shared, piece, view = self._shared, task.piece, memoryview(block.buffer)
-        size, declared = (
-            BLOCK if piece.end is None else min(BLOCK, piece.end - block.start),
-            task.transfer.job.file.size,
-        )
+        size = BLOCK if piece.end is None else min(BLOCK, piece.end - block.start)
+        declared = task.transfer.job.file.size
         # One that does not say where it ends may send more than it should: that is another file.
         is_last = body.total is None and declared is not None and block.start + size >= declared
         while True:

@@ -273,7 +273,7 @@ class Transfer:
 
     def judge(self) -> None:
         """Compare the digest as soon as every byte went into it, and begin again if it is not the declared one."""
-        if self._reset or self.tasks_left() or (mirror := self.mirrors.current) is None:
+        if self._reset or self._is_lacking() or (mirror := self.mirrors.current) is None:
             return
         actual = self.sha256.hexdigest()
         if actual == self.job.file.sha256:
@@ -284,7 +284,7 @@ class Transfer:
             mirror.delivered = True
             self._again(self.mirrors.blame(mirror, error, mixed=self._mixed, others=False, setbacks=0, arrived=0)[0])
 
-    def tasks_left(self) -> bool:
+    def _is_lacking(self) -> bool:
         """Whether bytes are still to come. Without a known length only the digest can say that none is."""
         if self.length is not None:
             return self.hashed < self.length
