@@ -20,9 +20,9 @@ from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redire
 from origin import status as answer
 from support import MB, PRELUDE, blob, child, directory, finish, one, partials, sha256, visible
 from weightcache import DownloadError, IntegrityError, _fetch, _http, _response, _threads, ensure
-from weightcache._partial import BLOCK
+from weightcache._partial import BLOCK, PartialFile
 from weightcache._pieces import PART
-from weightcache._schedule import CONNECTIONS
+from weightcache._schedule import CONNECTIONS, Schedule
 
 DATA = blob(40 * MB)
 SLOW = 8e6  # bytes a second for each connection
@@ -409,6 +409,34 @@ def test_an_empty_file_wakes_who_waits_for_it(origin: Origin, root: Path, monkey
     wrong["checkpoints"]["b"]["sha256"] = sha256(b"not empty")
     with pytest.raises(IntegrityError):
         quiet(wrong, root)
+
+
+def test_idle_connections_do_not_keep_each_other_awake(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{number}": blob(1000, number) for number in range(200)}
+    for path, data in files.items():
+        origin.put(f"/d/{path}", data)
+    take, finish_file = Schedule.take, PartialFile.finish
+    asked, storm, slow = [0], threading.Event(), iter([True])
+
+    def counted(self: Schedule, now: float) -> Any:
+        asked[0] += 1
+        if asked[0] > 5000:
+            storm.set()
+        return take(self, now)
+
+    def slowly(self: PartialFile, size: int) -> None:
+        if next(slow, False):
+            storm.wait(1.0)  # meanwhile every file that may be open is brought, and all connections are idle
+        finish_file(self, size)
+
+    monkeypatch.setattr("weightcache._schedule.FAST", 1e15)
+    monkeypatch.setattr("weightcache._schedule.PROBATION", 0.0)
+    monkeypatch.setattr(Schedule, "take", counted)
+    monkeypatch.setattr(PartialFile, "finish", slowly)
+    assert quiet(directory(files, origin.url("/d")), root).report.bytes_fetched == 200_000
+    assert not storm.is_set()
 
 
 def test_retry_after_holds_for_all_connections(origin: Origin, root: Path) -> None:

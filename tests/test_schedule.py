@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from support import blob, one
@@ -287,7 +287,13 @@ files = st.fixed_dictionaries(
 )
 
 
+GOOD = {"kind": "good", "ranges": False, "etag": None, "says_length": True, "flaky": 0.0, "stalls": 0.0, "refuses": 0.0}
+LONGER = {"size": BLOCK, "declared": False, "mirrors": [{**GOOD, "kind": "short"}], "spoiled": False}
+
+
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(chosen=[{**LONGER, "there": {0}, "lost": {0}}], seed=0, limit=1)  # the partial has more than the mirror
+@example(chosen=[{**LONGER, "there": {0}, "lost": set()}], seed=0, limit=1)
 @given(chosen=st.lists(files, min_size=1, max_size=5), seed=st.integers(0, 2**32), limit=st.sampled_from([1, 2, LIMIT]))
 def test_whatever_the_order_of_events(chosen: list[dict[str, Any]], seed: int, limit: int, small: None) -> None:
     dice, servers, jobs = random.Random(seed), dict[str, Server](), list[Job]()

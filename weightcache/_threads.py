@@ -111,11 +111,16 @@ class Connection(threading.Thread):
         shared = self._shared
         with shared.lock:
             while not shared.stopped and not self._schedule.over:
+                failed = self._schedule.error
                 if task := self._schedule.take(clock()):
                     shared.work.notify()  # there may be more
                     return task
-                if self._schedule.over or self._schedule.error or self._schedule.next_verified():
-                    shared.wake_all()  # what was looked at there was an empty file
+                # What was looked at there may have been an empty file, the last one or one that nobody has. Only who
+                # saw the change tells all: idle connections would wake each other for as long as a file is closed.
+                if self._schedule.over or self._schedule.error is not failed:
+                    shared.wake_all()
+                elif self._schedule.next_verified():
+                    shared.news.notify()
                 if not self._schedule.over:
                     shared.work.wait()
             shared.wake_all()

@@ -186,6 +186,9 @@ class Transfer:
             self._begin()
             self.pieces, task.piece = [], Piece(0, self.length)
         if self.length is None and body.total is not None:
+            held = (piece.end for piece in [*self.pieces, *(each.piece for each in self.tasks)])
+            if max((end for end in held if end is not None), default=0) > body.total:
+                raise ChangedError("the file is shorter than what an earlier run has of it")
             self.length = body.total
             self.pieces = [piece for piece in self.pieces if piece.start < body.total]
             for piece in (task.piece, *self.pieces):
