@@ -67,7 +67,7 @@ def test_the_documented_signature(name: str) -> None:
     parameters = inspect.signature(getattr(weightcache, name)).parameters.values()
     for parameter in parameters:
         default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
-        assert re.search(rf"{name}\([^)]*{parameter.name}{re.escape(default)}\b", api) or default.endswith(")"), (
+        assert re.search(rf"{name}\([^)]*{parameter.name}{re.escape(default)}(?!\w)", api) or default.endswith(")"), (
             parameter
         )
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ._cancel import Cancel
+    from ._dict import LeaseSource
     from ._progress import ProgressCallback
     from ._results import Status
     from ._volume import Volume
@@ -26,6 +27,7 @@ def ensure(
     *,
     root: str | os.PathLike[str],
     volume: Volume | None = None,
+    lease: LeaseSource = "auto",
     only: Collection[str] | None = None,
     offline: bool = False,
     rehash: bool = False,
@@ -42,11 +44,15 @@ def ensure(
         manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`.
         root: Directory on the mounted Volume (or any disk). It is made if it does not exist.
         volume: The Volume mounted there: anything with ``commit()`` and ``reload()``. ``None``: a plain disk.
+        lease: Who of several containers downloads. ``"auto"``: on a miss with a ``modal.Volume``, a ``modal.Dict``
+            named after the Volume's id, so that ten containers make one download. ``None``: each for itself. Or
+            anything with ``put(key, value, skip_if_exists=...)``, ``get`` and ``pop``. What a lease that fails costs
+            is bandwidth, never a wrong byte.
         only: Names of the checkpoints wanted; ``None`` for all.
         offline: Forbid every URL. What the root holds is still adopted, and a volume still reloaded.
         rehash: Hash every published file, and heal what is wrong.
-        wait: Seconds without any progress after which another one's download in this container is not waited
-            for any longer.
+        wait: Seconds without any progress after which another one's download is not waited for any longer: in this
+            container that is an error, and between containers this one then downloads for itself.
         progress: ``None`` for bars on a terminal and plain lines elsewhere (to stderr), ``False`` for nothing, or
             a function called with name, bytes done and bytes in all (``None`` if a size is not declared).
 
@@ -61,7 +67,7 @@ def ensure(
         VolumeError: The volume lost what was committed.
         TypeError, ValueError: An argument is of the wrong kind.
     """
-    return _ensure(manifest, root, volume, only, offline, rehash, wait, progress, None)
+    return _ensure(manifest, root, volume, lease, only, offline, rehash, wait, progress, None)
 
 
 async def aensure(
@@ -69,6 +75,7 @@ async def aensure(
     *,
     root: str | os.PathLike[str],
     volume: Volume | None = None,
+    lease: LeaseSource = "auto",
     only: Collection[str] | None = None,
     offline: bool = False,
     rehash: bool = False,
@@ -88,7 +95,7 @@ async def aensure(
 
     cancel = Cancel()
     work = asyncio.get_running_loop().run_in_executor(
-        None, _ensure, manifest, root, volume, only, offline, rehash, wait, progress, cancel
+        None, _ensure, manifest, root, volume, lease, only, offline, rehash, wait, progress, cancel
     )
     try:
         return await asyncio.shield(work)
@@ -108,6 +115,7 @@ def _ensure(
     manifest: ManifestSource,
     root: str | os.PathLike[str],
     volume: Volume | None,
+    lease: LeaseSource,
     only: Collection[str] | None,
     offline: bool,
     rehash: bool,
@@ -121,6 +129,8 @@ def _ensure(
         raise ValueError(f"wait must be a number of seconds, 0 or more, not {wait!r}")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress must be None, a bool or a function, not {type(progress).__name__}")
+    if not (lease is None or lease == "auto" or all(callable(getattr(lease, n, None)) for n in ("put", "get", "pop"))):
+        raise TypeError(f"lease must be 'auto', None or have put(), get() and pop(), and {lease!r} does not")
     if not rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
         return weights
 
@@ -131,6 +141,7 @@ def _ensure(
         layout,
         checkpoints,
         volume=volume,
+        lease=lease,
         offline=offline,
         rehash=rehash,
         wait=wait,

@@ -58,10 +58,12 @@ class Holder:
         self._path = _note(root, "holder")
         self._done, self._total, self._doing = 0, 0, "looking"
         self._next = 0.0
+        self.moved = 0  # bytes downloaded or hashed in all: what other containers see of our progress
 
     def advance(self, count: int) -> None:
         """Note ``count`` more bytes; the file is written at most once a second."""
         self._done += count
+        self.moved += max(0, count)
         if time.monotonic() >= self._next:
             self._write()
 
@@ -69,6 +71,12 @@ class Holder:
         """Note what is done now, and how many bytes it will be."""
         self._doing, self._total, self._done = doing, total, 0
         self._write()
+
+    def follow(self, doing: str, done: int) -> None:
+        """Note how far somebody else is, for whom the holder itself waits."""
+        if (doing, done) != (self._doing, self._done):
+            self._doing, self._total, self._done = doing, 0, done
+            self._write()
 
     def _write(self) -> None:
         self._next = time.monotonic() + BEAT

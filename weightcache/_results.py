@@ -47,7 +47,7 @@ class CheckpointReport:
     Attributes:
         outcome: ``hit`` · ``downloaded`` · ``resumed`` (a download that used bytes of an earlier one) ·
             ``copied`` (from elsewhere in the root) · ``adopted`` (was there without a receipt) · ``healed``
-            (a published file was missing or wrong) · ``waited`` (another process brought it meanwhile).
+            (a published file was missing or wrong) · ``waited`` (another process or container brought it meanwhile).
         bytes_fetched: Bytes received from mirrors, also those of failed attempts.
         seconds: Wall time spent on this checkpoint.
         sources: Mirrors that delivered verified files, without credentials and query.
@@ -67,7 +67,7 @@ class Report(Mapping[str, CheckpointReport]):
         checkpoints: One report a name, in manifest order.
         committed: Whether the last commit succeeded; ``None`` if there was nothing to commit or no volume.
         seconds: Wall time in all.
-        waited: Seconds of it spent waiting for another process or thread of this container.
+        waited: Seconds of it spent waiting for another process or thread of this container, or for another container.
         waited_for: Who that was, in words; empty if nobody.
         warnings: What went wrong without costing the result: a failed reload or commit, a root on no Volume.
     """

@@ -63,7 +63,10 @@ class VolumeCalls:
         with suppress(OSError, StorageError), open(note_path(self._root, "unpushed"), "w", encoding="utf-8"):
             pass
 
-    def _unpushed(self) -> bool:
+    def unpushed(self) -> bool:
+        """Whether this container wrote what no commit has taken."""
+        if self._volume is None:
+            return False
         try:
             return os.path.exists(note_path(self._root, "unpushed"))
         except StorageError:
@@ -71,11 +74,13 @@ class VolumeCalls:
 
     def refresh(self) -> None:
         """Show what other containers committed, without losing what this one wrote. Never raises."""
-        if self._volume is None:
-            return
-        if self._unpushed() and not self.commit():
-            return  # a reload now would discard a partial, or a publication, that nobody else has
-        self._call("reload", self._volume.reload)
+        if not self.unpushed() or self.commit():  # else it would discard a partial that nobody else has
+            self.reload()
+
+    def reload(self) -> None:
+        """Show what other containers committed. Never raises."""
+        if self._volume is not None:
+            self._call("reload", self._volume.reload)
 
     def commit(self) -> bool:
         """Commit, with retries; ``True`` if it succeeded or there is no volume. Never raises."""

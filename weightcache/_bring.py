@@ -1,0 +1,201 @@
+"""What one container does for a checkpoint: hash what is there, copy what the root has, fetch the rest, publish.
+
+Nothing here commits or reloads, and nothing is open in the root when it returns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from . import _store
+from ._container import Writer
+from ._fetch import Job, fetch
+from ._partial import Partial, VanishedError, sweep
+from ._progress import make_progress
+from ._results import CheckpointReport
+from .errors import NotCachedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._cancel import Cancel
+    from ._lock import Holder
+    from ._look import Layout, Look
+    from ._progress import ProgressCallback
+    from ._results import Outcome
+    from .manifest import Checkpoint, File
+
+
+class Work:
+    """One checkpoint on its way through the story."""
+
+    def __init__(self, checkpoint: Checkpoint, seen: Look) -> None:
+        self.checkpoint = checkpoint
+        self.seen = seen
+        self.missing: list[File] = []
+        self.to_fetch: list[File] = []  # what is missing and nowhere in the root
+        self.resumed = False
+        self.outcome: Outcome = "hit"
+        self.received = 0
+        self.sources: list[str] = []
+        self.published = False  # whether every file is in place, hashed by us
+        self.checked = False  # whether every byte of it was hashed
+        self.began = time.monotonic()
+        self.ended = self.began
+
+    @property
+    def was_wrong(self) -> bool:
+        """Whether a published file is replaced, not only added."""
+        return self.seen.state not in ("missing", "partial")
+
+    def done(self, outcome: Outcome) -> None:
+        if self.outcome == "hit":  # what is brought a second time was brought the first time for nothing
+            self.outcome = outcome
+        self.published, self.ended = True, time.monotonic()
+
+    def report(self) -> CheckpointReport:
+        return CheckpointReport(self.outcome, self.received, self.ended - self.began, tuple(self.sources))
+
+
+class Bringer:
+    """Brings checkpoints into one root, for one call."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        holder: Holder,
+        offline: bool,
+        rehash: bool,
+        progress: bool | ProgressCallback | None,
+        cancel: Cancel,
+    ) -> None:
+        self.layout, self._holder = layout, holder
+        self._offline, self._rehash, self._progress, self._cancel = offline, rehash, progress, cancel
+
+    def find_missing(self, todo: Sequence[Work]) -> None:
+        """Tell which files must be brought. What a receipt speaks for is believed, unless all is to be hashed."""
+        self._holder.begin("hashing what is there")
+        to_hash = []
+        for work in todo:
+            work.missing, work.published, work.resumed = [], False, False
+            if work.seen.receipt and not self._rehash:
+                work.missing = list(work.seen.wrong)
+            else:
+                to_hash += [(work.checkpoint, file) for file in work.checkpoint.files]
+
+        def tick() -> None:
+            self._cancel.check()
+            self._holder.advance(_store.HASH_CHUNK)  # who waits must see that gigabytes are being hashed
+
+        wrong = _store.wrong_files(self.layout, to_hash, tick)
+        for work in todo:
+            work.missing += [file for file in work.checkpoint.files if (work.checkpoint.name, file.path) in wrong]
+            work.checked = True
+
+    def withdraw_receipts(self, changed: Sequence[Work]) -> bool:
+        """Take back the receipt of each place that changes; whether there was any."""
+        healing = [work for work in changed if work.seen.receipt]
+        for work in healing:
+            _store.withdraw_receipt(self.layout, work.checkpoint)
+        return bool(healing)
+
+    def bring(self, changed: Sequence[Work]) -> None:
+        """Bring every missing file into its place; a checkpoint is done when its last file is."""
+        for work in changed:
+            if not work.missing:
+                work.done("adopted")
+        with Writer.new(self.layout.root) as writer, ExitStack() as stack:
+            partials = {
+                work.checkpoint.name: stack.enter_context(Partial(self.layout, work.checkpoint, writer))
+                for work in changed
+                if work.missing
+            }
+            self._copy_from_the_root(changed, partials)
+            if short := [work for work in changed if work.missing and not work.published]:
+                unfetchable = short if self._offline else [work for work in short if not work.checkpoint.urls]
+                if unfetchable:
+                    raise self.not_cached(unfetchable, "offline=True" if self._offline else "it declares no URL")
+                self._fetch(short, partials)
+            for work in changed:
+                if work.missing:
+                    partials[work.checkpoint.name].discard()
+
+    def _copy_from_the_root(self, changed: Sequence[Work], partials: dict[str, Partial]) -> None:
+        held = _store.held_files(self.layout)
+        for work in changed:
+            lacking = []
+            for file in work.missing:
+                target = f"{partials[work.checkpoint.name].path}/copy"
+                own = self.layout.file(work.checkpoint, file)
+                sources = (path for path in held.get(file.sha256, ()) if path != own)
+                if any(_store.link_or_copy(source, target, file.sha256, self._cancel.check) for source in sources):
+                    _store.publish(self.layout, work.checkpoint, file, target)
+                else:
+                    lacking.append(file)
+            if work.missing and not lacking:
+                work.done("healed" if work.was_wrong else "copied")
+            work.to_fetch = lacking
+
+    def _fetch(self, short: list[Work], partials: dict[str, Partial]) -> None:
+        """Fetch each digest once; whoever needs the same bytes gets a link or a copy."""
+        wanted: dict[str, list[tuple[Work, File]]] = defaultdict(list)
+        for work in short:
+            for file in work.to_fetch:
+                wanted[file.sha256].append((work, file))
+        first = [needs[0] for needs in wanted.values()]
+        jobs = [Job(w.checkpoint, f, partials[w.checkpoint.name].file(f)) for w, f in first]
+        progress = make_progress(self._progress, [(w.checkpoint, f) for w, f in first])
+        left = {work.checkpoint.name: len(work.to_fetch) for work in short}
+        works = {work.checkpoint.name: work for work in short}
+
+        def on_verified(job: Job) -> None:
+            for work, _ in wanted[job.file.sha256]:
+                work.sources.append(job.source)
+            self._publish_for_all(wanted[job.file.sha256], job.partial.path, left, resumed=job.partial.reused > 0)
+
+        self._holder.begin("downloading", progress.total or 0)
+        try:
+            fetch(jobs, progress=progress, holder=self._holder, cancel=self._cancel, on_verified=on_verified)
+        finally:
+            progress.end()
+            for job in jobs:
+                works[job.checkpoint.name].received += job.received
+
+    def _publish_for_all(
+        self, needs: list[tuple[Work, File]], verified: str, left: dict[str, int], *, resumed: bool
+    ) -> None:
+        for work, file in needs[1:]:
+            copy = f"{verified}.copy"
+            if not _store.link_or_copy(verified, copy, file.sha256, self._cancel.check):
+                raise VanishedError(verified)
+            _store.publish(self.layout, work.checkpoint, file, copy)
+        _store.publish(self.layout, needs[0][0].checkpoint, needs[0][1], verified)
+        for work, _ in needs:
+            work.resumed |= resumed
+            left[work.checkpoint.name] -= 1
+            if not left[work.checkpoint.name]:
+                work.done("healed" if work.was_wrong else "resumed" if work.resumed else "downloaded")
+
+    def write_receipts(self, published: Sequence[Work]) -> None:
+        """Record what was verified, and sweep what is left of its downloads."""
+        for work in published:
+            _store.write_receipt(self.layout, work.checkpoint, sorted(set(work.sources)))
+        sweep(self.layout, {work.checkpoint.digest for work in published})
+
+    def not_cached(self, works: Sequence[Work], why: str) -> NotCachedError:
+        """Return what the caller is told of what cannot be brought."""
+        names = tuple(work.checkpoint.name for work in works)
+        listed = "; ".join(f"{work.checkpoint.name} {work.seen.detail or 'has wrong bytes'}" for work in works)
+        own = next((work for work in works if not work.checkpoint.urls), None)
+        return NotCachedError(
+            f"not in {self.layout.root}, and {why}: {listed}",
+            hint="it is declared with urls = []: bring it there under its own place, "
+            f"{self.layout.published(own.checkpoint)}"
+            if own
+            else f"run `weightcache ensure {' '.join(names)} --root {self.layout.root}` where the root may be "
+            "written and the network reached",
+            checkpoints=names,
+        )

@@ -1,0 +1,284 @@
+"""The lease between containers: who downloads, and for whom to wait. It saves bandwidth, and nothing else rests on it.
+
+One Dict for each Volume holds, for each full digest:
+
+- ``<digest>/<n>`` = who holds the n-th lease, written once, by a put that fails if the key exists;
+- ``<digest>/head`` = (n, holder, "held" | "done" | "failed", beat, bytes done).
+
+A Dict has no compare-and-swap and no expiry of one key, so a lease is never taken from a dead holder: the next number
+is claimed. There are no times in it, since the clocks of two containers differ: a holder is believed dead when its
+beat has not changed for `EXPIRY` seconds of the waiter's own clock.
+
+Everything here is a coroutine, so that the simulation in ``tests/`` can stop it anywhere and let other containers
+move. In a container none of them ever suspends: see `_story.run`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import TypeAlias
+
+    # Waits for so many seconds; returns whether to go on afterwards.
+    Pause: TypeAlias = Callable[[float], Awaitable[bool]]
+
+_log = logging.getLogger("weightcache")
+
+EXPIRY = 30.0  # seconds without a beat after which a holder is believed dead
+BEAT = 5.0  # seconds between two beats: five may be lost or late
+POLL = (1.0, 5.0)  # seconds between two reads of the heads, at first and at most
+LOOK = 15.0  # seconds after which a waiter looks at the Volume, whatever the heads say: a Dict may forget
+TRIES = (0.5, 1.0, 2.0)  # seconds before another try of an operation that failed
+
+
+class Store(Protocol):
+    """What a lease needs of a Dict. Any exception means that the operation may or may not have happened."""
+
+    async def get(self, key: str) -> object:
+        """Return the value, or ``None``."""
+
+    async def put(self, key: str, value: object, *, new: bool = False) -> bool:
+        """Write; if ``new``, only where there is none, and say whether it was written."""
+
+    async def pop(self, key: str) -> object:
+        """Remove a key and return its value, or ``None``."""
+
+
+class Clock(Protocol):
+    """Time as one container sees it."""
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the newest holder of a lease says of itself."""
+
+    number: int
+    holder: str
+    state: str
+    beat: int = 0
+    done: int = 0
+
+    @classmethod
+    def parse(cls, value: object) -> Head | None:
+        """Return what a Dict gave as a head; ``None`` for anything that none of ours would have written."""
+        if not isinstance(value, (tuple, list)) or len(value) != 5:
+            return None
+        number, holder, state, beat, done = value
+        if not isinstance(holder, str) or not all(type(count) is int and count >= 0 for count in (number, beat, done)):
+            return None
+        return cls(number, holder, state, beat, done) if state in ("held", "done", "failed") else None
+
+    def value(self) -> tuple[int, str, str, int, int]:
+        return self.number, self.holder, self.state, self.beat, self.done
+
+
+class UnavailableError(Exception):
+    """The Dict failed, repeatedly. Never leaves the library: it goes on without a lease."""
+
+
+class _Watched:
+    """What one caller knows of one digest."""
+
+    def __init__(self, now: float) -> None:
+        self.head: Head | None = None
+        self.changed = now  # when number or beat changed last, or a claim was lost: the holder lived then
+        self.moved = now  # when there was progress in bytes last
+        self.lost = 0  # the highest number that somebody else claimed
+        self.number = 0  # that of the lease that we hold; 0 for none
+        self.beat = 0
+
+    @property
+    def next(self) -> int:
+        return max(self.head.number if self.head else 0, self.lost) + 1
+
+    def see(self, head: Head | None, now: float) -> None:
+        before, self.head = self.head, head
+        if (head and (head.number, head.state, head.beat)) != (before and (before.number, before.state, before.beat)):
+            self.changed = now
+        if (head and (head.number, head.done)) != (before and (before.number, before.done)):
+            self.moved = now
+
+
+class Lease:
+    """One caller's part in the leases of the digests that it needs.
+
+    Attributes:
+        waited_for: The last holder that was waited for; empty if none was.
+        waited: Seconds waited.
+        broken: Why there is no lease any more; empty while there is.
+    """
+
+    def __init__(self, store: Store, clock: Clock, me: str, *, wait: float, dice: random.Random | None = None) -> None:
+        self._store, self._clock, self._me, self._wait = store, clock, me, wait
+        self._dice = dice or random.Random()  # noqa: S311 (no secret: it keeps containers from moving in step)
+        self._watched: dict[str, _Watched] = {}
+        self._poll = POLL[0]
+        self.done: Callable[[], int] = lambda: 0  # bytes that we fetched or hashed: who waits for us sees them move
+        self.waited_for, self.waited, self.broken = "", 0.0, ""
+
+    async def free(self, digests: Sequence[str]) -> list[str]:
+        """Read the heads; return what may be claimed: what nobody holds, or a holder that is dead or too slow."""
+        for digest in digests:
+            if not self.broken:
+                await self._attempt(self._read(digest))
+        return [digest for digest in digests if self._is_free(digest)]
+
+    async def _read(self, digest: str) -> None:
+        head = Head.parse(await self._trying(lambda: self._store.get(f"{digest}/head")))
+        now = self._clock.now()
+        self._watched.setdefault(digest, _Watched(now)).see(head, now)
+
+    def _is_free(self, digest: str) -> bool:
+        if self.broken:
+            return True
+        watched, now = self._watched[digest], self._clock.now()
+        head = watched.head
+        silent = now - watched.changed > EXPIRY
+        if head and head.state == "held" and head.holder != self._me:
+            return silent or self._is_stuck(watched, now)
+        # Who claimed a number that no head shows yet is about to write its head, or died before it could.
+        return silent or watched.lost <= (head.number if head else 0)
+
+    def _is_stuck(self, watched: _Watched, now: float) -> bool:
+        return now - watched.moved > self._wait
+
+    def held_by_others(self, digests: Sequence[str]) -> list[str]:
+        """Return those that somebody alive was seen to hold."""
+        return [digest for digest in digests if not self._is_free(digest)]
+
+    async def claim(self, digests: Sequence[str]) -> list[str]:
+        """Claim what was `free`; return what is to be brought now, by us alone or, without a lease, by us too."""
+        held = []
+        for digest in digests:
+            watched = self._watched.get(digest)
+            if self.broken or watched is None:
+                held.append(digest)
+            elif self._is_stuck(watched, self._clock.now()) and watched.head and watched.head.state == "held":
+                _log.warning("%s made no progress for %g s; not waiting for it", watched.head.holder, self._wait)
+                held.append(digest)  # it beats, so the lease is its own; this only costs bandwidth
+            elif await self._attempt(self._claim(digest, watched)) or self.broken:
+                held.append(digest)
+        return held
+
+    async def _claim(self, digest: str, watched: _Watched) -> bool:
+        number = watched.next
+        key = f"{digest}/{number}"
+        if not await self._put_new(key):
+            watched.lost, watched.changed = number, self._clock.now()
+            return False
+        head = Head.parse(await self._trying(lambda: self._store.get(f"{digest}/head")))
+        if head and head.number >= number:
+            # A holder removes the claims before its own: one that is asleep could otherwise claim an old number.
+            await self._trying(lambda: self._store.pop(key))
+            watched.see(head, self._clock.now())
+            return False
+        watched.number, watched.beat = number, 0
+        await self._trying(lambda: self._write(digest, watched, "held"))
+        return True
+
+    async def _put_new(self, key: str) -> bool:
+        tried = False
+
+        async def put() -> bool:
+            nonlocal tried
+            again, tried = tried, True
+            # A put that failed may have been done: then our own name stands there.
+            return await self._store.put(key, self._me, new=True) or (again and await self._store.get(key) == self._me)
+
+        made: bool = await self._trying(put)
+        return made
+
+    async def beat(self, pause: Pause) -> None:
+        """Tell that we are alive, for every lease that we hold, until the pause says that it is over."""
+        while await pause(BEAT):
+            for digest, watched in self._watched.items():
+                if watched.number:
+                    try:
+                        head = Head.parse(await self._store.get(f"{digest}/head"))
+                        if head and head.number > watched.number:
+                            watched.number = 0  # we were believed dead: the lease is somebody else's now
+                            continue
+                        watched.beat += 1
+                        await self._write(digest, watched, "held")
+                    except Exception as error:  # noqa: BLE001 (a Dict raises whatever it likes; the next beat tries again)
+                        _log.info("no beat for the lease of %s: %s", digest[:16], error)
+
+    async def release(self, digests: Sequence[str], state: str, *, tidy: bool = True) -> None:
+        """Tell that we are done, or that we failed, so that nobody waits for us.
+
+        Args:
+            digests: Some of those that `claim` returned.
+            state: ``done`` or ``failed``.
+            tidy: Also remove the claims before ours. Without, it is one operation, for who is in a hurry.
+        """
+        for digest in digests:
+            watched = self._watched.get(digest)
+            if watched is None or not watched.number:
+                continue
+            try:
+                await self._release(digest, watched, state, tidy=tidy)
+            except Exception as error:  # noqa: BLE001 (who waits finds out by the missing beat)
+                _log.info("the lease of %s could not be released: %s", digest[:16], error)
+            watched.number, watched.lost = 0, 0
+
+    async def _release(self, digest: str, watched: _Watched, state: str, *, tidy: bool) -> None:
+        if tidy:
+            head = Head.parse(await self._store.get(f"{digest}/head"))
+            if head and head.number > watched.number:
+                return
+        await self._write(digest, watched, state)
+        number = watched.number - 1
+        while tidy and number > 0 and await self._store.pop(f"{digest}/{number}") is not None:
+            number -= 1
+
+    async def _write(self, digest: str, watched: _Watched, state: str) -> None:
+        head = Head(watched.number, self._me, state, watched.beat, self.done())
+        await self._store.put(f"{digest}/head", head.value())
+
+    async def rest(self, digests: Sequence[str]) -> None:
+        """Wait a while for those who hold what we need."""
+        self.waited_for = self.holder(digests) or self.waited_for
+        seconds = self._poll * self._dice.uniform(0.5, 1.0)
+        self._poll = min(self._poll * 1.5, POLL[1])
+        began = self._clock.now()
+        await self._clock.sleep(seconds)
+        self.waited += self._clock.now() - began
+
+    def holder(self, digests: Sequence[str]) -> str:
+        """Return who holds the first of ``digests`` that anybody holds; empty if nobody does."""
+        heads = [watched.head for digest in digests if (watched := self._watched.get(digest))]
+        return next((head.holder for head in heads if head and head.state == "held"), "")
+
+    def progress(self, digests: Sequence[str]) -> int:
+        """Return how many bytes the holders of ``digests`` say that they have."""
+        heads = [watched.head for digest in digests if (watched := self._watched.get(digest))]
+        return max((head.done for head in heads if head), default=0)
+
+    async def _attempt(self, work: Awaitable[Any]) -> Any:
+        try:
+            return await work
+        except UnavailableError as error:
+            self.broken = str(error)
+            return None
+
+    async def _trying(self, operation: Callable[[], Awaitable[Any]]) -> Any:
+        for delay in (*TRIES, None):
+            try:
+                return await operation()
+            except Exception as error:  # noqa: BLE001 (a Dict raises whatever it likes)
+                if delay is None:
+                    raise UnavailableError(f"{type(error).__name__}: {error}") from None
+                _log.info("the lease: %s; trying again in %g s", error, delay)
+                await self._clock.sleep(delay)
+        raise AssertionError
