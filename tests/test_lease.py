@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import weightcache
 from origin import Origin, hang_up
 from origin import status as answer
 from support import blob, one
-from weightcache import DownloadError, NotCachedError, _dict, _lease, ensure
+from weightcache import DownloadError, NotCachedError, _dict, _fill, _lease, ensure
 from weightcache._container import Writer
 from weightcache._lease import BEAT, EXPIRY, Head, Lease
 from weightcache._partial import BLOCK
@@ -112,7 +113,10 @@ def head(found: FakeDict, digest: str = X) -> tuple[int, str, str]:
     return found[f"{digest}/head"][:3]
 
 
-def test_one_holds_and_the_other_waits_until_it_is_done(found: FakeDict, clock: Time) -> None:
+def test_one_holds_and_the_other_waits_until_it_is_done(
+    found: FakeDict, clock: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "weightcache")
     a, b = lease(found, clock, "a"), lease(found, clock, "b")
     assert take(a, X) == [X]
     assert (found[f"{X}/1"], head(found)) == ("a", (1, "a", "held"))
@@ -124,6 +128,10 @@ def test_one_holds_and_the_other_waits_until_it_is_done(found: FakeDict, clock: 
     assert take(b, X) == [X]
     run(b.release([X], "done"))
     assert dict(found) == {f"{X}/2": "b", f"{X}/head": (2, "b", "done", 0, 0)}  # the claim before it is removed
+    assert take(a, X) == [X]
+    run(a.release([X], "done"))
+    assert sorted(found) == [f"{X}/3", f"{X}/head"]
+    assert caplog.records == []
 
 
 def test_who_holds_one_does_not_keep_the_other(found: FakeDict, clock: Time) -> None:
@@ -159,10 +167,30 @@ def test_a_dead_one_is_followed_when_its_beat_has_stopped(found: FakeDict, clock
     assert head(found) == (2, "b", "held")
 
 
+def test_one_that_slept_through_its_lease_leaves_the_next_alone(found: FakeDict, clock: Time) -> None:
+    a, b = lease(found, clock, "a"), lease(found, clock, "b")
+    take(a, X)
+    take(b, X)
+    clock.time += EXPIRY + 1
+    assert take(b, X) == [X]
+    run(a.release([X], "done"))
+    assert head(found) == (2, "b", "held")
+
+
+def test_what_was_released_is_not_kept_alive(found: FakeDict, clock: Time) -> None:
+    a = lease(found, clock, "a")
+    take(a, X)
+    run(a.release([X], "done"))
+    take(a, Y)
+    beat(a, 2)
+    assert (head(found, X)[2], head(found, Y)[2]) == ("done", "held")
+
+
 def test_a_lost_claim_gives_the_winner_time_to_speak(found: FakeDict, clock: Time) -> None:
     b = lease(found, clock, "b")
     free = run(b.free([X]))
     found[f"{X}/1"] = "a"  # it won, and is about to write its head
+    clock.time += EXPIRY - 1
     assert (free, run(b.claim(free))) == ([X], [])
     clock.time += EXPIRY
     assert take(b, X) == []
@@ -327,6 +355,63 @@ def test_another_container_is_waited_for(origin: Origin, root: Path, tmp_path: P
     assert weights.report["sam2"].outcome == "waited"
     assert weights.report.waited_for == "container ta-123 (process 7)"
     assert weights.report.waited > 0
+
+
+def test_what_is_there_after_the_reload_is_not_claimed(
+    origin: Origin, root: Path, tmp_path: Path, found: FakeDict
+) -> None:
+    origin.put("/a", DATA)
+    manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
+    quiet(manifest, theirs)
+
+    class Publishing(Volume):
+        def reload(self) -> None:
+            os.rename(theirs, root)
+
+    quiet(manifest, root, lease=found, volume=Publishing())
+    assert found.log == ["get head"]
+
+
+def test_what_another_process_brought_needs_no_lease(
+    origin: Origin, root: Path, tmp_path: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a", DATA)
+    manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
+    quiet(manifest, theirs)
+    exclusive = _fill.exclusive
+
+    @contextmanager
+    def late(*args: Any, **options: Any) -> Iterator[Any]:
+        with exclusive(*args, **options) as held:
+            os.rename(theirs, root)  # what the last holder of the lock did
+            yield held
+
+    monkeypatch.setattr(_fill, "exclusive", late)
+    monkeypatch.setattr(_dict, "open_store", lambda *_: pytest.fail("a Dict was looked for"))
+    quiet(manifest, root, lease=found)
+
+
+def test_no_beat_comes_after_the_release(
+    origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lease, "BEAT", 0.01)
+    manifest = one(DATA, origin.url("/a"))
+    key, beating, released = f"{digest(manifest)}/head", threading.Event(), threading.Event()
+    put = found.put
+
+    def slow(name: str, value: Any, *, skip_if_exists: bool = False) -> bool:
+        if name == key and value[3] == 1 and value[2] == "held":
+            beating.set()
+            released.wait(0.2)  # a beat on its way when the download ends
+        made = put(name, value, skip_if_exists=skip_if_exists)
+        if name == key and value[2] == "done":
+            released.set()
+        return made
+
+    monkeypatch.setattr(found, "put", slow)
+    origin.put("/a", DATA, on_sent=lambda sent: beating.wait(10.0))
+    quiet(manifest, root, lease=found)
+    assert found[key][2] == "done"
 
 
 def test_a_read_only_root_waits_for_who_fills_the_volume(
