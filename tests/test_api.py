@@ -105,6 +105,14 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     assert "make test" in text
 
 
+@pytest.mark.parametrize("page", sorted((HERE / "docs/how-to").glob("*.md")), ids=lambda page: page.stem)
+def test_the_code_of_a_how_to_is_python(page: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    for block in blocks:
+        compile(block, str(page), "exec")
+    assert blocks or "```sh" in page.read_text()
+
+
 def test_the_quickstart_runs(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = blob(1000)
     origin.put("/a", data)
