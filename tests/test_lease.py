@@ -462,6 +462,47 @@ def test_a_keyboard_interrupt_says_so_too(
     assert found[f"{digest(manifest)}/head"][2] == "failed"
 
 
+def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
+    origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lease, "BEAT", 0.01)
+    hangs, over, put = threading.Event(), threading.Event(), found.put
+    answers: list[bool] = []
+
+    def hanging(name: str, value: Any, *, skip_if_exists: bool = False) -> bool:
+        if value[2:3] in (("held",), ("failed",)) and value[3:4] != (0,):
+            hangs.set()
+            answers.append(over.wait(60.0))
+        return put(name, value, skip_if_exists=skip_if_exists)
+
+    def interrupted(*_: object, **__: object) -> None:
+        assert hangs.wait(10.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(found, "put", hanging)
+    monkeypatch.setattr("weightcache._bring.fetch", interrupted)
+    monkeypatch.setattr(_dict, "LIMIT", 60.0)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(one(DATA, origin.url("/a")), root, lease=found)
+    assert answers == []  # it did not wait for the Dict, which answers only now
+    over.set()
+
+
+def test_without_another_thread_there_is_no_beat(
+    origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a", DATA)
+    start = threading.Thread.start
+
+    def refused(self: threading.Thread) -> None:
+        if self.name == "weightcache-lease":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert quiet(one(DATA, origin.url("/a")), root, lease=found)["sam2"].read_bytes() == DATA
+
+
 def test_a_dict_that_is_away_is_a_warning(origin: Origin, root: Path, found: FakeDict) -> None:
     origin.put("/a", DATA, faults=[hang_up, None])
     found.faults = ["before"] * 100

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ._lease import Store
     from ._volume import Volume
 
-LIMIT = 10.0  # seconds for one operation; Modal says that a Dict takes a few dozen milliseconds
+LIMIT = 5.0  # seconds for one operation; Modal says that a Dict takes a few dozen milliseconds
+MOMENT = 0.3  # seconds for one by a caller who was interrupted: Ctrl-C must end within a second
 
 
 class DictLike(Protocol):
@@ -68,8 +69,9 @@ class _Bounded:
     async def get(self, key: str) -> object:
         return _bounded(lambda: self._dict.get(key))
 
-    async def put(self, key: str, value: object, *, new: bool = False) -> bool:
-        made: bool = _bounded(lambda: self._dict.put(key, value, skip_if_exists=new))
+    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
+        limit = MOMENT if hurried else LIMIT
+        made: bool = _bounded(lambda: self._dict.put(key, value, skip_if_exists=new), limit)
         return made
 
     async def pop(self, key: str) -> object:
@@ -79,7 +81,7 @@ class _Bounded:
             return None
 
 
-def _bounded(operation: Callable[[], Any]) -> Any:
+def _bounded(operation: Callable[[], Any], limit: float | None = None) -> Any:
     """Do it in a thread of its own, and do not wait for ever: a Dict that hangs must not hang the download."""
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -90,10 +92,11 @@ def _bounded(operation: Callable[[], Any]) -> Any:
             results.put((None, error))
 
     threading.Thread(target=work, name="weightcache-dict", daemon=True).start()
+    limit = LIMIT if limit is None else limit
     try:
-        result, error = results.get(timeout=LIMIT)
+        result, error = results.get(timeout=limit)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {LIMIT:g} s") from None
+        raise TimeoutError(f"no answer within {limit:g} s") from None
     if error is not None:
         raise error
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_log = logging.getLogger("weightcache")
+
+JOIN = 0.5  # seconds; a beat that hangs longer may come after the release, and then others wait until it has expired
 REPORT_EVERY = 10.0  # seconds between two lines that say which container is waited for
 
 
@@ -201,12 +205,16 @@ class _House:
         thread = threading.Thread(
             target=lambda: _story.run(beat(pause)), name="weightcache-lease", daemon=True
         )  # a daemon: at the end of the interpreter nobody waits for a Dict
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            _log.info("the lease is held without a beat: %s", error)  # others may download too
+            return await work
         try:
             return await work
         finally:
             over.set()
-            thread.join()
+            thread.join(JOIN)
 
     async def vanished(self, what: str) -> None:
         self._vanished = what

@@ -42,8 +42,8 @@ class Store(Protocol):
     async def get(self, key: str) -> object:
         """Return the value, or ``None``."""
 
-    async def put(self, key: str, value: object, *, new: bool = False) -> bool:
-        """Write; if ``new``, only where there is none, and say whether it was written."""
+    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
+        """Write, if ``new`` only where there is none; say whether it was written. ``hurried``: wait a moment only."""
 
     async def pop(self, key: str) -> object:
         """Remove a key and return its value, or ``None``."""
@@ -237,14 +237,14 @@ class Lease:
             head = Head.parse(await self._store.get(f"{digest}/head"))
             if head and head.number > watched.number:
                 return
-        await self._write(digest, watched, state)
+        await self._write(digest, watched, state, hurried=not tidy)
         number = watched.number - 1
         while tidy and number > 0 and await self._store.pop(f"{digest}/{number}") is not None:
             number -= 1
 
-    async def _write(self, digest: str, watched: _Watched, state: str) -> None:
+    async def _write(self, digest: str, watched: _Watched, state: str, *, hurried: bool = False) -> None:
         head = Head(watched.number, self._me, state, watched.beat, self.done())
-        await self._store.put(f"{digest}/head", head.value())
+        await self._store.put(f"{digest}/head", head.value(), hurried=hurried)
 
     async def rest(self, digests: Sequence[str]) -> None:
         """Wait a while for those who hold what we need."""
