@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint simulate newest-modal clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -29,6 +29,15 @@ lint: .venv/.test          ## formatting, rules, types, layers
 .venv/.test: pyproject.toml .venv/.core
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	touch $@
+
+simulate: .venv/.test      ## 20,000 seeds of the simulation of many containers; SEEDS=n for more
+	$(BIN)/python tests/simulate.py --seeds $(or $(SEEDS),20000)
+
+newest-modal:              ## the tests of Modal's client against its newest version; tells, and never fails
+	test -x .venv-modal/bin/python || $(PYTHON) -m venv .venv-modal
+	.venv-modal/bin/python -m pip install --quiet --editable '.[test]'
+	.venv-modal/bin/python -m pip install --quiet --upgrade modal
+	-.venv-modal/bin/python -m pytest tests/test_control_plane.py tests/test_containers.py tests/test_weight_volume.py
 
 clean:
 	rm -rf .venv .venv-* .cache demo-volume

@@ -1,0 +1,49 @@
+"""Run many seeds of the simulation, or one of them with its trace.
+
+python tests/simulate.py --seeds 20000
+python tests/simulate.py --seed 4711
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import time
+
+from simulation import simulate
+
+
+def broken(seed: int) -> tuple[int, str] | None:
+    logging.disable(logging.CRITICAL)
+    try:
+        simulate(seed)
+    except Exception as error:
+        return seed, f"{type(error).__name__}: {error}"
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="only this one, with its trace")
+    options = parser.parse_args()
+    if options.seed is not None:
+        world = simulate(options.seed)
+        print(world.switches, *world.trace, f"downloads: {world.downloads}", sep="\n")
+        return 0
+    began = time.monotonic()
+    with multiprocessing.Pool(os.cpu_count()) as pool:
+        seeds = range(options.first, options.first + options.seeds)
+        found = [each for each in pool.imap_unordered(broken, seeds, chunksize=50) if each]
+    for seed, said in sorted(found):
+        print(f"seed {seed}: {said}")
+    print(f"{options.seeds} seeds in {time.monotonic() - began:.0f} s, {len(found)} broken")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

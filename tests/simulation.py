@@ -1,0 +1,742 @@
+"""A deterministic simulation of many containers on one Volume: the shipped protocol on a model of everything else.
+
+One thread and a seeded scheduler. Each container runs `_story.tell` with a `_lease.Lease`, as shipped; what they await
+is done here, on dictionaries, and at every await any other container may move, die, sleep, commit or reload. A seed
+replays exactly. A file is a tuple of blocks; a Volume is a mapping from paths to files.
+
+Where Modal is silent a switch is thrown by the seed, and the invariants must hold in every position (docs/volumes.md
+has the sources): whether a commit becomes visible as a whole or file by file in any order; whether files that are open
+for writing are left out of it, taken in part or whole; whether a reload commits, discards or keeps what was not
+committed; whether it happens after every commit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightcache import DownloadError
+from weightcache._lease import EXPIRY, Lease
+from weightcache._partial import VanishedError
+from weightcache._story import tell
+
+Blocks = tuple[Any, ...]
+CHECKPOINTS: dict[str, dict[str, Blocks]] = {
+    "x": {"f": tuple(("x", number) for number in range(4))},
+    "y": {"a": (("a", 0), ("a", 1)), "b": (("b", 0), ("b", 1))},
+}
+GOOD = {f"{digest}/{path}": blocks for digest, files in CHECKPOINTS.items() for path, blocks in files.items()}
+FILES = {digest: [f"{digest}/{path}" for path in files] for digest, files in CHECKPOINTS.items()}
+STRANGER: Blocks = ("?",) * 4  # as long as the real one
+WAIT = 900.0  # what `ensure` would call wait: longer than anybody sleeps
+
+
+def receipt(digest: str) -> str:
+    return f"receipts/{digest}"
+
+
+class BrokenError(AssertionError):
+    """An invariant does not hold."""
+
+
+class VolumeCallError(Exception):
+    """A commit or reload raised."""
+
+
+class KilledError(BaseException):
+    """What a coroutine meets that is killed: its ``finally`` may run, but does nothing to the world any more."""
+
+
+class Step:
+    """An await at which anybody else may move."""
+
+    killing = False  # whether a killed coroutine is being taken down: then nothing can be awaited
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __await__(self) -> Generator[float, None, None]:
+        if Step.killing:
+            raise KilledError
+        yield self.seconds
+
+
+@dataclass
+class Switches:
+    """What a seed chose."""
+
+    visibility: str = "whole"  # or "file": one by one, in any order
+    open_writers: str = "exclude"  # or "partial", "include"
+    reload_over: str = "commit"  # or "discard", "keep"
+    skip_reload: bool = False  # a commit reloads afterwards, or not
+    background: bool = True
+    commit_fails: float = 0.0
+    reload_fails: float = 0.0
+    dict: str = "ok"  # or "flaky", "forget", "down"
+    prune: bool = False
+    kills: int = 0
+    kill: str = "container"  # or "exit" (with a last commit), "process"
+    sleeps: bool = False
+    origin_fails: float = 0.0
+    begin: str = "empty"  # or "truncated", "unreceipted", "stranger", "gap", "old" (a version that nobody declares)
+    containers: int = 3
+    processes: int = 1
+
+    @classmethod
+    def throw(cls, dice: random.Random) -> Switches:
+        c = dice.choice
+        return cls(
+            visibility=c(["whole", "file"]),
+            open_writers=c(["exclude", "partial", "include"]),
+            reload_over=c(["commit", "discard", "keep"]),
+            skip_reload=c([False, False, True]),
+            background=c([False, True, True]),
+            commit_fails=c([0, 0, 0.3]),
+            reload_fails=c([0, 0, 0.2]),
+            dict=c(["ok", "ok", "ok", "flaky", "forget", "down"]),
+            prune=c([False, False, False, True]),
+            kills=c([0, 0, 1, 1, 2]),
+            kill=c(["container", "exit", "process"]),
+            sleeps=c([False, False, True]),
+            origin_fails=c([0, 0, 0, 0.1]),
+            begin=c(["empty", "empty", "truncated", "unreceipted", "stranger", "gap", "old"]),
+            containers=c([2, 3, 4, 5, 9, 16]),
+            processes=c([1, 1, 2]),
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the lease may be expected to spare every second download."""
+        disturbed = self.commit_fails or self.reload_fails or self.prune or self.dict != "ok"
+        return not disturbed
+
+
+@dataclass(eq=False)
+class Process:
+    coroutine: Coroutine[Any, Any, None]
+    container: Container | None
+    is_main: bool = False
+    owner: Process | None = None  # a heartbeat dies with whom it beats for
+    number: int = 0
+    dead: bool = False
+
+    def bury(self) -> None:
+        """Take it down where it stands."""
+        Step.killing = True
+        try:
+            self.coroutine.throw(KilledError())
+        except (KilledError, StopIteration):
+            pass
+        finally:
+            Step.killing = False
+
+
+class World:
+    """The server of the Volume, the Dict, the origin, and the scheduler."""
+
+    def __init__(self, seed: int, switches: Switches | None = None, house: type[House] | None = None) -> None:
+        self.seed, self.dice = seed, random.Random(seed)
+        self.switches = switches or Switches.throw(self.dice)
+        self.house, self.lease = house or House, Lease
+        self.now = 0.0
+        self.server: dict[str, Any] = {}
+        self.entries: dict[str, Any] = {}
+        self.containers: list[Container] = []
+        self.downloads = dict.fromkeys(CHECKPOINTS, 0)
+        self.fetched = self.deaths = self.failures = self.slept = self.finished = self.moves = 0
+        self.trace: list[tuple[float, int, str]] = []
+        self._queue: list[tuple[float, float, int, Process]] = []
+        self._count = 0
+
+    def span(self, seconds: float) -> float:
+        """How long something takes that usually takes ``seconds``."""
+        return seconds * self.dice.choice((0.01, 0.3, 1, 1, 1, 3, 8)) * (0.5 + self.dice.random())
+
+    def start(self, coroutine: Coroutine[Any, Any, None], container: Container | None, after: float = 0.0) -> Process:
+        self._count += 1
+        process = Process(coroutine, container, number=self._count)
+        if container:
+            container.processes.append(process)
+        self._push(self.now + after, process)
+        return process
+
+    def _push(self, when: float, process: Process) -> None:
+        self._count += 1
+        heapq.heappush(self._queue, (when, self.dice.random(), self._count, process))
+
+    def run(self) -> None:
+        while self._queue:
+            when, _, _, process = heapq.heappop(self._queue)
+            container = process.container
+            if process.dead:
+                process.bury()
+                continue
+            if container and container.sleeps_until > when:
+                self._push(container.sleeps_until + self.dice.random(), process)
+                continue
+            self.now = max(self.now, when)
+            self.moves += 1
+            if self.moves > 150_000:
+                raise BrokenError("progress: no end in sight")
+            if container and process.is_main and container.disturb(process):
+                process.bury()
+                continue
+            try:
+                seconds = process.coroutine.send(None)
+            except StopIteration:
+                process.dead = True
+            else:
+                self._push(self.now + seconds, process)
+
+    def boot(self, after: float, wanted: list[str]) -> None:
+        async def begin() -> None:
+            container = Container(self, wanted)
+            self.containers.append(container)
+            if self.switches.background:
+                self.start(container.background(), container, self.span(2))
+            for _ in range(self.switches.processes):
+                container.start_main(self.span(0.1))
+
+        self.start(begin(), None, after)
+
+    def note(self, what: str, container: Container | None = None) -> None:
+        self.trace.append((round(self.now, 6), container.number if container else -1, what))
+
+    def check(self, files: dict[str, Any], where: str) -> None:
+        """Whoever looks at ``files`` and calls it a hit must be right; and nothing unverified may be in a place."""
+        for digest, paths in FILES.items():
+            if receipt(digest) in files and all(len(files.get(path, ())) == len(GOOD[path]) for path in paths):
+                for path in paths:
+                    if files[path] != GOOD[path]:
+                        raise BrokenError(f"G1: a hit on wrong bytes of {path} ({where})")
+        if self.switches.begin not in ("stranger", "truncated"):
+            for path, blocks in files.items():
+                if path in GOOD and blocks != GOOD[path]:
+                    raise BrokenError(f"G1: unverified bytes in {path} ({where})")
+
+    async def forget(self) -> None:
+        for _ in range(6):
+            await Step(self.span(15))
+            for key in list(self.entries):
+                if self.dice.random() < 0.5:
+                    del self.entries[key]
+
+
+class Entries:
+    """The Dict as one process sees it: a `_lease.Store`."""
+
+    def __init__(self, container: Container) -> None:
+        self._world, self._container = container.world, container
+
+    async def _reach(self) -> None:
+        world = self._world
+        await Step(world.span(0.05))
+        mode = world.switches.dict
+        if mode == "down" or (mode == "flaky" and world.dice.random() < 0.15):
+            raise ConnectionError(mode)
+
+    async def _answer(self) -> None:
+        await Step(self._world.span(0.05))
+        if self._world.switches.dict == "flaky" and self._world.dice.random() < 0.15:
+            raise ConnectionError("the answer is lost")
+
+    async def get(self, key: str) -> object:
+        await self._reach()
+        value = self._world.entries.get(key)
+        await self._answer()
+        return value
+
+    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
+        await self._reach()
+        made = not (new and key in self._world.entries)
+        if made:
+            self._world.entries[key] = value
+            self._container.holds |= new
+        await self._answer()
+        return made
+
+    async def pop(self, key: str) -> object:
+        await self._reach()
+        value = self._world.entries.pop(key, None)
+        await self._answer()
+        return value
+
+
+class Container:
+    """One mount of the Volume, and what its processes share."""
+
+    def __init__(self, world: World, wanted: list[str]) -> None:
+        self.world, self.wanted, self.number = world, wanted, len(world.containers)
+        self.view, self.base = dict(world.server), dict(world.server)
+        world.check(self.view, "mount")
+        self.processes: list[Process] = []
+        self.open: set[str] = set()
+        self.lock: Process | None = None
+        self.busy: object = None  # who commits or reloads
+        self.reloading = self.unpushed = False
+        self.alive = True
+        self.returned: set[str] = set()  # digests
+        self.holds = False  # whether a lease was claimed here and not released
+        self.sleeps_until = 0.0
+        self.rate = 1 + world.dice.uniform(-1, 1) * 1e-3
+        dice, switches = world.dice, world.switches
+        self.steps = 0
+        self.dies_at = dice.randrange(1, 150) if self.number < switches.kills else -1
+        self.sleeps_at = dice.randrange(1, 150) if switches.sleeps and dice.random() < 0.4 else -1
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """What a process sees: a Volume looks empty while it reloads."""
+        return {} if self.reloading else self.view
+
+    def disturb(self, process: Process) -> bool:
+        """Die or fall asleep if it is time; whether the process moves no more."""
+        self.steps += 1
+        if self.steps == self.sleeps_at:
+            self.sleeps_until = self.world.now + self.world.dice.choice((20, 60, 400))
+            self.world.note("sleeps", self)
+            self.world.slept += self.holds
+        if self.steps != self.dies_at:
+            return False
+        world, how = self.world, self.world.switches.kill
+        world.deaths += 1
+        world.note(f"dies: {how}", self)
+        if how == "process":  # the kernel frees its lock and closes its files; what it wrote stays
+            for each in self.processes:
+                each.dead |= each is process or each.owner is process
+            self.open.clear()
+            if self.lock is process:
+                self.lock = None
+            if self.reloading:
+                self.finish_reload()  # the runtime does it, not the process
+            self.busy = None
+            self.start_main(world.span(1))
+            return True
+        for each in self.processes:
+            each.dead = True
+        self.alive, self.busy, self.reloading = False, None, False
+        self.open.clear()
+        if how == "exit":
+            world.start(self.push(), None, world.span(0.1))
+        world.boot(world.span(3), self.wanted)
+        return True
+
+    def start_main(self, after: float) -> None:
+        process = self.world.start(_nothing(), self, after)
+        process.coroutine.close()
+        process.coroutine = self.main(process)
+        process.is_main = True
+
+    # The Volume.
+
+    def write(self, path: str, value: Any) -> None:
+        self.view[path] = value
+        if path.startswith(("x/", "y/", "receipts/")):
+            self.world.check(self.view, f"write {path}")
+
+    async def push(self) -> None:
+        """What a commit does: last writer wins, file by file."""
+        world, switches = self.world, self.world.switches
+        changed = sorted(path for path in {*self.view, *self.base} if self.view.get(path) != self.base.get(path))
+        world.dice.shuffle(changed)
+        taken = {path: self.view.get(path) for path in changed}
+        await Step(world.span(1.0))
+        for path in changed:
+            value = taken[path]
+            if path in self.open and switches.open_writers != "include":
+                if switches.open_writers == "exclude" or path.startswith("journal"):
+                    continue
+                value = value and tuple(block if world.dice.random() < 0.5 else 0 for block in value)
+            if switches.visibility == "file":
+                await Step(world.span(0.3))
+            for files in (world.server, self.base):
+                if value is None:
+                    files.pop(path, None)
+                else:
+                    files[path] = value
+            if switches.visibility == "file":
+                world.check(world.server, f"push of {path}")
+        world.check(world.server, "push")
+
+    def finish_reload(self) -> None:
+        world = self.world
+        mine = {p: self.view.get(p) for p in {*self.view, *self.base} if self.view.get(p) != self.base.get(p)}
+        self.view, self.base = dict(world.server), dict(world.server)
+        if world.switches.reload_over == "keep":
+            for path, value in mine.items():
+                if value is None:
+                    self.view.pop(path, None)
+                else:
+                    self.view[path] = value
+        self.reloading = False
+        world.check(self.view, "reload")
+        if world.switches.begin not in ("truncated", "gap"):  # an old receipt may be pruned, also while it is healed
+            for path in (path for digest in self.returned for path in FILES[digest]):
+                if self.view.get(path) != GOOD[path]:
+                    raise BrokenError(f"young: {path} was returned, and vanished")
+
+    async def _reload(self) -> None:
+        world = self.world
+        if self.open:
+            raise BrokenError(f"G7: open at a reload: {self.open}")
+        if world.dice.random() < world.switches.reload_fails:
+            await Step(world.span(0.1))
+            raise VolumeCallError("there are open files")
+        if world.switches.reload_over == "commit":
+            await self.push()
+        self.reloading = True
+        await Step(world.span(0.3))
+        self.finish_reload()
+
+    async def _commit(self) -> None:
+        world = self.world
+        if self.open:
+            raise BrokenError(f"G7: open at a commit: {self.open}")
+        fails = world.dice.random() < world.switches.commit_fails and world.dice.choice(("before", "after"))
+        if fails == "before":
+            await Step(world.span(0.2))
+            raise VolumeCallError("commit")
+        await self.push()
+        if fails == "after":
+            raise VolumeCallError("commit, although it is durable")
+        if not world.switches.skip_reload:
+            await self._reload()
+
+    async def call(self, operation: Callable[[], Awaitable[None]]) -> bool:
+        """Do it alone in this container, with retries, as `VolumeCalls` does."""
+        for delay in (0.5, 2.0, None):
+            while self.busy is not None:
+                await Step(0.1)
+            self.busy = me = object()
+            try:
+                await operation()
+            except VolumeCallError:
+                if delay is None:
+                    return False
+            else:
+                return True
+            finally:
+                if self.busy is me:
+                    self.busy = None
+            await Step(delay or 0.0)
+        return False
+
+    async def background(self) -> None:
+        for _ in range(40):
+            await Step(self.world.span(4))
+            while self.busy is not None:
+                await Step(0.1)
+            self.busy = me = object()
+            await self.push()
+            if self.busy is me:
+                self.busy = None
+
+    # What its processes do.
+
+    async def main(self, process: Process) -> None:
+        world, dice = self.world, self.world.dice
+        if world.switches.prune and dice.random() < 0.5:
+            await self.locked(process, lambda: world.house(self, [], process).prune())
+        await self.ensure(process, self.wanted)
+        world.finished += 1
+        await Step(world.span(5))
+        if world.switches.prune and dice.random() < 0.3:
+            await self.locked(process, lambda: world.house(self, [], process).prune())
+        if dice.random() < 0.3:
+            await self.ensure(process, ["x", "y"])
+        await Step(world.span(5))
+        if all(each.dead or each is process for each in self.processes if each.is_main):
+            for each in self.processes:
+                each.dead |= each is not process
+            self.busy = None
+            if self.reloading:
+                self.finish_reload()
+            await self.push()
+
+    async def locked(self, process: Process, work: Callable[[], Awaitable[None]]) -> None:
+        while self.lock is not None:
+            await Step(0.2)
+        self.lock = process
+        await work()
+        self.lock = None
+
+    async def ensure(self, process: Process, wanted: list[str]) -> None:
+        world = self.world
+        house = world.house(self, wanted, process)
+        if not await house.look():
+            return
+
+        async def cold() -> None:
+            me = f"{self.number}.{world._count}.{world.dice.random()}"
+            lease = world.lease(Entries(self), house, me, wait=WAIT, dice=world.dice)
+            lease.done = lambda: world.fetched
+            try:
+                if await tell(house, lease, house):
+                    world.note("gave up: what was committed did not stay", self)
+                    return
+            except DownloadError:
+                world.failures += 1
+                return
+            for digest in wanted:
+                for path in FILES[digest]:
+                    if self.files.get(path) != GOOD[path]:
+                        raise BrokenError(f"G1: {path} was returned and is not there")
+            self.returned |= set(wanted)
+
+        await self.locked(process, cold)
+
+
+async def _nothing() -> None:
+    pass
+
+
+@dataclass
+class House:
+    """One cold `ensure` on the model: the story's `House` and `Clock`."""
+
+    container: Container
+    wanted: list[str]
+    process: Process
+    changed: list[str] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    published: set[str] = field(default_factory=set)
+
+    @property
+    def world(self) -> World:
+        return self.container.world
+
+    def now(self) -> float:
+        return self.world.now * self.container.rate
+
+    async def sleep(self, seconds: float) -> None:
+        await Step(seconds)
+
+    def state(self, digest: str) -> str:
+        files = self.container.files
+        if any(len(files.get(path, ())) != len(GOOD[path]) for path in FILES[digest]):
+            return "missing"
+        return "ready" if receipt(digest) in files else "unverified"
+
+    async def look(self) -> list[str]:
+        missing = []
+        for digest in self.wanted:
+            await Step(self.world.span(0.01))
+            state = self.state(digest)
+            if state == "ready" or (state == "unverified" and digest in self.published):
+                if any(self.container.files[path] != GOOD[path] for path in FILES[digest]):
+                    raise BrokenError(f"G1: a look calls wrong bytes of {digest} {state}")
+            else:
+                missing.append(digest)
+        return missing
+
+    async def unpushed(self) -> bool:
+        return self.container.unpushed
+
+    async def reload(self) -> None:
+        await self.container.call(self.container._reload)
+
+    async def commit(self) -> bool:
+        if not await self.container.call(self.container._commit):
+            return False
+        self.container.unpushed = False
+        return True
+
+    async def can_write(self) -> bool:
+        return True
+
+    async def prepare(self, digests: Sequence[str]) -> bool:
+        files = self.container.files
+        self.changed, self.missing = [], {}
+        for digest in digests:
+            self.published.discard(digest)
+            self.missing[digest] = []
+            for path in FILES[digest]:
+                right = len(files.get(path, ())) == len(GOOD[path])
+                if right and receipt(digest) not in files:
+                    await Step(self.world.span(0.5))  # hashed once
+                    right = self.container.files.get(path) == GOOD[path]
+                if not right:
+                    self.missing[digest].append(path)
+            if self.missing[digest] or receipt(digest) not in self.container.files:
+                self.changed.append(digest)
+        self.container.unpushed |= bool(self.changed)
+        healing = [digest for digest in self.changed if receipt(digest) in self.container.view]
+        for digest in healing:
+            self.container.view.pop(receipt(digest))
+        return bool(healing)
+
+    async def bring(self) -> None:
+        self.container.unpushed |= bool(self.changed)
+        for digest in self.changed:
+            begun = False
+            for path in self.missing[digest]:
+                begun = await self.fetch(digest, path, begun)
+            self.published.add(digest)
+
+    async def fetch(self, digest: str, path: str, begun: bool) -> bool:
+        """Bring a file by way of a partial: take what others journaled, fetch the rest, publish by rename."""
+        world, container = self.world, self.container
+        name = f"{path}.{container.number}.{self.process.number}"
+        partial, journal = f"partial/{name}", f"journal/{name}"
+        data: list[Any] = [0] * len(GOOD[path])
+        for other in [p for p in container.files if p.startswith(f"partial/{path}.")]:
+            theirs, noted = container.files[other], container.files.get(f"journal{other[7:]}", ())
+            for number in noted:
+                if number < len(theirs) and theirs[number] == GOOD[path][number]:  # the journal has its checksum
+                    data[number] = theirs[number]
+            if other.startswith(f"partial/{path}.{container.number}.") and other != partial:
+                container.view.pop(other, None)  # a dead writer of this container: only one holds the lock
+                container.view.pop(f"journal{other[7:]}", None)
+        await Step(world.span(0.1))
+        container.open |= {partial, journal}
+        try:
+            container.write(partial, tuple(data))
+            container.write(journal, tuple(number for number, block in enumerate(data) if block))
+            for number, block in enumerate(GOOD[path]):
+                if data[number]:
+                    continue
+                if not begun:
+                    begun = True
+                    world.downloads[digest] += 1
+                    world.note(f"downloads {digest}", container)
+                await Step(world.span(2.0))
+                if world.dice.random() < world.switches.origin_fails:
+                    raise DownloadError("no mirror", hint="", checkpoint=digest, file=path, attempts=())
+                data[number] = block
+                world.fetched += 1
+                container.write(partial, tuple(data))
+                await Step(world.span(0.01))
+                container.write(journal, (*container.view.get(journal, ()), number))
+        finally:
+            container.open -= {partial, journal}
+        await self.publish(path, partial, journal)
+        return begun
+
+    async def publish(self, path: str, partial: str, journal: str) -> None:
+        container = self.container
+        await Step(self.world.span(0.05))
+        if partial not in container.files:
+            raise VanishedError(partial)
+        container.write(path, container.view[partial])
+        container.view.pop(partial)
+        container.view.pop(journal, None)
+
+    async def has_published(self) -> bool:
+        return any(digest in self.published for digest in self.changed)
+
+    async def write_receipts(self) -> None:
+        self.container.unpushed = True
+        for digest in self.changed:
+            if digest in self.published:
+                if self.state(digest) == "missing":
+                    raise VanishedError(digest)
+                self.container.write(receipt(digest), self.world.now)
+                await Step(self.world.span(0.02))
+
+    async def vanished(self, what: str) -> None:
+        self.world.note(f"vanished: {what}", self.container)
+
+    async def give_up(self, digests: Sequence[str]) -> None:
+        raise AssertionError
+
+    async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
+        pass
+
+    async def alongside(self, beat: Callable[..., Coroutine[Any, Any, None]], work: Coroutine[Any, Any, Any]) -> Any:
+        over = False
+
+        async def pause(seconds: float) -> bool:
+            until = self.world.now + seconds * self.world.dice.uniform(0.8, 1.2)
+            while not over and self.world.now < until:
+                await Step(0.5)
+            return not over
+
+        beats = self.world.start(beat(pause), self.container, 0.0)
+        beats.owner = self.process
+        self.container.holds = True
+        try:
+            return await work
+        finally:
+            over, self.container.holds = True, False
+            while not beats.dead:
+                await Step(0.05)
+
+    # Prune: every checkpoint here is declared by somebody, but a container with an older manifest does not know "x".
+
+    spare = 3600.0
+
+    async def prune(self) -> None:
+        container, world = self.container, self.world
+        await self.refresh()
+        for digest in ["old", *world.dice.sample(sorted(CHECKPOINTS), 1)]:
+            verified = container.files.get(receipt(digest))
+            if verified is None or world.now - verified < self.spare:
+                continue
+            container.unpushed = True
+            container.view.pop(receipt(digest))
+            if not await self.commit():
+                return
+            for path in [p for p in container.files if p.startswith(f"{digest}/")]:
+                container.view.pop(path, None)
+                await Step(world.span(0.1))
+            container.unpushed = True
+            await self.commit()
+
+    async def refresh(self) -> None:
+        if not await self.unpushed() or await self.commit():
+            await self.reload()
+
+
+def simulate(seed: int, switches: Switches | None = None, house: type[House] | None = None, lease: Any = None) -> World:
+    """Run one seed to its end and check what must hold.
+
+    Raises:
+        BrokenError: An invariant does not hold.
+    """
+    world = World(seed, switches, house)
+    world.lease = lease or Lease
+    dice, begin = world.dice, world.switches.begin
+    old = -1e6  # a receipt's value is when it was written: long ago
+    if begin == "truncated":
+        world.server |= {receipt("x"): old, "x/f": ("short",)}
+    elif begin == "unreceipted":
+        world.server["x/f"] = GOOD["x/f"]
+    elif begin == "stranger":
+        world.server["x/f"] = STRANGER
+    elif begin == "gap":
+        world.server |= {receipt("y"): old, "y/a": GOOD["y/a"]}
+    elif begin == "old":
+        world.server |= {receipt("old"): old, "old/f": ("old",)}
+    for _ in range(world.switches.containers):
+        world.boot(dice.random() * dice.choice((0, 1, 30)), dice.choice((["x"], ["x", "y"], ["y", "x"])))
+    if world.switches.dict == "forget":
+        world.start(world.forget(), None, 3.0)
+    try:
+        world.run()
+        _judge(world)
+    finally:
+        for _, _, _, process in world._queue:
+            process.bury()
+    return world
+
+
+def _judge(world: World) -> None:
+    allowed = 1 + world.deaths + world.failures + world.slept
+    if world.switches.healthy:
+        for digest, count in world.downloads.items():
+            if count > allowed:
+                raise BrokenError(f"{count} downloads of {digest}, {allowed} allowed")
+    # Afterwards a fresh, undisturbed container finishes, and fetches what is missing alone.
+    world.switches = Switches(containers=1, background=False, begin=world.switches.begin)
+    lacking = sum(len(GOOD[path]) for path in GOOD if world.server.get(path) != GOOD[path])
+    before, finished, world.moves = world.fetched, world.finished, 0
+    world.now += 10 * EXPIRY
+    world.boot(0.0, ["x", "y"])
+    world.run()
+    if world.finished == finished or any(world.server.get(path) != GOOD[path] for path in GOOD):
+        raise BrokenError("G4: a fresh container does not heal it")
+    if world.fetched - before > lacking:
+        raise BrokenError(f"G4: {world.fetched - before} blocks fetched, {lacking} were missing")
