@@ -75,6 +75,19 @@ def test_what_another_container_published_is_found_by_the_reload(origin: Origin,
     assert origin.requests == []
 
 
+def test_a_volume_that_drops_empty_directories(origin: Origin, root: Path) -> None:
+    class Dropping(Volume):
+        def commit(self) -> None:
+            super().commit()
+            for folder, _, _ in os.walk(root, topdown=False):
+                if not os.listdir(folder) and folder != str(root):
+                    os.rmdir(folder)
+
+    origin.put("/a", DATA)
+    assert quiet(one(DATA, origin.url("/a")), root, volume=Dropping(root)).report.committed is True
+    assert status(one(DATA), root=root)[0].state == "ready"
+
+
 def test_a_reload_that_fails_is_reported(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA)
     weights = quiet(one(DATA, origin.url("/a")), root, volume=Volume(root, reload=3))

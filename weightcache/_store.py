@@ -189,7 +189,8 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sources: Sequence[str]
         "files": files,
     }
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        for folder in (os.path.dirname(path), layout.partials):
+            os.makedirs(folder, exist_ok=True)  # a commit of a Volume reloads, and that may drop empty directories
         with open(fresh, "w", encoding="utf-8") as stream:
             json.dump(receipt, stream, indent=1)
             stream.write("\n")

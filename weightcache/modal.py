@@ -58,7 +58,8 @@ class WeightVolume:
         TypeError: An argument is of the wrong kind.
     """
 
-    def __init__(self, manifest: ManifestSource, *, name: str, path: str) -> None:
+    def __init__(self, manifest: ManifestSource, *, name: str, path: str | os.PathLike[str]) -> None:
+        path = os.fspath(path)
         if not _NAME.fullmatch(name):
             raise ValueError(f"name must be 1 to 64 letters, digits, dots, dashes and underscores, got {name!r}")
         if not path.startswith("/"):
@@ -114,7 +115,7 @@ class WeightVolume:
         wait: float = 300.0,
         progress: bool | ProgressCallback | None = None,
     ) -> Weights:
-        """Return the verified path of every checkpoint, fetching what is missing: `weightcache.ensure`, with its errors.
+        """Return the verified path of every checkpoint, fetching what is missing, as `weightcache.ensure`.
 
         In a container the Volume is committed and reloaded as needed. Elsewhere ``path`` is a plain directory.
 
@@ -193,7 +194,7 @@ def add_library(image: modal.Image) -> modal.Image:
     if installed.read_text("direct_url.json") is None:
         return image.pip_install(f"weightcache=={installed.version}")
     # From a directory or a repository: no index has this version.
-    required = [each for each in installed.requires or () if "extra ==" not in each.partition(";")[2]]
+    required = [each for each in installed.requires or () if not re.search(r"\bextra\s*==", each)]
     return image.pip_install(*required).add_local_python_source("weightcache")
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import weightcache
-from weightcache._tool import doctor
+from weightcache._tool import doctor, remote
 from weightcache.errors import (
     DownloadError,
     LockTimeoutError,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightcache import Status
+    from weightcache._volume import Volume
 
 EXIT_CODES = """\
 exit codes:
@@ -61,6 +62,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{', '.join(action.option_strings)} {metavar}"
 
 
+class _Version(argparse.Action):
+    """Read the version when it is asked for: in a container that mounts a source checkout there is none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"weightcache {weightcache.__version__}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -69,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=_Formatter,
     )
-    parser.add_argument("--version", action="version", version=f"weightcache {weightcache.__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, summary: str, *, names: bool = True) -> argparse.ArgumentParser:
@@ -97,10 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--root",
             metavar="DIR",
-            default=os.environ.get("WEIGHTCACHE_ROOT"),
             help="the directory of the weights (default: $WEIGHTCACHE_ROOT)",
         )
         sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        if name in (*remote.VERBS, "push", "doctor"):
+            remote.add_options(sub, name)
         return sub
 
     ensure = verb("ensure", "make checkpoints ready: verify, adopt, or fetch what is missing")
@@ -125,19 +135,32 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="spare what was verified more recently (default: 3600)",
     )
+    push = verb("push", "upload to a Volume what this root has, verified before and in the published layout")
+    push.add_argument("--yes", action="store_true", help="do not ask, however much it is")
     verb("doctor", "look for what goes wrong in practice: root, disk, locks, tokens, weights in the image", names=False)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The words; those of this process if ``None``.
+        mounted: The Volume in whose container this runs, mounted at ``--root``.
+    """
     parser = build_parser()
     options = parser.parse_args(argv)
-    if not options.root:
+    if problem := remote.usage_problem(options):
+        parser.error(problem)
+    on_volume = getattr(options, "volume", None) is not None and options.verb != "push"
+    options.root = options.root or os.environ.get("WEIGHTCACHE_ROOT")
+    if not options.root and not on_volume:
         parser.error("no root: give --root DIR or set WEIGHTCACHE_ROOT")
     options.manifest = options.manifest or ["weights.toml"]
+    options.mounted = mounted
     try:
-        code = int(globals()[f"_{options.verb}"](options))
+        there = on_volume and options.verb in remote.VERBS
+        code = int(remote.run(options) if there else globals()[f"_{options.verb}"](options))
         sys.stdout.flush()
         return code
     except WeightCacheError as error:
@@ -160,6 +183,7 @@ def _ensure(options: argparse.Namespace) -> int:
     weights = weightcache.ensure(
         options.manifest,
         root=options.root,
+        volume=options.mounted,
         only=options.names or None,
         offline=options.offline,
         rehash=options.rehash,
@@ -225,7 +249,11 @@ def _show(found: list[Status], options: argparse.Namespace) -> int:
 
 def _prune(options: argparse.Namespace) -> int:
     gone = weightcache.prune(
-        *options.manifest, root=options.root, dry_run=not options.yes, older_than=options.older_than
+        *options.manifest,
+        root=options.root,
+        volume=options.mounted,
+        dry_run=not options.yes,
+        older_than=options.older_than,
     )
     if options.json:
         _print_json({"deleted" if options.yes else "would delete": [str(path) for path in gone]})
@@ -239,8 +267,26 @@ def _prune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _push(options: argparse.Namespace) -> int:
+    from weightcache._tool.push import push
+
+    rows = push(options)
+    if options.json:
+        _print_json(rows)
+    else:
+        _print_table([[row["name"], row["outcome"], f"{row['bytes'] / 1e6:.1f} MB", row["path"]] for row in rows])
+    return 0 if all(row["outcome"] != "missing" for row in rows) else 1
+
+
 def _doctor(options: argparse.Namespace) -> int:
-    findings = doctor.examine(options.manifest, options.root)
+    if options.probe:
+        from weightcache._tool.probe import probe
+
+        _print_json(probe(options))
+        return 0
+    findings = doctor.examine(options.manifest, options.root) if options.root else []
+    if options.volume is not None:
+        findings += doctor.examine_volume(options)
     if options.json:
         _print_json([asdict(each) for each in findings])
     else:

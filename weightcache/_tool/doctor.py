@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from weightcache._container import note_path
 from weightcache._look import Layout, look
+from weightcache._tool import remote
 from weightcache._volume import MODAL_VOLUMES
 from weightcache.errors import WeightCacheError
 from weightcache.manifest import Manifest
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
 PROBE = 64 << 20  # bytes written to see whether there is room: a Volume's statfs gives placeholder values
@@ -53,6 +55,17 @@ def examine(manifest: str, root: str) -> list[Finding]:
     if loaded is not None:
         findings += [*_tokens(loaded), _room(layout, loaded), _baked(layout, loaded)]
     return findings
+
+
+def examine_volume(options: argparse.Namespace) -> list[Finding]:
+    """Look whether the Volume of ``options`` is there, and in which version; nothing is started on Modal."""
+    try:
+        volume = remote.connect(options)
+        version = remote.version_of(options)
+    except WeightCacheError as error:
+        return [Finding("modal", False, str(error).replace("\n", " "), 5)]
+    where = f" in environment {options.env}" if options.env else ""
+    return [Finding("modal", True, f"Volume {options.volume}{where} is {volume.object_id}, version {version or '?'}")]
 
 
 def _place(layout: Layout) -> Finding:
