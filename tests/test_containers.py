@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from grpclib import Status
 from control_plane import Container, ControlPlane, needs_namespaces
 from origin import Origin
 from support import MB, blob, one, sha256
+from volume_model import Switches
 
 pytestmark = pytest.mark.crash
 
@@ -92,6 +94,100 @@ def test_sixteen_containers_make_one_download(plane: ControlPlane, origin: Origi
     assert waiters
     assert all(each.startswith("container ta-") for each in waiters)
     assert [path for path in plane.volumes[volume].files if "partial" in path] == []
+
+
+SWITCHES = {
+    "open files are committed": Switches(open_writers="include"),
+    "a reload discards": Switches(reload_over="discard"),
+    "a reload keeps": Switches(reload_over="keep"),
+    "no times are kept": Switches(keeps_mtime=False),
+    "maps do not block, any order": Switches(mmap_blocks=False, shuffle=random.Random(7)),
+}
+
+
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_whatever_modal_does_not_document(switches: Switches, origin: Origin, tmp_path: Path) -> None:
+    """With commits in the background at every moment, and a holder that is killed half-way."""
+    with ControlPlane(tmp_path / "plane", switches) as plane:
+        volume = plane.volume("w")
+        manifest = one(DATA, origin.url("/a"))
+        containers = [plane.plain_container(volume) for _ in range(5)]
+        over, half, killed = threading.Event(), threading.Event(), threading.Event()
+
+        def background() -> None:
+            while not over.wait(0.02):
+                for container in containers:
+                    container.views[volume].push()
+
+        def on_sent(sent: int) -> None:
+            if sent >= 3 * MB and not killed.is_set():
+                half.set()
+                killed.wait(20)
+
+        committer = threading.Thread(target=background)
+        committer.start()
+        try:
+            origin.put("/a", DATA, on_sent=on_sent)
+            holder = start(plane, containers[0], manifest)
+            assert half.wait(30)
+            holder.kill()
+            holder.communicate()
+            killed.set()
+            told = [finish(each) for each in [start(plane, container, manifest) for container in containers[1:]]]
+        finally:
+            over.set()
+            committer.join()
+        assert downloaded(origin) <= 2.0
+        assert {each["committed"] for each in told} <= {True, None}
+        assert plane.volumes[volume].read(f"sam2/{sha256(DATA)[:16]}/weights.pt") == DATA
+
+
+CLONES = """
+import os, random, sys, json
+import weightcache
+random.seed(7)
+children = []
+for environment, root in json.loads(sys.argv[1]):
+    if not (child := os.fork()):
+        os.environ.update(environment)
+        sys.argv[1:] = [sys.argv[2], root, "{}"]
+        exec(sys.stdin_code)
+        sys.stdout.flush()
+        os._exit(0)
+    children.append(child)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def test_clones_of_one_memory_snapshot(plane: ControlPlane, origin: Origin) -> None:
+    """They share what was in memory, random state included, and are told apart all the same."""
+    origin.put("/a", DATA)
+    volume = plane.volume("w")
+    manifest = one(DATA, origin.url("/a"))
+    given = []
+    for container in [plane.plain_container(volume) for _ in range(4)]:
+        root = container.views[volume].root
+        local = root.parent / "local"
+        local.mkdir()
+        given.append([plane.env(container) | {"TMPDIR": str(local), "MODAL_TASK_ID": container.task}, str(root)])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            CLONES.replace("sys.stdin_code", repr(PROCESS)),
+            json.dumps(given),
+            json.dumps(manifest),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["sha256"] for each in told] == [sha256(DATA)] * 4
+    assert downloaded(origin) == 1.0
 
 
 def test_without_a_lease_each_may_download_once(plane: ControlPlane, origin: Origin) -> None:

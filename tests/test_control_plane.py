@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,15 +21,15 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
         yield plane
 
 
-def client(plane: ControlPlane, *command: str, **options: str) -> subprocess.CompletedProcess[str]:
+def client(plane: ControlPlane, *command: str, directory: str | Path = "/") -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
     return subprocess.run(
         [sys.executable, *command],
-        env=environment | plane.env() | options,
+        env=environment | plane.env(),
         capture_output=True,
         text=True,
         timeout=100,
-        cwd="/",
+        cwd=directory,
     )
 
 
@@ -114,6 +115,12 @@ def test_faults(plane: ControlPlane) -> None:
     assert "PermissionDeniedError: not you" in done.stderr
 
 
+MANIFEST = """
+[checkpoints.sam2]
+urls = ["https://example.invalid/sam2.pt"]
+sha256 = "7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b"
+"""
+
 APP = """
 import os
 import modal
@@ -165,6 +172,21 @@ def test_what_a_deployment_asks_for(plane: ControlPlane, tmp_path: Path) -> None
     assert (mount.mount_path, plane.volumes[mount.volume_id].name) == ("/root/data/weights", "w")
     assert (function.resources.milli_cpu, function.resources.memory_mb, function.timeout_secs) == (2000, 4096, 600)
     assert (function.autoscaler_settings.min_containers, len(function.secret_ids)) == (1, 1)
+
+
+def test_the_how_to_can_be_deployed(plane: ControlPlane, tmp_path: Path) -> None:
+    pages = Path(__file__).parents[1] / "docs/how-to"
+    (tmp_path / "weights.toml").write_text(MANIFEST)
+    for page in ("use-it-in-your-modal-app", "fill-a-volume-before-the-first-request"):
+        blocks = re.findall(r"```python\n(.*?)```", (pages / f"{page}.md").read_text(), re.DOTALL)
+        (tmp_path / "app.py").write_text("\n".join(blocks))
+        done = client(plane, "-m", "modal", "deploy", "app.py", directory=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    functions = {each.function.function_name: each.function for each in plane.requests("FunctionCreate")}
+    assert {"FashionCrop.*", "crop", "web", "AsyncCrop.*", "Snapshotted.*", "fill", "Server.*"} <= set(functions)
+    assert {each.volume_mounts[0].mount_path for each in functions.values()} == {"/root/data/weights"}
+    assert functions["Snapshotted.*"].checkpointing_enabled
+    assert [name for name, each in functions.items() if each.volume_mounts[0].read_only] == ["Server.*"]
 
 
 def test_a_container_starts_serves_and_ends(plane: ControlPlane, tmp_path: Path) -> None:

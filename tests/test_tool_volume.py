@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpclib import Status
 
 import weightcache
 from control_plane import ControlPlane
@@ -164,6 +165,15 @@ def test_a_volume_of_another_version(plane: ControlPlane, manifest: Path, root: 
     assert code == 5
     assert "version v1, not v2" in err
     assert "leave out --version" in err
+    assert plane.requests("FunctionCreate") == []
+
+
+def test_an_expired_token(plane: ControlPlane, manifest: Path) -> None:
+    plane.fail("VolumeGetOrCreate", Status.UNAUTHENTICATED, "Token validation failed", times=9)
+    code, _, err = tool(plane, "ensure", "--volume", "v", "-m", manifest)
+    assert code == 5
+    assert "Modal refuses the credentials (Token validation failed)" in err
+    assert "run `modal setup`" in err
     assert plane.requests("FunctionCreate") == []
 
 

@@ -70,6 +70,7 @@ class View:
         if any(root.iterdir()):  # Modal's own words, seen in some ten public repositories
             raise BusyError(f'cannot mount volume on non-empty path: "{root}"')
         self._base: dict[str, object] = {}
+        self._lock = threading.RLock()  # a background commit comes at any moment, but not into a reload
         self._show()  # guide: a new container sees the latest commit
 
     def _show(self, keep: frozenset[str] = frozenset()) -> None:
@@ -105,6 +106,10 @@ class View:
         """Make the changes visible: a background commit, which never reloads and never fails (guide)."""
         if self.read_only:
             return
+        with self._lock:
+            self._push()
+
+    def _push(self) -> None:
         changed, gone = self._changes()
         if self.volume.switches.open_writers == "exclude":
             changed -= {path for path in changed if _has_writer(self.root / path)}
@@ -118,7 +123,7 @@ class View:
                 self._base.pop(path)
                 continue
             with suppress(FileNotFoundError):  # it was renamed meanwhile: the next commit takes it
-                seen = _seen(inner)
+                seen = _seen(inner)  # before the copy: what is written meanwhile is a change again
                 if inner.is_symlink():
                     self.volume.files[self._prefix + path] = os.readlink(inner)
                 else:
@@ -140,12 +145,13 @@ class View:
         if user := next(_users(self.root, mapped=self.volume.switches.mmap_blocks), None):
             raise BusyError(f"there are open files preventing the operation: {user}")
         keep: frozenset[str] = frozenset()
-        if not self.read_only:
-            if self.volume.switches.reload_over == "commit":
-                self.push()
-            elif self.volume.switches.reload_over == "keep":
-                keep = frozenset(self._changes()[0])
-        self._show(keep)
+        with self._lock:
+            if not self.read_only:
+                if self.volume.switches.reload_over == "commit":
+                    self.push()
+                elif self.volume.switches.reload_over == "keep":
+                    keep = frozenset(self._changes()[0])
+            self._show(keep)
 
     def link(self, source: str, target: str) -> None:
         """What link(2) does there: version 2 "additionally supports hard-linking" (guide), so version 1 does not."""
@@ -197,7 +203,10 @@ def _users(root: Path, *, mapped: bool) -> Iterator[str]:
 
 
 def _has_writer(path: Path) -> bool:
-    found = path.lstat()
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # it was renamed since the directory was listed
+        return False
     for process in _processes():
         with suppress(OSError):
             for each in os.listdir(f"{process}/fd"):

@@ -233,7 +233,7 @@ class VolumeError(WeightCacheError):
     """The Volume did not do what it was asked.
 
     Attributes:
-        operation: ``"commit"`` or ``"reload"``.
+        operation: ``"commit"``, ``"reload"``, or ``"open"`` (from a terminal: it cannot be had).
     """
 
     operation: str
