@@ -175,6 +175,11 @@ def test_receipts_for_data_that_no_commit_took_are_found(monkeypatch: pytest.Mon
     assert found(switches=rare).startswith("G1")
 
 
+def test_a_reload_over_what_no_commit_took_is_found() -> None:
+    rare = Switches(reload_over="discard", commit_fails=0.8, background=False, processes=2)
+    assert found(house=ReloadsOverUnpushed, switches=rare).startswith("young")
+
+
 class PopsAndPuts(Lease):
     """Steals by pop and put of one key, as a lock file would be taken from a dead holder."""
 
