@@ -37,7 +37,7 @@ newest-modal:              ## the tests of Modal's client against its newest ver
 	test -x .venv-modal/bin/python || $(PYTHON) -m venv .venv-modal
 	.venv-modal/bin/python -m pip install --quiet --editable '.[test]'
 	.venv-modal/bin/python -m pip install --quiet --upgrade modal
-	-.venv-modal/bin/python -m pytest tests/test_control_plane.py tests/test_containers.py tests/test_weight_volume.py
+	-.venv-modal/bin/python -m pytest -q tests/test_control_plane.py tests/test_weight_volume.py tests/test_tool_volume.py tests/test_containers.py
 
 clean:
 	rm -rf .venv .venv-* .cache demo-volume
