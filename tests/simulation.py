@@ -7,7 +7,8 @@ replays exactly. A file is a tuple of blocks; a Volume is a mapping from paths t
 Where Modal is silent a switch is thrown by the seed, and the invariants must hold in every position (docs/volumes.md
 has the sources): whether a commit becomes visible as a whole or file by file in any order; whether files that are open
 for writing are left out of it, taken in part or whole; whether a reload commits, discards or keeps what was not
-committed; whether it happens after every commit.
+committed; whether it happens after every commit; whether a file that was written and not changed is committed too.
+Besides, a seed chooses who dies, sleeps, has files open, reads only or finds no origin, and how slow all of it is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightcache import DownloadError
+from weightcache import DownloadError, NotCachedError
 from weightcache._lease import EXPIRY, Lease
 from weightcache._partial import VanishedError
 from weightcache._story import tell
@@ -31,7 +32,9 @@ CHECKPOINTS: dict[str, dict[str, Blocks]] = {
 GOOD = {f"{digest}/{path}": blocks for digest, files in CHECKPOINTS.items() for path, blocks in files.items()}
 FILES = {digest: [f"{digest}/{path}" for path in files] for digest, files in CHECKPOINTS.items()}
 STRANGER: Blocks = ("?",) * 4  # as long as the real one
-WAIT = 900.0  # what `ensure` would call wait: longer than anybody sleeps
+SHORT: Blocks = ("short",)
+WAIT = 300.0  # what `ensure` calls wait: longer than the slowest block takes
+STALL = 2 * WAIT  # how long an origin that stalls says nothing, once
 
 
 def receipt(digest: str) -> str:
@@ -75,12 +78,17 @@ class Switches:
     background: bool = True
     commit_fails: float = 0.0
     reload_fails: float = 0.0
-    dict: str = "ok"  # or "flaky", "forget", "down"
+    touched: bool = False  # a file that was written is committed, also with the same content
+    opens: bool = False  # the app has files open now and then, so that a reload fails
+    dict: str = "ok"  # or "flaky", "forget", "down", "slow"
     prune: bool = False
     kills: int = 0
     kill: str = "container"  # or "exit" (with a last commit), "process"
     sleeps: bool = False
     origin_fails: float = 0.0
+    origin: str = "ok"  # or "down" or "stalls": for some containers
+    block: float = 2.0  # seconds that a block of a download takes
+    readers: bool = False  # some containers may not write
     begin: str = "empty"  # or "truncated", "unreceipted", "stranger", "gap", "old" (a version that nobody declares)
     containers: int = 3
     processes: int = 1
@@ -96,12 +104,17 @@ class Switches:
             background=c([False, True, True]),
             commit_fails=c([0, 0, 0.3]),
             reload_fails=c([0, 0, 0.2]),
-            dict=c(["ok", "ok", "ok", "flaky", "forget", "down"]),
+            touched=c([False, True]),
+            opens=c([False, False, True]),
+            dict=c(["ok", "ok", "ok", "ok", "flaky", "forget", "down", "slow"]),
             prune=c([False, False, False, True]),
             kills=c([0, 0, 1, 1, 2]),
             kill=c(["container", "exit", "process"]),
             sleeps=c([False, False, True]),
             origin_fails=c([0, 0, 0, 0.1]),
+            origin=c(["ok", "ok", "ok", "ok", "down", "stalls"]),
+            block=c([2.0, 2.0, 15.0]),
+            readers=c([False, False, False, True]),
             begin=c(["empty", "empty", "truncated", "unreceipted", "stranger", "gap", "old"]),
             containers=c([2, 3, 4, 5, 9, 16]),
             processes=c([1, 1, 2]),
@@ -110,8 +123,8 @@ class Switches:
     @property
     def healthy(self) -> bool:
         """Whether the lease may be expected to spare every second download."""
-        disturbed = self.commit_fails or self.reload_fails or self.prune or self.dict != "ok"
-        return not disturbed
+        disturbed = self.commit_fails or self.reload_fails or self.opens or self.prune or self.dict != "ok"
+        return not disturbed and self.origin != "stalls"
 
 
 @dataclass(eq=False)
@@ -146,7 +159,8 @@ class World:
         self.entries: dict[str, Any] = {}
         self.containers: list[Container] = []
         self.downloads = dict.fromkeys(CHECKPOINTS, 0)
-        self.fetched = self.deaths = self.failures = self.slept = self.finished = self.moves = 0
+        self.lives = dict.fromkeys(CHECKPOINTS, 1)  # a download may begin once in each
+        self.fetched = self.deaths = self.failures = self.naps = self.finished = self.moves = 0
         self.trace: list[tuple[float, int, str]] = []
         self._queue: list[tuple[float, float, int, Process]] = []
         self._count = 0
@@ -179,7 +193,7 @@ class World:
                 continue
             self.now = max(self.now, when)
             self.moves += 1
-            if self.moves > 150_000:
+            if self.moves > 600_000:
                 raise BrokenError("progress: no end in sight")
             if container and process.is_main and container.disturb(process):
                 process.bury()
@@ -197,6 +211,8 @@ class World:
             self.containers.append(container)
             if self.switches.background:
                 self.start(container.background(), container, self.span(2))
+            if self.switches.opens:
+                self.start(container.app(), container, self.span(2))
             for _ in range(self.switches.processes):
                 container.start_main(self.span(0.1))
 
@@ -212,10 +228,10 @@ class World:
                 for path in paths:
                     if files[path] != GOOD[path]:
                         raise BrokenError(f"G1: a hit on wrong bytes of {path} ({where})")
-        if self.switches.begin not in ("stranger", "truncated"):
-            for path, blocks in files.items():
-                if path in GOOD and blocks != GOOD[path]:
-                    raise BrokenError(f"G1: unverified bytes in {path} ({where})")
+        begun = {"stranger": STRANGER, "truncated": SHORT}.get(self.switches.begin)
+        for path, blocks in files.items():
+            if path in GOOD and blocks != GOOD[path] and (path, blocks) != ("x/f", begun):
+                raise BrokenError(f"G1: unverified bytes in {path} ({where})")
 
     async def forget(self) -> None:
         for _ in range(6):
@@ -233,13 +249,13 @@ class Entries:
 
     async def _reach(self) -> None:
         world = self._world
-        await Step(world.span(0.05))
         mode = world.switches.dict
+        await Step(world.span(1.0 if mode == "slow" else 0.05))
         if mode == "down" or (mode == "flaky" and world.dice.random() < 0.15):
             raise ConnectionError(mode)
 
     async def _answer(self) -> None:
-        await Step(self._world.span(0.05))
+        await Step(self._world.span(1.0 if self._world.switches.dict == "slow" else 0.05))
         if self._world.switches.dict == "flaky" and self._world.dice.random() < 0.15:
             raise ConnectionError("the answer is lost")
 
@@ -254,7 +270,12 @@ class Entries:
         made = not (new and key in self._world.entries)
         if made:
             self._world.entries[key] = value
-            self._container.holds |= new
+            self._world.note(f"{key} = {value}", self._container)
+            digest, _, what = key.partition("/")
+            if new:
+                self._container.holds.add(digest)
+            elif what == "head" and value[2] != "held":
+                self._container.holds.discard(digest)
         await self._answer()
         return made
 
@@ -279,11 +300,15 @@ class Container:
         self.reloading = self.unpushed = False
         self.alive = True
         self.returned: set[str] = set()  # digests
-        self.holds = False  # whether a lease was claimed here and not released
+        self.holds: set[str] = set()  # digests whose lease was claimed here and not released
+        self.touched: set[str] = set()  # paths written since they were committed
+        self.app_reads = False
         self.sleeps_until = 0.0
         self.rate = 1 + world.dice.uniform(-1, 1) * 1e-3
         dice, switches = world.dice, world.switches
         self.steps = 0
+        self.reads_only = switches.readers and dice.random() < 0.4
+        self.origin = switches.origin if dice.random() < 0.4 else "ok"
         self.dies_at = dice.randrange(1, 150) if self.number < switches.kills else -1
         self.sleeps_at = dice.randrange(1, 150) if switches.sleeps and dice.random() < 0.4 else -1
 
@@ -297,13 +322,16 @@ class Container:
         self.steps += 1
         if self.steps == self.sleeps_at:
             self.sleeps_until = self.world.now + self.world.dice.choice((20, 60, 400))
-            self.world.note("sleeps", self)
-            self.world.slept += self.holds
+            self.world.note(f"sleeps until {self.sleeps_until:.1f}", self)
+            self.lose()
+            self.world.naps += not self.holds
         if self.steps != self.dies_at:
             return False
         world, how = self.world, self.world.switches.kill
         world.deaths += 1
         world.note(f"dies: {how}", self)
+        self.lose()
+        self.holds.clear()
         if how == "process":  # the kernel frees its lock and closes its files; what it wrote stays
             for each in self.processes:
                 each.dead |= each is process or each.owner is process
@@ -324,6 +352,11 @@ class Container:
         world.boot(world.span(3), self.wanted)
         return True
 
+    def lose(self) -> None:
+        """Who holds a lease here may be taken for dead: each checkpoint may be downloaded once more."""
+        for digest in self.holds:
+            self.world.lives[digest] += 1
+
     def start_main(self, after: float) -> None:
         process = self.world.start(_nothing(), self, after)
         process.coroutine.close()
@@ -334,13 +367,16 @@ class Container:
 
     def write(self, path: str, value: Any) -> None:
         self.view[path] = value
+        self.touched.add(path)
         if path.startswith(("x/", "y/", "receipts/")):
             self.world.check(self.view, f"write {path}")
 
     async def push(self) -> None:
         """What a commit does: last writer wins, file by file."""
         world, switches = self.world, self.world.switches
-        changed = sorted(path for path in {*self.view, *self.base} if self.view.get(path) != self.base.get(path))
+        if self.reads_only:
+            return
+        changed = sorted(self.changed())
         world.dice.shuffle(changed)
         taken = {path: self.view.get(path) for path in changed}
         await Step(world.span(1.0))
@@ -361,10 +397,17 @@ class Container:
                 world.check(world.server, f"push of {path}")
         world.check(world.server, "push")
 
+    def changed(self) -> set[str]:
+        """What a commit takes."""
+        changed = {path for path in {*self.view, *self.base} if self.view.get(path) != self.base.get(path)}
+        return changed | {path for path in self.touched if path in self.view and self.world.switches.touched}
+
     def finish_reload(self) -> None:
         world = self.world
-        mine = {p: self.view.get(p) for p in {*self.view, *self.base} if self.view.get(p) != self.base.get(p)}
+        mine = {path: self.view.get(path) for path in self.changed()}
         self.view, self.base = dict(world.server), dict(world.server)
+        if world.switches.reload_over != "keep":
+            self.touched.clear()
         if world.switches.reload_over == "keep":
             for path, value in mine.items():
                 if value is None:
@@ -373,7 +416,9 @@ class Container:
                     self.view[path] = value
         self.reloading = False
         world.check(self.view, "reload")
-        if world.switches.begin not in ("truncated", "gap"):  # an old receipt may be pruned, also while it is healed
+        if (
+            world.switches.begin not in ("truncated", "gap") and world.now < House.spare
+        ):  # what is old may be pruned, also while it is healed
             for path in (path for digest in self.returned for path in FILES[digest]):
                 if self.view.get(path) != GOOD[path]:
                     raise BrokenError(f"young: {path} was returned, and vanished")
@@ -382,7 +427,7 @@ class Container:
         world = self.world
         if self.open:
             raise BrokenError(f"G7: open at a reload: {self.open}")
-        if world.dice.random() < world.switches.reload_fails:
+        if self.app_reads or world.dice.random() < world.switches.reload_fails:
             await Step(world.span(0.1))
             raise VolumeCallError("there are open files")
         if world.switches.reload_over == "commit":
@@ -434,6 +479,14 @@ class Container:
             if self.busy is me:
                 self.busy = None
 
+    async def app(self) -> None:
+        """Have a file open now and then."""
+        for _ in range(6):
+            self.app_reads = True
+            await Step(self.world.span(8))
+            self.app_reads = False
+            await Step(self.world.span(8))
+
     # What its processes do.
 
     async def main(self, process: Process) -> None:
@@ -478,8 +531,12 @@ class Container:
                     world.note("gave up: what was committed did not stay", self)
                     return
             except DownloadError:
-                world.failures += 1
                 return
+            except NotCachedError:
+                world.note("nobody brings it", self)
+                return
+            finally:
+                self.holds -= set(wanted)
             for digest in wanted:
                 for path in FILES[digest]:
                     if self.files.get(path) != GOOD[path]:
@@ -545,7 +602,7 @@ class House:
         return True
 
     async def can_write(self) -> bool:
-        return True
+        return not self.container.reads_only
 
     async def prepare(self, digests: Sequence[str]) -> bool:
         files = self.container.files
@@ -602,8 +659,12 @@ class House:
                     begun = True
                     world.downloads[digest] += 1
                     world.note(f"downloads {digest}", container)
-                await Step(world.span(2.0))
-                if world.dice.random() < world.switches.origin_fails:
+                await Step(world.span(world.switches.block))
+                if container.origin == "stalls":
+                    container.origin = "ok"
+                    await Step(STALL)
+                if container.origin == "down" or world.dice.random() < world.switches.origin_fails:
+                    world.failures += 1
                     raise DownloadError("no mirror", hint="", checkpoint=digest, file=path, attempts=())
                 data[number] = block
                 world.fetched += 1
@@ -640,7 +701,12 @@ class House:
         self.world.note(f"vanished: {what}", self.container)
 
     async def give_up(self, digests: Sequence[str]) -> None:
-        raise AssertionError
+        if any(self.state(digest) == "missing" for digest in digests):
+            raise NotCachedError("nobody brings it", hint="")
+        for digest in digests:  # complete, without a receipt: hashed and returned, and nothing is written
+            for path in FILES[digest]:
+                if self.container.files[path] != GOOD[path]:
+                    raise NotCachedError("wrong bytes, and no way to heal them", hint="")
 
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
         pass
@@ -656,11 +722,10 @@ class House:
 
         beats = self.world.start(beat(pause), self.container, 0.0)
         beats.owner = self.process
-        self.container.holds = True
         try:
             return await work
         finally:
-            over, self.container.holds = True, False
+            over = True
             while not beats.dead:
                 await Step(0.05)
 
@@ -724,11 +789,10 @@ def simulate(seed: int, switches: Switches | None = None, house: type[House] | N
 
 
 def _judge(world: World) -> None:
-    allowed = 1 + world.deaths + world.failures + world.slept
     if world.switches.healthy:
         for digest, count in world.downloads.items():
-            if count > allowed:
-                raise BrokenError(f"{count} downloads of {digest}, {allowed} allowed")
+            if count > world.lives[digest] + world.failures:
+                raise BrokenError(f"{count} downloads of {digest}, {world.lives[digest]} + {world.failures} allowed")
     # Afterwards a fresh, undisturbed container finishes, and fetches what is missing alone.
     world.switches = Switches(containers=1, background=False, begin=world.switches.begin)
     lacking = sum(len(GOOD[path]) for path in GOOD if world.server.get(path) != GOOD[path])

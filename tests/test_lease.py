@@ -167,6 +167,36 @@ def test_a_dead_one_is_followed_when_its_beat_has_stopped(found: FakeDict, clock
     assert head(found) == (2, "b", "held")
 
 
+@pytest.mark.parametrize("asleep", [X, Y])
+def test_a_sleep_of_the_waiters_is_not_the_holders_silence(asleep: str, found: FakeDict, clock: Time) -> None:
+    a, b = lease(found, clock, "a"), lease(found, clock, "b")
+    take(a, X, Y)
+    assert take(b, X, Y) == []
+    get, naps = found.get, [f"{asleep}/head"]
+
+    def falls_asleep_with_the_answer(key: str) -> Any:
+        value = get(key)
+        if key in naps:
+            naps.remove(key)
+            clock.time += 2 * EXPIRY
+            beat(a, 1)  # which this answer cannot show
+        return value
+
+    found.get = falls_asleep_with_the_answer  # type: ignore[method-assign,assignment]
+    assert take(b, X, Y) == []
+
+
+def test_what_went_missing_since_the_heads_were_read_may_be_held(found: FakeDict, clock: Time) -> None:
+    a, b = lease(found, clock, "a"), lease(found, clock, "b")
+    take(a, Y)
+    assert run(b.free([X])) == [X]
+    assert b.held_by_others([X, Y]) == [Y]
+    run(b.free([X, Y]))
+    run(a.release([Y], "done"))
+    run(b.free([X, Y]))
+    assert b.held_by_others([X, Y]) == []
+
+
 def test_one_that_slept_through_its_lease_leaves_the_next_alone(found: FakeDict, clock: Time) -> None:
     a, b = lease(found, clock, "a"), lease(found, clock, "b")
     take(a, X)

@@ -15,7 +15,7 @@ import pytest
 import weightcache
 from origin import Origin, gate, stalled
 from support import blob, child, one, partials, visible
-from weightcache import DownloadError, LockTimeoutError, StorageError, _lock, aensure, ensure, status
+from weightcache import DownloadError, LockTimeoutError, StorageError, _lock, _partial, aensure, ensure, status
 from weightcache._container import container_id, local_directory, process_start
 from weightcache._partial import BLOCK
 
@@ -240,8 +240,17 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
     def no_lock(root: str, **options: Any) -> Any:
         yield _lock.Holder(root), _lock.Waiting(root, options["wait"], options["say"], options["check"])
 
+    journaled, append = threading.Event(), _partial.Partial.append
+
+    def appending(self: _partial.Partial, line: str) -> None:
+        append(self, line)
+        if not line.startswith("opened"):
+            journaled.set()
+
     monkeypatch.setattr("weightcache._fill.exclusive", no_lock)
+    monkeypatch.setattr(_partial.Partial, "append", appending)
     with Filling(origin, root) as filling:
+        assert journaled.wait(60)
         [theirs] = partials(root)
         weights = quiet(filling.manifest, root)
         assert weights.report["sam2"].outcome == "resumed"  # their journaled blocks were copied

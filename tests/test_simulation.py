@@ -214,6 +214,16 @@ class ForgetsTheHead(Lease):
         return True
 
 
+class TakesItsSleepForSilence(Lease):
+    """Judges a head by a clock that it reads later."""
+
+    async def free(self, digests: Sequence[str]) -> list[str]:
+        await super().free(digests)
+        for watched in self._watched.values():
+            watched.asked = self._clock.now()
+        return [digest for digest in digests if self._is_free(digest)]
+
+
 @pytest.mark.parametrize("lease", [PopsAndPuts, NeverBeats])
 def test_a_wrong_lease_is_found(lease: type[Lease]) -> None:
     assert "downloads" in found(lease=lease)
@@ -222,6 +232,10 @@ def test_a_wrong_lease_is_found(lease: type[Lease]) -> None:
 def test_a_claim_of_an_old_number_is_found() -> None:
     """It takes one that sleeps between its look and its claim, and two lives of a lease meanwhile."""
     assert "downloads" in found(lease=ForgetsTheHead, switches=Switches(sleeps=True, kills=1, containers=9))
+
+
+def test_a_sleep_taken_for_the_holders_silence_is_found() -> None:
+    assert "downloads" in found(lease=TakesItsSleepForSilence, switches=Switches(sleeps=True, block=15.0, containers=9))
 
 
 def test_a_failed_holder_is_followed_and_a_dead_one_too() -> None:

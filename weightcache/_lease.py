@@ -92,6 +92,9 @@ class _Watched:
 
     def __init__(self, now: float) -> None:
         self.head: Head | None = None
+        # Whoever sleeps between an answer and the look at its clock must not take its own sleep for the holder's
+        # silence: nothing is judged by a clock that was read after the head was asked for.
+        self.asked = now  # when the head that we know was asked for
         self.changed = now  # when number or beat changed last, or a claim was lost: the holder lived then
         self.moved = now  # when there was progress in bytes last
         self.lost = 0  # the highest number that somebody else claimed
@@ -102,8 +105,15 @@ class _Watched:
     def next(self) -> int:
         return max(self.head.number if self.head else 0, self.lost) + 1
 
-    def see(self, head: Head | None, now: float) -> None:
-        before, self.head = self.head, head
+    @property
+    def is_silent(self) -> bool:
+        return self.asked - self.changed > EXPIRY
+
+    def is_stuck(self, wait: float) -> bool:
+        return self.asked - self.moved > wait
+
+    def see(self, head: Head | None, asked: float, now: float) -> None:
+        before, self.head, self.asked = self.head, head, asked
         if (head and (head.number, head.state, head.beat)) != (before and (before.number, before.state, before.beat)):
             self.changed = now
         if (head and (head.number, head.done)) != (before and (before.number, before.done)):
@@ -135,26 +145,35 @@ class Lease:
         return [digest for digest in digests if self._is_free(digest)]
 
     async def _read(self, digest: str) -> None:
-        head = Head.parse(await self._trying(lambda: self._store.get(f"{digest}/head")))
+        head, asked = await self._head(digest)
         now = self._clock.now()
-        self._watched.setdefault(digest, _Watched(now)).see(head, now)
+        self._watched.setdefault(digest, _Watched(now)).see(head, asked, now)
+
+    async def _head(self, digest: str) -> tuple[Head | None, float]:
+        """Return the head, and when it was asked for."""
+        asked = 0.0
+
+        async def get() -> object:
+            nonlocal asked
+            asked = self._clock.now()
+            return await self._store.get(f"{digest}/head")
+
+        return Head.parse(await self._trying(get)), asked
 
     def _is_free(self, digest: str) -> bool:
         if self.broken:
             return True
-        watched, now = self._watched[digest], self._clock.now()
+        watched = self._watched.get(digest)
+        if watched is None:
+            return False  # it went missing since the heads were read: somebody may hold it
         head = watched.head
-        silent = now - watched.changed > EXPIRY
         if head and head.state == "held" and head.holder != self._me:
-            return silent or self._is_stuck(watched, now)
+            return watched.is_silent or watched.is_stuck(self._wait)
         # Who claimed a number that no head shows yet is about to write its head, or died before it could.
-        return silent or watched.lost <= (head.number if head else 0)
-
-    def _is_stuck(self, watched: _Watched, now: float) -> bool:
-        return now - watched.moved > self._wait
+        return watched.is_silent or watched.lost <= (head.number if head else 0)
 
     def held_by_others(self, digests: Sequence[str]) -> list[str]:
-        """Return those that somebody alive was seen to hold."""
+        """Return those that somebody alive holds, or may hold."""
         return [digest for digest in digests if not self._is_free(digest)]
 
     async def claim(self, digests: Sequence[str]) -> list[str]:
@@ -164,7 +183,7 @@ class Lease:
             watched = self._watched.get(digest)
             if self.broken or watched is None:
                 held.append(digest)
-            elif self._is_stuck(watched, self._clock.now()) and watched.head and watched.head.state == "held":
+            elif watched.is_stuck(self._wait) and watched.head and watched.head.state == "held":
                 _log.warning("%s made no progress for %g s; not waiting for it", watched.head.holder, self._wait)
                 held.append(digest)  # it beats, so the lease is its own; this only costs bandwidth
             elif await self._attempt(self._claim(digest, watched)) or self.broken:
@@ -177,11 +196,11 @@ class Lease:
         if not await self._put_new(key):
             watched.lost, watched.changed = number, self._clock.now()
             return False
-        head = Head.parse(await self._trying(lambda: self._store.get(f"{digest}/head")))
+        head, asked = await self._head(digest)
         if head and head.number >= number:
             # A holder removes the claims before its own: one that is asleep could otherwise claim an old number.
             await self._trying(lambda: self._store.pop(key))
-            watched.see(head, self._clock.now())
+            watched.see(head, asked, self._clock.now())
             return False
         watched.number, watched.beat = number, 0
         await self._trying(lambda: self._write(digest, watched, "held"))
