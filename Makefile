@@ -28,6 +28,8 @@ lint: .venv/.test          ## formatting, rules, types, layers
 
 .venv/.test: pyproject.toml .venv/.core
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet torch==2.13.0  # first, exactly so: its wheel may be a local one
+	$(BIN)/python -m pip install --quiet --editable '.[transformers]'
 	touch $@
 
 simulate: .venv/.test      ## 20,000 seeds of the simulation of many containers; SEEDS=n for more

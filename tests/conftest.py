@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,11 @@ def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_fetch, "RETRIES", _fetch.Retries(tries=3, base=0.001, cap=0.01))
     monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5.0, stall=5.0))
     monkeypatch.setattr(_volume, "BACKOFF", (0.001, 0.001))
-    for name in ("HF_TOKEN", "HF_ENDPOINT", "MODAL_TASK_ID", "MODAL_IS_REMOTE", "WEIGHTCACHE_ROOT", "NETRC"):
+    for name in ("MODAL_TASK_ID", "MODAL_IS_REMOTE", "WEIGHTCACHE_ROOT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))  # else the token of who runs the tests is found
     local = tmp_path / "local"  # the container's own disk, one for each test
     local.mkdir()
     monkeypatch.setenv("TMPDIR", str(local))

@@ -16,7 +16,17 @@ from pathlib import Path
 
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 AT_ONCE = 2
-TESTS = ("-m", "pytest", "-q", "-x", "-m", "not crash and not fullsize", "-p", "no:randomly", "--no-header")
+TESTS = (
+    "-m",
+    "pytest",
+    "-q",
+    "-x",
+    "-m",
+    "not crash and not fullsize and not transformers",
+    "-p",
+    "no:randomly",
+    "--no-header",
+)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
