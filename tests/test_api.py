@@ -33,7 +33,7 @@ def test_exports() -> None:
         _ = weightcache.nonsense
 
 
-@pytest.mark.parametrize("name", ["ensure", "aensure", "status", "verify", "prune"])
+@pytest.mark.parametrize("name", ["ensure", "aensure", "status", "verify", "prune", "publish"])
 def test_everything_after_the_manifest_is_keyword_only(name: str) -> None:
     first, *rest = inspect.signature(getattr(weightcache, name)).parameters.values()
     assert first.kind in (first.POSITIONAL_OR_KEYWORD, first.VAR_POSITIONAL)
@@ -61,7 +61,7 @@ def test_every_name_is_documented() -> None:
     assert [name for name in errors.__all__ if name not in tree] == []
 
 
-@pytest.mark.parametrize("name", ["ensure", "aensure", "status", "verify", "prune"])
+@pytest.mark.parametrize("name", ["ensure", "aensure", "status", "verify", "prune", "publish"])
 def test_the_documented_signature(name: str) -> None:
     api = (HERE / "docs/reference/api.md").read_text()
     parameters = inspect.signature(getattr(weightcache, name)).parameters.values()
@@ -105,12 +105,20 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     assert "make test" in text
 
 
-@pytest.mark.parametrize("page", sorted((HERE / "docs/how-to").glob("*.md")), ids=lambda page: page.stem)
+PAGES = sorted(set((HERE / "docs/how-to").glob("*.md")) - {HERE / "docs/how-to/README.md"})
+
+
+def test_every_how_to_is_listed() -> None:
+    listed = re.findall(r"\((.*?\.md)\)", (HERE / "docs/how-to/README.md").read_text())
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_how_to_is_python(page: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     for block in blocks:
         compile(block, str(page), "exec")
-    assert blocks or "```sh" in page.read_text()
+    assert blocks or re.search("```(sh|yaml)", page.read_text())
 
 
 def test_the_quickstart_runs(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

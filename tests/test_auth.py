@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,3 +150,160 @@ def test_the_token_is_in_nothing_that_anybody_reads(
         assert secret not in everything
     for record in caplog.records:  # those of urllib3 too: they show the path, never a header
         assert TOKEN not in record.getMessage()
+
+
+# Secrets in a URL ------------------------------------------------------------------------------------------------
+
+
+def test_a_variable_in_a_url_is_filled_in_at_the_request(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "weightcache")
+    origin.put("/a", DATA, faults=[broken(500)])
+    manifest = one(DATA, origin.url("/a?key=1&${SIGNED_PART}"))
+    monkeypatch.setenv("SIGNED_PART", "sig=hush%2Fhush&exp=7\n")
+    weights = quiet(manifest, root)
+    assert {each.path for each in origin.requests} == {"/a?key=1&sig=hush%2Fhush&exp=7"}
+    monkeypatch.delenv("SIGNED_PART")
+    assert quiet(manifest, root).report["sam2"].outcome == "hit"  # needs no secret
+    said = [path.read_bytes().decode("latin-1") for path in (root / ".weightcache").rglob("*") if path.is_file()]
+    assert "hush" not in "".join([*said, repr(weights.report), *(r.getMessage() for r in caplog.records)])
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(None, "is not set"), (" \n", "is not set"), ("a b", "what no URL may"), ("é#", "what no URL may")],
+)
+def test_a_variable_that_cannot_be_filled_in(
+    value: str | None, why: str, origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is not None:
+        monkeypatch.setenv("SIGNED_PART", value)
+    with pytest.raises(DownloadError, match=rf"environment variable SIGNED_PART \(in its URL\) .*{why}") as caught:
+        quiet(one(DATA, origin.url("/a?${SIGNED_PART}")), root)
+    assert "set SIGNED_PART in the environment" in caught.value.hint
+    assert value is None or not value.strip() or value not in str(caught.value)
+    assert origin.requests == []
+
+
+# The token of a user of the Hub ----------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUB_PATH = f"/org/repo/resolve/{COMMIT}/weights.pt"
+
+
+@pytest.fixture
+def hub(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> Origin:
+    monkeypatch.setenv("HF_ENDPOINT", origin.url(""))
+    return origin
+
+
+def from_hub(**more: Any) -> dict[str, Any]:
+    return one(DATA, f"hf://org/repo@{COMMIT}/weights.pt", **more)
+
+
+def test_a_hub_file_is_fetched_with_the_users_token_which_stays_at_the_hub(
+    hub: Origin, cdn: Origin, root: Path, monkeypatch: pytest.MonkeyPatch, netrc: None
+) -> None:
+    """huggingface_hub sends it to wherever a redirect leads if netrc or a header brings it there (a leak of peers)."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.put(HUB_PATH, DATA, always=redirect(cdn.url("/blob?sig=1")))
+    cdn.put("/blob", DATA)
+    quiet(from_hub(), root)
+    assert authorization(hub) == [f"Bearer {TOKEN}"]
+    assert set(authorization(cdn)) == {None}
+
+
+def test_no_other_host_gets_the_hubs_token(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    origin.put(HUB_PATH, DATA)
+    quiet(one(DATA, origin.url(HUB_PATH)), root)
+    assert set(authorization(origin)) == {None}
+
+
+@pytest.mark.parametrize("where", ["HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME", "HOME"])
+def test_the_token_file_is_found_where_the_hubs_client_finds_it(
+    where: str, hub: Origin, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / {"HF_HOME": "token", "XDG_CACHE_HOME": "huggingface/token"}.get(where, "t")
+    if where == "HOME":
+        path = tmp_path / ".cache" / "huggingface" / "token"
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(where, str(path) if where == "HF_TOKEN_PATH" else str(tmp_path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{TOKEN}\n")
+    code = "from huggingface_hub import get_token; print(get_token())"
+    theirs = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert theirs.stdout.strip() == TOKEN
+    hub.put(HUB_PATH, DATA)
+    quiet(from_hub(), root)
+    assert set(authorization(hub)) == {f"Bearer {TOKEN}"}
+
+
+def test_the_order_of_the_hubs_tokens(
+    hub: Origin, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    (tmp_path / "token").write_text("from-file")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "from-old")
+    monkeypatch.setenv("HF_TOKEN", "from-new")
+    hub.put(HUB_PATH, DATA, always=answer(401))
+
+    def sent(**more: Any) -> str | None:
+        hub.requests.clear()
+        with pytest.raises(DownloadError):
+            quiet(from_hub(**more), root)
+        return authorization(hub)[0]
+
+    assert sent() == "Bearer from-new"
+    assert sent(auth=token) == f"Bearer {TOKEN}"  # what is declared wins
+    monkeypatch.setenv("HF_TOKEN", " ")
+    assert sent() == "Bearer from-old"
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN")
+    assert sent() == "Bearer from-file"
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "yes")
+    assert sent() is None
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sends", "said", "hint"),
+    [
+        (
+            401,
+            "GatedRepo",
+            False,
+            "no token was sent; {page} is gated",
+            "accept its licence at {page}, and use the token",
+        ),
+        (403, "GatedRepo", True, "the token from HF_TOKEN was sent; {page} is gated", "of that account in HF_TOKEN"),
+        (401, "RepoNotFound", False, "no token was sent; RepoNotFound", "if it is private, set HF_TOKEN"),
+        (401, "", True, "the token from HF_TOKEN was sent", "the token in HF_TOKEN may read it"),
+    ],
+)
+def test_a_refusal_of_the_hub_says_which_token_and_what_to_do(
+    status: int, code: str, sends: bool, said: str, hint: str, hub: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sends:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.put(HUB_PATH, DATA, always=answer(status, {"X-Error-Code": code} if code else {}))
+    with pytest.raises(DownloadError) as caught:
+        quiet(from_hub(), root)
+    page = hub.url("/org/repo")
+    assert said.format(page=page) in str(caught.value)
+    assert hint.format(page=page) in caught.value.hint
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_token_file_that_holds_no_token(
+    hub: Origin, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "token"
+    monkeypatch.setenv("HF_TOKEN_PATH", str(path))
+    hub.put(HUB_PATH, DATA)
+    path.write_bytes(b"\xff\xfe")
+    quiet(from_hub(), root)
+    assert set(authorization(hub)) == {None}
+    path.write_text("a\x00b\rc")
+    with pytest.raises(DownloadError, match="characters no token has"):
+        quiet(one(DATA[1:], f"hf://org/repo@{COMMIT}/weights.pt"), root)

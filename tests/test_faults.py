@@ -49,7 +49,7 @@ ALWAYS: dict[str, tuple[Fault, type[DownloadError], str]] = {
     "204": (answer(204), DownloadError, "HTTP 204"),
     "206 unasked": (wrong_part(f"bytes 0-9/{len(DATA)}", DATA[:10]), DownloadError, "HTTP 206"),
     "404": (answer(404), DownloadError, "HTTP 404 Not Found (1 request(s))"),
-    "401": (answer(401), DownloadError, "HTTP 401 Unauthorized; no `auth` is declared"),
+    "401": (answer(401), DownloadError, "HTTP 401 Unauthorized; no token was sent"),
     "403": (answer(403), DownloadError, "HTTP 403"),
     "416": (answer(416), DownloadError, "HTTP 416"),
     "500": (answer(500), DownloadError, "HTTP 500 Internal Server Error (3 request(s))"),

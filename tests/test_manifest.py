@@ -44,7 +44,7 @@ REFUSED = {
     "relative file": (entry(urls=["file:x"]), "checkpoints.c.urls[0]: want an absolute file:"),
     "file on a host": (entry(urls=["file://host/x"]), "checkpoints.c.urls[0]: want an absolute file:"),
     "encoded NUL": (entry(urls=["file:///x%00"]), "checkpoints.c.urls[0]: holds an encoded NUL"),
-    "hf branch": (entry(urls=["hf://a/b@main/x"]), "checkpoints.c.urls[0]: want hf://REPO@COMMIT"),
+    "hf branch": (entry(urls=["hf://a/b@main/x"]), "checkpoints.c.urls[0]: names no commit: want hf://REPO@COMMIT"),
     "hf repository": (entry(urls=[f"hf://a/b@{COMMIT}"]), "checkpoints.c.urls[0]: names a whole repository"),
     "hf escape": (entry(urls=[f"hf://a/b@{COMMIT}/../x"]), "checkpoints.c.urls[0]: has an empty"),
     "no digest": ({"checkpoints": {"c": {"urls": []}}}, "checkpoints.c.sha256: is missing"),

@@ -9,12 +9,13 @@
 
 The first container downloads, verifies while writing, publishes by rename and commits. Every later one looks at the
 Volume and has the path in under a millisecond: no network, no lock, no hashing. `status`, `verify` and `prune` look
-after a root; `aensure` is `ensure` for async code. What can go wrong is one tree of errors, in `weightcache.errors`.
+after a root; `aensure` is `ensure` for async code; `publish` brings in weights that were made here. What can go wrong
+is one tree of errors, in `weightcache.errors`.
 """
 
 from __future__ import annotations
 
-from ._ensure import aensure, ensure, prune, status, verify
+from ._ensure import aensure, ensure, prune, publish, status, verify
 from ._weights import Weights
 from .errors import (
     DownloadError,
@@ -49,6 +50,7 @@ __all__ = [
     "aensure",
     "ensure",
     "prune",
+    "publish",
     "status",
     "verify",
 ]

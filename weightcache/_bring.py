@@ -5,6 +5,7 @@ Nothing here commits or reloads, and nothing is open in the root when it returns
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from contextlib import ExitStack
@@ -16,10 +17,10 @@ from ._fetch import Job, fetch
 from ._partial import Partial, VanishedError, sweep
 from ._progress import make_progress
 from ._results import CheckpointReport
-from .errors import NotCachedError
+from .errors import NotCachedError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ._cancel import Cancel
     from ._lock import Holder
@@ -61,7 +62,12 @@ class Work:
 
 
 class Bringer:
-    """Brings checkpoints into one root, for one call."""
+    """Brings checkpoints into one root, for one call.
+
+    Args:
+        own: By sha256, where on this machine the bytes lie that are to be published.
+        link: Whether they may be linked instead of copied, because nobody writes to them any more.
+    """
 
     def __init__(
         self,
@@ -71,8 +77,10 @@ class Bringer:
         rehash: bool,
         progress: bool | ProgressCallback | None,
         cancel: Cancel,
+        own: Mapping[str, str],
+        link: bool,
     ) -> None:
-        self.layout, self._holder = layout, holder
+        self.layout, self._holder, self.own, self._link = layout, holder, own, link
         self._offline, self._rehash, self._progress, self._cancel = offline, rehash, progress, cancel
 
     def find_missing(self, todo: Sequence[Work]) -> None:
@@ -85,15 +93,14 @@ class Bringer:
                 work.missing = list(work.seen.wrong)
             else:
                 to_hash += [(work.checkpoint, file) for file in work.checkpoint.files]
-
-        def tick() -> None:
-            self._cancel.check()
-            self._holder.advance(_store.HASH_CHUNK)  # who waits must see that gigabytes are being hashed
-
-        wrong = _store.wrong_files(self.layout, to_hash, tick)
+        wrong = _store.wrong_files(self.layout, to_hash, self._tick)
         for work in todo:
             work.missing += [file for file in work.checkpoint.files if (work.checkpoint.name, file.path) in wrong]
             work.checked = True
+
+    def _tick(self) -> None:
+        self._cancel.check()
+        self._holder.advance(_store.HASH_CHUNK)  # who waits must see that gigabytes are being hashed
 
     def withdraw_receipts(self, changed: Sequence[Work]) -> bool:
         """Take back the receipt of each place that changes; whether there was any."""
@@ -113,7 +120,7 @@ class Bringer:
                 for work in changed
                 if work.missing
             }
-            self._copy_from_the_root(changed, partials)
+            self._copy_what_is_here(changed, partials)
             if short := [work for work in changed if work.missing and not work.published]:
                 unfetchable = short if self._offline else [work for work in short if not work.checkpoint.urls]
                 if unfetchable:
@@ -123,21 +130,37 @@ class Bringer:
                 if work.missing:
                     partials[work.checkpoint.name].discard()
 
-    def _copy_from_the_root(self, changed: Sequence[Work], partials: dict[str, Partial]) -> None:
+    def _copy_what_is_here(self, changed: Sequence[Work], partials: dict[str, Partial]) -> None:
+        """Publish what the root or this machine has; first copy all: half of what was made here helps nobody."""
         held = _store.held_files(self.layout)
+        copied: list[tuple[Work, File, str]] = []
+        self._holder.begin("copying")
         for work in changed:
-            lacking = []
+            work.to_fetch = []
             for file in work.missing:
-                target = f"{partials[work.checkpoint.name].path}/copy"
-                own = self.layout.file(work.checkpoint, file)
-                sources = (path for path in held.get(file.sha256, ()) if path != own)
-                if any(_store.link_or_copy(source, target, file.sha256, self._cancel.check) for source in sources):
-                    _store.publish(self.layout, work.checkpoint, file, target)
+                target = f"{partials[work.checkpoint.name].path}/{len(copied)}.copy"
+                if self._copy(work, file, target, held):
+                    copied.append((work, file, target))
                 else:
-                    lacking.append(file)
-            if work.missing and not lacking:
+                    work.to_fetch.append(file)
+        for work, file, target in copied:
+            _store.publish(self.layout, work.checkpoint, file, target)
+        for work in changed:
+            if work.missing and not work.to_fetch:
                 work.done("healed" if work.was_wrong else "copied")
-            work.to_fetch = lacking
+
+    def _copy(self, work: Work, file: File, target: str, held: Mapping[str, Sequence[str]]) -> bool:
+        place = self.layout.file(work.checkpoint, file)
+        sources = (path for path in held.get(file.sha256, ()) if path != place)
+        if any(_store.link_or_copy(source, target, file.sha256, self._tick) for source in sources):
+            return True
+        if (own := self.own.get(file.sha256)) is None:
+            return False
+        if self._link and _store.link_or_copy(own, target, file.sha256, self._tick):
+            return True
+        if _store.copy(own, target, self._tick) != file.sha256 or os.stat(target).st_size != file.size:
+            raise changed_while_read(own)
+        return True
 
     def _fetch(self, short: list[Work], partials: dict[str, Partial]) -> None:
         """Fetch each digest once; whoever needs the same bytes gets a link or a copy."""
@@ -192,10 +215,19 @@ class Bringer:
         own = next((work for work in works if not work.checkpoint.urls), None)
         return NotCachedError(
             f"not in {self.layout.root}, and {why}: {listed}",
-            hint="it is declared with urls = []: bring it there under its own place, "
-            f"{self.layout.published(own.checkpoint)}"
+            hint=f"it is declared with urls = []: run `weightcache publish PATH {own.checkpoint.name} --root "
+            f"{self.layout.root}` where its bytes are, or bring them to {self.layout.published(own.checkpoint)}"
             if own
             else f"run `weightcache ensure {' '.join(names)} --root {self.layout.root}` where the root may be "
             "written and the network reached",
             checkpoints=names,
         )
+
+
+def changed_while_read(path: str) -> StorageError:
+    """Return what the caller is told of a file that somebody writes to while it is published."""
+    return StorageError(
+        f"{path} changed while it was read: what was hashed first is not what was there then",
+        hint="publish when whatever writes it has ended; nothing was published",
+        path=path,
+    )

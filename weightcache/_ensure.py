@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ._results import Status
     from ._volume import Volume
     from ._weights import Weights
-    from .manifest import ManifestSource
+    from .manifest import Checkpoint, ManifestSource
 
-__all__ = ["aensure", "ensure", "prune", "status", "verify"]
+__all__ = ["aensure", "ensure", "prune", "publish", "status", "verify"]
 
 
 def ensure(
@@ -245,3 +245,38 @@ def prune(
         raise ValueError("prune needs every manifest that is in use: what none of them declares is deleted")
     kept = {(checkpoint.name, checkpoint.digest) for each in manifests for checkpoint in Manifest.load(each)}
     return prune_places(Layout(root), kept, volume=volume, dry_run=dry_run, older_than=older_than)
+
+
+def publish(
+    path: str | os.PathLike[str], *, name: str, root: str | os.PathLike[str], volume: Volume | None = None
+) -> Checkpoint:
+    """Bring weights that were made here into the root, with the place, receipt and commits of a download.
+
+    The files are copied, never moved or linked, and hashed twice: once to learn which bytes they are, and again while
+    they are copied. What is in its place already is hashed once, and nothing is written. The volume is not reloaded.
+    When this returns, everything is committed if a volume is given.
+
+    Args:
+        path: A file, or a directory of files. Of a directory every regular file is taken, hidden ones too, and what a
+            link to a file leads to; a link to a directory is refused, and so is anything that is no regular file.
+            Empty directories are not kept.
+        name: Name of the checkpoint.
+        root: As in `ensure`.
+        volume: As in `ensure`.
+
+    Returns:
+        The checkpoint, with its digests and sizes and without URLs. ``str()`` of it is its entry in a ``weights.toml``;
+        ``Manifest([checkpoint])`` is a manifest for `ensure`. It can be pickled.
+
+    Raises:
+        ManifestError: ``name`` or the name of a file breaks the rules of manifests, a directory is empty, or something
+            in it cannot be published. All problems are listed, and nothing was published.
+        StorageError: ``path`` is not there, cannot be read, or changed meanwhile; the disk is full, or root cannot be
+            used. Nothing of a file is visible.
+        VolumeError: It is published in this container, and no commit took it. Call it again; nothing is copied twice.
+        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        TypeError, ValueError: An argument is of the wrong kind, or ``path`` holds the root or lies among its partials.
+    """
+    from ._publish import publish_path
+
+    return publish_path(path, name, Layout(root), volume)

@@ -20,7 +20,7 @@ from ._weights import Weights
 from .errors import StorageError, VolumeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from typing import Any
 
     from ._cancel import Cancel
@@ -50,13 +50,15 @@ def fill(
     wait: float,
     progress: bool | ProgressCallback | None,
     cancel: Cancel,
+    own: Mapping[str, str] | None = None,
+    link: bool = False,
 ) -> Weights:
-    """Make every checkpoint ready; see `ensure` for the arguments and errors."""
+    """Make every checkpoint ready; see `ensure` for the arguments and errors, and `Bringer` for the last two."""
     calls = VolumeCalls(layout.root, volume)
     first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
     say = make_progress(progress, []).say
     with exclusive(layout.root, wait=wait, say=say, check=cancel.check) as (holder, waiting):
-        bringer = Bringer(layout, holder, offline, rehash, progress, cancel)
+        bringer = Bringer(layout, holder, offline, rehash, progress, cancel, own or {}, link)
         house = _House(layout, checkpoints, calls, bringer, holder, say, cancel, rehash)
         between = None if offline or volume is None else house.lease(volume, lease, wait)
         lost = _story.run(_story.tell(house, between, house))
@@ -142,7 +144,8 @@ class _House:
         return self._calls.unpushed()
 
     async def reload(self) -> None:
-        self._calls.reload()
+        if not self._bringer.own:  # which may lie on this Volume, not committed: a reload would discard it
+            self._calls.reload()
 
     async def commit(self) -> bool:
         self._holder.begin("committing")
@@ -249,6 +252,8 @@ class _House:
                 "; ".join(filter(None, holders)),
                 tuple(self._calls.warnings),
             ),
+            tuple(work.checkpoint for work in self._works),
+            self._layout.root,
         )
 
 

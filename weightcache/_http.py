@@ -21,8 +21,9 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 
 from ._response import HttpBody, Timeouts, header_number, in_words
-from ._rules import local_path
+from ._rules import expanded, local_path
 from ._source import Body, LocalBody, SourceError, TransientError
+from ._tokens import declared_token, hub_token, refusal
 from .errors import redacted
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class _Bearer(AuthBase):
     An `AuthBase` and not a header: requests would let netrc replace a header, also after a redirect.
     """
 
-    def __init__(self, session: requests.Session, declared: str, token: str) -> None:
-        self._session, self._declared, self._token = session, declared, token
+    def __init__(self, session: requests.Session, declared: str, token: str, origin: str) -> None:
+        self._session, self._declared, self._token, self.origin = session, declared, token, origin
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers.pop("Authorization", None)
@@ -104,6 +105,7 @@ class Client:
         url: str,
         *,
         auth: str | None,
+        hub: str = "",
         start: int,
         end: int | None,
         size: int | None,
@@ -112,8 +114,10 @@ class Client:
         """Request ``url`` from ``start`` to ``end`` (exclusive; ``None`` is the end of the file).
 
         Args:
-            url: Where.
+            url: Where. ``${VARIABLE}`` in it stands for the value of an environment variable.
             auth: Name of the environment variable with the bearer token.
+            hub: The page of the Hub's repository if the file is of one: then the user's token for the Hub is sent
+                where no ``auth`` is declared.
             start: Offset of the first byte wanted. The body may begin at 0 instead: look at its ``offset``.
             end: Offset after the last byte wanted.
             size: Declared size of the file, if any.
@@ -129,12 +133,21 @@ class Client:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
             if validator:
                 headers["If-Range"] = validator
-        bearer = self._bearer(url, auth)
+        try:
+            address = expanded(url)
+        except (KeyError, ValueError) as error:
+            why = "is not set" if isinstance(error, KeyError) else "holds what no URL may"
+            name = error.args[0]
+            hint = f"set {name} in the environment (on Modal: a Secret)"
+            raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint) from None
+        bearer = self._bearer(address, auth, hub)
 
         def answer(at: str) -> Body:
             response, self._targets[url] = self._follow(at, headers, bearer)
             try:
-                return HttpBody(response, TIMEOUTS, "Range" in headers, start, size, validator, auth)
+                if response.status_code in (401, 403):
+                    raise refusal(response, bearer.origin if bearer else "", auth, hub)
+                return HttpBody(response, TIMEOUTS, "Range" in headers, start, size, validator)
             except BaseException:
                 self._targets.pop(url, None)
                 response.close()
@@ -144,20 +157,14 @@ class Client:
             try:
                 return answer(known)
             except SourceError as error:
-                if known == url or type(error) is not SourceError:
+                if known == address or type(error) is not SourceError:
                     raise
                 _log.info("%s: %s where it led before; asking it again", redacted(url), error)  # signed URLs expire
-        return answer(url)
+        return answer(address)
 
-    def _bearer(self, url: str, auth: str | None) -> _Bearer | None:
-        if auth is None:
-            return None
-        token = os.environ.get(auth, "").strip()  # a newline from `echo` would be an invalid header
-        if not token:
-            raise SourceError(f"environment variable {auth} (its `auth`) is not set")
-        if not (token.isascii() and token.isprintable()):
-            raise SourceError(f"environment variable {auth} (its `auth`) holds characters no token has")
-        return _Bearer(self._session, url, token)
+    def _bearer(self, url: str, auth: str | None, hub: str) -> _Bearer | None:
+        found = declared_token(auth) if auth is not None else hub_token() if hub else None
+        return _Bearer(self._session, url, found.value, found.origin) if found else None
 
     def _follow(self, url: str, headers: dict[str, str], auth: _Bearer | None) -> tuple[requests.Response, str]:
         # By hand: every hop is checked, and the token goes only where it belongs.

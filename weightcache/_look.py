@@ -211,4 +211,5 @@ def weights_if_ready(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Weigh
     for checkpoint in checkpoints:
         if look(layout, checkpoint).state != "ready":
             return None
-    return Weights({checkpoint.name: layout.published(checkpoint) for checkpoint in checkpoints})
+    paths = {checkpoint.name: layout.published(checkpoint) for checkpoint in checkpoints}
+    return Weights(paths, None, checkpoints, layout.root)

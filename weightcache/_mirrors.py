@@ -6,11 +6,10 @@ Bookkeeping alone: no thread, no clock, no request.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ._rules import resolved_url
+from ._rules import hub_page, resolved_url
 from ._source import ChangedError, RangeError, SourceError, TransientError, WrongBytesError
 from .errors import Attempt, DownloadError, IntegrityError, redacted
 
@@ -46,6 +45,7 @@ class Mirror:
     """What is known of one URL while one file is fetched from it."""
 
     url: str
+    hub: str = ""  # the page of the Hub's repository that it belongs to
     requests: int = 0
     failures: int = 0  # in a row, without progress
     setbacks: int = 0  # failures that counted, ever
@@ -67,8 +67,9 @@ class Mirrors:
     def __init__(self, checkpoint: Checkpoint, file: File, retries: Retries, jitter: Callable[..., float]) -> None:
         self._checkpoint, self._file, self._retries, self._jitter = checkpoint, file, retries, jitter
         inner = file.path if checkpoint.is_directory else ""
-        self._left = [Mirror(resolved_url(url, inner)) for url in checkpoint.urls]
+        self._left = [Mirror(resolved_url(url, inner), hub_page(url)) for url in checkpoint.urls]
         self._attempts: list[Attempt] = []
+        self._hint = ""  # of the first one that knows what the user can do
         self._wrong: WrongBytesError | None = None  # what the first one delivered, if that was another file
         self._furthest = 0  # the most bytes of the file that there ever were: more is progress
 
@@ -133,6 +134,7 @@ class Mirrors:
     def _give_up(self, mirror: Mirror, error: SourceError) -> None:
         if not self._attempts and isinstance(error, WrongBytesError):
             self._wrong = error
+        self._hint = self._hint or error.hint
         self._attempts.append(Attempt(redacted(mirror.url), str(error), mirror.requests))
         self._left.remove(mirror)
         name, path = self._checkpoint.name, self._file.path
@@ -154,12 +156,10 @@ class Mirrors:
                 url=attempts[0].url,
                 **common,
             )
-        unset = checkpoint.auth if checkpoint.auth and not os.environ.get(checkpoint.auth) else None
         return DownloadError(
             f"checkpoint {checkpoint.name}: no mirror delivered {file.path}{lines}",
-            hint=f"set {unset} in the environment (on Modal: a Secret)"
-            if unset
-            else "what did arrive is kept, and the next call goes on there; add a mirror to `urls` if this one "
+            hint=self._hint
+            or "what did arrive is kept, and the next call goes on there; add a mirror to `urls` if this one "
             "stays away",
             **common,
         )

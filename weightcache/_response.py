@@ -57,14 +57,13 @@ class HttpBody(Body):
         start: int,
         size: int | None,
         validator: str | None,
-        auth: str | None,
     ) -> None:
         self._response, self._timeouts = response, timeouts
         status = response.status_code
         if status == 416 and ranged:
             raise RangeError("HTTP 416: it has no such range")
         if status not in (200, 206):
-            raise _status_error(response, auth)
+            raise _status_error(response)
         etag = response.headers.get("ETag", "")
         self.validator = etag if etag.startswith('"') else None
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -160,14 +159,16 @@ class HttpBody(Body):
         self._response.close()
 
 
-def _status_error(response: requests.Response, auth: str | None) -> SourceError:
-    status = response.status_code
-    text = f"HTTP {status} {re.sub('[^ -~]', '', response.reason or '')[:60]}".rstrip()
+def status_in_words(response: requests.Response) -> str:
+    """Return the status of an answer, with what of the server's reason is safe to show."""
+    return f"HTTP {response.status_code} {re.sub('[^ -~]', '', response.reason or '')[:60]}".rstrip()
+
+
+def _status_error(response: requests.Response) -> SourceError:
+    status, text = response.status_code, status_in_words(response)
     if status in _TRANSIENT_STATUS:
         after = _retry_after(response.headers.get("Retry-After"))
         return TransientError(text, after, crowded=status in (429, 503))
-    if status in (401, 403):
-        text += f"; the token from {auth} was sent" if auth else "; no `auth` is declared for it"
     return SourceError(text)
 
 

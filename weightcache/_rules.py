@@ -13,12 +13,17 @@ TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MODAL_VOLUMES = "/__modal/volumes/"  # what a mount path resolves to in a container (modal/volume.py, 1.6)
+
 _ALNUM = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 # Matched with re.fullmatch, which compiles on first use, so that a hit compiles none that it does not need;
 # fullmatch everywhere, since `$` would let a trailing newline pass.
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_REFERENCE = r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}"
 _TOKEN_ITSELF = r"(hf|ghp|gho|github_pat)_.{16,}"  # noqa: S105 (what a token looks like)
 _LOCAL = r"file:(?://(?:localhost)?)?(/(?!/).*)"
+_HUB_BRANCH = r"hf://[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?(?:@[^/@]+)?(?:/.+)?"
+MOVES = "names no commit: want hf://REPO@COMMIT[/PATH] with its 40 hex digits, since a branch or tag moves"
 _HUB = r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)@([0-9a-f]{40})(?:/(.+))?"
 
 
@@ -61,9 +66,11 @@ def url_problem(url: str, *, directory: bool) -> str | None:
     """Say why ``url`` cannot be a mirror of a file (or of a ``directory``), or ``None``."""
     if not url.isprintable() or any(mark in url for mark in " \\#"):
         return "holds a space, control character, backslash or fragment; percent-encode it"
+    if "${" in url and (problem := _reference_problem(url)):
+        return problem
     if url.startswith("hf:"):
         if not (match := re.fullmatch(_HUB, url)):
-            return "want hf://REPO@COMMIT[/PATH] with the 40 hex digits of the commit (a branch moves)"
+            return MOVES if re.fullmatch(_HUB_BRANCH, url) else "want hf://REPO@COMMIT[/PATH]"
         if match[3] is None:
             return None if directory else "names a whole repository; add /PATH, or declare `files`"
         return path_problem(match[3])
@@ -78,6 +85,39 @@ def url_problem(url: str, *, directory: bool) -> str | None:
     named = host or authority.rpartition("@")[2].startswith("[")
     right = named and (not colon or (port.isdecimal() and len(port) <= 5))
     return None if right else "is not a URL with a host"
+
+
+def _reference_problem(url: str) -> str | None:
+    before, _, query = url.partition("?")
+    if "${" in before or not url.startswith(("http://", "https://")):
+        return "${VARIABLE} may stand only in the query of an http or https URL: what is before it is shown in messages"
+    if "${" in re.sub(_REFERENCE, "", query):
+        return "want ${VARIABLE} with the name of an environment variable"
+    return None
+
+
+def variables(url: str) -> list[str]:
+    """Return the environment variables that stand in a URL as ``${VARIABLE}``."""
+    return re.findall(_REFERENCE, url) if "${" in url else []
+
+
+def expanded(url: str) -> str:
+    """Return a URL with its ``${VARIABLE}`` replaced by their values, as they are: what signs a URL is encoded already.
+
+    Raises:
+        KeyError: A variable is not set, or empty.
+        ValueError: Its value cannot stand in a URL. The name is the argument; the value is never shown.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        text = os.environ.get(match[1], "").strip()  # a newline from `echo` is not a part of it
+        if not text:
+            raise KeyError(match[1])
+        if not (text.isascii() and text.isprintable()) or " " in text or "#" in text:
+            raise ValueError(match[1])
+        return text
+
+    return re.sub(_REFERENCE, value, url) if "${" in url else url
 
 
 def local_path(url: str) -> str | None:
@@ -96,6 +136,26 @@ def auth_problem(auth: str) -> str | None:
     return None if re.fullmatch(_VARIABLE, auth) else "want the name of an environment variable, such as HF_TOKEN"
 
 
+def hub_parts(url: str) -> tuple[str, str, str] | None:
+    """Return repository, commit and path (decoded, perhaps empty) of an ``hf://`` URL; ``None`` for any other."""
+    if not (match := re.fullmatch(_HUB, url)):
+        return None
+    from urllib.parse import unquote
+
+    return match[1], match[2], unquote(match[3] or "")
+
+
+def hub_page(url: str) -> str:
+    """Return the address of the repository that an ``hf://`` URL names, for a person; empty for any other URL."""
+    match = re.fullmatch(_HUB, url)
+    return f"{hub_endpoint()}/{match[1]}" if match else ""
+
+
+def hub_endpoint() -> str:
+    """Return the Hub's address: ``HF_ENDPOINT``, or https://huggingface.co."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
 def resolved_url(url: str, inner: str) -> str:
     """Return the URL to request for a mirror ``url``: of the file ``inner`` below it, or of itself if that is empty.
 
@@ -105,9 +165,8 @@ def resolved_url(url: str, inner: str) -> str:
     from urllib.parse import quote, unquote
 
     if match := re.fullmatch(_HUB, url):
-        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         path = "/".join(quote(part) for part in (unquote(match[3] or ""), inner) if part)
-        return f"{endpoint}/{match[1]}/resolve/{match[2]}/{path}"
+        return f"{hub_endpoint()}/{match[1]}/resolve/{match[2]}/{path}"
     if not inner:
         return url
     base, question, query = url.partition("?")  # a signed base keeps its query

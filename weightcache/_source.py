@@ -17,7 +17,11 @@ from abc import ABC, abstractmethod
 
 
 class SourceError(Exception):
-    """This mirror cannot give the file; the text says why."""
+    """This mirror cannot give the file; the text says why, and ``hint`` what the user can do, if anything."""
+
+    def __init__(self, reason: str, *, hint: str = "") -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class TransientError(SourceError):

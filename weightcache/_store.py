@@ -10,11 +10,10 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ._container import Writer
 from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
     from ._look import Layout
     from .manifest import Checkpoint, File
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 HASH_CHUNK = 1 << 20  # bytes; sha256 is as fast as with larger ones
 _HASH_THREADS = 4
 
@@ -38,25 +40,87 @@ def hash_file(path: str, check: Callable[[], None]) -> str | None:
         StorageError: It is there and cannot be read.
     """
     try:
-        if not os.path.isfile(path):
-            return None
-        digest, buffer = hashlib.sha256(), bytearray(HASH_CHUNK)
-        view = memoryview(buffer)
-        with open(path, "rb", buffering=0) as stream:
-            while count := stream.readinto(buffer):
-                digest.update(view[:count])
-                check()
+        return _read(path, lambda _: check()) if os.path.isfile(path) else None
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StorageError.of(error, "read", path) from None
+
+
+def copy(source: str, target: str, check: Callable[[], None]) -> str:
+    """Copy a file's bytes to ``target`` in a partial, durable; return the sha256 of what was copied.
+
+    Raises:
+        StorageError: ``source`` cannot be read, or ``target`` cannot be written.
+        VanishedError: Somebody swept the partial.
+    """
+
+    def write(chunk: memoryview) -> None:
+        rest = chunk
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except OSError as error:
+            raise StorageError.of(error, "write to", target) from None
+        check()
+
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except FileNotFoundError:
+        raise VanishedError(target) from None
+    except OSError as error:
+        raise StorageError.of(error, "write to", target) from None
+    try:
+        digest = _read(source, write)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            raise StorageError.of(error, "write to", target) from None
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError.of(error, "read", source) from None
+    finally:
+        os.close(descriptor)
+    return digest
+
+
+def _read(path: str, take: Callable[[memoryview], None]) -> str:
+    """Give a file's bytes to ``take``, chunk by chunk, and return their sha256."""
+    digest, buffer = hashlib.sha256(), bytearray(HASH_CHUNK)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0, opener=_without_blocking) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(view[:count])
+            take(view[:count])
     return digest.hexdigest()
+
+
+def _without_blocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a fifo that took a file's path has no writer to wait for
 
 
 def wrong_files(
     layout: Layout, wanted: Iterable[tuple[Checkpoint, File]], check: Callable[[], None]
 ) -> set[tuple[str, str]]:
     """Hash published files in parallel; return (checkpoint name, path) of each that is not what is declared."""
+
+    def right(item: tuple[Checkpoint, File], check: Callable[[], None]) -> bool:
+        checkpoint, file = item
+        path = layout.file(checkpoint, file)
+        if file.size is not None:
+            with suppress(OSError):
+                if os.stat(path).st_size != file.size:
+                    return False
+        return hash_file(path, check) == file.sha256
+
+    items = list(wanted)
+    found = in_parallel(right, items, check)
+    return {(c.name, f.path) for (c, f), ok in zip(items, found, strict=True) if not ok}
+
+
+def in_parallel(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], check: Callable[[], None]) -> list[R]:
+    """Do ``work``, which hashes, for each item. It must call what it is given often: that ends it where one failed."""
     stop = False
 
     def check_both() -> None:
@@ -64,19 +128,9 @@ def wrong_files(
         if stop:
             raise InterruptedError
 
-    def right(item: tuple[Checkpoint, File]) -> bool:
-        checkpoint, file = item
-        path = layout.file(checkpoint, file)
-        if file.size is not None:
-            with suppress(OSError):
-                if os.stat(path).st_size != file.size:
-                    return False
-        return hash_file(path, check_both) == file.sha256
-
-    items = list(wanted)
     with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="weightcache-hash") as pool:
         try:
-            return {(c.name, f.path) for (c, f), ok in zip(items, pool.map(right, items), strict=True) if not ok}
+            return list(pool.map(lambda item: work(item, check_both), items))
         except BaseException:
             stop = True  # else leaving the pool would wait until gigabytes are hashed
             raise
@@ -104,6 +158,16 @@ def make_root(layout: Layout) -> None:
 def is_read_only(layout: Layout) -> bool:
     """Whether the root is there and may not be written to."""
     return os.path.isdir(layout.root) and not os.access(layout.root, os.W_OK)
+
+
+def refuse_read_only(layout: Layout, doing: str) -> None:
+    """Raise `StorageError` if what is to be done cannot be done here."""
+    if is_read_only(layout):
+        raise StorageError(
+            f"cannot {doing} {layout.root}: it is read-only here",
+            hint=f"{doing.partition(' ')[0]} from a container that mounts the Volume for writing",
+            path=layout.root,
+        )
 
 
 def publish(layout: Layout, checkpoint: Checkpoint, file: File, source: str) -> None:
@@ -148,16 +212,16 @@ def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None
         try:
             os.link(source, target)
         except OSError:
-            shutil.copyfile(source, target)
-            with open(target, "rb+") as stream:
-                os.fsync(stream.fileno())
-        if hash_file(target, check) == sha256:
+            found: str | None = copy(source, target, check)
+        else:
+            found = hash_file(target, check)
+        if found == sha256:
             return True
-    except (OSError, shutil.Error) as error:
+    except StorageError as error:
         with suppress(OSError):
             os.unlink(target)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise StorageError.of(error, "copy to", target) from None
+            raise
         return False
     with suppress(OSError):
         os.unlink(target)

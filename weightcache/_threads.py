@@ -157,6 +157,7 @@ class Connection(threading.Thread):
         body = shared.client.open(
             task.mirror.url,
             auth=transfer.job.checkpoint.auth,
+            hub=task.mirror.hub,
             start=start,
             end=end,
             size=transfer.job.file.size,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ._lock import exclusive
 from ._look import receipted_files, receipted_places
 from ._partial import stale_partials, sweep
-from ._store import is_read_only, wrong_files
+from ._store import refuse_read_only, wrong_files
 from ._volume import VolumeCalls
 from .errors import StorageError, VolumeError
 
@@ -81,12 +81,7 @@ def prune_places(
         places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest in dict.fromkeys(doomed + begun)]
         if dry_run:
             return [*places, *map(Path, stale_partials(layout))]
-        if is_read_only(layout):
-            raise StorageError(
-                f"cannot prune {layout.root}: it is read-only here",
-                hint="prune from a container that mounts the Volume for writing",
-                path=layout.root,
-            )
+        refuse_read_only(layout, "prune")
         swept = [Path(path) for path in sweep(layout, set())]
         if places or swept:
             calls.about_to_write()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ._container import note_path
 from ._lock import reload_gate
+from ._rules import MODAL_VOLUMES
 from .errors import StorageError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("weightcache")
 
 BACKOFF = (0.5, 2.0)  # seconds before the second and the third try
-
-MODAL_VOLUMES = "/__modal/volumes/"  # what a mount path resolves to in a container (modal/volume.py, 1.6)
 
 
 class Volume(Protocol):

@@ -199,7 +199,7 @@ class LockTimeoutError(WeightCacheError, TimeoutError):
 
 
 class StorageError(WeightCacheError, OSError):
-    """The root cannot be used: disk full, no permission, not a directory.
+    """The root cannot be used (disk full, no permission, not a directory), or what is to be published cannot be read.
 
     Attributes:
         path: What could not be used.
@@ -222,6 +222,8 @@ class StorageError(WeightCacheError, OSError):
             errno.EACCES: "give this user write permission to the root",
             errno.ENOTDIR: "root must be a directory",
         }
+        if doing == "read":
+            hints |= {errno.EACCES: "let this user read it", errno.ENOENT: "give the path of something that is there"}
         hints[errno.EDQUOT], hints[errno.EPERM] = hints[errno.ENOSPC], hints[errno.EACCES]
         hint = hints.get(error.errno or 0, "see the operating system's message; nothing wrong was published")
         wrapped = cls(f"cannot {doing} {path}: {what}", hint=hint, path=path)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 
 from ._rules import (
+    MOVES,
     auth_problem,
     clashes,
     digest_problem,
@@ -17,13 +18,14 @@ from ._rules import (
     name_problem,
     path_problem,
     url_problem,
+    variables,
 )
 from ._value import Value
 from .errors import ManifestError, UnknownCheckpointError
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from typing import Any, TypeAlias
 
     ManifestSource: TypeAlias = "Manifest | Mapping[str, Any] | str | os.PathLike[str]"
@@ -87,16 +89,44 @@ class Checkpoint(Value):
             digest = hashlib.sha256(listing.encode()).hexdigest()
         self._set(name=name, urls=urls, files=files, is_directory=is_directory, auth=auth, digest=digest)
 
+    def __str__(self) -> str:
+        """Its entry in a ``weights.toml``, as `Manifest.load` reads it, without a newline at the end."""
+        key = f"checkpoints.{_quoted(self.name) if '.' in self.name else self.name}"
+        lines = [f"[{key}]", f"urls = [{', '.join(map(_quoted, self.urls))}]"]
+        if self.auth:
+            lines.append(f"auth = {_quoted(self.auth)}")
+        if self.is_directory:
+            lines.append(f"[{key}.files]")
+        for file in self.files:
+            pins = [f'sha256 = "{file.sha256}"', *([] if file.size is None else [f"size = {file.size}"])]
+            if self.is_directory:
+                lines.append(f"{_quoted(file.path)} = {{ {', '.join(pins)} }}")
+            else:
+                lines += [f"file = {_quoted(file.path)}", *pins]
+        return "\n".join(lines)
+
     @property
     def version(self) -> str:
         """The first 16 digits of `digest`: the directory of this version in the root."""
         return self.digest[:16]
 
     @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables that its ``auth`` and its URLs name; a download needs them."""
+        named = [variable for url in self.urls for variable in variables(url)]
+        return tuple(dict.fromkeys([self.auth, *named] if self.auth else named))
+
+    @property
     def size(self) -> int | None:
         """Declared bytes in all, or ``None`` if any file's size is not declared."""
         sizes = [file.size for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets DEL stand, TOML does not
 
 
 class Manifest(Value):
@@ -112,8 +142,8 @@ class Manifest(Value):
     checkpoints: tuple[Checkpoint, ...]
     source: str
 
-    def __init__(self, checkpoints: tuple[Checkpoint, ...], source: str = "manifest") -> None:
-        self._set(checkpoints=checkpoints, source=source)
+    def __init__(self, checkpoints: Iterable[Checkpoint], source: str = "manifest") -> None:
+        self._set(checkpoints=tuple(checkpoints), source=source)
 
     @classmethod
     def load(cls, source: ManifestSource) -> Manifest:
@@ -182,7 +212,21 @@ def _read_toml(path: str) -> Mapping[str, Any]:
 
 
 class _Problems(list[str]):
-    """All problems found so far; each call reads one value and notes what is wrong with it."""
+    """All problems found so far; each call reads one value and notes what is wrong with it.
+
+    Attributes:
+        entry: Name of the checkpoint that is being read.
+        unpinned: For each checkpoint that `weightcache pin` could complete, how many problems that would solve.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entry = ""
+        self.unpinned: dict[str, int] = {}
+
+    def add_unpinned(self, where: str, what: str) -> None:
+        self.add(where, what)
+        self.unpinned[self.entry] = self.unpinned.get(self.entry, 0) + 1
 
     def add(self, where: str, what: str) -> None:
         self.append(f"{where}: {what}" if where else what)
@@ -207,7 +251,7 @@ class _Problems(list[str]):
 
     def sha256(self, value: object, where: str) -> str:
         if value is None:
-            self.add(where, "is missing: a checkpoint is pinned; `sha256sum FILE` computes it")
+            self.add_unpinned(where, "is missing: a checkpoint is pinned; `weightcache pin` or `sha256sum` computes it")
         elif (text := self.string(value, where)) is not None:
             if not (problem := digest_problem(text)):
                 return text
@@ -252,14 +296,30 @@ def _parse(data: Mapping[str, Any], source: str) -> Manifest:
     for first, second in clashes(list(entries)):
         problems.add(f"checkpoints.{second}", f"differs from checkpoints.{first} only in case: one place for two")
     if problems:
-        raise ManifestError(source, problems)
+        raise _refusal(source, problems, isinstance(data, dict) and source != "manifest")
     return Manifest(checkpoints, source)
+
+
+def _refusal(source: str, problems: _Problems, is_file: bool) -> ManifestError:
+    error = ManifestError(source, problems)
+    if problems.unpinned:
+        import shlex
+
+        names = " ".join(problems.unpinned)
+        command = f"`weightcache pin {names} -m {shlex.quote(source) if is_file else 'FILE'}`"
+        others = len(problems) > sum(problems.unpinned.values())
+        error.hint = (
+            f"{'mend the other lines named above, and then ' if others else ''}run {command}"
+            f"{'' if is_file else ' on a weights.toml that says the same'}, which finds out and writes what lacks"
+        )
+    return error
 
 
 def _checkpoint(name: str, entry: object, problems: _Problems) -> Checkpoint:
     where = f"checkpoints.{name!r:.120}" if (problem := name_problem(name)) else f"checkpoints.{name}"
     if problem:
         problems.add(where, problem)
+    problems.entry = name
     table = problems.table(entry, where, ("urls", "sha256", "size", "file", "files", "auth"))
     is_directory = "files" in table
     urls = _urls(table.get("urls"), f"{where}.urls", problems, directory=is_directory)
@@ -300,7 +360,7 @@ def _urls(value: object, where: str, problems: _Problems, *, directory: bool) ->
         if url is None:
             continue
         if problem := url_problem(url, directory=directory):
-            problems.add(f"{where}[{index}]", problem)
+            (problems.add_unpinned if problem == MOVES else problems.add)(f"{where}[{index}]", problem)
         elif url in urls:
             problems.add(f"{where}[{index}]", f"repeats {where}[{urls.index(url)}]")
         urls.append(url)

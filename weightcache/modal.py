@@ -17,7 +17,6 @@ before `WeightVolume.ensure`, and a container reads the manifest from where `Wei
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -215,25 +214,7 @@ def add_manifest(image: modal.Image, manifest: ManifestSource, place: str) -> mo
 
 def to_toml(manifest: Manifest) -> str:
     """Write ``manifest`` as `Manifest.load` reads it."""
-    lines = ["version = 1"]
-    for checkpoint in manifest:
-        lines += ["", f"[checkpoints.{_quoted(checkpoint.name)}]"]
-        lines.append(f"urls = [{', '.join(map(_quoted, checkpoint.urls))}]")
-        if checkpoint.auth:
-            lines.append(f"auth = {_quoted(checkpoint.auth)}")
-        if checkpoint.is_directory:
-            lines.append(f"[checkpoints.{_quoted(checkpoint.name)}.files]")
-        for file in checkpoint.files:
-            pins = [f'sha256 = "{file.sha256}"', *([] if file.size is None else [f"size = {file.size}"])]
-            if checkpoint.is_directory:
-                lines.append(f"{_quoted(file.path)} = {{ {', '.join(pins)} }}")
-            else:
-                lines += [f"file = {_quoted(file.path)}", *pins]
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets DEL stand, TOML does not
+    return "\n\n".join(["version = 1", *map(str, manifest)]) + "\n"
 
 
 def _find(path: str, caller: Any) -> str:

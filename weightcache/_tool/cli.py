@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import weightcache
-from weightcache._tool import doctor, remote
+from weightcache._tool import add, doctor, pin, publish, remote
 from weightcache.errors import (
     DownloadError,
     LockTimeoutError,
@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, summary: str, *, names: bool = True) -> argparse.ArgumentParser:
+    def verb(name: str, summary: str, *, names: bool = True, manifest: bool = True) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
             name,
             help=summary,
@@ -95,14 +95,15 @@ def build_parser() -> argparse.ArgumentParser:
             )
         several = {"action": "append"} if name == "prune" else {}
         default = None if name == "prune" else "weights.toml"
-        sub.add_argument(
-            "-m",
-            "--manifest",
-            metavar="FILE",
-            default=default,
-            **several,  # type: ignore[arg-type]
-            help="the manifest (default: ./weights.toml)" + ("; give every one that is in use" if several else ""),
-        )
+        if manifest:
+            sub.add_argument(
+                "-m",
+                "--manifest",
+                metavar="FILE",
+                default=default,
+                **several,  # type: ignore[arg-type]
+                help="the manifest (default: ./weights.toml)" + ("; give every one that is in use" if several else ""),
+            )
         sub.add_argument(
             "--root",
             metavar="DIR",
@@ -135,8 +136,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="spare what was verified more recently (default: 3600)",
     )
+    add.add_arguments(verb("add", "declare a checkpoint: find out its digests, and append it pinned", names=False))
+    pin.add_arguments(verb("pin", "complete what lacks a digest, size, commit or list of files"))
     push = verb("push", "upload to a Volume what this root has, verified before and in the published layout")
     push.add_argument("--yes", action="store_true", help="do not ask, however much it is")
+    made = verb(
+        "publish", "copy weights that were made here into the root; print their entry", manifest=False, names=False
+    )
+    publish.add_arguments(made)
     verb("doctor", "look for what goes wrong in practice: root, disk, locks, tokens, weights in the image", names=False)
     return parser
 
@@ -154,9 +161,9 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
         parser.error(problem)
     on_volume = getattr(options, "volume", None) is not None and options.verb != "push"
     options.root = options.root or os.environ.get("WEIGHTCACHE_ROOT")
-    if not options.root and not on_volume:
+    if not options.root and not on_volume and options.verb not in ("add", "pin"):
         parser.error("no root: give --root DIR or set WEIGHTCACHE_ROOT")
-    options.manifest = options.manifest or ["weights.toml"]
+    options.manifest = getattr(options, "manifest", None) or ["weights.toml"]
     options.mounted = mounted
     try:
         there = on_volume and options.verb in remote.VERBS
@@ -276,6 +283,45 @@ def _push(options: argparse.Namespace) -> int:
     else:
         _print_table([[row["name"], row["outcome"], f"{row['bytes'] / 1e6:.1f} MB", row["path"]] for row in rows])
     return 0 if all(row["outcome"] != "missing" for row in rows) else 1
+
+
+def _add(options: argparse.Namespace) -> int:
+    _show_pins(add.add(options), options)
+    return 0
+
+
+def _pin(options: argparse.Namespace) -> int:
+    rows, code = pin.pin(options)
+    if not (options.check or options.check_upstream):
+        _show_pins(rows, options)
+    elif options.json:
+        _print_json(rows)
+    else:
+        findings = [(row["name"], each) for row in rows for each in row.get("unpinned") or row.get("moved") or ()]
+        _print_table(
+            [["WARN", name, text] for name, text in findings]
+            or [["ok", "nothing moved" if options.check_upstream else "everything is pinned"]]
+        )
+    return code
+
+
+def _show_pins(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    if options.json:
+        _print_json(rows)
+        return
+    if options.print:
+        print("\n".join(row["entry"] for row in rows if row["changed"] or options.verb == "add"), end="")
+    where = sys.stderr if options.print else sys.stdout
+    done = "pinned" if options.print else f"{'added to' if options.verb == 'add' else 'pinned in'} {options.manifest}"
+    for row in rows:
+        print(f"{row['name']}: {done if row['changed'] else 'was pinned already'}", file=where)
+        for path, file in row["files"].items():
+            size = "unknown length" if file["size"] is None else f"{file['size']:,} bytes"
+            print(f"  {path}  {size}  {file['sha256']}\n    {file['from']}", file=where)
+
+
+def _publish(options: argparse.Namespace) -> int:
+    return publish.publish(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

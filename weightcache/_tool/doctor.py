@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from weightcache._container import note_path
 from weightcache._look import Layout, look
+from weightcache._rules import MODAL_VOLUMES
 from weightcache._tool import remote
-from weightcache._volume import MODAL_VOLUMES
 from weightcache.errors import WeightCacheError
 from weightcache.manifest import Manifest
 
@@ -110,8 +110,8 @@ def _locks(layout: Layout) -> Finding:
 
 
 def _tokens(manifest: Manifest) -> Iterator[Finding]:
-    for variable in sorted({checkpoint.auth for checkpoint in manifest if checkpoint.auth}):
-        users = ", ".join(checkpoint.name for checkpoint in manifest if checkpoint.auth == variable)
+    for variable in sorted({variable for checkpoint in manifest for variable in checkpoint.variables}):
+        users = ", ".join(checkpoint.name for checkpoint in manifest if variable in checkpoint.variables)
         there = bool(os.environ.get(variable, "").strip())
         text = f"{variable} is set" if there else f"{variable} is not set, and {users} needs it (on Modal: a Secret)"
         yield Finding("token", there, text, 3)

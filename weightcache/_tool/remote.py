@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     manifests = [Manifest.load(source) for source in sources]
     names = getattr(options, "names", None) or None
     secrets = getattr(options, "secret", None) or []
-    variables = sorted({each.auth for each in manifests[0].select(names) if each.auth})
+    variables = sorted({variable for each in manifests[0].select(names) for variable in each.variables})
     if options.verb == "ensure" and variables and not secrets:
         print(f"weightcache: no --secret is given, and the manifest names {', '.join(variables)}", file=sys.stderr)
     volume = connect(options)

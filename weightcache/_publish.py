@@ -1,0 +1,197 @@
+"""`publish`: weights that were made here get the place, receipt and commits that a download gets.
+
+Two passes. The first hashes what is to be published, so that its digest is known, and with it its place: what is there
+already is then a hit, and nothing is written. The second is a cold `ensure` that copies instead of fetching, and the
+hash that it computes on the way judges what was copied. A single pass would read only once, but write everything to a
+Volume before anybody knew that it was there already.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _store
+from ._bring import changed_while_read
+from ._cancel import Cancel
+from ._fill import fill
+from ._lock import exclusive
+from ._look import weights_if_ready
+from ._progress import make_progress
+from ._volume import VolumeCalls
+from .errors import ManifestError, StorageError, VolumeError
+from .manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ._lock import Holder
+    from ._look import Layout
+    from ._volume import Volume
+    from .manifest import Checkpoint
+
+WAIT = 300.0  # seconds without progress of another one in this container, as `ensure` has it
+
+OURS = ".weightcache"  # in a directory that is itself a root
+UNKNOWN = "0" * 64  # stands for a digest while only the names are checked
+
+
+def publish_path(
+    path: str | os.PathLike[str], name: str, layout: Layout, volume: Volume | None, *, link: bool = False
+) -> Checkpoint:
+    """See `weightcache.publish`, and `Bringer` for ``link``."""
+    top = _absolute(path, name, layout)
+    calls = VolumeCalls(layout.root, volume)
+    # Under the lock: it may lie on the Volume itself, where nothing may be open while another process commits.
+    with exclusive(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
+        checkpoint, own = hashed(top, name, holder)
+        ready = weights_if_ready(layout, [checkpoint]) is not None
+        if ready and calls.unpushed() and not calls.commit():  # as the last call may have left it
+            raise _not_committed(layout, checkpoint, calls.warnings[-1])
+    if not ready:
+        _store.refuse_read_only(layout, "publish to")
+        report = fill(
+            layout,
+            [checkpoint],
+            volume=volume,
+            lease=None,
+            offline=True,
+            rehash=False,
+            wait=WAIT,
+            progress=None,
+            cancel=Cancel(),
+            own=own,
+            link=link,
+        ).report
+        if report.committed is False:
+            raise _not_committed(layout, checkpoint, report.warnings[-1])
+    return checkpoint
+
+
+def _not_committed(layout: Layout, checkpoint: Checkpoint, why: str) -> VolumeError:
+    return VolumeError(
+        f"{checkpoint.name} is at {layout.published(checkpoint)}, but perhaps in this container only: {why}",
+        hint="close what is open on the volume, and call publish again before the container ends; "
+        "nothing is copied a second time",
+        operation="commit",
+    )
+
+
+def _absolute(path: str | os.PathLike[str], name: str, layout: Layout) -> str:
+    given: object = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(given, str):
+        raise TypeError(f"path must be a path, not {type(path).__name__}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, not {type(name).__name__}")
+    if not given or "\0" in given:
+        raise ValueError(f"path must be the path of a file or a directory, got {given!r}")
+    top = os.path.abspath(os.path.expanduser(given))
+    real, root, home = (os.path.realpath(each) for each in (top, layout.root, layout.home))
+    if os.path.commonpath([real, root]) == real:
+        raise ValueError(f"{top} holds the root {layout.root} itself; publish what lies beside or below it")
+    if os.path.commonpath([real, home]) == home:
+        raise ValueError(f"{top} lies in {layout.home}, where nothing is verified yet")
+    return top
+
+
+class _Found(NamedTuple):
+    """A file to be published, and by what it is seen that somebody writes to it."""
+
+    path: str
+    device: int
+    inode: int
+    size: int  # bytes
+    modified: int  # nanoseconds
+
+
+def hashed(top: str, name: str, holder: Holder | None = None) -> tuple[Checkpoint, dict[str, str]]:
+    """Return what checkpoint lies at ``top``, and where each of its digests is. ``holder`` shows it to who waits.
+
+    Raises:
+        ManifestError: A name is against the rules, or something is no file.
+        StorageError: It cannot be read, or changed meanwhile.
+    """
+    found = _survey(top, name)
+    if holder is not None:
+        holder.begin("hashing what is to be published", sum(file.size for file in found.values()))
+
+    def sha256(file: _Found, check: Callable[[], None]) -> str:
+        if (digest := _store.hash_file(file.path, check)) is None:
+            raise changed_while_read(file.path)
+        return digest
+
+    def tick() -> None:
+        if holder is not None:
+            holder.advance(_store.HASH_CHUNK)
+
+    digests = _store.in_parallel(sha256, list(found.values()), tick)
+    then = _survey(top, name)
+    if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
+        raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
+    pins = {inner: (digest, found[inner].size) for inner, digest in zip(found, digests, strict=True)}
+    own = {digest: found[inner].path for inner, (digest, _) in pins.items()}
+    return _declared(name, pins, is_directory=os.path.isdir(top)), own
+
+
+def _declared(name: str, pins: Mapping[str, tuple[str, int]], *, is_directory: bool) -> Checkpoint:
+    """Return the checkpoint as a manifest would declare it, by the manifest's own rules."""
+    files = {inner: {"sha256": digest, "size": size} for inner, (digest, size) in pins.items()}
+    entry: dict[str, object] = {"urls": [], "files": files}
+    if not is_directory:
+        [(inner, pin)] = files.items()
+        entry = {"urls": [], "file": inner, **pin}
+    return Manifest.load({"checkpoints": {name: entry}})[name]
+
+
+def _survey(top: str, name: str) -> dict[str, _Found]:
+    """Return every file to be published, by its path in the checkpoint.
+
+    Raises:
+        ManifestError: All that speaks against it, before anything is hashed.
+        StorageError: It is not there, or cannot be looked at.
+    """
+    found: dict[str, _Found] = {}
+    problems: list[str] = []
+    is_directory = os.path.isdir(top)
+    try:
+        for path in _entries(top) if is_directory else [top]:
+            inner = os.path.relpath(path, top) if is_directory else os.path.basename(top)
+            leads_nowhere = path != top and os.path.islink(path) and not os.path.exists(path)
+            seen = os.lstat(path) if leads_nowhere else os.stat(path)
+            found[inner] = _Found(path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+            if problem := _problem(path, seen):
+                problems.append(f"{inner!r:.120} {problem}")
+    except OSError as error:
+        raise StorageError.of(error, "read", error.filename or top) from None
+    try:
+        _declared(name, {inner: (UNKNOWN, file.size) for inner, file in found.items()}, is_directory=is_directory)
+    except ManifestError as error:
+        problems += error.problems
+    if problems:
+        refused = ManifestError(top, problems)
+        refused.hint = "rename or remove what is named above, or choose another name; nothing was published"
+        raise refused
+    return found
+
+
+def _entries(top: str) -> Iterator[str]:
+    """Yield every path below ``top`` but that of a directory: those are not kept."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(top, onerror=fail):
+        kept = {each for each in folders if each != OURS and not os.path.islink(os.path.join(folder, each))}
+        yield from (os.path.join(folder, each) for each in [*folders, *names] if each not in kept)
+        folders[:] = kept
+
+
+def _problem(path: str, seen: os.stat_result) -> str | None:
+    if stat.S_ISLNK(seen.st_mode):
+        return "is a link that leads nowhere"
+    if os.path.islink(path) and stat.S_ISDIR(seen.st_mode):
+        return "is a link to a directory, which may lead back; put the directory itself there"
+    if stat.S_ISDIR(seen.st_mode):
+        return "is what a root keeps for itself; publish one of its places instead"
+    return None if stat.S_ISREG(seen.st_mode) else "is no regular file"

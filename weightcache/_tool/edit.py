@@ -1,0 +1,215 @@
+"""Changing a manifest and nothing else in it: comments, order and layout are the user's."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from weightcache.errors import ManifestError, StorageError
+from weightcache.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from weightcache.manifest import Checkpoint, File
+
+NEW = "version = 1\n"
+
+
+class ManifestFile:
+    """The text of a manifest, to be changed and written back.
+
+    Attributes:
+        path: The file, behind any link: a link to it stays one.
+        raw: What it says, as plain data; empty if there is no such file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.realpath(os.path.expanduser(path))
+        self._shown = path
+        self._before: bytes | None = None
+        try:
+            with open(self.path, "rb") as stream:
+                self._before = stream.read()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ManifestError(path, [f"cannot be read: {error.strerror or error}"]) from None
+        self.raw: Mapping[str, Any] = _parsed(self.text, path)
+
+    @property
+    def exists(self) -> bool:
+        return self._before is not None
+
+    @property
+    def text(self) -> str:
+        try:
+            return (self._before or b"").decode()
+        except UnicodeDecodeError as error:
+            raise ManifestError(self._shown, [f"is not UTF-8: byte {error.start} ({error.reason})"]) from None
+
+    def add(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Write entries to the end.
+
+        Raises:
+            ManifestError: Its layout does not allow it.
+            StorageError: It cannot be written, or somebody else changed it meanwhile.
+        """
+        before = _with_newlines(self.text) if self.text.strip() else NEW
+        text = before if before.endswith("\n") else f"{before}\n"
+        text += "".join(f"\n{checkpoint}\n" for checkpoint in checkpoints)
+        self._write(text, checkpoints)
+
+    def complete(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Write what their entries lack into them. The errors are those of `add`."""
+        import tomlkit
+
+        document: Any = tomlkit.parse(_with_newlines(self.text))
+        for checkpoint in checkpoints:
+            _complete(document["checkpoints"][checkpoint.name], checkpoint)
+        self._write(tomlkit.dumps(document), checkpoints)
+
+    def _write(self, text: str, changed: Sequence[Checkpoint]) -> None:
+        after = _parsed(text, self._shown, "cannot be changed so that it stays TOML")
+        names = [checkpoint.name for checkpoint in changed]
+        kept = {name: entry for name, entry in after.get("checkpoints", {}).items() if name not in names}
+        said = {name: after.get("checkpoints", {}).get(name) for name in names}
+        others = {name: entry for name, entry in self.raw.get("checkpoints", {}).items() if name not in names}
+        rest = {key: value for key, value in after.items() if key != "checkpoints"}
+        was = {key: value for key, value in self.raw.items() if key != "checkpoints"}
+        right = tuple(Manifest.load({"checkpoints": said})) == tuple(changed) if all(said.values()) else False
+        if kept != others or (self.exists and self.text.strip() and rest != was) or not right:
+            raise ManifestError(
+                self._shown,
+                ["its layout does not allow the change; write each checkpoint as a table [checkpoints.NAME]"],
+            )
+        if "\r\n" in self.text and "\n" not in self.text.replace("\r\n", ""):
+            text = text.replace("\n", "\r\n")
+        self._replace(text.encode())
+
+    def _replace(self, data: bytes) -> None:
+        """Put the new text in place at once: whoever reads it sees the old one or the new one."""
+        temporary = ""
+        try:
+            descriptor, temporary = tempfile.mkstemp(prefix=".weights-", dir=os.path.dirname(self.path))
+            with open(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, _mode(self.path))
+            if self._now() != self._before:
+                raise StorageError(
+                    f"{self._shown} was changed by somebody else meanwhile; it was left alone",
+                    hint="run the command again",
+                    path=self.path,
+                )
+            os.replace(temporary, self.path)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary)
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError.of(error, "write", self.path) from None
+
+    def _now(self) -> bytes | None:
+        try:
+            with open(self.path, "rb") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode & 0o7777
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def _with_newlines(text: str) -> str:
+    """Return it with the line ends that tomlkit writes; `_write` brings back those of a file from Windows."""
+    return text.replace("\r\n", "\n")
+
+
+def _parsed(text: str, source: str, otherwise: str = "is not TOML") -> Mapping[str, Any]:
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)  # type: ignore[no-any-return,unused-ignore]
+    except tomllib.TOMLDecodeError as error:
+        raise ManifestError(source, [f"{otherwise}: {error}"]) from None
+    except RecursionError:
+        raise ManifestError(source, ["is nested too deeply to be a manifest"]) from None
+
+
+def _complete(table: Any, checkpoint: Checkpoint) -> None:
+    import tomlkit
+
+    for index, url in enumerate(checkpoint.urls):
+        if table["urls"][index] != url:
+            table["urls"][index] = url
+    if not checkpoint.is_directory:
+        _pin(table, checkpoint.files[0])
+        return
+    if "files" not in table:
+        _set(table, "files", _files(table, checkpoint))
+        return
+    for file in checkpoint.files:
+        given = table["files"].get(file.path)
+        if given is not None and not isinstance(given, tomlkit.items.InlineTable):
+            _pin(given, file)
+        elif given is None or (file.sha256, file.size) != (given.get("sha256"), given.get("size")):
+            _set(table["files"], file.path, _inline(file, given))
+
+
+def _files(table: Any, checkpoint: Checkpoint) -> Any:
+    import tomlkit
+
+    files: Any = tomlkit.inline_table() if isinstance(table, tomlkit.items.InlineTable) else tomlkit.table()
+    for file in checkpoint.files:
+        files.append(file.path, _inline(file))
+    return files
+
+
+def _inline(file: File, instead_of: Any = None) -> Any:
+    """Return a file's pins; what stands around the entry that they take the place of stays."""
+    import tomlkit
+
+    size = "" if file.size is None else f", size = {file.size}"
+    made = tomlkit.parse(f'x = {{ sha256 = "{file.sha256}"{size} }}\n')["x"]
+    if instead_of is not None:
+        made.trivia.comment_ws, made.trivia.comment = instead_of.trivia.comment_ws, instead_of.trivia.comment
+        made.trivia.trail = instead_of.trivia.trail
+    return made
+
+
+def _pin(table: Any, file: File) -> None:
+    if "sha256" not in table:
+        _set(table, "sha256", file.sha256)
+    if "size" not in table and file.size is not None:
+        _set(table, "size", file.size)
+
+
+def _set(table: Any, key: str, value: Any) -> None:
+    """Set a key after the last one of a table.
+
+    What follows that one up to the next header, tomlkit counts to this table: it would add the key below the comment
+    that is about the next checkpoint.
+    """
+    import tomlkit
+
+    if isinstance(table, tomlkit.items.InlineTable):
+        table[key] = value
+        return
+    body = table.value.body
+    keys = [index for index, (name, _) in enumerate(body) if name is not None]
+    after = body[keys[-1] + 1 :] if keys else []
+    del body[len(body) - len(after) :]
+    table[key] = value
+    body += after

@@ -1,0 +1,209 @@
+"""Reading what no digest is known of yet: one stream, hashed as it comes, so that it can be pinned.
+
+It is not the engine of `ensure`. That one asks for parts on many connections and lets the digest judge what they make;
+here there is nothing to judge by, so the bytes of two answers are joined only where a strong ETag says that they are of
+one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from weightcache import _fetch
+from weightcache._cancel import Cancel
+from weightcache._http import Client
+from weightcache._rules import hub_page, resolved_url
+from weightcache._source import RangeError, SourceError, TransientError
+from weightcache.errors import Attempt, DownloadError, StorageError, redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
+
+    from weightcache._source import Body
+
+CHUNK = 1 << 20  # bytes
+
+
+class Measured(NamedTuple):
+    """What a mirror delivered.
+
+    Attributes:
+        sha256: Digest of its bytes.
+        size: How many there were.
+        git_id: What Git calls a file of these bytes; empty if the mirror did not announce their number, and so
+            perhaps broke off before the end.
+    """
+
+    sha256: str
+    size: int
+    git_id: str
+
+
+class Reader:
+    """Asks mirrors for files of which no digest is known.
+
+    Args:
+        urls: Mirrors of one checkpoint, in order of preference; ``hf://`` ones name a commit.
+        auth: Name of the environment variable that holds its token, or ``None``.
+        name: Name of the checkpoint, for messages.
+    """
+
+    def __init__(self, urls: list[str], auth: str | None, name: str) -> None:
+        self._urls, self._auth, self._name = urls, auth, name
+        self._cancel = Cancel()
+        self._client = Client(self._cancel, connections=1)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def measure(self, inner: str, keep: str | None, advance: Callable[[int], None]) -> tuple[Measured, str]:
+        """Read a file to its end; return what it is, and the mirror that gave it.
+
+        Args:
+            inner: Path of the file below each URL, or empty if the URLs name it themselves.
+            keep: Where its bytes are written, or ``None``.
+            advance: Called with the bytes that came; negative if they must come again.
+
+        Raises:
+            DownloadError: No mirror gave it.
+            StorageError: It cannot be written.
+        """
+        attempts = []
+        hint = ""
+        for url in self._urls:
+            try:
+                with _written(keep) as stream:
+                    return self._read(url, inner, stream, advance), redacted(resolved_url(url, inner))
+            except SourceError as error:
+                attempts.append(Attempt(redacted(resolved_url(url, inner)), str(error), 1))
+                hint = hint or error.hint
+        raise self.failed(inner, attempts, hint)
+
+    def failed(self, inner: str, attempts: list[Attempt], hint: str) -> DownloadError:
+        """Return the error of a file that no mirror gave."""
+        what = inner or "its file"
+        lines = "".join(f"\n  {each.url}: {each.reason}" for each in attempts) or "\n  it declares no URL"
+        return DownloadError(
+            f"checkpoint {self._name}: {what} cannot be pinned, no mirror delivered it{lines}",
+            hint=hint or "nothing was changed; look at the URL, or try again",
+            checkpoint=self._name,
+            file=inner,
+            attempts=tuple(attempts),
+        )
+
+    def size(self, url: str, inner: str) -> int | None:
+        """Ask one mirror how long a file is; ``None`` if it does not say.
+
+        Raises:
+            SourceError: It does not give the file at all.
+        """
+        try:
+            with closing(self._open(url, inner, 0, 1, None)) as body:
+                return body.total
+        except RangeError:  # an empty file has no first byte
+            with closing(self._open(url, inner, 0, None, None)) as body:
+                return body.total
+
+    def _open(self, url: str, inner: str, start: int, end: int | None, validator: str | None) -> Body:
+        return self._client.open(
+            resolved_url(url, inner),
+            auth=self._auth,
+            hub=hub_page(url),
+            start=start,
+            end=end,
+            size=None,
+            validator=validator,
+        )
+
+    def _read(self, url: str, inner: str, stream: BinaryIO | None, advance: Callable[[int], None]) -> Measured:
+        retries = _fetch.RETRIES
+        failures, furthest, so_far = 0, 0, _SoFar(stream, advance)
+        while True:
+            try:
+                with closing(self._open(url, inner, so_far.size, None, so_far.validator)) as body:
+                    return so_far.take(body)
+            except RangeError:
+                so_far.forget()
+            except TransientError as error:
+                failures = 1 if so_far.size > furthest else failures + 1
+                furthest = max(furthest, so_far.size)
+                if failures >= retries.tries or error.after > retries.retry_after:
+                    raise
+                if so_far.validator is None:
+                    so_far.forget()
+                backoff = random.uniform(0, min(retries.cap, retries.base * 2**failures))  # noqa: S311 (no secret)
+                self._cancel.sleep(max(error.after, backoff))
+
+
+class _SoFar:
+    """The bytes of one file as far as they came."""
+
+    def __init__(self, stream: BinaryIO | None, advance: Callable[[int], None]) -> None:
+        self._stream, self._advance = stream, advance
+        self._buffer = bytearray(CHUNK)
+        self.size = 0
+        self.validator: str | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin again."""
+        self._advance(-self.size)
+        self.size, self.validator = 0, None
+        self._sha256 = hashlib.sha256()
+        self._git = hashlib.sha1(usedforsecurity=False)
+        if self._stream is not None:
+            self._stream.seek(0)
+            self._stream.truncate()
+
+    def take(self, body: Body) -> Measured:
+        """Read a body to its end.
+
+        Raises:
+            TransientError: It broke off.
+            StorageError: The disk is full.
+        """
+        if body.offset != self.size:
+            self.forget()  # it changed, or is given whole only
+        self.validator = body.validator
+        if not self.size:
+            self._git.update(f"blob {body.total}\0".encode())  # how Git names a file: by a digest over its length, too
+        view = memoryview(self._buffer)
+        while count := body.read_into(view):
+            self._sha256.update(view[:count])
+            self._git.update(view[:count])
+            self._keep(view[:count])
+            self.size += count
+            self._advance(count)
+        if body.total is not None and self.size != body.total:
+            raise TransientError(f"the connection broke off after {self.size} of {body.total} bytes")
+        git_id = "" if body.total is None else self._git.hexdigest()
+        return Measured(self._sha256.hexdigest(), self.size, git_id)
+
+    def _keep(self, data: memoryview) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.write(data)
+            except OSError as error:
+                raise StorageError.of(error, "write to", self._stream.name) from None
+
+
+@contextmanager
+def _written(path: str | None) -> Iterator[BinaryIO | None]:
+    if path is None:
+        yield None
+        return
+    try:
+        stream = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed below; only the opening is translated here)
+    except OSError as error:
+        raise StorageError.of(error, "write to", path) from None
+    with stream:
+        yield stream
+        try:
+            os.fsync(stream.fileno())
+        except OSError as error:
+            raise StorageError.of(error, "write to", path) from None

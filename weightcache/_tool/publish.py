@@ -1,0 +1,31 @@
+"""``weightcache publish``: what this machine made, into a root; prints the entry that declares it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import weightcache
+from weightcache._look import Layout
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a file, or a directory of files; it is copied")
+    parser.add_argument("name", metavar="NAME", help="what the checkpoint is to be called")
+
+
+def publish(options: argparse.Namespace) -> int:
+    checkpoint = weightcache.publish(options.path, name=options.name, root=options.root, volume=options.mounted)
+    path = Layout(options.root).published(checkpoint)
+    if options.json:
+        files = {file.path: {"sha256": file.sha256, "size": file.size} for file in checkpoint.files}
+        told = {"name": checkpoint.name, "path": path, "digest": checkpoint.digest, "files": files}
+        print(json.dumps({**told, "entry": f"{checkpoint}\n"}, indent=1))
+    else:
+        print(checkpoint)  # nothing else, so that `>> weights.toml` declares it
+        print(f"weightcache: {checkpoint.name} is at {path}", file=sys.stderr)
+    return 0
