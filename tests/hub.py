@@ -412,9 +412,7 @@ def isolated_client(home: Path) -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(("HF_", "HUGGING")) or name.lower().endswith("_proxy"):
                 patch.delenv(name)
-        patch.setenv(
-            "HF_HOME", str(home)
-        )  # for all that does read it later: our own search for a token, child processes
+        patch.setenv("HF_HOME", str(home))  # for whoever reads it later, as our own search for a token does
         for name, value in settings.items():
             patch.setattr(constants, name, value)
         close_session()  # one client serves the whole process, and has the proxies that it found when it was made

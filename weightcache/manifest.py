@@ -175,11 +175,12 @@ class Manifest(Value):
             return self.checkpoints
         if isinstance(only, (str, bytes)):
             raise TypeError(f"only must be a collection of names, as in only=[{only!r}], not a string")
-        known = tuple(checkpoint.name for checkpoint in self.checkpoints)
+        known = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
+        wanted = set(only)
         for name in only:
             if name not in known:
                 raise UnknownCheckpointError(name, known)
-        return tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.name in only)
+        return tuple(checkpoint for name, checkpoint in known.items() if name in wanted)
 
     def __getitem__(self, name: str) -> Checkpoint:
         return self.select([name])[0]

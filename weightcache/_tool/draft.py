@@ -125,11 +125,11 @@ def select(found: Sequence[Draft], names: Collection[str]) -> list[Draft]:
     Raises:
         UnknownCheckpointError: A name is not declared.
     """
-    known = tuple(draft.name for draft in found)
+    known, wanted = {draft.name: draft for draft in found}, set(names)
     for name in names:
         if name not in known:
             raise UnknownCheckpointError(name, known)
-    return [draft for draft in found if not names or draft.name in names]
+    return [draft for name, draft in known.items() if not wanted or name in wanted]
 
 
 def _filled(entry: object) -> object:

@@ -129,10 +129,12 @@ class Keep:
     def __init__(self, layout: Layout, path: str) -> None:
         self.own: dict[str, str] = {}  # by sha256
         self._layout, self._path = layout, path
+        self._count = 0
 
     def new(self) -> str:
         """Return a path to write to."""
-        return f"{self._path}/{len(os.listdir(self._path))}.kept"
+        self._count += 1
+        return f"{self._path}/{self._count}.kept"
 
     def land(self, checkpoints: Sequence[Checkpoint], *, quiet: bool) -> None:
         """Publish in the root: what was downloaded to be pinned is copied, what was not is fetched."""
