@@ -258,7 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
     origin: Origin
 
     def do_GET(self) -> None:
-        request = Request(self.path, dict(self.headers), client=self.client_address)
+        request = Request(
+            self.path, {name.title(): value for name, value in self.headers.items()}, client=self.client_address
+        )
         self.origin.requests.append(request)
         if self.origin.on_request:
             self.origin.on_request(request)

@@ -239,8 +239,6 @@ class Hub:
         return Answer(answer.status, {**limits, **answer.headers}, answer.body)
 
     def _saw_cdn(self, request: CdnRequest) -> None:
-        # `Origin` keeps the spelling of headers, huggingface_hub spells `authorization`: else a leak goes unseen.
-        request.headers = {name.title(): value for name, value in request.headers.items()}
         self.seen.append(Seen("GET", "cdn", request.path, request.headers.get("Authorization")))
 
     def _route(self, target: str, token: str | None, form: str) -> Answer:

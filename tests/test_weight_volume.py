@@ -19,7 +19,7 @@ from control_plane import ControlPlane
 from origin import Origin
 from support import blob, directory, one, sha256
 from test_look import toml_of
-from weightcache import Manifest, ManifestError
+from weightcache import Manifest, ManifestError, ensure
 from weightcache.modal import WeightVolume, to_toml
 
 DATA = blob(10_000)
@@ -103,6 +103,25 @@ def test_a_container_reads_what_was_deployed(place: Path, tmp_path: Path, monkey
     assert cache.mounts == {str(tmp_path / "root"): cache.volume}
     image = Image()
     assert cache.add_to(image) is image  # type: ignore[arg-type, comparison-overlap]
+
+
+def test_prefetch_reads_in_a_container_and_nowhere_else(
+    place: Path, origin: Origin, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a", b"weights")
+    manifest = one(b"weights", origin.url("/a"))
+    ensure(manifest, root=root, progress=False)
+    monkeypatch.chdir(tmp_path)
+    cache = WeightVolume("weights.toml", name="v", path=str(root))
+    handle = cache.prefetch()
+    assert handle.stats.skipped == (f"{place}: 1 problem\n  there is no such file",)
+    monkeypatch.delenv("MODAL_IS_REMOTE")
+    toml_of(manifest, place)
+    assert cache.prefetch().stats[:3] == (0, 0, 0)  # on the machine that deploys it
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    with cache.prefetch(into="memory", threads=1) as handle:
+        assert handle.wait()
+        assert handle.stats[:3] == (1, 7, 7)
 
 
 def test_an_inline_manifest_needs_no_file_in_a_container(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "NotCachedError",
+    "Prefetch",
     "Report",
     "Status",
     "StorageError",
@@ -49,6 +50,8 @@ __all__ = [
     "Weights",
     "aensure",
     "ensure",
+    "prefetch",
+    "prefetch_files",
     "prune",
     "publish",
     "status",
@@ -58,6 +61,7 @@ __all__ = [
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
+    from ._prefetch import Prefetch, prefetch, prefetch_files
     from ._results import CheckpointReport, Report, Status
 
 
@@ -66,6 +70,10 @@ def __getattr__(name: str) -> object:
         from . import _results
 
         return getattr(_results, name)
+    if name in ("Prefetch", "prefetch", "prefetch_files"):  # lazily: threads and memory maps
+        from . import _prefetch
+
+        return getattr(_prefetch, name)
     if name == "__version__":  # lazily: importlib.metadata costs more than a hit
         from importlib.metadata import version
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ._container import note_path
 from ._lock import reload_gate
+from ._pauses import all_paused
 from ._rules import MODAL_VOLUMES
 from .errors import StorageError
 
@@ -94,7 +95,7 @@ class VolumeCalls:
     def _call(self, operation: str, function: Callable[[], object]) -> bool:
         for delay in (*BACKOFF, None):
             try:
-                with reload_gate(self._root):
+                with reload_gate(self._root), all_paused():
                     function()
             except Exception as error:  # noqa: BLE001 (a volume raises whatever it likes; the bytes are safe)
                 if delay is None:

@@ -20,8 +20,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 
 from ._ensure import aensure, ensure
+from ._prefetch import prefetch, prefetch_files
 from .errors import ManifestError
 from .manifest import Manifest
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     import modal
 
     from ._dict import LeaseSource
+    from ._prefetch import Prefetch
     from ._progress import ProgressCallback
     from ._weights import Weights
     from .manifest import ManifestSource
@@ -156,6 +159,18 @@ class WeightVolume:
             wait=wait,
             progress=progress,
         )
+
+    def prefetch(self, *, only: Collection[str] | None = None, into: str = "cache", threads: int = 8) -> Prefetch:
+        """Begin to read what the Volume holds, in the background: `weightcache.prefetch`, for the top of a module.
+
+        On the machine that deploys the module this reads nothing.
+        """
+        if not in_container():
+            return prefetch_files(into=into, threads=threads)
+        source: ManifestSource = manifest_place(self.name)  # if it is not there, the handle says so
+        with suppress(ManifestError):
+            source = self._source()
+        return prefetch(source, root=self.path, only=only, into=into, threads=threads)
 
     def _source(self) -> Manifest:
         if self._checked is None:

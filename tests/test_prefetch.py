@@ -1,0 +1,378 @@
+"""Prefetch: what it reads, when it lets go, and that it never stands in anybody's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import weightcache
+from origin import Origin
+from support import blob, directory, one, sha256
+from weightcache import Manifest, _memory, _pauses, _prefetch, ensure, prefetch, prefetch_files
+from weightcache._prefetch import CHUNK
+
+LARGE = blob(2 * CHUNK + 12345)
+
+
+def descriptors(under: Path) -> list[str]:
+    """What this process has open below a path."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [target for link in links if os.path.lexists(link) and (target := os.readlink(link)).startswith(str(under))]
+
+
+def memfds() -> list[str]:
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [target for link in links if os.path.lexists(link) and "memfd:" in (target := os.readlink(link))]
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("weightcache-prefetch")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("weightcache-prefetch"):
+            thread.join(30)
+    assert (descriptors(tmp_path), memfds(), readers()) == ([], [], [])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Three files: of several chunks, of a few bytes, and of none."""
+    paths = []
+    for name, data in (("large", LARGE), ("small", b"small"), ("empty", b"")):
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(data)
+    return paths
+
+
+class Gate:
+    """Holds every read of a file until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "large") -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.reads: list[tuple[str, int]] = []
+        read = _prefetch._read
+
+        def gated(file: Any, start: int, end: int, buffer: memoryview) -> int:
+            self.reads.append((os.path.basename(file.path), start))
+            if file.path.endswith(name):
+                file.open()
+                self.reached.set()
+                assert self.go_on.wait(60)
+            return read(file, start, end, buffer)
+
+        monkeypatch.setattr(_prefetch, "_read", gated)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_into_memory_holds_the_files_bytes(threads: int, files: list[Path]) -> None:
+    with prefetch_files(*files, into="memory", threads=threads) as handle:
+        for path in files:
+            found = handle.path(path)
+            assert found.startswith("/proc/self/fd/")
+            assert Path(found).read_bytes() == path.read_bytes()
+        assert handle.wait()
+        stats = handle.stats
+        assert (stats.files, stats.bytes, stats.total, stats.skipped) == (3, len(LARGE) + 5, len(LARGE) + 5, ())
+        assert stats.rate > 0
+        assert not descriptors(files[0].parent)  # nothing stays open on the volume
+    assert handle.path(files[0]) == str(files[0])  # closed: the file itself
+
+
+def test_into_cache_reads_everything_and_keeps_nothing(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch, "none")
+    handle = prefetch_files(*files, threads=2)
+    assert handle.wait(60)
+    assert sorted(gate.reads) == [("large", 0), ("large", CHUNK), ("large", 2 * CHUNK), ("small", 0)]
+    assert handle.path(files[0]) == str(files[0])
+    assert handle.stats.bytes == len(LARGE) + 5
+    assert repr(handle) == "<Prefetch of 3 files: 16.8 of 16.8 MB>"
+
+
+def test_files_are_read_in_order(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch, "none")
+    prefetch_files(files[1], files[0], files[1], threads=1).wait()
+    assert gate.reads == [("small", 0), ("large", 0), ("large", CHUNK), ("large", 2 * CHUNK)]
+
+
+def test_a_manifest_is_read_in_its_order_and_what_is_not_there_is_skipped(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a", LARGE)
+    origin.put("/d/x", b"x")
+    manifest = {
+        "checkpoints": {
+            **directory({"x": b"x"}, origin.url("/d"), name="d")["checkpoints"],
+            **one(LARGE, origin.url("/a"))["checkpoints"],
+            **one(b"none", name="gone")["checkpoints"],
+        }
+    }
+    weights = ensure(manifest, root=root, only=["d", "sam2"], progress=False)
+    gate = Gate(monkeypatch, "none")
+    with prefetch(manifest, root=root, into="memory", threads=1) as handle:
+        assert Path(handle.path(weights["sam2"])).read_bytes() == LARGE
+        assert Path(handle.path(weights["d"] / "x")).read_bytes() == b"x"
+        assert handle.stats.skipped == ("gone: is not there",)
+    assert [name for name, _ in gate.reads] == ["x", *["weights.pt"] * 3]
+    with prefetch(manifest, root=root, only=["d"]) as handle:
+        assert handle.stats.total == 1
+
+
+@pytest.mark.parametrize("manifest", ["nowhere.toml", {"checkpoints": {"a b": {}}}, one(b"x")])
+def test_where_nothing_is_it_does_nothing(manifest: Any, root: Path) -> None:
+    """As on the machine that deploys."""
+    handle = prefetch(manifest, root=root)
+    assert handle.wait()
+    assert handle.stats[:3] == (0, 0, 0)
+    assert len(handle.stats.skipped) == 1
+    assert not root.exists()
+    assert prefetch(one(b"x"), root=root, only=["none"]).stats.skipped[0].startswith("no checkpoint is called 'none'")
+
+
+def test_a_programmers_mistake(root: Path) -> None:
+    for wrong in ({"into": "gpu"}, {"threads": 0}, {"threads": True}, {"threads": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            prefetch_files(**wrong)
+    with pytest.raises(TypeError):
+        prefetch_files(3)  # type: ignore[arg-type]
+    handle = prefetch_files(root, root.parent, "a\0b")
+    assert [text.partition(": ")[2] for text in handle.stats.skipped] == [
+        "No such file or directory",
+        "is no regular file",
+        "embedded null byte",
+    ]
+
+
+@pytest.mark.parametrize("into", ["cache", "memory"])
+def test_a_file_that_shrinks(into: str, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with prefetch_files(*files, into=into, threads=1) as handle:
+        assert gate.reached.wait(60)
+        os.truncate(files[0], CHUNK + 7)
+        gate.go_on.set()
+        assert not handle.wait(60)
+        assert handle.path(files[0]) == str(files[0])
+        assert f"it ends after {CHUNK + 7} of {len(LARGE)} bytes" in handle.stats.skipped[0]
+        assert handle.stats.files == 2
+
+
+def test_a_file_that_is_replaced_while_it_is_paused(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first half would be that of another file."""
+    gate = Gate(monkeypatch)
+    with prefetch_files(*files, into="memory", threads=1) as handle:
+        assert gate.reached.wait(60)
+        pausing = threading.Thread(target=handle.pause)
+        pausing.start()
+        gate.go_on.set()
+        pausing.join(60)
+        assert not descriptors(files[0].parent)
+        files[0].with_suffix(".new").write_bytes(bytes(len(LARGE)))
+        os.utime(files[0].with_suffix(".new"), ns=(1, 1))
+        os.replace(files[0].with_suffix(".new"), files[0])
+        handle.resume()
+        assert not handle.wait(60)
+        assert handle.path(files[0]) == str(files[0])
+
+
+def test_a_file_that_is_removed_is_read_to_its_end(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with prefetch_files(*files, into="memory", threads=1) as handle:
+        assert gate.reached.wait(60)
+        files[0].unlink()
+        gate.go_on.set()
+        assert Path(handle.path(files[0])).read_bytes() == LARGE
+
+
+def test_what_does_not_fit_into_memory_is_not_read(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_prefetch, "free_memory", lambda: 1000.0)
+    with prefetch_files(*files, into="memory") as handle:
+        assert handle.path(files[0]) == str(files[0])
+        assert handle.path(files[1]) != str(files[1])
+        assert "17 MB do not fit into memory" in handle.stats.skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "free"),
+    [
+        ({"meminfo": "MemTotal: 9 kB\nMemAvailable:    1000 kB\n"}, 1024000),
+        ({"meminfo": "MemAvailable: 1000 kB\n", "memory.max": "max\n", "memory.current": "5"}, 1024000),
+        (
+            {
+                "meminfo": "MemAvailable: 1000 kB\n",
+                "memory.max": "600000",
+                "memory.current": "500000",
+                "memory.stat": "anon 1\ninactive_file 400000\n",
+            },
+            500000,
+        ),
+        (
+            {
+                "meminfo": "MemAvailable: 1000 kB\n",
+                "memory.limit_in_bytes": "600000",
+                "memory.usage_in_bytes": "500000",
+                "memory.stat": "inactive_file 0\ntotal_inactive_file 100000",
+            },
+            100000,
+        ),
+        ({}, float("inf")),
+    ],
+)
+def test_the_memory_of_a_container(texts: dict[str, str], free: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def text(path: str) -> str:
+        try:
+            return texts[os.path.basename(path)]
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
+    monkeypatch.setattr(_memory, "_text", text)
+    assert _memory.free_memory() == pytest.approx(_memory.SHARE * free)
+
+
+def test_the_memory_of_this_machine() -> None:
+    assert 0 < _memory.free_memory() < 1 << 50
+
+
+def test_ensure_commits_and_reloads_with_nothing_of_a_prefetch_open(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hit and a miss in one call, while the hit is being read."""
+    origin.put("/large", LARGE)
+    origin.put("/b", b"b")
+    there = one(LARGE, origin.url("/large"))
+    path = ensure(there, root=root, progress=False)["sam2"]
+    both = {"checkpoints": {**there["checkpoints"], **one(b"b", origin.url("/b"), name="b")["checkpoints"]}}
+    gate = Gate(monkeypatch, "weights.pt")
+    seen: list[list[str]] = []
+
+    class Volume:
+        def commit(self) -> None:
+            seen.append(descriptors(root))
+
+        reload = commit
+
+    with prefetch(both, root=root, into="memory", threads=2) as handle:
+        assert gate.reached.wait(60)
+        assert descriptors(root) != []
+        threading.Timer(0.05, gate.go_on.set).start()  # whenever it is: the reload waits for the reads
+        weights = ensure(both, root=root, volume=Volume(), lease=None, progress=False)
+        assert (len(seen) >= 3, [opened for opened in seen if opened]) == (True, [])
+        assert Path(handle.path(path)).read_bytes() == LARGE  # it went on
+    assert weights["b"].read_bytes() == b"b"
+
+
+def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_prefetch, "PATIENCE", 0.05)
+    gate = Gate(monkeypatch)
+    with prefetch_files(files[0], threads=1) as handle:
+        assert gate.reached.wait(60)
+        with _pauses.all_paused():
+            assert descriptors(files[0].parent) != []
+        gate.go_on.set()
+        assert handle.wait(60)
+
+
+def test_closing_ends_it(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    handle = prefetch_files(*files, into="memory", threads=1)
+    assert gate.reached.wait(60)
+    threading.Timer(0.05, gate.go_on.set).start()
+    handle.close()
+    handle.close()
+    assert gate.reads == [("large", 0)]
+    assert not handle.wait(0)
+    assert handle.path(files[0]) == str(files[0])
+
+
+def test_a_handle_that_is_dropped_gives_its_memory_back(files: list[Path]) -> None:
+    handle = prefetch_files(*files, into="memory")
+    handle.wait()
+    assert len(memfds()) == 3
+    for thread in threading.enumerate():
+        if thread.name.startswith("weightcache-prefetch"):
+            thread.join()
+    del handle
+    assert memfds() == []
+
+
+def test_after_a_fork_what_is_whole_is_there_and_nothing_waits(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    handle = prefetch_files(files[1], files[0], into="memory", threads=1)
+    assert gate.reached.wait(60)
+    assert handle.path(files[1]).startswith("/proc/")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads is dangerous is the point
+        child = os.fork()
+    if not child:
+        code = 1
+        try:
+            signal.alarm(30)
+            whole = Path(handle.path(files[1])).read_bytes() == b"small"
+            code = 0 if whole and handle.path(files[0]) == str(files[0]) and not handle.wait() else 2
+            handle.close()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    gate.go_on.set()
+    with handle:
+        assert Path(handle.path(files[0])).read_bytes() == LARGE
+
+
+def test_an_interpreter_that_ends_does_not_wait(tmp_path: Path) -> None:
+    """The read waits for a fifo's writer, as it would for a volume that hangs."""
+    code = (
+        "import sys, threading, weightcache\n"
+        "from weightcache import _prefetch\n"
+        "reached, never = threading.Event(), threading.Event()\n"
+        "_prefetch._read = lambda *_: (reached.set(), never.wait())\n"
+        "handle = weightcache.prefetch_files(sys.argv[1], into='memory')\n"
+        "assert reached.wait(60)\n"
+    )
+    (tmp_path / "f").write_bytes(b"x" * 100)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "f"], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_eight_processes_each_with_a_handle_of_its_own(files: list[Path]) -> None:
+    code = (
+        "import hashlib, sys, weightcache\n"
+        "with weightcache.prefetch_files(sys.argv[1], into='memory') as handle:\n"
+        "    path = handle.path(sys.argv[1])\n"
+        "    print(path.startswith('/proc/'), hashlib.sha256(open(path, 'rb').read()).hexdigest())\n"
+    )
+    command = [sys.executable, "-c", code, files[0]]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    said = {process.communicate(timeout=60)[0] for process in processes}
+    assert said == {f"True {sha256(LARGE)}\n"}
+
+
+def test_it_imports_neither_torch_nor_modal_nor_what_a_download_needs(origin: Origin, root: Path) -> None:
+    origin.put("/a", b"a")
+    manifest = one(b"a", origin.url("/a"))
+    ensure(manifest, root=root, progress=False)
+    code = (
+        "import json, sys, weightcache\n"
+        "weightcache.prefetch(json.loads(sys.argv[1]), root=sys.argv[2]).wait()\n"
+        "print([name for name in ('torch', 'modal', 'requests', 'filelock', 'tqdm', 'numpy') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(manifest), root]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_is_exported() -> None:
+    assert {weightcache.Prefetch.__name__, prefetch.__name__, prefetch_files.__name__} <= set(weightcache.__all__)
+    assert isinstance(prefetch(Manifest(()), root="/nowhere"), weightcache.Prefetch)
