@@ -218,6 +218,8 @@ def test_the_verbs_on_a_volume(plane: ControlPlane, origin: Origin, manifest: Pa
     assert (code, out.split()[:2]) == (0, ["sam2", "hit"])
     assert tool(plane, "status", *where)[:2] == (0, f"sam2  ready  0.2 MB  {path}\n")
     assert json.loads(tool(plane, "verify", *where, "--json")[1])[0]["state"] == "ready"
+    told = json.loads(tool(plane, "bench", "--volume", "v", "--size", 10, "--json")[1])
+    assert (told["root"], told["bytes"]) == ("/mnt/weights", len(DATA))
     both = ("--volume", "v", "-m", other, "-m", manifest, "--older-than", 0)
     assert tool(plane, "prune", *both)[:2] == (0, "nothing to delete\n")
     gone = ("--volume", "v", "-m", other, "--older-than", 0)

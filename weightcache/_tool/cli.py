@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import weightcache
-from weightcache._tool import add, doctor, pin, publish, remote
+from weightcache._tool import add, bench, doctor, pin, publish, remote
 from weightcache.errors import (
     DownloadError,
     LockTimeoutError,
@@ -144,6 +144,14 @@ def build_parser() -> argparse.ArgumentParser:
         "publish", "copy weights that were made here into the root; print their entry", manifest=False, names=False
     )
     publish.add_arguments(made)
+    bench.add_arguments(
+        verb(
+            "bench",
+            "measure how fast what is published can be read, and say with how many reads",
+            manifest=False,
+            names=False,
+        )
+    )
     verb("doctor", "look for what goes wrong in practice: root, disk, locks, tokens, weights in the image", names=False)
     return parser
 
@@ -318,6 +326,18 @@ def _show_pins(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         for path, file in row["files"].items():
             size = "unknown length" if file["size"] is None else f"{file['size']:,} bytes"
             print(f"  {path}  {size}  {file['sha256']}\n    {file['from']}", file=where)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.size < 1:
+        raise ValueError("--size is a number of MB, 1 or more")
+    told = bench.bench(options.root, options.size * 10**6)
+    if options.json:
+        _print_json(told)
+    else:
+        _print_table(bench.table(told))
+        print(told["advice"])
+    return 0
 
 
 def _publish(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOUNT = "/mnt/weights"  # not the path that the app uses: a path in the root is relative to its mount
 CPU, MEMORY = 2.0, 2048  # cores and MiB: enough to hash as fast as a network brings
 TIMEOUT = 6 * 3600  # seconds; a mirror that stalls is given up long before
-VERBS = ("ensure", "status", "verify", "prune")
+VERBS = ("ensure", "status", "verify", "prune", "bench")
 
 _TOKENS = "run `modal setup`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
 
@@ -66,10 +66,12 @@ def run(options: argparse.Namespace) -> int:
         WeightCacheError: The manifest is wrong, or the Volume cannot be had; both before anything is started.
     """
     sources = options.manifest if isinstance(options.manifest, list) else [options.manifest]
+    if options.verb == "bench":
+        sources = []  # it reads what is published, whoever declares it
     manifests = [Manifest.load(source) for source in sources]
     names = getattr(options, "names", None) or None
     secrets = getattr(options, "secret", None) or []
-    variables = sorted({variable for each in manifests[0].select(names) for variable in each.variables})
+    variables = sorted({variable for each in manifests[:1] for one in each.select(names) for variable in one.variables})
     if options.verb == "ensure" and variables and not secrets:
         print(f"weightcache: no --secret is given, and the manifest names {', '.join(variables)}", file=sys.stderr)
     volume = connect(options)
@@ -114,7 +116,7 @@ def _words(options: argparse.Namespace, places: list[str]) -> list[str]:
     for place in places:
         words += ["--manifest", place]
     words += [f"--{flag}" for flag in ("json", "offline", "rehash", "quiet", "yes") if getattr(options, flag, False)]
-    for setting in ("wait", "older_than"):
+    for setting in ("wait", "older_than", "size"):
         if hasattr(options, setting):
             words += [f"--{setting.replace('_', '-')}", str(getattr(options, setting))]
     return words

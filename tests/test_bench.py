@@ -1,0 +1,96 @@
+"""`weightcache bench`: what it reads, and what it makes of it. Its figures are nobody's to assert."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import blob
+from weightcache import NotCachedError, StorageError, publish
+from weightcache._prefetch import CHUNK
+from weightcache._tool import bench
+from weightcache._tool.bench import MIB, WAYS
+from weightcache._tool.cli import main
+
+
+@pytest.fixture
+def filled(root: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "large.bin").write_bytes(blob(5 * CHUNK + 3))
+    (folder / "small.bin").write_bytes(b"small")
+    (folder / "empty").write_bytes(b"")
+    publish(folder, name="w", root=root)
+    (root / "w" / "stranger").write_bytes(b"not published")
+    return root
+
+
+def test_it_reads_and_tells(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--root", str(filled), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["files"], told["bytes"]) == (3, 5 * CHUNK + 8)
+    assert sum(way["bytes"] for way in told["ways"]) == told["bytes"]  # each byte is read by one way
+    assert all(way["first"] > 0 and way["again"] > 0 for way in told["ways"])
+    assert main(["bench", "--root", str(filled)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["chunk", "at", "once", "read", "first", "again"]
+    assert len(said) == len(told["ways"]) + 2
+
+
+def test_no_two_ways_read_the_same_bytes_and_none_more_than_its_share() -> None:
+    sizes = {"a": 40 * CHUNK + 1, "b": 3, "c": 100 * CHUNK}
+    shares = bench._shares(sizes, 10**12)
+    pieces = sorted(piece for share in shares for piece in share)
+    assert all(first[0] != second[0] or first[2] <= second[1] for first, second in itertools.pairwise(pieces))
+    assert sum(end - start for _, start, end in pieces) == sum(sizes.values())
+    counts = [sum(end - start for _, start, end in share) for share in shares]
+    assert max(counts) - min(counts) <= 4 * CHUNK
+    limited = bench._shares(sizes, 8 * len(WAYS) * CHUNK)
+    assert [sum(end - start for _, start, end in share) for share in limited] == [8 * CHUNK] * len(WAYS)
+
+
+@pytest.mark.parametrize(
+    ("rates", "threads", "said"),
+    [
+        (
+            [100, 100, 400, 800, 810, 805, 300, 700],
+            8,
+            "prefetch(..., threads=8): all 1000 MB take 1.2 s, one stream takes",
+        ),
+        ([100, 110, 400, 500, 900, 950, 300, 700], 16, "threads=16"),
+        ([500, 510, 505, 500, 480, 470, 500, 500], 1, "one stream is as fast as many here (500 MB/s)"),
+        ([4000, 4000, 4000, 4000, 4000, 4000, 4000, 4000], 1, "cached already"),
+    ],
+)
+def test_its_advice(rates: list[int], threads: int, said: str) -> None:
+    ways = [
+        bench.Measured(chunk, count, MIB, rate * 1e6, 5000 * 1e6)
+        for (chunk, count), rate in zip(WAYS, rates, strict=True)
+    ]
+    advice = bench._advice(ways, 10**9)
+    assert advice["threads"] == threads
+    assert said in advice["advice"]
+    assert advice["warm"] == ("cached already" in said)
+
+
+def test_where_nothing_is_published(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--root", str(root)]) == 1
+    assert "nothing is published" in capsys.readouterr().err
+    with pytest.raises(NotCachedError, match="nothing to read"):
+        bench.bench(str(root), 10**9)
+    with pytest.raises(SystemExit):
+        main(["bench", "--root", str(root), "--size", "0"])
+
+
+def test_a_file_that_cannot_be_read(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(StorageError, match=r"cannot read .*: Input/output error"):
+        bench.bench(str(filled), 10**9)
