@@ -22,6 +22,7 @@ EXAMPLES: list[errors.WeightCacheError] = [
     errors.LockTimeoutError("m", hint="h", lock_path="/l", waited=3.5, holder="process 1"),
     StorageError.of(OSError(errno.ENOSPC, "No space left on device"), "write to", "/x"),
     StorageError("m", hint="h", path="/x"),
+    errors.LoadError("weights.pt", ["a: b", "c: d"], hint="h"),
     errors.VolumeError("m", hint="h", operation="commit"),
 ]
 
@@ -50,6 +51,7 @@ def test_every_error_is_among_the_examples() -> None:
         (errors.NotCachedError, FileNotFoundError),
         (errors.DownloadError, OSError),
         (errors.IntegrityError, errors.DownloadError),
+        (errors.LoadError, RuntimeError),
         (errors.LockTimeoutError, TimeoutError),
         (errors.StorageError, OSError),
         (errors.VolumeError, errors.WeightCacheError),

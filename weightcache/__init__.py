@@ -20,6 +20,7 @@ from ._weights import Weights
 from .errors import (
     DownloadError,
     IntegrityError,
+    LoadError,
     LockTimeoutError,
     ManifestError,
     NotCachedError,
@@ -36,6 +37,7 @@ __all__ = [
     "DownloadError",
     "File",
     "IntegrityError",
+    "LoadError",
     "LockTimeoutError",
     "Manifest",
     "ManifestError",

@@ -14,7 +14,6 @@ import os
 import stat
 import threading
 import time
-from contextlib import suppress
 from typing import NamedTuple
 
 from ._look import Layout, look
@@ -65,11 +64,13 @@ class _File:
     def __init__(self, path: str, size: int, modified: int) -> None:
         self.path, self.size, self.modified = path, size, modified
         self.left = -(-size // CHUNK)  # chunks
+        self.reading = 0  # threads that read it
         self.problem = ""  # why it is given up
         self.descriptor = -1
         self.opening = threading.Lock()
         self.memory = -1  # a memfd, which stays until the handle is closed
-        self.mapped: mmap.mmap | None = None
+        # The kernel lets one thread at a time write to a file, and the others wait for it busily.
+        self.writing = threading.Lock()
 
     @property
     def is_over(self) -> bool:
@@ -94,8 +95,6 @@ class _File:
     def make_memory(self) -> None:
         self.memory = os.memfd_create(os.path.basename(self.path)[:200], os.MFD_CLOEXEC)
         os.ftruncate(self.memory, self.size)
-        if self.size:
-            self.mapped = mmap.mmap(self.memory, self.size)
 
     def close(self) -> None:
         """Close what is open on the Volume."""
@@ -103,18 +102,12 @@ class _File:
             os.close(self.descriptor)
             self.descriptor = -1
 
-    def unmap(self) -> None:
-        if self.mapped is not None:
-            with suppress(BufferError):  # a read hangs in it; then it goes with the process
-                self.mapped.close()
-                self.mapped = None
-
     def forget(self) -> None:
         """Give the memory back."""
-        self.unmap()
-        if self.memory >= 0:
-            os.close(self.memory)
-            self.memory = -1
+        with self.writing:  # a read that hung may end now, and must not write to what gets this number next
+            if self.memory >= 0:
+                os.close(self.memory)
+                self.memory = -1
 
 
 class ChangedMeanwhileError(OSError):
@@ -175,17 +168,14 @@ class Prefetch:
     # What the threads do.
 
     def _work(self) -> None:
-        buffer = memoryview(bytearray(0))
+        buffer = memoryview(mmap.mmap(-1, CHUNK))  # pages of its own, which go back when the thread ends
         while (piece := self._next()) is not None:
             file, start = piece
-            end = min(start + CHUNK, file.size)
             count, problem = 0, ""
             try:
-                if file.mapped is None and len(buffer) < end - start:
-                    buffer = memoryview(mmap.mmap(-1, CHUNK))  # pages of its own, which go back when the thread ends
-                count = _read(file, start, end, buffer)
-            except (OSError, ValueError) as error:  # ValueError: the handle was closed meanwhile
-                problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                count = _read(file, start, min(start + CHUNK, file.size), buffer)
+            except OSError as error:
+                problem = error.strerror or str(error)
             self._done(file, count, problem)
 
     def _next(self) -> tuple[_File, int] | None:
@@ -197,21 +187,22 @@ class Prefetch:
             for file, start in self._pieces:
                 if not file.problem:
                     self._reading += 1
+                    file.reading += 1
                     return file, start
             return None
 
     def _done(self, file: _File, count: int, problem: str) -> None:
         with self._news:
             self._reading -= 1
+            file.reading -= 1
             self._bytes += count
             self._ended = time.monotonic()
             file.problem = file.problem or problem
             file.left -= not problem
-            if file.is_over:
+            if file.is_over and not file.reading:
                 file.close()
-                file.unmap()
-                if problem:
-                    _log.info("prefetch of %s: %s", file.path, problem)
+            if problem:
+                _log.info("prefetch of %s: %s", file.path, problem)
             self._news.notify_all()
 
     # What the caller sees.
@@ -293,11 +284,10 @@ class Prefetch:
         self._news = threading.Condition()
         self._reading = self._paused = 0
         for file in self._files:
-            file.opening = threading.Lock()
+            file.opening, file.writing = threading.Lock(), threading.Lock()
             file.close()
             if not file.is_over:
                 file.problem = "the process was forked while it was read"
-                file.unmap()
 
     def __enter__(self) -> Prefetch:
         return self
@@ -318,16 +308,25 @@ class Prefetch:
 
 
 def _read(file: _File, start: int, end: int, buffer: memoryview) -> int:
-    """Read a chunk into the file's memory, or only past the buffer. Returns how many bytes there were."""
-    descriptor, mapped = file.open(), file.mapped
-    position = start
+    """Read a chunk, and keep it if the file is to be in memory. Returns how many bytes there were."""
+    descriptor, position = file.open(), start
     while position < end:
-        with memoryview(mapped)[position:end] if mapped else buffer[: end - position] as target:
+        with buffer[: end - position] as target:
             count = os.preadv(descriptor, [target], position)
         if not count:
             raise ChangedMeanwhileError(f"it ends after {position} of {file.size} bytes")
+        # Written, and not read straight into a mapping: that costs half as much CPU again, for the page faults.
+        with file.writing, buffer[:count] as got:
+            if file.memory >= 0:
+                _write(file.memory, got, position)
         position += count
     return end - start
+
+
+def _write(descriptor: int, data: memoryview, position: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, position)
+        data, position = data[count:], position + count
 
 
 def prefetch(

@@ -10,6 +10,7 @@
     │   └── IntegrityError                            .expected .actual .url
     ├── LockTimeoutError       (TimeoutError)         .lock_path .waited .holder
     ├── StorageError           (OSError)              .path .errno
+    ├── LoadError              (RuntimeError)         .source .problems
     └── VolumeError                                   .operation
 
 The second base is the built-in class that a caller would guess. Every message says what happened, where, what
@@ -31,6 +32,7 @@ __all__ = [
     "Attempt",
     "DownloadError",
     "IntegrityError",
+    "LoadError",
     "LockTimeoutError",
     "ManifestError",
     "NotCachedError",
@@ -229,6 +231,24 @@ class StorageError(WeightCacheError, OSError):
         wrapped = cls(f"cannot {doing} {path}: {what}", hint=hint, path=path)
         wrapped.errno = error.errno
         return wrapped
+
+
+class LoadError(WeightCacheError, RuntimeError):
+    """A file cannot be loaded as weights, or the weights do not fit the module (`weightcache.torch`).
+
+    Attributes:
+        source: The file, or the class of the module.
+        problems: All problems; of weights that do not fit, one for each name.
+    """
+
+    source: str
+    problems: tuple[str, ...]
+
+    def __init__(self, source: str, problems: Iterable[str], *, hint: str) -> None:
+        listed = tuple(problems)
+        what = f" {listed[0]}" if len(listed) == 1 else "".join(f"\n  {problem}" for problem in listed)
+        count = "" if len(listed) == 1 else f" {len(listed)} problems"
+        super().__init__(f"{source}:{count}{what}", hint=hint, source=source, problems=listed)
 
 
 class VolumeError(WeightCacheError):

@@ -1,0 +1,193 @@
+"""`load_state_dict`: the weights in a file, and never anything that runs."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import re
+import stat
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from weightcache.errors import LoadError, StorageError
+
+from ._formats import check_zip, kind_of
+from ._memfd import PART, into_memory
+from ._storages import check_storages
+from ._torch import import_safetensors, import_torch, require_safe_unpickling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._formats import Kind
+
+_FORBIDDEN = ("nt", "os", "posix", "sys")  # modules of which torch never allows anything
+
+
+class Prefetched(Protocol):
+    """What holds files in memory already, as `weightcache.prefetch(..., into="memory")` returns it."""
+
+    def path(self, path: str | os.PathLike[str], /) -> str | os.PathLike[str]:
+        """Return under which path the bytes of ``path`` are in memory, or ``path`` itself if they are not."""
+        ...
+
+
+def load_state_dict(
+    path: str | os.PathLike[str], *, prefetched: Prefetched | None = None, device: Any = "cpu"
+) -> dict[str, Any]:
+    """Load the weights in a file that ``torch.save`` (any version) or safetensors wrote.
+
+    Weights only: a file that needs anything else to be imported is refused. Which kind of file it is, is seen in its
+    first bytes. A zip file of ``torch.save`` and a safetensors file are mapped from memory, without a copy: from the
+    memory that ``prefetched`` has filled, else from memory that eight reads at once fill here. An older file of
+    ``torch.save`` is read in the plain way; so is a zip file of up to 8 MiB, and what has no room in memory. Nothing
+    on the Volume stays open or mapped.
+
+    The tensors can be written to: that changes neither the file nor what another call returned. As long as one of them
+    lives, the whole file stays in memory, once; a page that is written to is there twice.
+
+    Args:
+        path: The file.
+        prefetched: What `weightcache.prefetch` returned, with ``into="memory"``.
+        device: Where the tensors shall be, as ``torch.device`` takes it. Tensors that share memory in the file share it
+            there too.
+
+    Returns:
+        What was saved, which must be a dict; often the weights are one level below, as in
+        ``load_state_dict(path)["model"]``.
+
+    Raises:
+        LoadError: The file is cut off or damaged or lies about itself, is of no such kind, needs something imported
+            that is not weights (``problems`` names it), holds no dict, or was written to while it was read; or the
+            device cannot be used.
+        StorageError: The file is not there, or cannot be read.
+        ImportError: PyTorch or safetensors is not installed, or this PyTorch (before 2.10) is not safe.
+        ValueError: ``device`` names no kind of device.
+
+    Example:
+        >>> state_dict = load_state_dict(weights["sam2"], prefetched=reading)["model"]  # doctest: +SKIP
+    """
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"path must be a str or a path of str, not {type(name).__name__}")
+    torch = import_torch()
+    where = _usable(torch, device, name)
+    held = name if prefetched is None else os.fspath(prefetched.path(path))
+    try:
+        with _open(held) as file:
+            size = os.fstat(file).st_size
+            kind = kind_of(file, size, name)
+            if kind != "safetensors":
+                require_safe_unpickling(torch)
+            if held != name or kind == "legacy" or (kind == "zip" and size <= PART):
+                return _load(torch, kind, file, name, where, in_memory=held != name)
+            with _copied(file, size, name) as memory:
+                return _load(torch, kind, file if memory is None else memory, name, where, in_memory=memory is not None)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError.of(error, "read", name) from error
+
+
+def _usable(torch: Any, device: Any, name: str) -> Any:
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one that torch.device takes, got {device!r}") from error
+    try:
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA fails an assertion
+        problem = f"cannot be loaded to {where}: {str(error).partition('.')[0]}"
+        raise LoadError(name, [problem], hint='run it where that device is, or load with device="cpu"') from error
+    return where
+
+
+@contextmanager
+def _open(path: str) -> Iterator[int]:
+    # Non-blocking, so that a pipe in this place is refused below and not waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StorageError(f"cannot read {path}: not a regular file", hint="give the path of a file", path=path)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _copied(file: int, size: int, name: str) -> Iterator[int | None]:
+    memory = into_memory(file, size, name)
+    try:
+        yield memory
+    finally:
+        if memory is not None:
+            os.close(memory)  # what is mapped of it stays
+
+
+def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory: bool) -> dict[str, Any]:
+    # The descriptor's own path, opened anew by the loaders: the file cannot be another one by then.
+    opened = f"/proc/self/fd/{file}"
+    if kind == "safetensors":
+        load = import_safetensors().load_file
+        with _refusing(torch, opened, name):
+            # Not mapped from a Volume: see _memory.
+            return dict(load(opened, device=str(where)) if in_memory else load(opened, str(where), backend="pread"))
+    size = os.fstat(file).st_size
+    records = check_zip(file, size, name) if kind == "zip" else frozenset()
+    if records and in_memory:
+        with _refusing(torch, opened, name), _private_mapping(torch):
+            loaded = torch.load(opened, map_location=str(where), weights_only=True, mmap=True)
+        check_storages(torch, loaded, records, name)
+    else:
+        with _refusing(torch, opened, name), open(opened, "rb") as stream:
+            # One read for a small file: torch would make one for each record. The older kind is read in one go.
+            source = io.BytesIO(stream.read()) if records and size <= PART else stream
+            loaded = torch.load(source, map_location=str(where), weights_only=True, mmap=False)
+    if not isinstance(loaded, dict):
+        problem = f"holds a {type(loaded).__name__} and not a dict"
+        raise LoadError(name, [problem], hint="read it with torch.load(path, weights_only=True)")
+    return loaded
+
+
+def _private_mapping(torch: Any) -> Any:
+    """Let torch map so that writing to a tensor changes nothing else, whatever the program has set."""
+    if torch.serialization.get_default_mmap_options() == mmap.MAP_PRIVATE:
+        return nullcontext()
+    return torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE)
+
+
+@contextmanager
+def _refusing(torch: Any, opened: str, name: str) -> Iterator[None]:
+    """Turn whatever a loader raises for what is in the file into a `LoadError`."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise _not_weights(torch, opened, name, str(error)) from None  # its text advises weights_only=False
+    except OSError:  # the disk, and not what is on it
+        raise
+    except Exception as error:  # a crafted pickle can make torch raise anything
+        said = str(error).strip().partition("\n")[0]
+        problem = f"cannot be loaded: {type(error).__name__}{': ' if said else ''}{said}"
+        raise LoadError(name, [problem], hint="the file is damaged: fetch it again, or save it again") from error
+
+
+def _not_weights(torch: Any, opened: str, name: str, said: str) -> LoadError:
+    found = re.findall(r"\bGLOBAL ([^\s`]+)", said)
+    with suppress(Exception):  # not a zip file, or more than torch understands: the first one is known
+        found += torch.serialization.get_unsafe_globals_in_checkpoint(opened)
+    needed = sorted(set(found))
+    if not needed:
+        reason = next(filter(None, map(str.strip, said.partition("WeightsUnpickler error: ")[2].splitlines())), said)
+        problem = f"holds a pickle that is not one of weights: {reason}"
+        return LoadError(name, [problem], hint="save it again with torch.save and the default pickle_protocol")
+    problems = [f"needs {name}, which is not weights: importing it could run anything" for name in needed]
+    if any(name.partition(".")[0] in _FORBIDDEN for name in needed):
+        return LoadError(name, problems, hint="this can do harm and never belongs to weights: do not load this file")
+    return LoadError(
+        name,
+        problems,
+        hint="if you trust who made the file and know what these do, allow them on purpose: "
+        f"`with torch.serialization.safe_globals([{', '.join(needed)}]): load_state_dict(...)`",
+    )
