@@ -420,8 +420,9 @@ def test_nothing_of_the_user_is_seen(hub: Hub, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     (tmp_path / "token").write_text("hf_of_the_user")
-    get_session()  # a client that has the proxies, and would keep them
+    before = get_session()  # a client that has the proxies, and would keep them
     with isolated_client(tmp_path / "clean"):
+        assert before.is_closed
         assert hf_hub_download(REPO, "config.json", endpoint=hub.url).startswith(str(tmp_path / "clean"))
         assert [name for name in os.environ if name.startswith("HF_")] == ["HF_HOME"]
         assert os.environ["HF_HOME"] == str(tmp_path / "clean")
