@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,7 @@ from hub import File, Hub, isolated_client
 from origin import Origin, broken, other_bytes, stalled
 from origin import status as answer
 from support import blob, partials, sha256, visible
-from weightcache import Checkpoint, Manifest, ManifestError, ensure
+from weightcache import Checkpoint, DownloadError, Manifest, ManifestError, ensure
 from weightcache._rules import path_problem
 from weightcache._tool import edit
 from weightcache._tool.cli import main
@@ -176,6 +177,45 @@ def test_every_mirror_must_have_the_same_length(run: Any, origin: Origin, mirror
     assert (code, "does not give b.pt" in err or "does not give gone" in err) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("before", "name", "said"),
+    [
+        ("{entry}", "sam2", "declares sam2 already"),
+        ("{entry}", "SAM2", "checkpoints.SAM2: differs from checkpoints.sam2 only in case"),
+        ("version = 2\n", "a", "reads version 1, got 2"),
+        ("colour = 3\n", "a", "colour: unknown key"),
+        ("checkpoints = []\n", "a", "want a table, got an array"),
+        (
+            "checkpoints = {{ z = {{ urls = [], sha256 = '{zeros}' }} }}\n",
+            "a",
+            "cannot be changed so that it stays TOML",
+        ),
+    ],
+)
+def test_what_cannot_be_added_is_refused_before_anything_is_downloaded(
+    before: str, name: str, said: str, run: Any, origin: Origin
+) -> None:
+    origin.put("/b.pt", DATA)
+    before = before.format(entry=f'[checkpoints.sam2]\nurls = []\nsha256 = "{"0" * 64}"\n', zeros="0" * 64)
+    Path("weights.toml").write_text(before)
+    code, _, err = run("add", name, origin.url("/b.pt"))
+    assert (code, said in err, origin.requests, text()) == (2, True, [], before), err
+
+
+def test_a_manifest_that_is_no_regular_file_is_not_replaced(run: Any, origin: Origin) -> None:
+    """Such as /dev/null, which a rename would make a file."""
+    origin.put("/b.pt", DATA)
+    os.mkfifo("weights.toml")
+    code, _, err = run("add", "b", origin.url("/b.pt"))  # nor opened, which would wait for ever
+    assert (code, "is no regular file" in err, origin.requests) == (2, True, []), err
+    assert stat.S_ISFIFO(os.stat("weights.toml").st_mode)
+    reading, writing = os.pipe()
+    os.write(writing, b"[checkpoints.b]\nurls = []\n")
+    os.close(writing)
+    assert run("pin", "--check", "-m", f"/dev/fd/{reading}")[:2] == (1, "WARN  b  the sha256 of b\n")
+    os.close(reading)
+
+
 def test_an_empty_file(run: Any, origin: Origin) -> None:
     origin.put("/empty", b"")
     assert run("add", "e", origin.url("/empty"), origin.url("/empty?again"))[0] == 0
@@ -206,10 +246,42 @@ def test_bytes_of_two_versions_are_not_joined(run: Any, origin: Origin) -> None:
     assert Manifest.load("weights.toml")["b"].digest in (sha256(LARGE), sha256(bytes(len(LARGE))))
 
 
+def test_a_part_that_nobody_asked_for_is_not_asked_for_again_for_ever(run: Any, origin: Origin) -> None:
+    part = {"Content-Range": f"bytes 0-{len(DATA) - 1}/{len(DATA)}"}
+    origin.put("/b.pt", DATA, faults=[answer(206, part, DATA)] * 3, always=answer(404))
+    code, _, err = run("add", "b", origin.url("/b.pt"))
+    assert (code, "HTTP 206 with Content-Range" in err, len(origin.requests)) == (3, True, 1), err
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_mirror_of_another_length_is_left_as_soon_as_it_shows(length: bool, run: Any, origin: Origin) -> None:
+    longer = blob(40 * CHUNK)
+    origin.put("/b.pt", longer, length=length)
+    entry = f'[checkpoints.b]\nurls = ["{origin.url("/b.pt")}"]\nsize = {CHUNK}\n'
+    Path("weights.toml").write_text(entry)
+    code, _, err = run("pin")
+    assert (code, f"wrong bytes: expected {CHUNK} bytes, got" in err, text()) == (3, True, entry), err
+    assert origin.sent() < len(longer)
+    origin.put("/c.pt", longer[:CHUNK])
+    Path("weights.toml").write_text(entry.replace("urls = [", f'urls = ["{origin.url("/c.pt")}", '))
+    assert "expected 1048576 bytes\n  actual   " in run("pin")[2] or length is False
+    Path("weights.toml").write_text(entry.replace('"]', f'", "{origin.url("/c.pt")}"]'))
+    origin.files["/b.pt"].always = answer(404)
+    assert run("pin")[0] == 0
+    assert Manifest.load("weights.toml")["b"].digest == sha256(longer[:CHUNK])
+
+
 def test_a_mirror_that_never_delivers_the_end(run: Any, origin: Origin) -> None:
     origin.put("/b.pt", LARGE, always=broken(CHUNK), etag=None)
     code, _, err = run("add", "b", origin.url("/b.pt"))
     assert (code, "cannot be pinned, no mirror delivered it" in err, os.listdir()) == (3, True, [])
+
+
+def test_what_a_disk_took_half_of_is_not_taken_for_whole(run: Any, origin: Origin, small_disk: Path) -> None:
+    """The last write of a file may be cut short without an error; there is no next one to fail."""
+    origin.put("/b.pt", blob(8 * CHUNK + 100))
+    code, _, err = run("add", "b", origin.url("/b.pt"), "--root", small_disk / "root")
+    assert (code, "kept: the disk is full" in err, os.listdir()) == (5, True, []), err
 
 
 def test_a_length_that_was_not_announced_is_told(run: Any, origin: Origin) -> None:
@@ -220,6 +292,14 @@ def test_a_length_that_was_not_announced_is_told(run: Any, origin: Origin) -> No
     origin.put("/b.pt", DATA, always=unannounced)
     code, out, _ = run("add", "b", origin.url("/b.pt"))
     assert (code, "it did not announce a length: look whether this is all" in out) == (0, True)
+
+
+@pytest.mark.parametrize(("data", "told"), [(b"\n<!DOCTYPE html><p>Log in", True), (b"PK<html>", False)])
+def test_a_page_about_a_file_is_told(data: bytes, told: bool, run: Any, origin: Origin) -> None:
+    """As behind the links that a browser shows: github.com/…/blob/…, huggingface.co/…/blob/…"""
+    origin.put("/blob/main/b.pt", data)
+    code, out, _ = run("add", "b", origin.url("/blob/main/b.pt"))
+    assert (code, "it is a web page: look whether the URL is that of the file itself" in out) == (0, told)
 
 
 def test_a_list_of_digests_is_believed_and_nothing_fetched(run: Any, origin: Origin, root: Path) -> None:
@@ -242,6 +322,24 @@ def test_a_list_of_digests_is_believed_and_nothing_fetched(run: Any, origin: Ori
     assert (code, "delivers another config.json" in err) == (3, True)  # and the manifest says what was published
 
 
+def test_of_two_files_with_one_name_the_list_tells_the_one_of_the_url(run: Any, origin: Origin) -> None:
+    origin.put("/w/b/model.bin", DATA)
+    Path("SUMS").write_bytes(b"\xef\xbb\xbf" + f"{'a' * 64}  a/model.bin\r\n{sha256(DATA)}  b/model.bin\r\n".encode())
+    assert run("add", "right", origin.url("/w/b/model.bin?x=1"), "--from-sha256sums", "SUMS")[0] == 0
+    assert Manifest.load("weights.toml")["right"].digest == sha256(DATA)
+    code, _, err = run("add", "either", origin.url("/elsewhere/model.bin"), "--from-sha256sums", "SUMS")
+    assert (code, "the list has a/model.bin and b/model.bin" in err) == (2, True), err
+
+
+def test_a_list_of_digests_for_a_repository(run: Any, hub: Hub) -> None:
+    commit = hub.push("acme/bert", "main", {"config.json": b"{}", "x/model.bin": File(DATA, lfs=True)})
+    Path("SUMS").write_text(f"{sha256(DATA)}  x/model.bin\n")
+    code, _, err = run("add", "bert", "hf://acme/bert", "--from-sha256sums", "SUMS")
+    assert code == 0, err
+    bert = Manifest.load("weights.toml")["bert"]
+    assert (bert.urls, [file.path for file in bert.files]) == ((f"hf://acme/bert@{commit}",), ["x/model.bin"])
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -250,6 +348,7 @@ def test_a_list_of_digests_is_believed_and_nothing_fetched(run: Any, origin: Ori
         (f"{'a' * 64}  x\n{'b' * 64}  x\n", "line 2: a second digest for 'x'"),
         (f"\\{'a' * 64}  x\\ny\n", "line 1: want"),
         ("\n", "names no file"),
+        (f"{'a' * 64}  x\n{'b' * 64}  X\n", "SUMS: 1 problem\n  checkpoints.b.files.'x': differs from 'X'"),
     ],
 )
 def test_a_list_that_cannot_be_used(lines: str, said: str, run: Any, origin: Origin) -> None:
@@ -283,6 +382,19 @@ def test_a_directory_of_weights_becomes_entries(run: Any, root: Path) -> None:
     assert os.stat(linked).st_ino == os.stat(folder / "sam 2.pt").st_ino
 
 
+@pytest.mark.parametrize("before", ["", "# ours\n"], ids=["made", "there"])
+def test_the_manifest_and_the_root_in_a_directory_are_no_weights(before: str, run: Any) -> None:
+    Path("x.pt").write_bytes(DATA)
+    if before:
+        Path("weights.toml").write_text(before)
+    code, _, err = run("add", "--from-dir", ".", "--root", "root")
+    assert code == 0, err
+    assert [each.name for each in Manifest.load("weights.toml")] == ["x"]
+    assert quiet(Path("root"), offline=True).report["x"].outcome == "hit"
+    code, _, err = run("add", "all", "--from-dir", ".")
+    assert (code, "would be a part of all; put it elsewhere (-m)" in err) == (2, True), err
+
+
 def test_two_names_that_would_be_one(run: Any) -> None:
     Path("mine").mkdir()
     for name in ("a.pt", "a.bin"):
@@ -304,6 +416,11 @@ def test_two_names_that_would_be_one(run: Any) -> None:
         (["add", "--from-dir", ".", "--link"], "--link needs --root"),
         (["add", "a", "https://h/x", "--include", "*"], "--include and --exclude choose among"),
         (["pin", "--expect", "a" * 64], "there is no such file"),
+        (["add", "a", "https://h/x", "--expect", "abc"], "--expect: want 64 lower-case hex digits"),
+        (["add", "a", "https://h/x", "-m", "none/weights.toml"], "there is no directory"),
+        (["add", "--from-dir", ".", "--auth", "TOKEN"], "--from-dir goes with no --auth"),
+        (["pin", "--expect", "abc"], "--expect: want 64 lower-case hex digits"),
+        (["pin", "--check-upstream", "--expect", "a" * 64], "there is no such file"),
     ],
 )
 def test_misuse(words: list[str], said: str, run: Any) -> None:
@@ -395,7 +512,7 @@ def test_a_gated_repository(granted: bool, run: Any, hub: Hub, root: Path, monke
     [
         ("hf://acme/none", "/acme/none does not exist, or is private"),
         ("hf://acme/bert@v9", "/acme/bert has no revision 'v9'"),
-        ("hf://acme/bert@main/none.bin", "none of the 0 file(s)"),
+        ("hf://acme/bert@main/none.bin", "/acme/bert has no none.bin at "),
     ],
 )
 def test_what_the_hub_does_not_have(url: str, said: str, run: Any, hub: Hub) -> None:
@@ -415,6 +532,77 @@ def test_a_file_that_git_calls_otherwise_is_not_pinned(run: Any, hub: Hub) -> No
     hub.repositories["acme/bert"].commits[commit]["config.json"].oid = "0" * 40
     code, _, err = run("add", "x", "hf://acme/bert")
     assert (code, "expected Git's 0000" in err, os.listdir()) == (3, True, [])
+
+
+def said_by(hub: Hub, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Let the Hub say something else than it would: ``change`` gets each answer, decoded."""
+    route = hub._route
+
+    def changed(*words: Any) -> Any:
+        said = route(*words)
+        if said.headers.get("Content-Type", "").startswith("application/json"):
+            said.body = json.dumps(change(json.loads(said.body))).encode()
+        return said
+
+    monkeypatch.setattr(hub, "_route", changed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("path", "../../../evil", "has an empty, `.` or `..` segment"),
+        ("path", "/evil", "is absolute"),
+        ("path", "evil\x1b[31m", "holds a control"),
+        ("path", "CONFIG.json", "only in case"),
+        ("size", -1, "want a number of bytes"),
+        ("lfs", {"oid": "../evil", "size": 1, "pointerSize": 1}, "want 64 lower-case hex digits"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--print"]])
+def test_what_a_repository_lists_is_held_against_the_rules(
+    key: str, value: Any, said: str, more: list[str], run: Any, hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --print no manifest is written that would refuse it, and --root would publish it."""
+    hub.push("acme/bert", "main", {"config.json": b"{}", "evil.bin": File(DATA, lfs=True)})
+
+    def change(answer: Any) -> Any:
+        if isinstance(answer, list):
+            answer[-1][key] = value
+        return answer
+
+    said_by(hub, monkeypatch, change)
+    code, out, err = run("add", "x", "hf://acme/bert", "--root", root, *more)
+    assert (code, out, said in err, os.listdir()) == (2, "", True, []), err
+    assert "\x1b" not in err
+    assert visible(root) == []
+    assert run("add", "x", "hf://acme/bert", "--include", "config.json", *more)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["<html>", None, [], {"id": "x"}, {"id": "acme/bert", "sha": "main"}, {"id": "x", "sha": "0", "lastModified": "?"}],
+    ids=str,
+)
+def test_answers_that_are_none_of_the_hubs(answer: Any, run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a proxy that wants somebody to log in."""
+    hub.push("acme/bert", "main", FILES)
+    said_by(hub, monkeypatch, lambda _: answer)
+    code, _, err = run("add", "x", "hf://acme/bert")
+    assert (code, f"{hub.url} gave an answer that is none of the Hub's" in err) == (3, True), err
+
+
+def test_a_password_in_the_address_of_the_hub_is_not_shown(
+    run: Any, hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.push("acme/bert", "main", FILES)
+    for address in (hub.url, "http://127.0.0.1:9"):
+        monkeypatch.setenv("HF_ENDPOINT", address.replace("://", "://user:SeCrEt@"))
+        code, out, err = run("add", "x", "hf://acme/bert@none")
+        assert (code, address in err, "SeCrEt" in out + err) == (3, True, False), err
+        entry = {"urls": [f"hf://acme/bert@{'0' * 40}/x"], "sha256": "0" * 64}
+        with pytest.raises(DownloadError) as caught:
+            ensure({"checkpoints": {"x": entry}}, root=root, progress=False)
+        assert "SeCrEt" not in str(caught.value)
 
 
 # pin ---------------------------------------------------------------------------------------------------------------
@@ -495,6 +683,17 @@ sha256 = "{"a" * 64}"
     assert quiet(root, only=["a", "d", "bert"]).report["bert"].outcome == "downloaded"
 
 
+def test_what_goes_with_no_check(run: Any) -> None:
+    Path("weights.toml").write_text(f'[checkpoints.a]\nurls = []\nsha256 = "{"a" * 64}"\n')
+    for words in (["--check", "--print"], ["--check-upstream", "--expect", "a" * 64]):
+        code, _, err = run("pin", *words)
+        assert (code, f"{words[1]} goes with no --check" in err) == (2, True), err
+    Path("weights.toml").write_bytes(b"\xef\xbb\xbf" + text().encode())
+    for words in (["pin", "--check"], ["status", "--root", "r"]):
+        code, _, err = run(*words)
+        assert (code, "begins with a byte order mark: save it without" in err) == (2, True), err
+
+
 def test_a_complete_manifest_is_not_touched(run: Any, origin: Origin, hub: Hub) -> None:
     hub.push("acme/bert", "main", FILES)
     origin.put("/a.pt", DATA)
@@ -531,6 +730,53 @@ def test_a_layout_that_cannot_be_added_to(run: Any, origin: Origin) -> None:
     assert (code, text(), "cannot be changed so that it stays TOML" in err) == (2, inline, True), err
     assert run("pin")[0] == 0
     assert Manifest.load("weights.toml")["z"].digest == sha256(DATA)
+
+
+def test_line_ends_stay_as_mixed_as_they_are(run: Any, origin: Origin) -> None:
+    origin.put("/a.pt", DATA)
+    before = f'# a\r\n[checkpoints.a]\nurls = ["{origin.url("/a.pt")}"]\r\n\n# b\r\n'.encode()
+    Path("weights.toml").write_bytes(before)
+    assert run("pin")[0] == 0
+    after = Path("weights.toml").read_bytes()
+    assert after == before.replace(b"\n\n", f'\nsha256 = "{sha256(DATA)}"\nsize = {len(DATA)}\n\n'.encode())
+    assert run("add", "c", origin.url("/a.pt"))[0] == 0
+    assert Path("weights.toml").read_bytes().startswith(after)
+
+
+def test_files_that_are_declared_in_pieces(run: Any, origin: Origin) -> None:
+    for path in ("x", "y.z"):
+        origin.put(f"/d/{path}", path.encode())
+    Path("weights.toml").write_text(
+        f'[checkpoints.d]\nurls = ["{origin.url("/d")}"]\nfiles.x.size = 1 # one\nfiles."y.z" = {{}}\n'
+    )
+    code, _, err = run("pin")
+    assert code == 0, err
+    assert {file.path: file.sha256 for file in Manifest.load("weights.toml")["d"].files} == {
+        path: sha256(path.encode()) for path in ("x", "y.z")
+    }
+    assert "# one\n" in text()
+
+
+def test_weights_of_ones_own_cannot_be_pinned_from_nowhere(run: Any) -> None:
+    Path("weights.toml").write_text("[checkpoints.own]\nurls = []\n")
+    code, _, err = run("pin")
+    assert (code, "`weightcache publish PATH own`" in err) == (3, True), err
+
+
+def test_what_pin_lacks_is_told_before_anything_is_downloaded(
+    run: Any, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a.pt", DATA)
+    Path("weights.toml").write_text(f'[checkpoints.a]\nurls = ["{origin.url("/a.pt")}"]\n')
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tomlkit", None)
+        code, _, err = run("pin")
+        assert (code, "pip install 'weightcache[tool]'" in err, origin.requests) == (2, True, []), err
+        assert run("pin", "--check")[0] == 1
+        assert run("pin", "--print")[0] == 0
+    Path("weights.toml").unlink()
+    os.mkfifo("weights.toml")
+    assert run("pin")[0] == 2
 
 
 def test_pin_with_a_root_keeps_what_it_downloads(run: Any, origin: Origin, root: Path) -> None:
@@ -668,6 +914,7 @@ def _raw(found: list[Checkpoint]) -> dict[str, Any]:
     return {"version": 1, "checkpoints": entries}
 
 
+@settings(deadline=None)
 @given(checkpoints())
 def test_every_manifest_survives_being_written(found: list[Checkpoint]) -> None:
     with TemporaryDirectory() as folder:
@@ -680,6 +927,7 @@ def test_every_manifest_survives_being_written(found: list[Checkpoint]) -> None:
         assert Path(again).read_bytes() == Path(path).read_bytes()
 
 
+@settings(deadline=None)
 @given(checkpoints(), st.data())
 def test_pin_changes_nothing_that_it_was_not_asked_to(found: list[Checkpoint], data: Any) -> None:
     """Whatever comments and blank lines there are: what was there stays, in its order, and pins are all that comes."""

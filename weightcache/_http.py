@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import ssl
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -171,14 +172,21 @@ class Client:
         for _ in range(MAX_REDIRECTS + 1):
             self._cancel.check()
             response = self._get(url, headers, auth)
-            target = requests.Session.get_redirect_target(self._session, response)
-            if target is None:
+            if (target := self._redirect(url, response)) is None:
                 return response, url
             _let_go(response)
-            url = urljoin(url, target)
+            url = target
             if not url.startswith(("http://", "https://")):
-                raise SourceError(f"redirects to {redacted(url)}; only http and https are followed")
+                shown = re.sub("[^ -~]", "", redacted(url))
+                raise SourceError(f"redirects to {shown or 'no URL'}; only http and https are followed")
         raise SourceError(f"more than {MAX_REDIRECTS} redirects, the last to {redacted(url)}")
+
+    def _redirect(self, url: str, response: requests.Response) -> str | None:
+        """Return where an answer leads, or ``None`` if it is one; empty if what it says is no URL."""
+        with suppress(ValueError):  # a Location that is not UTF-8, or such as `http://[`
+            target = requests.Session.get_redirect_target(self._session, response)
+            return None if target is None else urljoin(url, target)
+        return ""
 
     def _settings(self, url: str) -> dict[str, Any]:
         """Return the environment's proxies and CA bundle for a host; to look for them takes longer than to ask it."""

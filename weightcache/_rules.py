@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 
+from .errors import redacted
+
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +150,7 @@ def hub_parts(url: str) -> tuple[str, str, str] | None:
 def hub_page(url: str) -> str:
     """Return the address of the repository that an ``hf://`` URL names, for a person; empty for any other URL."""
     match = re.fullmatch(_HUB, url)
-    return f"{hub_endpoint()}/{match[1]}" if match else ""
+    return f"{redacted(hub_endpoint())}/{match[1]}" if match else ""
 
 
 def hub_endpoint() -> str:

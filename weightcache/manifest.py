@@ -205,11 +205,17 @@ def _read_toml(path: str) -> Mapping[str, Any]:
     except UnicodeDecodeError as error:
         raise ManifestError(path, [f"is not UTF-8: byte {error.start} ({error.reason})"]) from None
     except tomllib.TOMLDecodeError as error:
-        raise ManifestError(path, [f"is not TOML: {error}"]) from None
+        raise ManifestError(path, [f"is not TOML: {error}{_of_a_mark(path)}"]) from None
     except RecursionError:
         raise ManifestError(path, ["is nested too deeply to be a manifest"]) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ManifestError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+
+
+def _of_a_mark(path: str) -> str:
+    """Say so if the first thing in the file is a byte order mark, which no editor shows."""
+    with open(path, "rb") as stream:
+        return "; it begins with a byte order mark: save it without" if stream.read(3) == b"\xef\xbb\xbf" else ""
 
 
 class _Problems(list[str]):

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from weightcache._look import Layout
-from weightcache._rules import name_from_url
-from weightcache._tool.draft import Draft, HubUrl, Pin, drafts
+from weightcache._rules import name_from_url, name_problem
+from weightcache._tool.draft import UNKNOWN, Draft, HubUrl, Pin, drafts
 from weightcache._tool.edit import ManifestFile
 from weightcache._tool.hub import snapshot
-from weightcache._tool.pin import Keep, add_common_arguments, bring, expect, kept, row
+from weightcache._tool.pin import Keep, add_common_arguments, bring, expect, kept, refuse_odd_digest, row
 from weightcache._tool.sums import read_sums
 from weightcache.errors import ManifestError
+from weightcache.manifest import Checkpoint, File
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
-
-    from weightcache.manifest import Checkpoint
+    from collections.abc import Mapping, Sequence
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,15 +50,14 @@ def add(options: argparse.Namespace) -> list[dict[str, Any]]:
         ValueError: The options do not go together, or the name is taken.
     """
     _refuse_misuse(options)
-    path = os.path.expanduser(options.manifest)
-    file = ManifestFile(path)
-    known = {draft.name for draft in drafts(file.raw, path)} if file.raw.get("checkpoints") else set[str]()
+    file = ManifestFile(options.manifest, writes=not options.print)
+    places = _places(options, file.path) if options.from_dir else []
+    names = [name for name, _ in places] or [options.name]
+    _refuse_names(names, file, options.manifest)  # now: what follows may take an hour
+    if options.expect and len(names) != 1:
+        raise ValueError("--expect is of one checkpoint, and this adds several")
     with kept(options.root) as keep:
-        found = _from_directory(options) if options.from_dir else [_from_urls(options, keep)]
-        if taken := sorted(known & {draft.name for draft in found}):
-            raise ValueError(f"{path} declares {', '.join(taken)} already; `weightcache pin` completes an entry")
-        if options.expect and len(found) != 1:
-            raise ValueError("--expect is of one checkpoint, and this adds several")
+        found = _from_directory(places) if places else [_from_urls(options, keep)]
         for draft in found:
             expect(draft, options.expect)
         pinned = [draft.checkpoint() for draft in found]
@@ -67,13 +66,25 @@ def add(options: argparse.Namespace) -> list[dict[str, Any]]:
         if keep is not None and not options.from_dir:
             keep.land(pinned, quiet=options.quiet)
     if options.from_dir and options.root:
-        _publish(options, pinned)
+        _publish(options, places, pinned)
     return [row(draft, changed=True) for draft in found]
 
 
+def _refuse_names(names: Sequence[str], file: ManifestFile, shown: str) -> None:
+    for name in names:
+        if problem := name_problem(name):
+            raise ValueError(f"NAME {name!r:.120}: {problem}")
+    declared = file.raw.get("checkpoints", {})
+    known = {draft.name for draft in drafts(file.raw, shown)} if declared != {} else set[str]()
+    if taken := sorted(known & set(names)):
+        raise ValueError(f"{shown} declares {', '.join(taken)} already; `weightcache pin` completes an entry")
+    file.check_add([Checkpoint(name, (), (File("-", UNKNOWN),)) for name in names])
+
+
 def _refuse_misuse(options: argparse.Namespace) -> None:
+    refuse_odd_digest(options.expect)
     if options.from_dir:
-        for name in ("urls", "file", "include", "exclude", "from_sha256sums"):
+        for name in ("urls", "file", "auth", "include", "exclude", "from_sha256sums"):
             if getattr(options, name):
                 raise ValueError(
                     f"--from-dir goes with no {'URL' if name == 'urls' else f'--{name}'.replace('_', '-')}"
@@ -115,6 +126,8 @@ def _declared(options: argparse.Namespace) -> Draft:
     hub = HubUrl.parse(options.urls[0])
     if options.file:
         entry["file"] = options.file
+    elif hub and not hub.path:
+        pass  # a directory
     elif options.from_sha256sums:
         entry["file"] = "-"  # a directory, or a name that comes from the list
     elif hub and hub.path:
@@ -128,31 +141,60 @@ def _declared(options: argparse.Namespace) -> Draft:
 def _take_sums(draft: Draft, options: argparse.Namespace) -> None:
     digests = read_sums(options.from_sha256sums)
     evidence = f"listed in {options.from_sha256sums}"
-    name = name_from_url(draft.urls[0])
-    inner = next((path for path in digests if path.rpartition("/")[2] == name), "")
-    if inner:
-        draft.pins = {options.file or name: Pin(digests[inner], None, evidence)}
+    if inner := "" if draft.is_directory else _listed(digests, draft.urls[0]):
+        draft.pins = {options.file or inner.rpartition("/")[2]: Pin(digests[inner], None, evidence)}
         return
-    draft.is_directory = True
+    draft.is_directory = draft.knows_files = True
     draft.pins = {path: Pin(sha256, None, evidence) for path, sha256 in sorted(digests.items())}
+    draft.check(options.from_sha256sums)
 
 
-def _from_directory(options: argparse.Namespace) -> list[Draft]:
+def _listed(digests: Mapping[str, str], url: str) -> str:
+    """Return the path in a list that is of the file at ``url``; empty if none is.
+
+    Raises:
+        ValueError: Several may be, with other digests.
+    """
+    name = name_from_url(url)
+    found = [path for path in digests if path.rpartition("/")[2] == name]
+    where = unquote(url.partition("?")[0])
+    if len(nearest := [path for path in found if "/" in path and where.endswith(f"/{path}")]) == 1:
+        found = nearest
+    if len({digests[path] for path in found}) > 1:
+        raise ValueError(f"the list has {' and '.join(found[:3])}; give the digest of {name} to --expect instead")
+    return found[0] if found else ""
+
+
+def _from_directory(places: Sequence[tuple[str, str]]) -> list[Draft]:
     from weightcache._publish import hashed
 
-    return [_local(hashed(path, name)[0]) for name, path in _places(options.from_dir, options.name)]
+    return [_local(hashed(path, name)[0]) for name, path in places]
 
 
-def _places(top: str, name: str | None) -> list[tuple[str, str]]:
-    """Return what becomes a checkpoint: the whole directory if it is given a name, else everything in it."""
-    top = os.path.abspath(os.path.expanduser(top))
+def _places(options: argparse.Namespace, manifest: str) -> list[tuple[str, str]]:
+    """Return what becomes a checkpoint: the whole directory if it is given a name, else everything in it.
+
+    But the manifest and the root, which may lie there as well: both change by being added to.
+    """
+    top = os.path.abspath(os.path.expanduser(options.from_dir))
     if not os.path.isdir(top):
         raise ValueError(f"--from-dir {top} is no directory")
-    if name:
-        return [(name, top)]
-    inner = sorted(each for each in os.listdir(top) if not each.startswith("."))
-    if not inner:
-        raise ValueError(f"--from-dir {top} is empty")
+    if options.name:
+        places = [(options.name, top)]
+    else:
+        spared = {manifest, os.path.realpath(Layout(options.root).root) if options.root else manifest}
+        inner = sorted(each for each in os.listdir(top) if not each.startswith("."))
+        inner = [each for each in inner if os.path.realpath(os.path.join(top, each)) not in spared]
+        if not inner:
+            raise ValueError(f"--from-dir {top} is empty")
+        places = _named(top, inner)
+    for name, path in places:
+        if not options.print and manifest.startswith(f"{os.path.realpath(path)}/"):
+            raise ValueError(f"{manifest} lies in {path}, and would be a part of {name}; put it elsewhere (-m)")
+    return places
+
+
+def _named(top: str, inner: Sequence[str]) -> list[tuple[str, str]]:
     named: dict[str, str] = {}
     for each in inner:
         chosen = _name(each, is_directory=os.path.isdir(os.path.join(top, each)))
@@ -173,11 +215,11 @@ def _local(checkpoint: Checkpoint) -> Draft:
     return Draft(checkpoint.name, [], None, checkpoint.is_directory, pins)
 
 
-def _publish(options: argparse.Namespace, pinned: Sequence[Checkpoint]) -> None:
+def _publish(options: argparse.Namespace, places: Sequence[tuple[str, str]], pinned: Sequence[Checkpoint]) -> None:
     from weightcache._publish import publish_path
 
     layout = Layout(options.root)
-    for checkpoint, (name, path) in zip(pinned, _places(options.from_dir, options.name), strict=True):
+    for checkpoint, (name, path) in zip(pinned, places, strict=True):
         if publish_path(path, name, layout, None, link=options.link) != checkpoint:
             raise ManifestError(
                 path, [f"changed after {name} was declared; correct its entry with `weightcache publish {path} {name}`"]

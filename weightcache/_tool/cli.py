@@ -190,7 +190,9 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("weightcache: interrupted; what was downloaded is kept", file=sys.stderr)
+        # What `add` and `pin` read has no digest yet, and nothing to go on from.
+        kept = "" if options.verb in ("add", "pin") else "; what was downloaded is kept"
+        print(f"weightcache: interrupted{kept}", file=sys.stderr)
         return 130
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from weightcache._progress import make_progress
 from weightcache._source import SourceError
 from weightcache._tool.draft import HubUrl, Pin
-from weightcache._tool.hub import chosen, snapshot
+from weightcache._tool.hub import chosen, nothing_there, snapshot
 from weightcache._tool.measure import Reader
 from weightcache.errors import IntegrityError, redacted
 
@@ -49,8 +49,9 @@ def complete(
         Where each downloaded digest was kept.
 
     Raises:
-        DownloadError: No mirror delivers, or the Hub does not answer.
+        DownloadError: No mirror delivers, or the Hub does not answer, or has no such thing.
         IntegrityError: Two of them say different things.
+        ManifestError: The Hub lists what no manifest may say.
         ValueError: Nothing is selected, or the extra ``hf`` is needed and not installed.
     """
     found = _ask_the_hub(draft)
@@ -58,6 +59,7 @@ def complete(
         _list_files(draft, found, include, exclude)
     if found:
         _take_what_is_published(draft, *found)
+        draft.check(draft.urls[0])
     with closing(Reader(draft.urls, draft.auth, draft.name)) as reader:
         own = _measure(draft, reader, keep, found, quiet=quiet)
         _ask_for_sizes(draft, reader)
@@ -87,6 +89,8 @@ def _list_files(
     hub, said = found
     base = f"{hub.path}/" if hub.path else ""
     paths = [file.path[len(base) :] for file in said.files if file.path.startswith(base)]
+    if not paths:
+        raise nothing_there(hub, said, draft.name)
     taken = chosen(paths, include, exclude)
     if not taken:
         globs = " ".join([*(f"--include {each!r}" for each in include), *(f"--exclude {each!r}" for each in exclude)])
@@ -129,7 +133,7 @@ def _measure(
             track = progress.open(draft.name, file.path, file.size)
             target = keep() if keep else None
             inner = file.path if draft.is_directory else ""
-            measured, url = reader.measure(inner, target, partial(progress.advance, track))
+            measured, url = reader.measure(inner, file.size, target, partial(progress.advance, track))
             progress.close(track)
             _take(draft, file.path, measured, url)
             wanted = git_ids.get(_in_repository(draft, found[0], file.path)) if found else None
@@ -144,12 +148,12 @@ def _measure(
 
 def _take(draft: Draft, path: str, measured: Measured, url: str) -> None:
     pin = draft.pins[path]
-    if pin.size not in (None, measured.size):
-        raise _disagreement(draft, path, f"{pin.size} bytes", f"{measured.size} bytes", url)
     pin.sha256, pin.size = measured.sha256, measured.size
     pin.evidence = f"computed here from {url}"
     if not measured.git_id:
         pin.evidence += "; it did not announce a length: look whether this is all"
+    if measured.is_page:
+        pin.evidence += "; it is a web page: look whether the URL is that of the file itself"
 
 
 def _ask_for_sizes(draft: Draft, reader: Reader) -> None:

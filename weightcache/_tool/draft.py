@@ -101,6 +101,32 @@ class Draft:
         files = tuple(File(path, pin.sha256 or UNKNOWN, pin.size) for path, pin in self.pins.items())
         return Checkpoint(self.name, tuple(self.urls), files or (File("-", UNKNOWN),), self.is_directory, self.auth)
 
+    def check(self, source: str) -> None:
+        """Hold it against the rules of a manifest: what the Hub or a list says is as little to be trusted as any input.
+
+        Raises:
+            ManifestError: It breaks one. A path such as ``../x`` would otherwise be written to.
+        """
+        checkpoint = self.placeholder()
+        pins = {
+            file.path: {"sha256": file.sha256} | ({} if file.size is None else {"size": file.size})
+            for file in checkpoint.files
+        }
+        entry: dict[str, Any] = {"urls": [hub.at(_NO_COMMIT) if (hub := _branch(url)) else url for url in self.urls]}
+        if self.is_directory:
+            entry["files"] = pins
+        else:
+            [(path, pin)] = pins.items()
+            entry |= {"file": path, **pin}
+        try:
+            Manifest.load({"checkpoints": {self.name: entry}})
+        except ManifestError as error:
+            refused = ManifestError(source, error.problems)
+            refused.hint = (
+                "nothing was changed; leave out what is named above (of the Hub: --exclude), or ask the publisher"
+            )
+            raise refused from None
+
 
 def drafts(raw: Mapping[str, Any], source: str) -> list[Draft]:
     """Return every entry of a manifest, pinned or not.

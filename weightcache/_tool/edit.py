@@ -7,6 +7,7 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from weightcache._tool.draft import drafts
 from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Manifest
 
@@ -21,17 +22,26 @@ NEW = "version = 1\n"
 class ManifestFile:
     """The text of a manifest, to be changed and written back.
 
+    Args:
+        path: Where it is, or is to be.
+        writes: Whether it will be changed; what cannot be is then refused here, before anything is downloaded.
+
     Attributes:
         path: The file, behind any link: a link to it stays one.
         raw: What it says, as plain data; empty if there is no such file.
+
+    Raises:
+        ManifestError: It cannot be read, or not be written, or is not TOML.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, writes: bool = False) -> None:
         self.path = os.path.realpath(os.path.expanduser(path))
         self._shown = path
         self._before: bytes | None = None
+        if writes and (problem := self._unwritable()):
+            raise ManifestError(path, [problem])
         try:
-            with open(self.path, "rb") as stream:
+            with open(os.path.expanduser(path), "rb") as stream:  # by its own name: a pipe has no real path
                 self._before = stream.read()
         except FileNotFoundError:
             pass
@@ -57,23 +67,39 @@ class ManifestFile:
             ManifestError: Its layout does not allow it.
             StorageError: It cannot be written, or somebody else changed it meanwhile.
         """
-        before = _with_newlines(self.text) if self.text.strip() else NEW
-        text = before if before.endswith("\n") else f"{before}\n"
-        text += "".join(f"\n{checkpoint}\n" for checkpoint in checkpoints)
-        self._write(text, checkpoints)
+        text = self._with(checkpoints)
+        self._check(text, checkpoints)
+        self._replace(text.encode())
+
+    def check_add(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Raise what `add` would raise of their names and of the layout, while nothing is downloaded yet."""
+        self._check(self._with(checkpoints), checkpoints)
 
     def complete(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Write what their entries lack into them. The errors are those of `add`."""
+        """Write what their entries lack into them. The errors are those of `add` and of `require_tomlkit`."""
+        require_tomlkit()
         import tomlkit
 
-        document: Any = tomlkit.parse(_with_newlines(self.text))
+        document: Any = tomlkit.parse(self.text)
         for checkpoint in checkpoints:
             _complete(document["checkpoints"][checkpoint.name], checkpoint)
-        self._write(tomlkit.dumps(document), checkpoints)
+        text = tomlkit.dumps(document)
+        if (end := _line_end(self.text)) != "\n":
+            text = text.replace(end, "\n").replace("\n", end)
+        self._check(text, checkpoints)
+        self._replace(text.encode())
 
-    def _write(self, text: str, changed: Sequence[Checkpoint]) -> None:
+    def _with(self, checkpoints: Sequence[Checkpoint]) -> str:
+        before = self.text if self.text.strip() else NEW
+        end = _line_end(before)
+        added = "".join(f"\n{checkpoint}\n" for checkpoint in checkpoints)
+        return before + ("" if before.endswith("\n") else end) + added.replace("\n", end)
+
+    def _check(self, text: str, changed: Sequence[Checkpoint]) -> None:
+        """Refuse a text that says anything else than before, but for what was to be changed."""
         after = _parsed(text, self._shown, "cannot be changed so that it stays TOML")
-        names = [checkpoint.name for checkpoint in changed]
+        drafts(after, self._shown)  # with what it says already, such as a name that differs only in case
+        names = dict.fromkeys(checkpoint.name for checkpoint in changed)  # in order, and quick to look into
         kept = {name: entry for name, entry in after.get("checkpoints", {}).items() if name not in names}
         said = {name: after.get("checkpoints", {}).get(name) for name in names}
         others = {name: entry for name, entry in self.raw.get("checkpoints", {}).items() if name not in names}
@@ -85,9 +111,15 @@ class ManifestFile:
                 self._shown,
                 ["its layout does not allow the change; write each checkpoint as a table [checkpoints.NAME]"],
             )
-        if "\r\n" in self.text and "\n" not in self.text.replace("\r\n", ""):
-            text = text.replace("\n", "\r\n")
-        self._replace(text.encode())
+
+    def _unwritable(self) -> str | None:
+        folder = os.path.dirname(self.path)
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            # Renaming over /dev/null, for one, would put a file in its place.
+            return "is no regular file, and cannot be changed; --print shows the entries instead"
+        if not os.path.isdir(folder):
+            return f"cannot be made: there is no directory {folder}"
+        return None if os.access(folder, os.W_OK) else f"cannot be changed: {folder} is not writable"
 
     def _replace(self, data: bytes) -> None:
         """Put the new text in place at once: whoever reads it sees the old one or the new one."""
@@ -121,6 +153,18 @@ class ManifestFile:
             return None
 
 
+def require_tomlkit() -> None:
+    """Say what is missing for `ManifestFile.complete`, before anything is downloaded for it.
+
+    Raises:
+        ValueError: tomlkit is not installed.
+    """
+    try:
+        import tomlkit  # noqa: F401
+    except ImportError:
+        raise ValueError("to change an entry, tomlkit is needed: pip install 'weightcache[tool]'") from None
+
+
 def _mode(path: str) -> int:
     try:
         return os.stat(path).st_mode & 0o7777
@@ -130,9 +174,9 @@ def _mode(path: str) -> int:
         return 0o666 & ~mask
 
 
-def _with_newlines(text: str) -> str:
-    """Return it with the line ends that tomlkit writes; `_write` brings back those of a file from Windows."""
-    return text.replace("\r\n", "\n")
+def _line_end(text: str) -> str:
+    """Return what new lines of it end with: as on Windows if all of its own do."""
+    return "\r\n" if "\n" in text and text.count("\r\n") == text.count("\n") else "\n"
 
 
 def _parsed(text: str, source: str, otherwise: str = "is not TOML") -> Mapping[str, Any]:
@@ -143,7 +187,8 @@ def _parsed(text: str, source: str, otherwise: str = "is not TOML") -> Mapping[s
     try:
         return tomllib.loads(text)  # type: ignore[no-any-return,unused-ignore]
     except tomllib.TOMLDecodeError as error:
-        raise ManifestError(source, [f"{otherwise}: {error}"]) from None
+        mark = "; it begins with a byte order mark: save it without" if text.startswith("\ufeff") else ""
+        raise ManifestError(source, [f"{otherwise}: {error}{mark}"]) from None
     except RecursionError:
         raise ManifestError(source, ["is nested too deeply to be a manifest"]) from None
 
@@ -207,7 +252,7 @@ def _set(table: Any, key: str, value: Any) -> None:
     """
     import tomlkit
 
-    if isinstance(table, tomlkit.items.InlineTable):
+    if not isinstance(table, tomlkit.items.Table):  # one in braces, or in pieces (dotted keys)
         table[key] = value
         return
     body = table.value.body

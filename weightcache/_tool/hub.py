@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache._rules import hub_endpoint
 from weightcache._source import SourceError
 from weightcache._tokens import declared_token, hub_token
-from weightcache.errors import DownloadError
+from weightcache.errors import DownloadError, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,6 +67,8 @@ def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
         # token=False: without ours, none; the client would go on to look for one of its own.
         api = HfApi(endpoint=hub_endpoint(), token=token.value if token else False)
         commit = str(api.model_info(url.repository, revision=url.revision).sha)
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise ValueError(f"{commit!r} is no commit")
         tree = api.list_repo_tree(url.repository, revision=commit, recursive=True)
         files = tuple(
             HubFile(each.path, each.size, each.lfs.sha256 if each.lfs else "", each.blob_id)
@@ -73,6 +76,13 @@ def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
             if isinstance(each, RepoFile)
         )
     return Snapshot(commit, files)
+
+
+def nothing_there(url: HubUrl, said: Snapshot, name: str) -> DownloadError:
+    """Return the error of a path at which a repository has neither a file nor a directory."""
+    page = f"{redacted(hub_endpoint())}/{url.repository}"
+    what = url.path or "files"
+    return _error(name, url, f"{page} has no {what} at {said.commit[:12]}", f"look at {page}/tree/{said.commit}")
 
 
 def chosen(paths: list[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -88,12 +98,14 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalTokenNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    page = f"{hub_endpoint()}/{url.repository}"
+    endpoint = redacted(hub_endpoint())  # of a mirror it may hold a password
+    page = f"{endpoint}/{url.repository}"
     sent = f"the token from {token.origin} was sent" if token else "no token was sent"
     where = token.origin if token else "HF_TOKEN (or run `hf auth login`)"
     try:
@@ -114,10 +126,16 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         why, hint = f"{page}: HTTP {status}".rstrip(), "nothing was changed; try again"
         if status in (401, 403):
             why, hint = f"{why}; {sent}", f"look whether the token in {where} is valid and may read it"
+    except HFValidationError:
+        raise  # the user's own mistake
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The client trusts what it is answered. A page of a proxy or of a portal is another thing.
+        why = f"{endpoint} gave an answer that is none of the Hub's ({type(error).__name__})"
+        hint = "look at HF_ENDPOINT, and at what lies between; nothing was changed"
     except Exception as error:
         if not _is_network(error):
             raise
-        why = f"{hub_endpoint()} cannot be reached ({type(error).__name__})"
+        why = f"{endpoint} cannot be reached ({type(error).__name__})"
         hint = "look at the network, and at HF_ENDPOINT and HF_HUB_OFFLINE; nothing was changed"
     raise _error(name, url, why, hint)
 

@@ -17,12 +17,12 @@ from weightcache import _fetch
 from weightcache._cancel import Cancel
 from weightcache._http import Client
 from weightcache._rules import hub_page, resolved_url
-from weightcache._source import RangeError, SourceError, TransientError
-from weightcache.errors import Attempt, DownloadError, StorageError, redacted
+from weightcache._source import RangeError, SourceError, TransientError, WrongBytesError
+from weightcache.errors import Attempt, DownloadError, IntegrityError, StorageError, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import BinaryIO
+    from typing import Any, BinaryIO
 
     from weightcache._source import Body
 
@@ -37,11 +37,13 @@ class Measured(NamedTuple):
         size: How many there were.
         git_id: What Git calls a file of these bytes; empty if the mirror did not announce their number, and so
             perhaps broke off before the end.
+        is_page: Whether it begins as a web page does: one about the file perhaps, or one that wants a login.
     """
 
     sha256: str
     size: int
     git_id: str
+    is_page: bool
 
 
 class Reader:
@@ -61,40 +63,50 @@ class Reader:
     def close(self) -> None:
         self._client.close()
 
-    def measure(self, inner: str, keep: str | None, advance: Callable[[int], None]) -> tuple[Measured, str]:
+    def measure(
+        self, inner: str, size: int | None, keep: str | None, advance: Callable[[int], None]
+    ) -> tuple[Measured, str]:
         """Read a file to its end; return what it is, and the mirror that gave it.
 
         Args:
             inner: Path of the file below each URL, or empty if the URLs name it themselves.
+            size: Its declared length in bytes, if any; a mirror that has another one is left.
             keep: Where its bytes are written, or ``None``.
             advance: Called with the bytes that came; negative if they must come again.
 
         Raises:
-            DownloadError: No mirror gave it.
+            DownloadError: No mirror gave it; an `IntegrityError` if one gave a file of another length.
             StorageError: It cannot be written.
         """
         attempts = []
-        hint = ""
+        hint, wrong = "", None
         for url in self._urls:
             try:
                 with _written(keep) as stream:
-                    return self._read(url, inner, stream, advance), redacted(resolved_url(url, inner))
+                    return self._read(url, inner, size, stream, advance), redacted(resolved_url(url, inner))
             except SourceError as error:
                 attempts.append(Attempt(redacted(resolved_url(url, inner)), str(error), 1))
                 hint = hint or error.hint
-        raise self.failed(inner, attempts, hint)
+                if isinstance(error, WrongBytesError):
+                    wrong = wrong or (error, attempts[-1].url)
+        raise self.failed(inner, attempts, hint, wrong)
 
-    def failed(self, inner: str, attempts: list[Attempt], hint: str) -> DownloadError:
+    def failed(
+        self, inner: str, attempts: list[Attempt], hint: str, wrong: tuple[WrongBytesError, str] | None
+    ) -> DownloadError:
         """Return the error of a file that no mirror gave."""
         what = inner or "its file"
         lines = "".join(f"\n  {each.url}: {each.reason}" for each in attempts) or "\n  it declares no URL"
-        return DownloadError(
-            f"checkpoint {self._name}: {what} cannot be pinned, no mirror delivered it{lines}",
-            hint=hint or "nothing was changed; look at the URL, or try again",
-            checkpoint=self._name,
-            file=inner,
-            attempts=tuple(attempts),
-        )
+        message = f"checkpoint {self._name}: {what} cannot be pinned, no mirror delivered it{lines}"
+        about: dict[str, Any] = {"checkpoint": self._name, "file": inner, "attempts": tuple(attempts)}
+        if wrong:
+            error, url = wrong
+            about |= {"expected": error.expected, "actual": error.actual, "url": url}
+            hint = "nothing was changed; correct the declared size, or leave the mirror out"
+            return IntegrityError(message, hint=hint, **about)
+        if not attempts:
+            hint = f"give it a URL; weights of your own `weightcache publish PATH {self._name}` brings, and prints"
+        return DownloadError(message, hint=hint or "nothing was changed; look at the URL, or try again", **about)
 
     def size(self, url: str, inner: str) -> int | None:
         """Ask one mirror how long a file is; ``None`` if it does not say.
@@ -103,31 +115,43 @@ class Reader:
             SourceError: It does not give the file at all.
         """
         try:
-            with closing(self._open(url, inner, 0, 1, None)) as body:
+            with closing(self._open(url, inner, 0, 1)) as body:
                 return body.total
         except RangeError:  # an empty file has no first byte
-            with closing(self._open(url, inner, 0, None, None)) as body:
+            with closing(self._open(url, inner, 0, None)) as body:
                 return body.total
 
-    def _open(self, url: str, inner: str, start: int, end: int | None, validator: str | None) -> Body:
+    def _open(
+        self,
+        url: str,
+        inner: str,
+        start: int,
+        end: int | None,
+        size: int | None = None,
+        validator: str | None = None,
+    ) -> Body:
         return self._client.open(
             resolved_url(url, inner),
             auth=self._auth,
             hub=hub_page(url),
             start=start,
             end=end,
-            size=None,
+            size=size,
             validator=validator,
         )
 
-    def _read(self, url: str, inner: str, stream: BinaryIO | None, advance: Callable[[int], None]) -> Measured:
+    def _read(
+        self, url: str, inner: str, size: int | None, stream: BinaryIO | None, advance: Callable[[int], None]
+    ) -> Measured:
         retries = _fetch.RETRIES
-        failures, furthest, so_far = 0, 0, _SoFar(stream, advance)
+        failures, furthest, so_far = 0, 0, _SoFar(size, stream, advance)
         while True:
             try:
-                with closing(self._open(url, inner, so_far.size, None, so_far.validator)) as body:
+                with closing(self._open(url, inner, so_far.size, None, size, so_far.validator)) as body:
                     return so_far.take(body)
             except RangeError:
+                if not so_far.size:
+                    raise  # a part, though all was asked for: it would answer the same for ever
                 so_far.forget()
             except TransientError as error:
                 failures = 1 if so_far.size > furthest else failures + 1
@@ -143,11 +167,12 @@ class Reader:
 class _SoFar:
     """The bytes of one file as far as they came."""
 
-    def __init__(self, stream: BinaryIO | None, advance: Callable[[int], None]) -> None:
-        self._stream, self._advance = stream, advance
+    def __init__(self, wanted: int | None, stream: BinaryIO | None, advance: Callable[[int], None]) -> None:
+        self._wanted, self._stream, self._advance = wanted, stream, advance
         self._buffer = bytearray(CHUNK)
         self.size = 0
         self.validator: str | None = None
+        self._head = b""
         self.forget()
 
     def forget(self) -> None:
@@ -165,6 +190,7 @@ class _SoFar:
 
         Raises:
             TransientError: It broke off.
+            WrongBytesError: It is not as long as it is declared.
             StorageError: The disk is full.
         """
         if body.offset != self.size:
@@ -174,20 +200,27 @@ class _SoFar:
             self._git.update(f"blob {body.total}\0".encode())  # how Git names a file: by a digest over its length, too
         view = memoryview(self._buffer)
         while count := body.read_into(view):
+            self._head = self._head if self.size else bytes(view[: min(count, 64)])
             self._sha256.update(view[:count])
             self._git.update(view[:count])
             self._keep(view[:count])
             self.size += count
             self._advance(count)
+            if self._wanted is not None and self.size > self._wanted:  # a body without a length may never end
+                raise WrongBytesError(f"{self._wanted} bytes", f"{self.size} bytes or more")
         if body.total is not None and self.size != body.total:
             raise TransientError(f"the connection broke off after {self.size} of {body.total} bytes")
+        if self._wanted not in (None, self.size):
+            raise WrongBytesError(f"{self._wanted} bytes", f"{self.size} bytes")
         git_id = "" if body.total is None else self._git.hexdigest()
-        return Measured(self._sha256.hexdigest(), self.size, git_id)
+        is_page = self._head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        return Measured(self._sha256.hexdigest(), self.size, git_id, is_page)
 
     def _keep(self, data: memoryview) -> None:
         if self._stream is not None:
             try:
-                self._stream.write(data)
+                while data:  # unbuffered, a write takes what there is room for, and only the next one fails
+                    data = data[self._stream.write(data) :]
             except OSError as error:
                 raise StorageError.of(error, "write to", self._stream.name) from None
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache._container import Writer
 from weightcache._look import Layout
+from weightcache._rules import digest_problem
 from weightcache._tool import upstream
 from weightcache._tool.complete import complete
 from weightcache._tool.draft import drafts, select
-from weightcache._tool.edit import ManifestFile
+from weightcache._tool.edit import ManifestFile, require_tomlkit
 from weightcache.errors import IntegrityError, ManifestError, StorageError, redacted
 
 if TYPE_CHECKING:
@@ -50,11 +51,16 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
         WeightCacheError: The manifest is wrong, or a mirror does not deliver. Nothing was changed.
         ValueError: The options do not go together.
     """
+    refuse_odd_digest(options.expect)
     path = os.path.expanduser(options.manifest)
-    file = ManifestFile(path)
+    file = ManifestFile(path, writes=not (options.check or options.check_upstream or options.print))
     if not file.exists:
         raise ManifestError(path, ["there is no such file"])
     wanted = select(drafts(file.raw, path), options.names)
+    if options.check or options.check_upstream:
+        for name in ("expect", "print"):
+            if getattr(options, name):
+                raise ValueError(f"--{name} goes with no --check: nothing is pinned")
     if options.check:
         rows = [{"name": draft.name, "unpinned": draft.unpinned()} for draft in wanted]
         return rows, 1 if any(row["unpinned"] for row in rows) else 0
@@ -63,6 +69,9 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
     if options.expect and len(wanted) != 1:
         raise ValueError("--expect is of one checkpoint: name it")
     todo = [draft for draft in wanted if draft.unpinned() or (draft.lacks_sizes() and draft.urls)]
+    changed = {draft.name for draft in todo}
+    if todo and not options.print:
+        require_tomlkit()  # now: what follows may take an hour
     with kept(options.root) as keep:
         for draft in todo:
             bring(draft, keep, options)
@@ -73,7 +82,7 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
             file.complete(pinned)
         if keep is not None:
             keep.land([draft.checkpoint() for draft in wanted], quiet=options.quiet)
-    return [row(draft, changed=draft in todo) for draft in wanted], 0
+    return [row(draft, changed=draft.name in changed) for draft in wanted], 0
 
 
 def row(draft: Draft, *, changed: bool) -> dict[str, Any]:
@@ -87,6 +96,12 @@ def row(draft: Draft, *, changed: bool) -> dict[str, Any]:
         "files": {path: {"sha256": p.sha256, "size": p.size, "from": p.evidence} for path, p in draft.pins.items()},
         "entry": f"{checkpoint}\n",
     }
+
+
+def refuse_odd_digest(sha256: str | None) -> None:
+    """Refuse what is no digest for ``--expect``, before anything is downloaded to be compared with it."""
+    if sha256 is not None and (problem := digest_problem(sha256.lower())):
+        raise ValueError(f"--expect: {problem}")
 
 
 def expect(draft: Draft, sha256: str | None) -> None:

@@ -24,7 +24,7 @@ def read_sums(path: str) -> dict[str, str]:
         if path == "-":
             text = sys.stdin.read()
         else:
-            with open(path, encoding="utf-8") as stream:
+            with open(path, encoding="utf-8-sig") as stream:
                 text = stream.read()
     except (OSError, UnicodeDecodeError) as error:
         raise _error(path, [f"cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"]) from None
