@@ -126,12 +126,10 @@ def _declared(options: argparse.Namespace) -> Draft:
     hub = HubUrl.parse(options.urls[0])
     if options.file:
         entry["file"] = options.file
-    elif hub and not hub.path:
-        pass  # a directory
-    elif options.from_sha256sums:
-        entry["file"] = "-"  # a directory, or a name that comes from the list
-    elif hub and hub.path:
+    elif hub and hub.path and not options.from_sha256sums:
         entry["file"] = name_from_url(hub.at("0" * 40))
+    elif options.from_sha256sums and (hub is None or hub.path):
+        entry["file"] = "-"  # a directory, or a name that comes from the list
     [draft] = drafts({"checkpoints": {options.name: entry}}, "the command line")
     if entry.get("file") == "-":
         draft.pins = {}
