@@ -239,7 +239,7 @@ def picture(path: Path, case: Case, told: dict[str, dict[str, Any]]) -> None:
     for index, name in enumerate(names):
         axes.text(rows[name]["whole"] + 0.1, index, f"{rows[name]['whole']:.1f} s", va="center", fontsize=9)
     axes.set_xlabel("seconds, median")
-    axes.set_title(f"888 MB from a cold volume: {case.title}", fontsize=10)
+    figure.suptitle(f"888 MB from a cold volume: {case.title}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1)
     axes.legend(loc="lower right", frameon=False)
