@@ -61,7 +61,9 @@ def test_every_name_is_documented() -> None:
     assert [name for name in errors.__all__ if name not in tree] == []
 
 
-@pytest.mark.parametrize("name", ["ensure", "aensure", "status", "verify", "prune", "publish", "prefetch", "prefetch_files"])
+@pytest.mark.parametrize(
+    "name", ["ensure", "aensure", "status", "verify", "prune", "publish", "prefetch", "prefetch_files"]
+)
 def test_the_documented_signature(name: str) -> None:
     api = (HERE / "docs/reference/api.md").read_text()
     parameters = inspect.signature(getattr(weightcache, name)).parameters.values()
