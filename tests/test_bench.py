@@ -12,7 +12,7 @@ import pytest
 
 from support import blob
 from weightcache import NotCachedError, StorageError, publish
-from weightcache._prefetch import CHUNK
+from weightcache._prefetched import CHUNK
 from weightcache._tool import bench
 from weightcache._tool.bench import MIB, WAYS
 from weightcache._tool.cli import main
@@ -52,6 +52,20 @@ def test_no_two_ways_read_the_same_bytes_and_none_more_than_its_share() -> None:
     assert max(counts) - min(counts) <= 4 * CHUNK
     limited = bench._shares(sizes, 8 * len(WAYS) * CHUNK)
     assert [sum(end - start for _, start, end in share) for share in limited] == [8 * CHUNK] * len(WAYS)
+
+
+def test_of_many_files_it_reads_the_largest_and_never_opens_all() -> None:
+    shares = bench._shares({str(size): size for size in range(1, 10_001)}, 10**12)
+    read = {int(path) for share in shares for path, _, _ in share}
+    assert read == set(range(10_001 - bench.FILES, 10_001))
+
+
+def test_a_file_that_is_gone_is_a_storage_error(filled: Path) -> None:
+    there = next(filled.glob("w/*/small.bin"))
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(StorageError, match=r"cannot read .*gone"):
+        bench._read([(str(there), 0, 5), (f"{there}-gone", 0, 5)], MIB, 1)
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import weightcache
 from origin import Origin
 from support import blob, directory, one, sha256
 from weightcache import Manifest, _memory, _pauses, _prefetch, ensure, prefetch, prefetch_files
-from weightcache._prefetch import CHUNK
+from weightcache._prefetched import CHUNK
 
 LARGE = blob(2 * CHUNK + 12345)
 
@@ -45,7 +46,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     for thread in threading.enumerate():
         if thread.name.startswith("weightcache-prefetch"):
             thread.join(30)
-    assert (descriptors(tmp_path), memfds(), readers()) == ([], [], [])
+    assert (descriptors(tmp_path), memfds(), readers(), _memory.promised) == ([], [], [], {})
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "large") -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()
         self.reads: list[tuple[str, int]] = []
-        read = _prefetch._read
+        read = _prefetch.read_chunk
 
         def gated(file: Any, start: int, end: int, buffer: memoryview) -> int:
             self.reads.append((os.path.basename(file.path), start))
@@ -74,7 +75,7 @@ class Gate:
                 assert self.go_on.wait(60)
             return read(file, start, end, buffer)
 
-        monkeypatch.setattr(_prefetch, "_read", gated)
+        monkeypatch.setattr(_prefetch, "read_chunk", gated)
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -187,6 +188,102 @@ def test_a_file_that_is_replaced_while_it_is_paused(files: list[Path], monkeypat
         assert handle.path(files[0]) == str(files[0])
 
 
+def test_a_file_that_is_given_up_gives_its_memory_back(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with prefetch_files(*files, into="memory", threads=1) as handle:
+        assert gate.reached.wait(60)
+        os.truncate(files[0], 7)
+        gate.go_on.set()
+        assert not handle.wait(60)
+        assert len(memfds()) == 2
+
+
+def test_a_wrong_file_is_not_handed_out_after_ensure_replaced_it(origin: Origin, root: Path) -> None:
+    """It had the right size and no receipt, so it was read ahead."""
+    origin.put("/a", LARGE)
+    manifest = one(LARGE, origin.url("/a"))
+    path = root / "sam2" / sha256(LARGE)[:16] / "weights.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(len(LARGE)))
+    with prefetch(manifest, root=root, into="memory") as handle:
+        assert handle.wait(60)
+        weights = ensure(manifest, root=root, progress=False)
+        assert Path(handle.path(weights["sam2"])).read_bytes() == LARGE
+
+
+def test_a_file_that_was_written_to_is_not_handed_out(files: list[Path]) -> None:
+    os.utime(files[0], ns=(1, 1))
+    with prefetch_files(*files, into="memory") as handle:
+        assert handle.wait(60)
+        with files[0].open("r+b") as file:
+            file.write(b"other")
+        assert handle.path(files[0]) == str(files[0])
+        assert handle.path(files[1]) != str(files[1])
+
+
+def test_a_file_under_two_names_is_read_once(files: list[Path]) -> None:
+    link = files[0].with_name("link")
+    link.symlink_to(files[0])
+    with prefetch_files(files[0], link, into="memory") as handle:
+        assert handle.wait(60)
+        assert handle.stats.total == len(LARGE)
+        assert handle.path(link) == handle.path(files[0]) != str(files[0])
+
+
+def test_a_relative_path_is_where_it_was(
+    files: list[Path], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files[0].parent)
+    with _pauses.all_paused():
+        handle = prefetch_files("large", into="memory")
+        monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    with handle:
+        assert handle.wait(60)
+        assert handle.path(files[0]) != str(files[0])
+
+
+def test_a_long_name_in_another_script(tmp_path: Path) -> None:
+    path = tmp_path / ("\N{SNOWMAN}" * 84)
+    path.write_bytes(b"snow")
+    with prefetch_files(path, into="memory") as handle:
+        assert handle.path(path) != str(path)
+
+
+def test_where_no_thread_starts_nobody_waits(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with prefetch_files(*files, into="memory") as handle:
+        assert not handle.wait(10)
+        assert [text.partition(": ")[2] for text in handle.stats.skipped] == ["can't start new thread"] * 2
+        assert handle.path(files[0]) == str(files[0])
+        assert handle.path(files[2]) != str(files[2])  # empty: there is nothing to read
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "error", "said"),
+    [
+        ("mmap", "mmap", OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
+        ("os", "preadv", MemoryError(), "MemoryError"),
+        ("os", "preadv", AttributeError("no preadv here"), "no preadv here"),
+        ("os", "pwrite", OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_whatever_fails_in_a_thread_nobody_waits(
+    module: str, function: str, error: Exception, said: str, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(f"{module}.{function}", fail)
+    with prefetch_files(*files, into="memory") as handle:
+        assert not handle.wait(10)
+        assert [text.partition(": ")[2] for text in handle.stats.skipped] == [said] * 2
+        assert handle.path(files[0]) == str(files[0])
+        assert not descriptors(files[0].parent)
+
+
 def test_a_file_that_is_removed_is_read_to_its_end(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     with prefetch_files(*files, into="memory", threads=1) as handle:
@@ -225,7 +322,7 @@ def test_what_does_not_fit_into_memory_is_not_read(files: list[Path], monkeypatc
                 "memory.usage_in_bytes": "500000",
                 "memory.stat": "inactive_file 0\ntotal_inactive_file 100000",
             },
-            100000,
+            200000,
         ),
         ({}, float("inf")),
     ],
@@ -239,6 +336,85 @@ def test_the_memory_of_a_container(texts: dict[str, str], free: float, monkeypat
 
     monkeypatch.setattr(_memory, "_text", text)
     assert _memory.free_memory() == pytest.approx(_memory.SHARE * free)
+
+
+@pytest.mark.parametrize(
+    ("limited", "free"),
+    [
+        ({"/sys/fs/cgroup/a/b/memory.max": "70000", "/sys/fs/cgroup/a/b/memory.current": "20000"}, 50000),
+        ({"/sys/fs/cgroup/a/memory.max": "70000", "/sys/fs/cgroup/a/memory.current": "10000"}, 60000),
+        ({"/sys/fs/cgroup/memory.max": "70000", "/sys/fs/cgroup/memory.current": "0"}, 70000),
+        (
+            {
+                "/sys/fs/cgroup/memory/c/memory.limit_in_bytes": "70000",
+                "/sys/fs/cgroup/memory/c/memory.usage_in_bytes": "30000",
+            },
+            40000,
+        ),
+        ({}, 1024000),
+    ],
+)
+def test_the_memory_of_the_cgroup_and_of_those_around_it(
+    limited: dict[str, str], free: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of a container the top has no limit, and the service's own cgroup may have one."""
+    texts = {"/proc/meminfo": "MemAvailable: 1000 kB\n", "/proc/self/cgroup": "4:cpu,memory:/c\n0::/a/b\n", **limited}
+
+    def text(path: str) -> str:
+        try:
+            return texts[path]
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
+    monkeypatch.setattr(_memory, "_text", text)
+    assert _memory.free_memory() == pytest.approx(_memory.SHARE * free)
+
+
+def test_memory_is_not_promised_twice(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first is read, all of its memory seems to be free."""
+    monkeypatch.setattr(_memory, "_cgroups", list)
+    monkeypatch.setattr(_memory, "_meminfo", lambda: 1.5 * len(LARGE) / _memory.SHARE)
+    gate = Gate(monkeypatch)
+    with prefetch_files(files[0], into="memory", threads=1) as handle:
+        assert gate.reached.wait(60)
+        with prefetch_files(files[0], into="memory", threads=1) as second:
+            assert second.wait(0) is False
+            assert "17 MB do not fit into memory, 8 MB are free" in second.stats.skipped[0]
+        gate.go_on.set()
+        assert handle.wait(60)
+        assert _memory.free_memory() == pytest.approx(1.5 * len(LARGE))  # taken, which the machine would tell
+    with prefetch_files(files[0], into="memory") as third:
+        assert third.wait(60)
+
+
+def test_a_promise_shrinks_as_memory_is_taken(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    promised, read = [], _prefetch.read_chunk
+
+    def noting(*args: Any) -> int:
+        promised.append(sum(_memory.promised.values()))
+        return read(*args)
+
+    monkeypatch.setattr(_prefetch, "read_chunk", noting)
+    with prefetch_files(*files, into="memory", threads=1) as handle:
+        assert handle.wait(60)
+    assert promised == [len(LARGE) + 5, len(LARGE) + 5 - CHUNK, len(LARGE) + 5 - 2 * CHUNK, 5]
+
+
+def test_memory_of_many_files_leaves_the_process_files_to_open(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(300)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"x" * number)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with prefetch_files(*paths, into="memory") as handle:
+            assert not handle.wait(60)
+            assert len(memfds()) == 64
+            assert Path(handle.path(paths[-1])).read_bytes() == b"x" * 299  # the largest have room
+            assert handle.path(paths[0]) == str(paths[0])
+            assert "each takes one of the 256 that may be open" in handle.stats.skipped[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_memory_of_this_machine() -> None:
@@ -284,6 +460,48 @@ def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], mo
         assert handle.wait(60)
 
 
+def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed is the handle by then, and nobody asks again."""
+    monkeypatch.setattr(_prefetch, "PATIENCE", 0.05)
+    gate = Gate(monkeypatch)
+    handle = prefetch_files(*files, into="memory", threads=1)
+    assert gate.reached.wait(60)
+    handle.close()
+    assert descriptors(files[0].parent) == [str(files[0])]
+    assert memfds() == []
+    threads = [thread for thread in threading.enumerate() if thread.name in readers()]
+    gate.go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert descriptors(files[0].parent) == []
+
+
+def test_what_begins_during_a_commit_waits_for_its_end(files: list[Path]) -> None:
+    with _pauses.all_paused(), _pauses.all_paused():
+        handle = prefetch_files(*files)
+        assert not handle.wait(0.2)
+        assert handle.stats.bytes == 0
+        assert descriptors(files[0].parent) == []
+    assert handle.wait(60)
+
+
+def test_a_pause_that_is_interrupted_ends(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    first, second = (prefetch_files(files[0], threads=1) for _ in range(2))
+    assert gate.reached.wait(60)
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weightcache.Prefetch, "_let_go", interrupted)
+        with pytest.raises(KeyboardInterrupt), _pauses.all_paused():
+            pass
+    gate.go_on.set()
+    assert first.wait(60)
+    assert second.wait(60)
+
+
 def test_closing_ends_it(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     handle = prefetch_files(*files, into="memory", threads=1)
@@ -321,7 +539,7 @@ def test_after_a_fork_what_is_whole_is_there_and_nothing_waits(
         code = 1
         try:
             signal.alarm(30)
-            whole = Path(handle.path(files[1])).read_bytes() == b"small"
+            whole = Path(handle.path(files[1])).read_bytes() == b"small" and len(memfds()) == 1
             code = 0 if whole and handle.path(files[0]) == str(files[0]) and not handle.wait() else 2
             handle.close()
         finally:
@@ -332,13 +550,61 @@ def test_after_a_fork_what_is_whole_is_there_and_nothing_waits(
         assert Path(handle.path(files[0])).read_bytes() == LARGE
 
 
+@pytest.mark.parametrize("into", ["cache", "memory"])
+def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
+    into: str, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing lets other threads run: its number can be another file's before the prefetch has forgotten it."""
+    close, codes, null = os.close, [], os.open(os.devnull, os.O_RDONLY)
+
+    def closing(descriptor: int) -> None:
+        target = os.readlink(f"/proc/self/fd/{descriptor}")
+        close(descriptor)
+        if "large" not in target or os.close is close:
+            return
+        monkeypatch.setattr(os, "close", close)
+        os.dup2(null, descriptor)  # what another thread opens now
+        child = os.fork()
+        if not child:
+            os._exit(0 if os.path.exists(f"/proc/self/fd/{descriptor}") else 3)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        close(descriptor)
+
+    monkeypatch.setattr(_prefetch, "PATIENCE", 0.05)
+    gate = Gate(monkeypatch)
+    handle = prefetch_files(files[0], into=into, threads=1)
+    assert gate.reached.wait(60)
+    monkeypatch.setattr(os, "close", closing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        if into == "memory":
+            handle.close()  # the read hangs: memory is closed first, and the file later
+        gate.go_on.set()
+        assert handle.wait(60) == (into == "cache")
+    close(null)
+    assert codes == [0]
+
+
+def test_a_child_that_was_forked_during_a_commit_reads(files: list[Path]) -> None:
+    with _pauses.all_paused(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                signal.alarm(30)
+                code = 0 if prefetch_files(*files).wait(20) else 2
+            finally:
+                os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_an_interpreter_that_ends_does_not_wait(tmp_path: Path) -> None:
-    """The read waits for a fifo's writer, as it would for a volume that hangs."""
+    """The read waits in the kernel for a pipe's writer, as it would for a volume that hangs."""
     code = (
-        "import sys, threading, weightcache\n"
-        "from weightcache import _prefetch\n"
-        "reached, never = threading.Event(), threading.Event()\n"
-        "_prefetch._read = lambda *_: (reached.set(), never.wait())\n"
+        "import os, sys, threading, weightcache\n"
+        "reached, (pipe, _) = threading.Event(), os.pipe()\n"
+        "os.preadv = lambda *_: reached.set() or os.read(pipe, 1)\n"
         "handle = weightcache.prefetch_files(sys.argv[1], into='memory')\n"
         "assert reached.wait(60)\n"
     )

@@ -179,6 +179,37 @@ def test_a_prefetch_that_does_not_have_the_file_is_no_error(tmp_path: Path) -> N
     assert_identical(load_state_dict(path, prefetched=InMemory()), plainly(path, "zip"))
 
 
+@pytest.mark.parametrize("reused", [False, True], ids=["closed", "reused"])
+def test_a_prefetch_that_another_thread_closes_meanwhile(tmp_path: Path, reused: bool) -> None:
+    """Its memory's number can be another file's by the time that it is opened."""
+    path = write(tmp_path / "weights.pt", weights())
+    other = InMemory(write(tmp_path / "other.pt", {"other": torch.ones(3)}))
+    found = other.path(tmp_path / "other.pt")
+    if not reused:
+        other.close()
+
+    answers = [found]
+
+    class Closing:
+        def path(self, path: str | os.PathLike[str]) -> str:
+            return answers.pop() if answers else os.fspath(path)
+
+    assert_identical(load_state_dict(path, prefetched=Closing()), plainly(path, "zip"))
+    if reused:
+        other.close()
+
+
+def test_too_little_memory_is_not_called_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(LoadError, match="CUDA out of memory") as caught:
+        load_state_dict(write(tmp_path / "weights", weights()))
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("there is less memory")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_room_in_memory_files_are_read_plainly(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -425,6 +456,25 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(
     with pytest.raises(LoadError, match=says):
         load_state_dict(path)
     assert not held_by_process(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_a_file_that_is_written_to_during_a_plain_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = write(tmp_path / "weights", {"a": torch.ones(3)}, kind)
+    os.utime(path, ns=(1, 1))
+    load = torch.load
+
+    def changed(*args: Any, **options: Any) -> Any:
+        loaded = load(*args, **options)
+        with path.open("r+b") as file:
+            file.write(b"PK")
+        return loaded
+
+    monkeypatch.setattr(torch, "load", changed)
+    with pytest.raises(LoadError, match="was written to"):
+        load_state_dict(path)
 
 
 def test_a_disk_that_fails_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

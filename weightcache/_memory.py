@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 SHARE = 0.9  # of the memory that is free
+
+# By who will take it: bytes of memory that are promised and not taken yet, and that nothing below shows as used.
+promised: dict[int, int] = {}
 
 
 def free_memory() -> float:
@@ -13,16 +20,31 @@ def free_memory() -> float:
 
     The machine's is ``MemAvailable``; the container's is the limit of its cgroup less what is used and could not be
     given back (``inactive_file`` is page cache that can). See cgroup v2's ``memory.max``, and v1's ``limit_in_bytes``.
+    What others were promised is theirs.
     """
     free = _meminfo()
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    for folder, limit, used in _cgroups():
         with suppress(OSError, ValueError):  # ValueError: "max", which is no limit
-            taken = int(_text(used)) - _inactive(os.path.dirname(limit))
-            free = min(free, int(_text(limit)) - taken)
-    return SHARE * free
+            most = int(_text(f"{folder}/{limit}"))
+            free = min(free, most - int(_text(f"{folder}/{used}")) + _inactive(folder))
+    return SHARE * free - sum(promised.values())
+
+
+def _cgroups() -> Iterator[tuple[str, str, str]]:
+    """Yield the folders of this process's cgroup and of all that it lies in, and how their files are called."""
+    here = {"": "/", "memory": "/"}  # version 2, version 1; in a container the top is its own
+    with suppress(OSError, ValueError):
+        for line in _text("/proc/self/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            here.update(dict.fromkeys(here.keys() & controllers.split(","), path))
+    for top, files, path in (
+        ("/sys/fs/cgroup", ("memory.max", "memory.current"), here[""]),
+        ("/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), here["memory"]),
+    ):
+        while path != "/":
+            yield (top + path, *files)
+            path = os.path.dirname(path)  # noqa: PLW2901 (from the inside out)
+        yield (top, *files)
 
 
 def _meminfo() -> float:
@@ -34,11 +56,9 @@ def _meminfo() -> float:
 
 
 def _inactive(directory: str) -> int:
-    with suppress(OSError, ValueError):
-        for line in _text(f"{directory}/memory.stat").splitlines():
-            name, _, count = line.partition(" ")
-            if name in ("inactive_file", "total_inactive_file"):
-                return int(count)
+    with suppress(OSError, ValueError, KeyError):
+        told = dict(line.split(" ", 1) for line in _text(f"{directory}/memory.stat").splitlines())
+        return int(told.get("total_inactive_file") or told["inactive_file"])  # version 1 tells it without what is below
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from contextlib import contextmanager
 
@@ -19,18 +21,57 @@ if TYPE_CHECKING:
         def resume(self) -> None:
             """Go on."""
 
+        def forked(self) -> None:
+            """Let go of everything, in a child process, where no other thread runs."""
 
-running: weakref.WeakSet[Pausable] = weakref.WeakSet()
+
+_changing = threading.Lock()  # for both of:
+_running: weakref.WeakSet[Pausable] = weakref.WeakSet()
+_pauses: dict[object, list[Pausable]] = {}  # what each pause under way has stopped
+
+
+def begin(reader: Pausable) -> None:
+    """Note a reader, before it opens anything. While others are paused, it is paused too."""
+    with _changing:
+        _running.add(reader)
+        for stopped in _pauses.values():
+            stopped.append(reader)
+            reader.pause()
+
+
+def end(reader: Pausable) -> None:
+    """Note that a reader is done for good."""
+    with _changing:
+        _running.discard(reader)
 
 
 @contextmanager
 def all_paused() -> Iterator[None]:
     """Let everything in this process that reads in the background close its files for a while."""
-    found = list(running)
-    for each in found:
-        each.pause()
+    pause = object()
+    stopped: list[Pausable] = []
+    with _changing:
+        found = list(_running)
+        _pauses[pause] = stopped
     try:
+        for each in found:
+            stopped.append(each)  # first: a pause that is interrupted counts already
+            each.pause()
         yield
     finally:
-        for each in found:
+        with _changing:
+            _pauses.pop(pause, None)
+        for each in stopped:
             each.resume()
+
+
+def _forked() -> None:
+    global _changing  # noqa: PLW0603 (another thread may have held it, and that thread is not here)
+    _changing = threading.Lock()
+    _pauses.clear()
+    for each in list(_running):
+        each.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -16,23 +16,24 @@ import threading
 import time
 from typing import NamedTuple
 
+from . import _pauses
 from ._look import Layout, look
-from ._memory import free_memory
-from ._pauses import running
+from ._memory import free_memory, promised
+from ._prefetched import CHUNK, PrefetchedFile, read_chunk, said
 from .errors import WeightCacheError
 from .manifest import Manifest
 
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping
     from types import TracebackType
 
     from .manifest import ManifestSource
 
 _log = logging.getLogger("weightcache")
 
-CHUNK = 8 << 20  # bytes: not below the block of a volume, or several threads would wait for one block
 PATIENCE = 30.0  # seconds that a pause waits for reads that hang
+SHARE = 4  # one in so many of the files that a process may have open: memory of a file is one, and others need some too
 
 
 class PrefetchStats(NamedTuple):
@@ -58,68 +59,14 @@ class PrefetchStats(NamedTuple):
         return self.bytes / self.seconds if self.seconds else 0.0
 
 
-class _File:
-    """One file on its way."""
-
-    def __init__(self, path: str, size: int, modified: int) -> None:
-        self.path, self.size, self.modified = path, size, modified
-        self.left = -(-size // CHUNK)  # chunks
-        self.reading = 0  # threads that read it
-        self.problem = ""  # why it is given up
-        self.descriptor = -1
-        self.opening = threading.Lock()
-        self.memory = -1  # a memfd, which stays until the handle is closed
-        # The kernel lets one thread at a time write to a file, and the others wait for it busily.
-        self.writing = threading.Lock()
-
-    @property
-    def is_over(self) -> bool:
-        return not self.left or bool(self.problem)
-
-    @property
-    def is_whole(self) -> bool:
-        return not self.left and not self.problem
-
-    def open(self) -> int:
-        """Return a descriptor; it is opened again after a pause, if it is still the same file."""
-        with self.opening:
-            if self.descriptor < 0:
-                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-                found = os.fstat(descriptor)
-                if (found.st_size, found.st_mtime_ns) != (self.size, self.modified):
-                    os.close(descriptor)
-                    raise ChangedMeanwhileError("it changed while it was read")
-                self.descriptor = descriptor
-            return self.descriptor
-
-    def make_memory(self) -> None:
-        self.memory = os.memfd_create(os.path.basename(self.path)[:200], os.MFD_CLOEXEC)
-        os.ftruncate(self.memory, self.size)
-
-    def close(self) -> None:
-        """Close what is open on the Volume."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-    def forget(self) -> None:
-        """Give the memory back."""
-        with self.writing:  # a read that hung may end now, and must not write to what gets this number next
-            if self.memory >= 0:
-                os.close(self.memory)
-                self.memory = -1
-
-
-class ChangedMeanwhileError(OSError):
-    """The file is another one than when the prefetch began. Never leaves the library."""
-
-
 class Prefetch:
     """A prefetch on its way; a context manager that closes it. Made by `prefetch` and `prefetch_files`."""
 
-    def __init__(self, files: Sequence[_File], *, into_memory: bool, threads: int, skipped: Iterable[str] = ()) -> None:
-        self._files = files
-        self._by_path = {os.path.realpath(file.path): file for file in files}
+    def __init__(
+        self, files: Mapping[str, PrefetchedFile], *, into_memory: bool, threads: int, skipped: Iterable[str] = ()
+    ) -> None:
+        self._by_path = files
+        self._files = list(files.values())
         self._into_memory = into_memory
         self._skipped = list(skipped)
         self._began = time.monotonic()
@@ -128,17 +75,23 @@ class Prefetch:
         self._closed = False
         self._paused = self._reading = 0
         self._news = threading.Condition()
-        self._pieces = iter([(file, start) for file in files for start in range(0, file.size, CHUNK)])
+        self._pieces = iter([(file, start) for file in self._files for start in range(0, file.size, CHUNK)])
         if into_memory:
             self._take_memory()
-        self._threads = self._start(min(threads, sum(file.left for file in files if not file.problem)))
-        if self._threads:
-            running.add(self)
+        self._workers = min(threads, sum(file.left for file in self._files if not file.problem))
+        if self._workers:
+            _pauses.begin(self)  # before the first file is opened
+            self._start(self._workers)
 
     def _take_memory(self) -> None:
         """Make room for each file that fits; the others are not read."""
-        free = free_memory()
+        free, limit = free_memory(), os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 0
+        if limit > 0:
+            for file in sorted(self._files, key=lambda file: -file.size)[limit // SHARE :]:
+                file.problem = f"too many files for memory: each takes one of the {limit} that may be open"
         for file in self._files:
+            if file.problem:
+                continue
             if file.size > free:
                 file.problem = (
                     f"{file.size / 1e6:.0f} MB do not fit into memory, {max(0.0, free) / 1e6:.0f} MB are free"
@@ -151,9 +104,9 @@ class Prefetch:
                 file.forget()
                 continue
             free -= file.size
+        promised[id(self)] = sum(file.owed for file in self._files)
 
-    def _start(self, count: int) -> list[threading.Thread]:
-        started = []
+    def _start(self, count: int) -> None:
         for number in range(count):
             # Daemons: an interpreter that ends does not wait for a read that hangs.
             thread = threading.Thread(target=self._work, name=f"weightcache-prefetch-{number}", daemon=True)
@@ -161,24 +114,23 @@ class Prefetch:
                 thread.start()
             except RuntimeError as error:
                 _log.info("prefetch goes on with %d threads: %s", number, error)
-                break
-            started.append(thread)
-        return started
+                self._leave(count - number, str(error))
+                return
 
     # What the threads do.
 
     def _work(self) -> None:
-        buffer = memoryview(mmap.mmap(-1, CHUNK))  # pages of its own, which go back when the thread ends
-        while (piece := self._next()) is not None:
-            file, start = piece
-            count, problem = 0, ""
-            try:
-                count = _read(file, start, min(start + CHUNK, file.size), buffer)
-            except OSError as error:
-                problem = error.strerror or str(error)
-            self._done(file, count, problem)
+        problem = ""
+        try:
+            buffer = memoryview(mmap.mmap(-1, CHUNK))  # pages of its own, which go back when the thread ends
+            while (piece := self._next()) is not None:
+                self._read(*piece, buffer)
+        except Exception as error:  # noqa: BLE001 (no memory for the buffer, say: somebody may be waiting)
+            problem = said(error)
+        finally:
+            self._leave(1, problem)
 
-    def _next(self) -> tuple[_File, int] | None:
+    def _next(self) -> tuple[PrefetchedFile, int] | None:
         with self._news:
             while self._paused and not self._closed:
                 self._news.wait()
@@ -191,7 +143,12 @@ class Prefetch:
                     return file, start
             return None
 
-    def _done(self, file: _File, count: int, problem: str) -> None:
+    def _read(self, file: PrefetchedFile, start: int, buffer: memoryview) -> None:
+        count, problem = 0, ""
+        try:
+            count = read_chunk(file, start, min(start + CHUNK, file.size), buffer)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the read is over)
+            problem = said(error)
         with self._news:
             self._reading -= 1
             file.reading -= 1
@@ -199,10 +156,33 @@ class Prefetch:
             self._ended = time.monotonic()
             file.problem = file.problem or problem
             file.left -= not problem
-            if file.is_over and not file.reading:
-                file.close()
+            if id(self) in promised:
+                taken = file.owed if file.problem else min(count, file.owed)
+                file.owed -= taken
+                promised[id(self)] -= taken
+            if not file.reading:
+                self._tidy(file)
             if problem:
                 _log.info("prefetch of %s: %s", file.path, problem)
+            self._news.notify_all()
+
+    def _tidy(self, file: PrefetchedFile) -> None:
+        """Let go of what a file that no thread reads does not need."""
+        if file.is_over or self._paused or self._closed:  # the latter two when a read hung, and nobody waited longer
+            file.close()
+        if file.problem:
+            file.forget()
+
+    def _leave(self, count: int, problem: str) -> None:
+        """Note that so many threads have ended, or never began; with the last one go those that wait for a file."""
+        with self._news:
+            self._workers -= count
+            if not self._workers:
+                for file in self._files:
+                    if not file.is_over and not self._closed:
+                        file.problem = problem
+                        self._tidy(file)
+                promised.pop(id(self), None)
             self._news.notify_all()
 
     # What the caller sees.
@@ -214,7 +194,7 @@ class Prefetch:
             timeout: Seconds; ``None`` for as long as it takes.
 
         Returns:
-            Whether every file is read whole.
+            Whether every file that it set out to read is read whole.
         """
         with self._news:
             self._news.wait_for(lambda: self._closed or all(file.is_over for file in self._files), timeout)
@@ -224,18 +204,22 @@ class Prefetch:
         """Return where a loader finds a file's bytes: in memory, once they are there, or at the path itself.
 
         With ``into="memory"`` this waits until the file is read, and returns ``/proc/self/fd/N``, which any loader can
-        open, in this process, until the handle is closed. If the file is not one of this prefetch's, or could not be
-        read, it returns ``path``: slower, and as right.
+        open, in this process, until the handle is closed or dropped. If the file is not one of this prefetch's, could
+        not be read, or has been replaced since, it returns ``path``: slower, and as right.
 
         Args:
             path: A path as `ensure` returned it, or as it was given to `prefetch_files`.
         """
-        file = self._by_path.get(os.path.realpath(path))
-        if file is None or not self._into_memory:
+        file = self._by_path.get(os.path.realpath(path)) if self._into_memory else None
+        if file is None:
             return os.fspath(path)
         with self._news:
             self._news.wait_for(lambda: self._closed or file.is_over)
-            return f"/proc/self/fd/{file.memory}" if file.is_whole and file.memory >= 0 else os.fspath(path)
+        if file.is_replaced():
+            return os.fspath(path)
+        with self._news:
+            held = not self._closed and file.is_whole and file.memory >= 0
+            return f"/proc/self/fd/{file.memory}" if held else os.fspath(path)
 
     @property
     def stats(self) -> PrefetchStats:
@@ -256,16 +240,17 @@ class Prefetch:
         self._let_go()
         for file in self._files:
             file.forget()
-        running.discard(self)
+        promised.pop(id(self), None)
+        _pauses.end(self)
 
     def _let_go(self) -> None:
         """Wait for the reads in progress, and close everything that is open on the Volume."""
         with self._news:
             if not self._news.wait_for(lambda: not self._reading, PATIENCE):
-                _log.warning("a read of prefetch hangs for %g s; its file stays open", PATIENCE)
-                return
+                _log.warning("a read of prefetch hangs for %g s; its file stays open until it ends", PATIENCE)
             for file in self._files:
-                file.close()
+                if not file.reading:
+                    file.close()
 
     def pause(self) -> None:
         """Close every file until `resume`; `ensure` calls it before a commit or reload."""
@@ -279,7 +264,7 @@ class Prefetch:
             self._paused -= 1
             self._news.notify_all()
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
         """In a child process, where no thread of ours runs and a lock may be held for ever: nothing more is read."""
         self._news = threading.Condition()
         self._reading = self._paused = 0
@@ -288,6 +273,8 @@ class Prefetch:
             file.close()
             if not file.is_over:
                 file.problem = "the process was forked while it was read"
+                file.forget()
+        promised.pop(id(self), None)
 
     def __enter__(self) -> Prefetch:
         return self
@@ -301,32 +288,11 @@ class Prefetch:
         for file in getattr(self, "_files", ()):
             file.close()
             file.forget()
+        promised.pop(id(self), None)
 
     def __repr__(self) -> str:
         stats = self.stats
         return f"<Prefetch of {len(self._files)} files: {stats.bytes / 1e6:.1f} of {stats.total / 1e6:.1f} MB>"
-
-
-def _read(file: _File, start: int, end: int, buffer: memoryview) -> int:
-    """Read a chunk, and keep it if the file is to be in memory. Returns how many bytes there were."""
-    descriptor, position = file.open(), start
-    while position < end:
-        with buffer[: end - position] as target:
-            count = os.preadv(descriptor, [target], position)
-        if not count:
-            raise ChangedMeanwhileError(f"it ends after {position} of {file.size} bytes")
-        # Written, and not read straight into a mapping: that costs half as much CPU again, for the page faults.
-        with file.writing, buffer[:count] as got:
-            if file.memory >= 0:
-                _write(file.memory, got, position)
-        position += count
-    return end - start
-
-
-def _write(descriptor: int, data: memoryview, position: int) -> None:
-    while data:
-        count = os.pwrite(descriptor, data, position)
-        data, position = data[count:], position + count
 
 
 def prefetch(
@@ -353,7 +319,8 @@ def prefetch(
         threads: How many reads at once.
 
     Raises:
-        ValueError: ``into`` or ``threads`` is none that there is.
+        ValueError: ``into``, ``threads`` or ``root`` is none that there is.
+        TypeError: ``root`` is no path, ``only`` is a string, or ``manifest`` is none.
     """
     paths: list[str] = []
     skipped: list[str] = []
@@ -385,25 +352,18 @@ def _begin(paths: Iterable[str], into: str, threads: int, skipped: list[str]) ->
         raise ValueError(f"into must be 'cache' or 'memory', not {into!r}")
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads must be a number, 1 or more, not {threads!r}")
-    files = []
+    files: dict[str, PrefetchedFile] = {}
     for path in dict.fromkeys(paths):
         try:
-            found = os.stat(path)
+            # Absolute: the working directory may be another one when it is opened. Real: one file, read once.
+            absolute = os.path.abspath(path)
+            real = os.path.realpath(absolute) if into == "memory" else absolute
+            found = os.stat(absolute)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            skipped.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+            skipped.append(f"{path}: {said(error)}")
             continue
         if stat.S_ISREG(found.st_mode):
-            files.append(_File(path, found.st_size, found.st_mtime_ns))
+            files.setdefault(real, PrefetchedFile(absolute, found.st_size, found.st_mtime_ns))
         else:
             skipped.append(f"{path}: is no regular file")
     return Prefetch(files, into_memory=into == "memory", threads=threads, skipped=skipped)
-
-
-def _forked() -> None:
-    for each in list(running):
-        if isinstance(each, Prefetch):
-            each._forked()  # noqa: SLF001
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

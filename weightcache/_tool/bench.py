@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from weightcache._look import Layout, receipted_files, receipted_places
-from weightcache._prefetch import CHUNK
+from weightcache._prefetched import CHUNK
 from weightcache.errors import NotCachedError, StorageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MIB = 1 << 20
+FILES = 500  # the largest ones, if there are more: a way has all of its files open, and a process may often have 1024
 # Chunk in bytes and reads at once. The first is how loaders of .pt files read, the one with 8 is what prefetch does.
 WAYS = ((MIB, 1), (CHUNK, 1), (CHUNK, 4), (CHUNK, 8), (CHUNK, 16), (CHUNK, 32), (MIB, 8), (4 * CHUNK, 8))
 CACHED = 0.7  # a first read this near to the second one met a cache that was warm
@@ -98,7 +99,7 @@ def _shares(sizes: dict[str, int], limit: int) -> list[list[Piece]]:
     share = limit // len(WAYS)
     shares: list[list[Piece]] = [[] for _ in WAYS]
     counts = [0] * len(WAYS)
-    for path, size in sorted(sizes.items(), key=lambda item: -item[1]):
+    for path, size in sorted(sizes.items(), key=lambda item: -item[1])[:FILES]:
         for start in range(0, size, block):
             least = counts.index(min(counts))
             if counts[least] >= share:
@@ -111,10 +112,7 @@ def _shares(sizes: dict[str, int], limit: int) -> list[list[Piece]]:
 def _drop(pieces: Sequence[Piece]) -> None:
     """Ask the kernel to forget what it has of the files. A volume may ignore it; then only a new container is cold."""
     for path in {path for path, _, _ in pieces}:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise StorageError.of(error, "read", path) from None
+        descriptor = _open(path)
         try:
             if hasattr(os, "posix_fadvise"):
                 for each, start, end in pieces:
@@ -124,10 +122,17 @@ def _drop(pieces: Sequence[Piece]) -> None:
             os.close(descriptor)
 
 
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError.of(error, "read", path) from None
+
+
 def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
     """Read all pieces, so many reads at once; return the seconds that it took."""
     reads = iter([(path, at, min(chunk, end - at)) for path, start, end in pieces for at in range(start, end, chunk)])
-    descriptors = {path: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path, _, _ in pieces}
+    descriptors: dict[str, int] = {}
     lock, failed = threading.Lock(), list[OSError]()
 
     def work(view: memoryview) -> None:
@@ -144,8 +149,11 @@ def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
 
     buffers = [memoryview(bytearray(chunk)) for _ in range(threads)]  # made before the clock runs
     workers = [threading.Thread(target=work, args=[view], daemon=True) for view in buffers]
-    began = time.perf_counter()
     try:
+        for path, _, _ in pieces:
+            if path not in descriptors:
+                descriptors[path] = _open(path)
+        began = time.perf_counter()
         for worker in workers:
             worker.start()
         for worker in workers:

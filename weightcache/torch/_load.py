@@ -77,6 +77,9 @@ def load_state_dict(
     held = name if prefetched is None else os.fspath(prefetched.path(path))
     try:
         with _open(held) as file:
+            # Asked again: a handle that another thread closed before this opened it has given its number away.
+            if prefetched is not None and os.fspath(prefetched.path(path)) != held:
+                return load_state_dict(path, device=device)
             size = os.fstat(file).st_size
             kind = kind_of(file, size, name)
             if kind != "safetensors":
@@ -86,6 +89,8 @@ def load_state_dict(
             with _copied(file, size, name) as memory:
                 return _load(torch, kind, file if memory is None else memory, name, where, in_memory=memory is not None)
     except OSError as error:
+        if held != name and not os.path.exists(held):  # closed in between, too
+            return load_state_dict(path, device=device)
         if isinstance(error, StorageError):
             raise
         raise StorageError.of(error, "read", name) from error
@@ -109,9 +114,13 @@ def _open(path: str) -> Iterator[int]:
     # Non-blocking, so that a pipe in this place is refused below and not waited for.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
             raise StorageError(f"cannot read {path}: not a regular file", hint="give the path of a file", path=path)
         yield descriptor
+        after = os.fstat(descriptor)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise LoadError(path, ["was written to while it was read"], hint="load it again when it is complete")
     finally:
         os.close(descriptor)
 
@@ -170,7 +179,10 @@ def _refusing(torch: Any, opened: str, name: str) -> Iterator[None]:
     except Exception as error:  # a crafted pickle can make torch raise anything
         said = str(error).strip().partition("\n")[0]
         problem = f"cannot be loaded: {type(error).__name__}{': ' if said else ''}{said}"
-        raise LoadError(name, [problem], hint="the file is damaged: fetch it again, or save it again") from error
+        hint = "the file is damaged: fetch it again, or save it again"
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            hint = f"there is less memory than it says that it needs: make room, or check the file ({hint})"
+        raise LoadError(name, [problem], hint=hint) from error
 
 
 def _not_weights(torch: Any, opened: str, name: str, said: str) -> LoadError:
