@@ -31,9 +31,16 @@ def descriptors(under: Path) -> list[str]:
     return [target for link in links if os.path.lexists(link) and (target := os.readlink(link)).startswith(str(under))]
 
 
-def memfds() -> list[str]:
+others: set[str] = set()  # what tests of other files left to the garbage collector
+
+
+def all_memfds() -> list[str]:
     links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-    return [target for link in links if os.path.lexists(link) and "memfd:" in (target := os.readlink(link))]
+    return [link for link in links if os.path.lexists(link) and "memfd:" in os.readlink(link)]
+
+
+def memfds() -> list[str]:
+    return [os.readlink(link) for link in all_memfds() if link not in others]
 
 
 def readers() -> list[str]:
@@ -42,6 +49,8 @@ def readers() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path) -> Iterator[None]:
+    others.clear()
+    others.update(all_memfds())
     yield
     for thread in threading.enumerate():
         if thread.name.startswith("weightcache-prefetch"):

@@ -50,8 +50,10 @@ class InMemory:
         return Path(self.path(path)).read_bytes()
 
     def close(self) -> None:
-        for descriptor in self.descriptors.values():
-            os.close(descriptor)
+        while self.descriptors:
+            os.close(self.descriptors.popitem()[1])
+
+    __del__ = close  # as the real one gives its memory back when it is dropped
 
 
 @pytest.fixture(autouse=True)
