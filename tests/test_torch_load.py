@@ -482,6 +482,7 @@ def test_a_file_that_is_written_to_during_a_plain_read_is_refused(
 
 def test_a_disk_that_fails_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "weights", weights(100_000))
+    gc.collect()
     descriptors = len(os.listdir("/proc/self/fd"))
 
     def failing(*_: object) -> int:
