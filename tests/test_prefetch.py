@@ -159,11 +159,9 @@ def test_a_programmers_mistake(root: Path) -> None:
     with pytest.raises(TypeError):
         prefetch_files(3)  # type: ignore[arg-type]
     handle = prefetch_files(root, root.parent, "a\0b")
-    assert [text.partition(": ")[2] for text in handle.stats.skipped] == [
-        "No such file or directory",
-        "is no regular file",
-        "embedded null byte",
-    ]
+    absent, directory, null = (text.partition(": ")[2] for text in handle.stats.skipped)
+    assert (absent, directory) == ("No such file or directory", "is no regular file")
+    assert "embedded null" in null  # Pythons word it differently
 
 
 @pytest.mark.parametrize("into", ["cache", "memory"])
