@@ -160,7 +160,7 @@ class World:
         self.containers: list[Container] = []
         self.downloads = dict.fromkeys(CHECKPOINTS, 0)
         self.lives = dict.fromkeys(CHECKPOINTS, 1)  # a download may begin once in each
-        self.fetched = self.deaths = self.failures = self.naps = self.finished = self.moves = 0
+        self.fetched = self.deaths = self.failures = self.finished = self.moves = 0
         self.trace: list[tuple[float, int, str]] = []
         self._queue: list[tuple[float, float, int, Process]] = []
         self._count = 0
@@ -324,7 +324,6 @@ class Container:
             self.sleeps_until = self.world.now + self.world.dice.choice((20, 60, 400))
             self.world.note(f"sleeps until {self.sleeps_until:.1f}", self)
             self.lose()
-            self.world.naps += not self.holds
         if self.steps != self.dies_at:
             return False
         world, how = self.world, self.world.switches.kill

@@ -19,9 +19,10 @@ SEEDS = 300
 def test_every_seed_holds() -> None:
     for seed in range(SEEDS):
         try:
-            simulate(seed)
+            world = simulate(seed)  # it raises where an invariant breaks
         except BaseException as error:
             raise AssertionError(f"{error}; again with: python tests/simulate.py --seed {seed}") from error
+        assert world.finished > 0, f"nobody came to an end; again with: python tests/simulate.py --seed {seed}"
 
 
 def test_a_seed_replays_exactly() -> None:

@@ -437,6 +437,7 @@ def test_unmounting_it_by_hand_ends_its_process(backing: Path) -> None:
         command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
         subprocess.run([*command, volume.path], check=True)
         wait_for_end(end)
+    assert not volume.path.exists()
 
 
 PARENT = """

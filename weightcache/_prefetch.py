@@ -19,7 +19,7 @@ from typing import NamedTuple
 from . import _pauses
 from ._look import Layout, look
 from ._memory import free_memory, promised
-from ._prefetched import CHUNK, PrefetchedFile, read_chunk, said
+from ._prefetched import BUFFER, CHUNK, PrefetchedFile, read_chunk, said
 from .errors import WeightCacheError
 from .manifest import Manifest
 
@@ -122,7 +122,7 @@ class Prefetch:
     def _work(self) -> None:
         problem = ""
         try:
-            buffer = memoryview(mmap.mmap(-1, CHUNK))  # pages of its own, which go back when the thread ends
+            buffer = memoryview(mmap.mmap(-1, BUFFER))  # pages of its own, which go back when the thread ends
             while (piece := self._next()) is not None:
                 self._read(*piece, buffer)
         except Exception as error:  # noqa: BLE001 (no memory for the buffer, say: somebody may be waiting)

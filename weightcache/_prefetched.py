@@ -6,6 +6,7 @@ import os
 import threading
 
 CHUNK = 8 << 20  # bytes: not below the block of a volume, or several threads would wait for one block
+BUFFER = 1 << 20  # bytes of a thread: what stays in the processor's cache between its read and its write
 
 
 class PrefetchedFile:
@@ -54,7 +55,8 @@ class PrefetchedFile:
 
     def make_memory(self) -> None:
         # Cut by bytes: a name that is short enough for a directory can be too long for the kernel here.
-        self.memory = os.memfd_create(os.fsdecode(os.fsencode(os.path.basename(self.path))[:200]), os.MFD_CLOEXEC)
+        name = os.fsdecode(os.fsencode(f"weightcache {os.path.basename(self.path)}")[:200])
+        self.memory = os.memfd_create(name, os.MFD_CLOEXEC)
         os.ftruncate(self.memory, self.size)
         self.owed = self.size
 

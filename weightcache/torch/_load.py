@@ -11,10 +11,11 @@ import stat
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+from weightcache._prefetch import prefetch_files
+from weightcache._prefetched import CHUNK
 from weightcache.errors import LoadError, StorageError
 
 from ._formats import check_zip, kind_of
-from ._memfd import PART, into_memory
 from ._storages import check_storages
 from ._torch import import_safetensors, import_torch, require_safe_unpickling
 
@@ -84,10 +85,12 @@ def load_state_dict(
             kind = kind_of(file, size, name)
             if kind != "safetensors":
                 require_safe_unpickling(torch)
-            if held != name or kind == "legacy" or (kind == "zip" and size <= PART):
+            if held != name or kind == "legacy" or (kind == "zip" and size <= CHUNK):
                 return _load(torch, kind, file, name, where, in_memory=held != name)
-            with _copied(file, size, name) as memory:
-                return _load(torch, kind, file if memory is None else memory, name, where, in_memory=memory is not None)
+            # The descriptor's own path: the file cannot be another one than the one that was looked at.
+            own = f"/proc/self/fd/{file}"
+            with prefetch_files(own, into="memory") as reading, _open(reading.path(own)) as copy:
+                return _load(torch, kind, copy, name, where, in_memory=reading.path(own) != own)
     except OSError as error:
         if held != name and not os.path.exists(held):  # closed in between, too
             return load_state_dict(path, device=device)
@@ -125,23 +128,13 @@ def _open(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-@contextmanager
-def _copied(file: int, size: int, name: str) -> Iterator[int | None]:
-    memory = into_memory(file, size, name)
-    try:
-        yield memory
-    finally:
-        if memory is not None:
-            os.close(memory)  # what is mapped of it stays
-
-
 def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory: bool) -> dict[str, Any]:
     # The descriptor's own path, opened anew by the loaders: the file cannot be another one by then.
     opened = f"/proc/self/fd/{file}"
     if kind == "safetensors":
         load = import_safetensors().load_file
         with _refusing(torch, opened, name):
-            # Not mapped from a Volume: see _memory.
+            # Never mapped from a Volume: that would keep a file open there, and fault its pages in one by one.
             return dict(load(opened, device=str(where)) if in_memory else load(opened, str(where), backend="pread"))
     size = os.fstat(file).st_size
     records = check_zip(file, size, name) if kind == "zip" else frozenset()
@@ -152,7 +145,7 @@ def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory
     else:
         with _refusing(torch, opened, name), open(opened, "rb") as stream:
             # One read for a small file: torch would make one for each record. The older kind is read in one go.
-            source = io.BytesIO(stream.read()) if records and size <= PART else stream
+            source = io.BytesIO(stream.read()) if records and size <= CHUNK else stream
             loaded = torch.load(source, map_location=str(where), weights_only=True, mmap=False)
     if not isinstance(loaded, dict):
         problem = f"holds a {type(loaded).__name__} and not a dict"
