@@ -68,7 +68,18 @@ def test_a_hit_imports_only_the_standard_library(filled: dict[str, Any], root: P
     assert foreign <= {"weightcache", "tomli", "coverage", "a1_coverage", "sitecustomize"} | site_hooks()
     ours = {name for name in json.loads(done.stdout) if name.startswith("weightcache.")}
     assert ours == {
-        "weightcache." + n for n in ("_ensure", "_look", "_rules", "_value", "_weights", "errors", "manifest")
+        f"weightcache.{name}"
+        for name in (
+            "_checkpoint",
+            "_ensure",
+            "_entries",
+            "_look",
+            "_rules",
+            "_value",
+            "_weights",
+            "errors",
+            "manifest",
+        )
     }
     for heavy in ("dataclasses", "inspect", "asyncio", "logging", "ssl", "concurrent", "tempfile"):
         assert heavy not in loaded - site_hooks()

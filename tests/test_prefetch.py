@@ -19,7 +19,7 @@ import pytest
 import weightcache
 from origin import Origin
 from support import blob, directory, one, sha256
-from weightcache import Manifest, _memory, _pauses, _prefetch, ensure, prefetch, prefetch_files
+from weightcache import Manifest, _memory, _pauses, _prefetcher, ensure, prefetch, prefetch_files
 from weightcache._prefetched import CHUNK
 
 LARGE = blob(2 * CHUNK + 12345)
@@ -74,7 +74,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "large") -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()
         self.reads: list[tuple[str, int]] = []
-        read = _prefetch.read_chunk
+        read = _prefetcher.read_chunk
 
         def gated(file: Any, start: int, end: int, buffer: memoryview) -> int:
             self.reads.append((os.path.basename(file.path), start))
@@ -84,7 +84,7 @@ class Gate:
                 assert self.go_on.wait(60)
             return read(file, start, end, buffer)
 
-        monkeypatch.setattr(_prefetch, "read_chunk", gated)
+        monkeypatch.setattr(_prefetcher, "read_chunk", gated)
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -301,7 +301,7 @@ def test_a_file_that_is_removed_is_read_to_its_end(files: list[Path], monkeypatc
 
 
 def test_what_does_not_fit_into_memory_is_not_read(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prefetch, "free_memory", lambda: 1000.0)
+    monkeypatch.setattr(_prefetcher, "free_memory", lambda: 1000.0)
     with prefetch_files(*files, into="memory") as handle:
         assert handle.path(files[0]) == str(files[0])
         assert handle.path(files[1]) != str(files[1])
@@ -395,13 +395,13 @@ def test_memory_is_not_promised_twice(files: list[Path], monkeypatch: pytest.Mon
 
 
 def test_a_promise_shrinks_as_memory_is_taken(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    promised, read = [], _prefetch.read_chunk
+    promised, read = [], _prefetcher.read_chunk
 
     def noting(*args: Any) -> int:
         promised.append(sum(_memory.promised.values()))
         return read(*args)
 
-    monkeypatch.setattr(_prefetch, "read_chunk", noting)
+    monkeypatch.setattr(_prefetcher, "read_chunk", noting)
     with prefetch_files(*files, into="memory", threads=1) as handle:
         assert handle.wait(60)
     assert promised == [len(LARGE) + 5, len(LARGE) + 5 - CHUNK, len(LARGE) + 5 - 2 * CHUNK, 5]
@@ -457,7 +457,7 @@ def test_ensure_commits_and_reloads_with_nothing_of_a_prefetch_open(
 
 
 def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prefetch, "PATIENCE", 0.05)
+    monkeypatch.setattr(_prefetcher, "PATIENCE", 0.05)
     gate = Gate(monkeypatch)
     with prefetch_files(files[0], threads=1) as handle:
         assert gate.reached.wait(60)
@@ -469,7 +469,7 @@ def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], mo
 
 def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed is the handle by then, and nobody asks again."""
-    monkeypatch.setattr(_prefetch, "PATIENCE", 0.05)
+    monkeypatch.setattr(_prefetcher, "PATIENCE", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(*files, into="memory", threads=1)
     assert gate.reached.wait(60)
@@ -577,7 +577,7 @@ def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         close(descriptor)
 
-    monkeypatch.setattr(_prefetch, "PATIENCE", 0.05)
+    monkeypatch.setattr(_prefetcher, "PATIENCE", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(files[0], into=into, threads=1)
     assert gate.reached.wait(60)

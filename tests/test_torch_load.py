@@ -59,10 +59,10 @@ class InMemory:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, and a zip file is large, from 256 KiB on."""
-    monkeypatch.setattr("weightcache._prefetch.CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetcher.CHUNK", 256 << 10)
     monkeypatch.setattr("weightcache._prefetched.CHUNK", 256 << 10)
     monkeypatch.setattr("weightcache.torch._load.CHUNK", 256 << 10)
-    monkeypatch.setattr("weightcache._prefetch.BUFFER", 100_000)
+    monkeypatch.setattr("weightcache._prefetcher.BUFFER", 100_000)
 
 
 def weights(elements: int = 10_000) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def test_too_little_memory_is_not_called_a_damaged_file(tmp_path: Path, monkeypa
 def test_without_room_in_memory_files_are_read_plainly(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightcache._prefetch.free_memory", lambda: 1000.0)
+    monkeypatch.setattr("weightcache._prefetcher.free_memory", lambda: 1000.0)
     path = write(tmp_path / "weights", weights(100_000), kind)
     gc.collect()  # what the tracebacks of other tests hold
     loaded = load_state_dict(path)
@@ -898,6 +898,21 @@ def test_a_torch_that_a_pickle_can_misuse_is_refused_for_pickles(
     assert load_state_dict(write(tmp_path / "weights.safetensors", {"a": torch.ones(3)}, "safetensors"))
     monkeypatch.setattr(torch, "__version__", "2.10.0a0+git123")
     _torch.require_safe_unpickling(torch)
+
+
+def test_the_directory_that_is_checked_is_the_one_that_torch_reads(tmp_path: Path) -> None:
+    """And not the one that lies before the end, where zipfile looks: a forger could show each reader another one."""
+    path = write(tmp_path / "weights.pt", {"a": torch.ones(3)})
+    data = path.read_bytes()
+    length, start = struct.unpack_from("<2L", data, data.rindex(b"PK\x05\x06") + 12)
+    shown = data[start : start + length].replace(b"data.pkl", b"evil.pkl")
+    rest = bytearray(data[start + length :])
+    locator = rest.index(b"PK\x06\x07") + 8  # where it says where the zip64 record is, which moves
+    struct.pack_into("<Q", rest, locator, struct.unpack_from("<Q", rest, locator)[0] + len(shown))
+    path.write_bytes(data[: start + length] + shown + rest)
+    with zipfile.ZipFile(path) as archive:
+        assert not any(name.endswith("data.pkl") for name in archive.namelist())
+    assert load_state_dict(path)["a"].tolist() == torch.load(path, weights_only=True)["a"].tolist() == [1, 1, 1]
 
 
 def test_importing_it_imports_no_torch() -> None:

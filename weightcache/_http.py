@@ -106,7 +106,7 @@ class Client:
         url: str,
         *,
         auth: str | None,
-        hub: str = "",
+        hub: str,
         start: int,
         end: int | None,
         size: int | None,
@@ -129,18 +129,8 @@ class Client:
         """
         if (path := local_path(url)) is not None:
             return LocalBody(path, start, size)
-        headers = {}
-        if start or end is not None:
-            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-            if validator:
-                headers["If-Range"] = validator
-        try:
-            address = expanded(url)
-        except (KeyError, ValueError) as error:
-            why = "is not set" if isinstance(error, KeyError) else "holds what no URL may"
-            name = error.args[0]
-            hint = f"set {name} in the environment (on Modal: a Secret)"
-            raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint) from None
+        headers = _part(start, end, validator)
+        address = _address(url)
         bearer = self._bearer(address, auth, hub)
 
         def answer(at: str) -> Body:
@@ -219,6 +209,25 @@ class Client:
         ) as error:
             failure = SourceError(f"the request cannot be made ({type(error).__name__})")
         raise failure  # outside the handler: no context with the URL's query hangs on it
+
+
+def _part(start: int, end: int | None, validator: str | None) -> dict[str, str]:
+    """Return the headers that ask for a part of a file, if it still is the file that ``validator`` speaks of."""
+    if not start and end is None:
+        return {}
+    part = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    return {**part, "If-Range": validator} if validator else part
+
+
+def _address(url: str) -> str:
+    """Return a URL with its variables filled in."""
+    try:
+        return expanded(url)
+    except (KeyError, ValueError) as error:
+        why = "is not set" if isinstance(error, KeyError) else "holds what no URL may"
+        name = error.args[0]
+        hint = f"set {name} in the environment (on Modal: a Secret)"
+        raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint) from None
 
 
 def _let_go(response: requests.Response) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import weightcache
 from weightcache._tool import add, bench, doctor, pin, publish, remote
+from weightcache._tool.parser import build_parser
 from weightcache.errors import (
     DownloadError,
     LockTimeoutError,
@@ -23,20 +23,11 @@ from weightcache.errors import (
 )
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from weightcache import Status
     from weightcache._volume import Volume
-
-EXIT_CODES = """\
-exit codes:
-  0  all is well
-  1  a checkpoint is not ready (missing, partial, unverified, damaged, or not cached and not to be fetched)
-  2  bad usage or manifest
-  3  a download failed (also: wrong bytes)
-  4  waited too long for another process
-  5  volume or storage failed
-"""
 
 _CODES: tuple[tuple[type[WeightCacheError], int], ...] = (
     (NotCachedError, 1),
@@ -47,113 +38,6 @@ _CODES: tuple[tuple[type[WeightCacheError], int], ...] = (
     (StorageError, 5),
     (VolumeError, 5),
 )
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """One form of help on every Python: 3.13 writes options with values in another way than 3.12."""
-
-    def __init__(self, prog: str, **_: Any) -> None:
-        super().__init__(prog, max_help_position=26, width=100)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        metavar = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {metavar}"
-
-
-class _Version(argparse.Action):
-    """Read the version when it is asked for: in a container that mounts a source checkout there is none."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"weightcache {weightcache.__version__}")
-        parser.exit()
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="weightcache",
-        description="Pinned, verified model weights in one root: there, or fetched once.",
-        epilog=EXIT_CODES,
-        formatter_class=_Formatter,
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    def verb(name: str, summary: str, *, names: bool = True, manifest: bool = True) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=EXIT_CODES,
-            formatter_class=_Formatter,
-        )
-        if names:
-            sub.add_argument(
-                "names", nargs="*", metavar="NAME", help="checkpoints; all of the manifest's if none is named"
-            )
-        several = {"action": "append"} if name == "prune" else {}
-        default = None if name == "prune" else "weights.toml"
-        if manifest:
-            sub.add_argument(
-                "-m",
-                "--manifest",
-                metavar="FILE",
-                default=default,
-                **several,  # type: ignore[arg-type]
-                help="the manifest (default: ./weights.toml)" + ("; give every one that is in use" if several else ""),
-            )
-        sub.add_argument(
-            "--root",
-            metavar="DIR",
-            help="the directory of the weights (default: $WEIGHTCACHE_ROOT)",
-        )
-        sub.add_argument("--json", action="store_true", help="print the result as JSON")
-        if name in (*remote.VERBS, "push", "doctor"):
-            remote.add_options(sub, name)
-        return sub
-
-    ensure = verb("ensure", "make checkpoints ready: verify, adopt, or fetch what is missing")
-    ensure.add_argument("--offline", action="store_true", help="forbid every URL")
-    ensure.add_argument("--rehash", action="store_true", help="hash what is published, and heal what is wrong")
-    ensure.add_argument(
-        "--wait",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long another's download may make no progress (default: 300)",
-    )
-    ensure.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    verb("status", "say what the root holds, without hashing")
-    verb("verify", "hash every byte of what is published; write nothing")
-    prune = verb("prune", "list what no manifest declares, and with --yes delete it", names=False)
-    prune.add_argument("--yes", action="store_true", help="delete; without it, only list")
-    prune.add_argument(
-        "--older-than",
-        type=float,
-        default=3600.0,
-        metavar="SECONDS",
-        help="spare what was verified more recently (default: 3600)",
-    )
-    add.add_arguments(verb("add", "declare a checkpoint: find out its digests, and append it pinned", names=False))
-    pin.add_arguments(verb("pin", "complete what lacks a digest, size, commit or list of files"))
-    push = verb("push", "upload to a Volume what this root has, verified before and in the published layout")
-    push.add_argument("--yes", action="store_true", help="do not ask, however much it is")
-    made = verb(
-        "publish", "copy weights that were made here into the root; print their entry", manifest=False, names=False
-    )
-    publish.add_arguments(made)
-    bench.add_arguments(
-        verb(
-            "bench",
-            "measure how fast what is published can be read, and say with how many reads",
-            manifest=False,
-            names=False,
-        )
-    )
-    verb("doctor", "look for what goes wrong in practice: root, disk, locks, tokens, weights in the image", names=False)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) -> int:

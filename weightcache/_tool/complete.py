@@ -98,14 +98,10 @@ def _list_files(
     draft.pins, draft.knows_files = {path: Pin() for path in sorted(taken)}, True
 
 
-def _in_repository(draft: Draft, hub: HubUrl, path: str) -> str:
-    return (f"{hub.path}/{path}" if hub.path else path) if draft.is_directory else hub.path
-
-
 def _take_what_is_published(draft: Draft, hub: HubUrl, said: Snapshot) -> None:
     files = {file.path: file for file in said.files}
     for path, pin in draft.pins.items():
-        file = files.get(_in_repository(draft, hub, path))
+        file = files.get(hub.inside(path, is_directory=draft.is_directory))
         if file is None:
             raise _disagreement(draft, path, f"in {hub.repository} at {said.commit[:12]}", "missing", draft.urls[0])
         if file.sha256 and pin.sha256 not in ("", file.sha256):
@@ -136,7 +132,7 @@ def _measure(
             measured, url = reader.measure(inner, file.size, target, partial(progress.advance, track))
             progress.close(track)
             _take(draft, file.path, measured, url)
-            wanted = git_ids.get(_in_repository(draft, found[0], file.path)) if found else None
+            wanted = git_ids.get(found[0].inside(file.path, is_directory=draft.is_directory)) if found else None
             if wanted and measured.git_id not in ("", wanted):
                 raise _disagreement(draft, file.path, f"Git's {wanted}", f"Git's {measured.git_id}", url)
             if target:

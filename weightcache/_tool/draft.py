@@ -50,6 +50,12 @@ class HubUrl:
         """Whether it names a commit."""
         return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
+    def inside(self, path: str, *, is_directory: bool) -> str:
+        """Return where in the repository a file of the checkpoint is."""
+        if not is_directory:
+            return self.path
+        return f"{self.path}/{path}" if self.path else path
+
     def at(self, commit: str) -> str:
         """Return the URL of the same thing at a commit."""
         return f"hf://{self.repository}@{commit}{f'/{self.path}' if self.path else ''}"

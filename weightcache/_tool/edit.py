@@ -7,6 +7,7 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from weightcache._entries import parse_toml
 from weightcache._tool.draft import drafts
 from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Manifest
@@ -47,7 +48,7 @@ class ManifestFile:
             pass
         except OSError as error:
             raise ManifestError(path, [f"cannot be read: {error.strerror or error}"]) from None
-        self.raw: Mapping[str, Any] = _parsed(self.text, path)
+        self.raw: Mapping[str, Any] = parse_toml(self._before or b"", path)
 
     @property
     def exists(self) -> bool:
@@ -55,10 +56,7 @@ class ManifestFile:
 
     @property
     def text(self) -> str:
-        try:
-            return (self._before or b"").decode()
-        except UnicodeDecodeError as error:
-            raise ManifestError(self._shown, [f"is not UTF-8: byte {error.start} ({error.reason})"]) from None
+        return (self._before or b"").decode()
 
     def add(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Write entries to the end.
@@ -97,7 +95,7 @@ class ManifestFile:
 
     def _check(self, text: str, changed: Sequence[Checkpoint]) -> None:
         """Refuse a text that says anything else than before, but for what was to be changed."""
-        after = _parsed(text, self._shown, "cannot be changed so that it stays TOML")
+        after = parse_toml(text.encode(), self._shown, "cannot be changed so that it stays TOML")
         drafts(after, self._shown)  # with what it says already, such as a name that differs only in case
         names = dict.fromkeys(checkpoint.name for checkpoint in changed)  # in order, and quick to look into
         kept = {name: entry for name, entry in after.get("checkpoints", {}).items() if name not in names}
@@ -177,20 +175,6 @@ def _mode(path: str) -> int:
 def _line_end(text: str) -> str:
     """Return what new lines of it end with: as on Windows if all of its own do."""
     return "\r\n" if "\n" in text and text.count("\r\n") == text.count("\n") else "\n"
-
-
-def _parsed(text: str, source: str, otherwise: str = "is not TOML") -> Mapping[str, Any]:
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        import tomli as tomllib
-    try:
-        return tomllib.loads(text)  # type: ignore[no-any-return,unused-ignore]
-    except tomllib.TOMLDecodeError as error:
-        mark = "; it begins with a byte order mark: save it without" if text.startswith("\ufeff") else ""
-        raise ManifestError(source, [f"{otherwise}: {error}{mark}"]) from None
-    except RecursionError:
-        raise ManifestError(source, ["is nested too deeply to be a manifest"]) from None
 
 
 def _complete(table: Any, checkpoint: Checkpoint) -> None:

@@ -60,7 +60,7 @@ def _moved_on(draft: Draft, hub: HubUrl) -> Iterator[str]:
         return
     newest = {file.path: file for file in head.files}
     for path, pin in draft.pins.items():
-        inner = (f"{hub.path}/{path}" if hub.path else path) if draft.is_directory else hub.path
+        inner = hub.inside(path, is_directory=draft.is_directory)
         there = pinned.get(inner)
         if there is None:
             yield f"{hub.repository} has no {inner} at {hub.revision[:12]}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, NamedTuple
@@ -47,14 +48,7 @@ def assign_into(
         >>> assign_into(model, state_dict, allow_unexpected=["label_enc.*"], strip_prefix="module.")  # doctest: +SKIP
     """
     torch = import_torch()
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict must be a mapping of names to tensors, not {type(state_dict).__name__}")
-    if isinstance(allow_unexpected, str) or not isinstance(allow_unexpected, Iterable):
-        raise TypeError("allow_unexpected must be a list of names, as in ['label_enc.weight']")
-    if not isinstance(strip_prefix, str):
-        raise TypeError(f"strip_prefix must be a str, not {type(strip_prefix).__name__}")
+    _refuse_wrong_types(torch, module, state_dict, allow_unexpected, strip_prefix)
     patterns = tuple(allow_unexpected)
 
     def allowed(name: str) -> bool:
@@ -72,19 +66,42 @@ def assign_into(
     _carry_versions(state_dict, prepared, strip_prefix)
 
     places = _places(module)
-    try:
+    with _undone_on_error(places, source):
         left = module.load_state_dict(prepared, strict=False, assign=True)
         # Only torch knows what is missing: modules may have hooks that rename what older versions saved.
         unexpected = [name for name in left.unexpected_keys if not allowed(name)]
         if left.missing_keys or unexpected:
             raise _misfit(source, left.missing_keys, unexpected, [], given)
         _tie(torch, places)
-        empty = [
-            f"{name} is on the meta device, and not in the state dict" for name, value in _all(module) if value.is_meta
-        ]
-        if empty and not any(torch.is_tensor(value) and value.is_meta for value in given.values()):
-            hint = "build the module outside of torch.device('meta'), as in skip_init(), so that these are computed"
-            raise LoadError(source, empty, hint=hint)
+        _refuse_empty(torch, module, given)
+    return [name for name in left.unexpected_keys if allowed(name)]
+
+
+def _refuse_wrong_types(torch: Any, module: Any, state_dict: Any, allow_unexpected: Any, strip_prefix: Any) -> None:
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must be a mapping of names to tensors, not {type(state_dict).__name__}")
+    if isinstance(allow_unexpected, str) or not isinstance(allow_unexpected, Iterable):
+        raise TypeError("allow_unexpected must be a list of names, as in ['label_enc.weight']")
+    if not isinstance(strip_prefix, str):
+        raise TypeError(f"strip_prefix must be a str, not {type(strip_prefix).__name__}")
+
+
+def _refuse_empty(torch: Any, module: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a module of which a part is still without memory, unless the state dict is so itself."""
+    every = chain(module.named_parameters(), module.named_buffers())
+    empty = [f"{name} is on the meta device, and not in the state dict" for name, value in every if value.is_meta]
+    if empty and not any(torch.is_tensor(value) and value.is_meta for value in given.values()):
+        hint = "build the module outside of torch.device('meta'), as in skip_init(), so that these are computed"
+        raise LoadError(type(module).__name__, empty, hint=hint)
+
+
+@contextmanager
+def _undone_on_error(places: Iterable[_Place], source: str) -> Iterator[None]:
+    """Give the module what it had if anything goes wrong."""
+    try:
+        yield
     except BaseException as error:
         for place in places:
             if place.now() is not place.before:
@@ -92,7 +109,6 @@ def assign_into(
         if type(error) is RuntimeError:  # what torch says of a module's own loading
             raise LoadError(source, [str(error)], hint="see the module's own documentation of its files") from error
         raise
-    return [name for name in left.unexpected_keys if allowed(name)]
 
 
 class _Place(NamedTuple):
@@ -115,10 +131,6 @@ def _places(module: Any) -> list[_Place]:
             owner.named_buffers(recurse=False, remove_duplicate=False),
         )
     ]
-
-
-def _all(module: Any) -> Iterable[tuple[str, Any]]:
-    return chain(module.named_parameters(), module.named_buffers())
 
 
 def _without_prefix(state_dict: Mapping[str, Any], prefix: str, source: str) -> dict[str, Any]:

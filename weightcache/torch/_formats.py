@@ -2,6 +2,9 @@
 
 PyTorch maps a zip file and then believes it: a compressed record would be taken for numbers, and a size that the
 pickle claims is not compared with the record's. So the directory is checked here, before PyTorch sees the file.
+
+Not by Python's zipfile: it forgives bytes in front of an archive, and then reads the directory that lies before the
+end, where PyTorch reads the one that the end names. Two readers that see two directories are what a forger wants.
 """
 
 from __future__ import annotations
