@@ -73,6 +73,17 @@ def child(code: str, *argv: str, env: dict[str, str] | None = None, **options: A
     )
 
 
+def start_together(processes: list[subprocess.Popen[str]]) -> None:
+    """Wait until each child says ``ready``, and only then let any of them go on: they wait for a line."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for a child that must succeed, and return what it printed."""
     out, err = process.communicate(timeout=120)

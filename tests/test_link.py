@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from origin import Origin
-from support import blob, child, directory, finish, lacking, one
+from support import blob, child, directory, finish, lacking, one, start_together
 from test_look import site_hooks, toml_of
 from weightcache import ManifestError, StorageError, UnknownCheckpointError, Weights, _link, ensure
 
@@ -172,14 +172,8 @@ def test_eight_processes_at_once_and_a_reader(
     newer = one(blob(500, 3), origin.url("/new"))
     paths = toml_of(manifest, app / "old.toml"), toml_of(newer, app / "new.toml")
     processes = [child(TOGGLE, *map(str, (*paths, root)), cwd=app, stdin=subprocess.PIPE) for _ in range(8)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
     weights.link({"sam2": app / "w/sam2.pt"})
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    start_together(processes)
     while any(process.poll() is None for process in processes):
         assert (app / "w/sam2.pt").read_bytes() in (SAM, blob(500, 3))
     for process in processes:
@@ -203,13 +197,7 @@ def test_eight_processes_that_make_the_first_link(
         assert open(f"{number}/hub/models--org--bert/refs/main").read() == "a" * 40
     """
     processes = [child(code, str(path), str(root), cwd=app, stdin=subprocess.PIPE) for _ in range(8)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    start_together(processes)
     for process in processes:
         finish(process)
     assert leftovers(app) == []

@@ -68,7 +68,7 @@ def test_a_connection_serves_part_after_part(origin: Origin, root: Path, monkeyp
 
 
 def test_a_fast_link_keeps_to_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache._schedule.FAST", 1.0)  # whatever this machine is busy with
+    monkeypatch.setattr("weightcache._schedule.PROBATION", 60.0)  # whatever this machine is busy with
     origin.put("/a", DATA)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
     assert [request.headers["Range"] for request in origin.requests] == [f"bytes=0-{PART - 1}", f"bytes={PART}-"]

@@ -24,7 +24,7 @@ import pytest
 import weightcache
 from control_plane import ControlPlane, needs_namespaces
 from origin import Origin
-from support import blob, child, directory, finish, one, partials, sha256, visible
+from support import blob, child, directory, finish, one, partials, sha256, start_together, visible
 from test_cli import run
 from test_crash import STEPS
 from test_volume import Volume
@@ -551,13 +551,7 @@ print(publish(sys.argv[1], name="tag", root=sys.argv[2]).digest)
 def test_four_processes_publish_the_same(locks: str, folder: Path, root: Path) -> None:
     env = {"NO_FLOCK": "1"} if locks == "no locks" else {}
     processes = [child(PUBLISH, str(folder), str(root), env=env, stdin=subprocess.PIPE) for _ in range(4)]
-    for each in processes:
-        assert each.stdout is not None
-        assert each.stdout.readline() == "ready\n"
-    for each in processes:
-        assert each.stdin is not None
-        each.stdin.write("\n")
-        each.stdin.flush()
+    start_together(processes)
     expected = Manifest.load(directory(FILES, name="tag"))
     assert {finish(each).strip() for each in processes} == {expected["tag"].digest}
     assert status(expected, root=root)[0].state == "ready"
