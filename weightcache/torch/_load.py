@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ._formats import Kind
 
+READS = 16  # at once: more than a prefetch makes, since nothing is imported beside them and all of it is waited for
 _FORBIDDEN = ("nt", "os", "posix", "sys")  # modules of which torch never allows anything
 
 
@@ -42,7 +43,7 @@ def load_state_dict(
 
     Weights only: a file that needs anything else to be imported is refused. Which kind of file it is, is seen in its
     first bytes. A zip file of ``torch.save`` and a safetensors file are mapped from memory, without a copy: from the
-    memory that ``prefetched`` has filled, else from memory that eight reads at once fill here. An older file of
+    memory that ``prefetched`` has filled, else from memory that many reads at once fill here. An older file of
     ``torch.save`` is read in the plain way; so is a zip file of up to 8 MiB, and what has no room in memory. Nothing
     on the Volume stays open or mapped.
 
@@ -89,7 +90,7 @@ def load_state_dict(
                 return _load(torch, kind, file, name, where, in_memory=held != name)
             # The descriptor's own path: the file cannot be another one than the one that was looked at.
             own = f"/proc/self/fd/{file}"
-            with prefetch_files(own, into="memory") as reading, _open(reading.path(own)) as copy:
+            with prefetch_files(own, into="memory", threads=READS) as reading, _open(reading.path(own)) as copy:
                 return _load(torch, kind, copy, name, where, in_memory=reading.path(own) != own)
     except OSError as error:
         if held != name and not os.path.exists(held):  # closed in between, too
