@@ -134,6 +134,16 @@ def test_the_quickstart_runs(origin: Origin, tmp_path: Path, monkeypatch: pytest
     assert [path.read_bytes() for path in tmp_path.glob("weights/sam2/*/weights.pt")] == [data]
 
 
+def test_the_layers_are_told_as_they_are_checked() -> None:
+    [checked] = re.findall(r"^layers = \[(.*?)^\]", (HERE / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    table = (HERE / "docs/design.md").read_text().partition("| layer |")[2]
+    rows = re.findall(r"^\| \d+ \| (.*) \|$", table, re.MULTILINE)
+    told = [[part.partition("`: ")[0].removeprefix("`") for part in row.split(" · ")] for row in rows]
+    assert told == [layer.split(" | ") for layer in re.findall(r'"([^"]+)"', checked)]
+    tools = {path.stem for path in (HERE / "weightcache/_tool").glob("*.py")} - {"__init__"}
+    assert {name for name in tools if f"`{name}`" not in rows[1]} == set()
+
+
 def test_every_decision_has_its_parts() -> None:
     for page in sorted((HERE / "docs/decisions").glob("*.md")):
         text = page.read_text().lower()
