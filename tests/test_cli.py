@@ -63,6 +63,15 @@ def test_all_verbs(manifest: Path, root: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(run(capsys, "status", "--json", *where)[1])[0]["state"] == "ready"
 
 
+def test_what_only_looks_loads_nothing_that_downloads(manifest: Path, root: Path) -> None:
+    code = (
+        "import sys; from weightcache._tool.cli import main; main(sys.argv[1:]); "
+        "print([name for name in ('requests', 'tqdm', 'modal', 'tomlkit', 'huggingface_hub') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "status", "-m", manifest, "--root", root]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "[]"
+
+
 def test_prune(manifest: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "ensure", "-q", "-m", manifest, "--root", root)
     other = toml_of(one(b"other"), tmp_path / "other.toml")

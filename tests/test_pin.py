@@ -710,6 +710,18 @@ def test_a_complete_manifest_is_not_touched(run: Any, origin: Origin, hub: Hub) 
     assert (len(origin.requests), len(hub.seen)) == requests
 
 
+def test_a_length_that_no_mirror_tells_changes_nothing(run: Any, origin: Origin) -> None:
+    def unannounced(exchange: Any) -> None:
+        exchange.head(200, {"Connection": "close"})
+        exchange.body(DATA)
+
+    origin.put("/a.pt", DATA, always=unannounced)
+    Path("weights.toml").write_text(f'[checkpoints.a]\nurls = ["{origin.url("/a.pt")}"]\nsha256 = "{sha256(DATA)}"\n')
+    before = os.stat("weights.toml")
+    assert run("pin")[0] == 0
+    assert os.stat("weights.toml").st_ino == before.st_ino
+
+
 def test_a_manifest_that_changed_meanwhile_is_left_alone(run: Any, origin: Origin) -> None:
     def meanwhile(exchange: Any) -> None:
         Path("weights.toml").write_text(theirs)

@@ -11,7 +11,6 @@ from weightcache._look import Layout
 from weightcache._rules import name_from_url, name_problem
 from weightcache._tool.draft import UNKNOWN, Draft, HubUrl, Pin, drafts
 from weightcache._tool.edit import ManifestFile
-from weightcache._tool.hub import snapshot
 from weightcache._tool.pin import Keep, add_common_arguments, bring, expect, kept, refuse_odd_digest, row
 from weightcache._tool.sums import read_sums
 from weightcache.errors import ManifestError
@@ -102,6 +101,8 @@ def _from_urls(options: argparse.Namespace, keep: Keep | None) -> Draft:
     if options.from_sha256sums:
         _take_sums(draft, options)
     elif (hub := HubUrl.parse(draft.urls[0])) and hub.path:
+        from weightcache._tool.hub import snapshot
+
         # Whether a path in a repository is a file or a directory, only the Hub knows.
         said = snapshot(hub, draft.auth, draft.name)
         draft.is_directory = not any(file.path == hub.path for file in said.files)

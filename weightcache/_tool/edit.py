@@ -85,7 +85,8 @@ class ManifestFile:
         if (end := _line_end(self.text)) != "\n":
             text = text.replace(end, "\n").replace("\n", end)
         self._check(text, checkpoints)
-        self._replace(text.encode())
+        if text != self.text:  # a size that no mirror tells
+            self._replace(text.encode())
 
     def _with(self, checkpoints: Sequence[Checkpoint]) -> str:
         before = self.text if self.text.strip() else NEW

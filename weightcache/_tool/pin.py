@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from weightcache._container import Writer
 from weightcache._look import Layout
 from weightcache._rules import digest_problem
-from weightcache._tool import upstream
-from weightcache._tool.complete import complete
 from weightcache._tool.draft import drafts, select
 from weightcache._tool.edit import ManifestFile, require_tomlkit
 from weightcache.errors import IntegrityError, ManifestError, StorageError, redacted
@@ -65,6 +63,8 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
         rows = [{"name": draft.name, "unpinned": draft.unpinned()} for draft in wanted]
         return rows, 1 if any(row["unpinned"] for row in rows) else 0
     if options.check_upstream:
+        from weightcache._tool import upstream
+
         return upstream.check(wanted)
     if options.expect and len(wanted) != 1:
         raise ValueError("--expect is of one checkpoint: name it")
@@ -126,6 +126,8 @@ def expect(draft: Draft, sha256: str | None) -> None:
 
 def bring(draft: Draft, keep: Keep | None, options: argparse.Namespace) -> None:
     """Complete a draft with the options of a verb."""
+    from weightcache._tool.complete import complete  # not at the top: `status` need not wait for requests
+
     own = complete(
         draft,
         keep=keep.new if keep else None,
@@ -152,7 +154,7 @@ class Keep:
         return f"{self._path}/{self._count}.kept"
 
     def land(self, checkpoints: Sequence[Checkpoint], *, quiet: bool) -> None:
-        """Publish in the root: what was downloaded to be pinned is copied, what was not is fetched."""
+        """Publish in the root: what was downloaded to be pinned is moved there, what was not is fetched."""
         from weightcache._cancel import Cancel
         from weightcache._fill import fill
         from weightcache._look import weights_if_ready
