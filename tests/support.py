@@ -8,10 +8,14 @@ import random
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MB = 1_000_000
 
@@ -71,6 +75,14 @@ def child(code: str, *argv: str, env: dict[str, str] | None = None, **options: A
         text=True,
         **options,
     )
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Look until it is true, and leave the processor to others in between."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline, "it is not so after 30 s"
+        time.sleep(0.002)
 
 
 def start_together(processes: list[subprocess.Popen[str]]) -> None:

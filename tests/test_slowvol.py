@@ -20,7 +20,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import pytest
 
 import slowvol
 from slowvol import SlowVolume
-from support import blob, lacking, sha256
+from support import blob, lacking, sha256, until
 
 BLOCK = 1 << 20
 BLOCKS = 6
@@ -82,12 +81,6 @@ def pread(path: Path, size: int, at: int) -> bytes:
         return os.pread(fd, size, at)
     finally:
         os.close(fd)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + MINUTE / 2
-    while not true():
-        assert time.monotonic() < deadline
 
 
 def ended(pid: int) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import weightcache
-from origin import Origin, broken
+from origin import Exchange, Origin, broken
 from origin import status as answer
-from support import blob, directory, one, partials, sha256, visible
+from support import blob, directory, one, partials, sha256, until, visible
 from weightcache import DownloadError, Manifest, NotCachedError, ensure, prune, status, verify
 from weightcache._container import Writer
 from weightcache._look import Layout
@@ -181,6 +181,13 @@ def test_a_new_version_takes_what_is_unchanged_from_the_old_one(origin: Origin, 
 def test_what_is_complete_is_kept_when_another_one_fails(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA)
     manifest = one(DATA, origin.url("/a"))
+    complete = place(manifest, root) / "weights.pt"
+
+    def fail_after_the_other_one(exchange: Exchange) -> None:
+        until(complete.exists)
+        answer(404)(exchange)
+
+    origin.put("/404", b"", always=fail_after_the_other_one)
     manifest["checkpoints"]["broken"] = {"urls": [origin.url("/404")], "sha256": "0" * 64}
     with pytest.raises(DownloadError) as caught:
         quiet(manifest, root)

@@ -62,7 +62,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightcache._prefetcher.CHUNK", 256 << 10)
     monkeypatch.setattr("weightcache._prefetched.CHUNK", 256 << 10)
     monkeypatch.setattr("weightcache.torch._load.CHUNK", 256 << 10)
-    monkeypatch.setattr("weightcache._prefetcher.BUFFER", 100_000)
 
 
 def weights(elements: int = 10_000) -> dict[str, Any]:

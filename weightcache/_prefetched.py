@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 
-CHUNK = 8 << 20  # bytes: not below the block of a volume, or several threads would wait for one block
-BUFFER = 1 << 20  # bytes of a thread: what stays in the processor's cache between its read and its write
+# Bytes of a read. Not below the block of a volume, or several threads would wait for one block; and not cut smaller,
+# though a buffer that fits into the processor's cache would be copied faster: after each read a thread waits for the
+# interpreter's lock, which the imports beside it give away every 5 ms.
+CHUNK = 8 << 20
 
 
 class PrefetchedFile:

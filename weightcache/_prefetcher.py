@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from . import _pauses
 from ._memory import free_memory, promised
-from ._prefetched import BUFFER, CHUNK, PrefetchedFile, read_chunk, said
+from ._prefetched import CHUNK, PrefetchedFile, read_chunk, said
 
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Prefetch:
     def _work(self) -> None:
         problem = ""
         try:
-            buffer = memoryview(mmap.mmap(-1, BUFFER))  # pages of its own, which go back when the thread ends
+            buffer = memoryview(mmap.mmap(-1, CHUNK))  # pages of its own, which go back when the thread ends
             while (piece := self._next()) is not None:
                 self._read(*piece, buffer)
         except Exception as error:  # noqa: BLE001 (no memory for the buffer, say: somebody may be waiting)
