@@ -17,6 +17,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -422,15 +423,16 @@ def test_a_file_that_is_replaced_or_removed_meanwhile_is_the_one_that_was_opened
 ) -> None:
     path = write(tmp_path / "weights", weights(100_000))
     expected = plainly(path, "zip")
-    preadv, reads = os.preadv, []
+    preadv, reads, one_by_one = os.preadv, [], threading.Lock()
 
     def replaced(*args: Any) -> int:
-        if not reads:
+        with one_by_one:
+            if not reads:
+                write(tmp_path / "other", {"other": torch.zeros(200_000)})
+                (tmp_path / "other").replace(path)
+            elif len(reads) == 1:
+                path.unlink()
             reads.append(1)
-            write(tmp_path / "other", {"other": torch.zeros(200_000)})
-            (tmp_path / "other").replace(path)
-        else:
-            path.unlink(missing_ok=True)
         return preadv(*args)
 
     monkeypatch.setattr(os, "preadv", replaced)
