@@ -422,7 +422,10 @@ class ControlPlane:
         ]
         if not missing:
             for file in request.files:
-                content = b"".join(self._blobs[block.contents_sha256.hex()] for block in file.blocks)
+                # The client leaves out the zeros at the end of each block.
+                content = b"".join(
+                    self._blobs[block.contents_sha256.hex()].ljust(BLOCK, b"\0") for block in file.blocks
+                )
                 self.volumes[request.volume_id].put(file.path.strip("/"), content[: file.size])
         return pb.VolumePutFiles2Response(missing_blocks=missing)
 
