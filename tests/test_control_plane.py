@@ -45,7 +45,7 @@ def test_files_of_a_volume(version: int, plane: ControlPlane) -> None:
         plane,
         f"""
 import hashlib, io, os
-data = os.urandom(20 << 20)
+data = os.urandom((8 << 20) - 5) + bytes(5) + os.urandom((12 << 20) - 3) + bytes(3)  # two blocks end in zeros
 volume = modal.Volume.from_name("w", create_if_missing=True, version={version})
 with volume.batch_upload() as batch:
     batch.put_file(io.BytesIO(data), "/d/f")
