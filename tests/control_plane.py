@@ -14,7 +14,9 @@ import asyncio
 import hashlib
 import inspect
 import itertools
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,12 +33,15 @@ from aiohttp import web
 from grpclib import GRPCError, Status
 from grpclib.const import Cardinality, Handler
 from grpclib.server import Server
+from modal._serialization import deserialize_data_format, serialize, serialize_data_format
 from modal_proto import api_grpc
 from modal_proto import api_pb2 as pb
+from multidict import CIMultiDict
 
 from support import lacking
 from volume_model import BusyError, Switches, View, Volume
 
+WEB_PART = 1 << 20  # bytes of a request's body in one message
 BLOCK = 8 << 20  # bytes of a block in the protocol of version 2 (modal/_utils/blob_utils.py)
 REPOSITORY = Path(__file__).parents[1]
 
@@ -80,6 +85,16 @@ class Container:
     log: str = ""
     calls: list[str] = field(default_factory=list)
     is_waited_for: bool = False  # whether a caller waits for its output: then it is stopped after it
+    is_serving: bool = False  # whether it waits for requests from the web, until `ControlPlane.stop`
+
+
+@dataclass(eq=False)
+class WebCall:
+    """A request to a web function, and its answer as messages of ASGI."""
+
+    body: bytes
+    answer: list[dict[str, Any]] = field(default_factory=list)
+    is_done: bool = False
 
 
 class ControlPlane:
@@ -109,7 +124,9 @@ class ControlPlane:
         self._layouts: dict[str, Any] = {}
         self._secrets: dict[str, dict[str, str]] = {}
         self._mounts: dict[str, list[Any]] = {}
+        self._images: dict[str, dict[str, str]] = {}  # what their ENV lines say
         self._call_containers: dict[str, Container] = {}
+        self._web_calls: dict[str, WebCall] = {}
         self._servers: list[Server] = []
         self._followers: list[threading.Thread] = []
         self.url = self._http = ""
@@ -139,6 +156,7 @@ class ControlPlane:
     async def _serve(self) -> None:
         self._changed = asyncio.Condition()
         files = web.Application(client_max_size=1 << 30)
+        files.router.add_route("*", "/web/{function}/{path:.*}", self._http_web)
         files.router.add_put("/{key}", self._http_put)
         files.router.add_get("/{volume}/{block}", self._http_get)
         self._runner = web.AppRunner(files)
@@ -200,6 +218,10 @@ class ControlPlane:
         common = {"MODAL_SERVER_URL": port, "MODAL_ENVIRONMENT": "main", "MODAL_CONFIG_PATH": "/nonexistent"}
         return {**common, "MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test"}
 
+    def web_url(self, function: str) -> str:
+        """Return where a web function is found, as the client was told when it was deployed."""
+        return f"{self._http}/web/{function}"
+
     def volume(self, name: str, version: int = 1) -> str:
         """Make a Volume and return its id."""
         number = f"vo-{next(self._ids)}"
@@ -244,6 +266,9 @@ class ControlPlane:
             app_layout=layout,
             environment_name="main",
         )
+        if definition.checkpointing_enabled:  # as the worker does for the container that a snapshot is taken of
+            told.function_def.is_checkpointing_function = True
+            told.checkpoint_id = f"ch-{next(self._ids)}"
         (files / "arguments").write_bytes(told.SerializeToString())
         for mount_id in definition.mount_ids:
             for file in self._mounts.get(mount_id, ()):
@@ -252,7 +277,9 @@ class ControlPlane:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(self._blobs[file.sha256_hex])
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL")}
+        environment |= self._images.get(definition.image_id, {})
         environment |= {"MODAL_IS_REMOTE": "1", "MODAL_TASK_ID": container.task, "MODAL_ENVIRONMENT": "main"}
+        environment |= {"MODAL_ENABLE_SNAP_RESTORE": "1"} if definition.checkpointing_enabled else {}
         environment |= {"MODAL_SERVER_URL": f"http://127.0.0.1:{container.port}", "FILES": str(files)}
         environment |= {"MODAL_CONTAINER_ARGUMENTS_PATH": "/arguments", "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = f"/root:{REPOSITORY}"
@@ -299,6 +326,12 @@ class ControlPlane:
             with suppress(ProcessLookupError):
                 os.killpg(container.process.pid, signal.SIGKILL)
             container.process.wait(10)
+
+    def stop(self, container: Container) -> int:
+        """Let a container that serves the web end as when it scales down, and return its exit code."""
+        container.is_serving = False
+        self._tell()
+        return self.finish(container)
 
     def finish(self, container: Container, timeout: float = 60.0) -> int:
         """Wait for the end of a container and return its exit code."""
@@ -561,9 +594,17 @@ class ControlPlane:
         return pb.AppPublishResponse(url="http://x/app", deployed_at=time.time())
 
     def ImageGetOrCreate(self, request: Any) -> Any:
+        number = f"im-{next(self._ids)}"
         done = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_SUCCESS)
         metadata = pb.ImageMetadata(image_builder_version="2025.06")
-        return pb.ImageGetOrCreateResponse(image_id=f"im-{next(self._ids)}", result=done, metadata=metadata)
+        set_here = self._images[number] = {}
+        for base in request.image.base_images:
+            set_here |= self._images.get(base.image_id, {})
+        for line in request.image.dockerfile_commands:
+            if line.startswith("ENV "):
+                key, _, value = line.removeprefix("ENV ").partition("=")
+                set_here[key] = "".join(shlex.split(value))
+        return pb.ImageGetOrCreateResponse(image_id=number, result=done, metadata=metadata)
 
     def SecretGetOrCreate(self, request: Any) -> Any:
         def make() -> str:
@@ -571,8 +612,8 @@ class ControlPlane:
             self._secrets[number] = dict(request.env_dict)
             return number
 
-        named = request.deployment_name and not request.env_dict
-        return pb.SecretGetOrCreateResponse(secret_id=self._find("secret", request, make) if named else make())
+        number = self._find("secret", request, make) if request.deployment_name else make()
+        return pb.SecretGetOrCreateResponse(secret_id=number)
 
     def secret(self, name: str, **values: str) -> None:
         """Make a named Secret."""
@@ -608,6 +649,9 @@ class ControlPlane:
         number = request.existing_function_id or f"fu-{next(self._ids)}"
         function = pb.Function()
         function.CopyFrom(request.function)
+        for each in (function, *function.method_definitions.values()):
+            if each.webhook_config.type:
+                each.web_url = self.web_url(number)
         self._functions[number] = function
         self._app_functions[request.app_id][function.function_name] = number
         data = pb.FunctionData()
@@ -671,6 +715,65 @@ class ControlPlane:
         )
         return pb.FunctionGetOutputsResponse(outputs=[pb.FunctionGetOutputsItem(result=failed, idx=0)])
 
+    # Calls: somebody on the web asks a web function.
+
+    async def _http_web(self, request: web.Request) -> web.Response:
+        """Hand a request to a container of the function, and start one if there is none, as Modal's proxy does."""
+        function, path = request.match_info["function"], request.match_info["path"]
+        if function not in self._functions:
+            return web.Response(status=404, text="no such function")
+        container = next((each for each in self.containers if each.function == function and each.is_serving), None)
+        if container is None:
+            app = next(app for app, names in self._app_functions.items() if function in names.values())
+            container = await asyncio.to_thread(self.start_container, function, app, [], is_serving=True)
+        call = f"fc-{next(self._ids)}"  # the id of its only input too
+        asked = self._web_calls[call] = WebCall(await request.read())
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": "http",
+            "path": f"/{path}",
+            "query_string": request.query_string.encode(),
+            "headers": [(name.lower(), value) for name, value in request.raw_headers],
+            "client": ("127.0.0.1", 1),
+        }
+        # In which format Modal's own proxy sends the scope is not published; its client takes this one.
+        given = pb.FunctionInput(
+            args=serialize(((scope,), {})),
+            data_format=pb.DATA_FORMAT_PICKLE,
+            method_name=next(iter(self._functions[function].method_definitions), ""),
+        )
+        container.inputs.append(pb.FunctionGetInputsItem(input_id=call, function_call_id=call, input=given))
+        process = container.process
+        assert process is not None
+        async with self._changed:
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: asked.is_done or process.poll() is not None)
+        if not asked.answer:
+            return web.Response(status=502, text=f"the container has no answer: {container.log[-2000:]}")
+        start, *rest = asked.answer
+        return web.Response(
+            status=start["status"],
+            headers=CIMultiDict((name.decode(), value.decode()) for name, value in start.get("headers", ())),
+            body=b"".join(each.get("body", b"") for each in rest),
+        )
+
+    async def FunctionCallGetDataIn(self, request: Any) -> AsyncIterator[Any]:
+        """Stream the body of a request, in several messages; without an end while the request is worked on."""
+        asked = self._web_calls[request.function_call_id]
+        parts = [asked.body[start : start + WEB_PART] for start in range(0, len(asked.body), WEB_PART)] or [b""]
+        for number, part in enumerate(parts, 1):
+            message = {"type": "http.request", "body": part, "more_body": number < len(parts)}
+            data = serialize_data_format(message, pb.DATA_FORMAT_ASGI)
+            yield pb.DataChunk(data_format=pb.DATA_FORMAT_ASGI, data=data, index=number)
+        async with self._changed:
+            await self._changed.wait_for(lambda: asked.is_done)
+
+    def FunctionCallPutDataOut(self, request: Any) -> None:
+        answer = self._web_calls[request.function_call_id].answer
+        answer += [deserialize_data_format(each.data, each.data_format, None) for each in request.data_chunks]
+
     async def AppGetLogs(self, request: Any) -> AsyncIterator[Any]:
         """Stream what the containers of an app print, until the client has disconnected and they have ended."""
         sent: dict[Container, int] = defaultdict(int)
@@ -704,16 +807,27 @@ class ControlPlane:
     def TaskCurrentInputs(self, request: Any) -> Any:
         return pb.TaskCurrentInputsResponse()
 
-    def FunctionGetDynamicConcurrency(self, request: Any) -> Any:
-        return pb.FunctionGetDynamicConcurrencyResponse(concurrency=1)
+    def ContainerCheckpoint(self, request: Any, container: Container) -> None:
+        """Take no snapshot; go on as another container that is restored from it: what it waits for is this file."""
+        assert container.process is not None
+        told = {"task_id": f"ta-{next(self._ids)}"}
+        Path(f"/proc/{container.process.pid}/root/__modal/restore-state.json").write_text(json.dumps(told))
 
-    def FunctionGetInputs(self, request: Any, container: Container) -> Any:
+    def FunctionGetDynamicConcurrency(self, request: Any) -> Any:
+        return pb.FunctionGetDynamicConcurrencyResponse(concurrency=max(1, request.target_concurrency))
+
+    async def FunctionGetInputs(self, request: Any, container: Container) -> Any:
+        async with self._changed:
+            await self._changed.wait_for(lambda: container.inputs or not container.is_serving)
         if container.inputs:
             return pb.FunctionGetInputsResponse(inputs=[container.inputs.pop(0)])
         return pb.FunctionGetInputsResponse(inputs=[pb.FunctionGetInputsItem(kill_switch=True)])
 
     def FunctionPutOutputs(self, request: Any, container: Container) -> None:
         container.outputs.extend(request.outputs)
+        for each in request.outputs:
+            if each.input_id in self._web_calls:
+                self._web_calls[each.input_id].is_done = True
         self._tell()
 
     def TaskResult(self, request: Any, container: Container) -> None:
