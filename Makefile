@@ -1,18 +1,20 @@
-# Three commands; everything they need they install into .venv and .cache, and (as root, on Debian) with apt.
+# A few commands; everything they need they install into .venv and .cache, and (as root, on Debian) with apt.
 PYTHON ?= python3
+PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint simulate newest-modal clean
+.PHONY: demo test lint fashion simulate newest-modal clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
 
-test: .venv/.test          ## all tests, then the core tests on every other Python that is here
+test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then the core tests on every other Python
 	./tests/prerequisites.sh
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+	.venv-fashion/bin/python -m pytest tests/fashion
 	$(BIN)/python tests/other_pythons.py
 
 lint: .venv/.test          ## formatting, rules, types, layers
@@ -30,6 +32,22 @@ lint: .venv/.test          ## formatting, rules, types, layers
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	$(BIN)/python -m pip install --quiet torch==2.13.0  # first, exactly so: its wheel may be a local one
 	$(BIN)/python -m pip install --quiet --editable '.[transformers]'
+	touch $@
+
+fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with stand-in weights; WEIGHTS=real for the real ones
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.serve --port $(PORT) --weights $(or $(WEIGHTS),stand-in)
+
+.venv-fashion/.app: examples/fashion_crop/requirements.txt examples/fashion_crop/requirements-without-dependencies.txt
+	test -x .venv-fashion/bin/python || $(PYTHON) -m venv .venv-fashion
+	.venv-fashion/bin/python -m pip install --quiet torch==2.13.0  # first, exactly so, as above
+	.venv-fashion/bin/python -m pip install --quiet --requirement examples/fashion_crop/requirements.txt
+	SAM2_BUILD_CUDA=0 .venv-fashion/bin/python -m pip install --quiet --no-deps --no-build-isolation \
+		--requirement examples/fashion_crop/requirements-without-dependencies.txt
+	.venv-fashion/bin/python -m pip install --quiet --editable .
+	touch $@
+
+.venv-fashion/.test: tests/fashion/requirements.txt .venv-fashion/.app
+	.venv-fashion/bin/python -m pip install --quiet --requirement tests/fashion/requirements.txt
 	touch $@
 
 simulate: .venv/.test      ## 20,000 seeds of the simulation of many containers; SEEDS=n for more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from origin import Origin
 from support import lacking
 from weightcache import _fetch, _http, _volume
+
+if find_spec("groundingdino") is None:
+    collect_ignore = ["fashion"]  # it needs the example's own environment: `make test` runs it there, after the others
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Gets the programs that some tests run against: a real web server, a tracer of system calls, openssl's own tool, and
-# what compiles and mounts benchmarks/slowvol.
+# a browser, and what compiles and mounts benchmarks/slowvol.
 # As root on Debian what is missing is installed; elsewhere it is named, and its tests are skipped (not where CI=true).
 set -uo pipefail
 
-declare -A package=([nginx]=nginx-light [strace]=strace [openssl]=openssl
+declare -A package=([chromium]=chromium [nginx]=nginx-light [strace]=strace [openssl]=openssl
     [cc]=build-essential [pkg-config]=pkg-config [fusermount3]=fuse3 [libfuse3]=libfuse3-dev)
 
 missing() {
     local program
-    for program in nginx strace openssl cc pkg-config fusermount3; do
+    for program in chromium nginx strace openssl cc pkg-config fusermount3; do
         # Debian keeps servers in sbin, which is not in everybody's PATH.
         PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || echo "$program"
     done

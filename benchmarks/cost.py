@@ -1,0 +1,223 @@
+"""What it costs to run examples/fashion_crop on Modal: arithmetic, from prices and seconds that are stated.
+
+    python benchmarks/cost.py [--start 15] [--photo 15] [--gpu L4] [--picture FILE.svg]
+
+It prints the tables of docs/cost.md. The picture needs matplotlib (``pip install -e '.[bench]'``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightcache import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MANIFEST = Path(__file__).parent.parent / "examples" / "fashion_crop" / "weights.toml"
+
+# US dollars, as of 2026-06-27 to 2026-07-01; docs/cost.md says where they are from.
+CORE = 0.0000131  # a physical core and second
+MEMORY = 0.00000222  # a GiB and second
+GPUS = {
+    "T4": 0.000164,
+    "L4": 0.000222,
+    "A10": 0.000306,
+    "L40S": 0.000542,
+    "A100-40GB": 0.000583,
+    "A100-80GB": 0.000694,
+    "H100": 0.001097,
+    "H200": 0.001261,
+    "B200": 0.001736,
+}
+STORAGE = 0.09  # a GiB and month, beyond the first TiB
+LEAST_CORES = 0.125  # that a container is charged for
+
+DAYS = 30  # of a month
+DAY = 86_400  # seconds
+VISITS = (1, 10, 100, 300, 1000)
+
+
+@dataclass(frozen=True)
+class App:
+    """What examples/fashion_crop/app.py asks for."""
+
+    cores: float = 2
+    memory: float = 16  # GiB
+    idle: int = 60  # seconds until a container of options A and D sleeps
+    idle_pinged: int = 900  # the same, of option C
+    ping_every: int = 300  # seconds, in option C
+    ping_hours: int = 10  # on five days of seven
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What somebody who comes alone, and finds the app asleep, takes."""
+
+    start: float = 15  # seconds from the request to loaded models
+    photo: float = 15  # seconds of work
+
+    def awake(self, idle: float) -> float:
+        """Return for how many seconds a container is paid for."""
+        return self.start + self.photo + idle
+
+
+def second(app: App, gpu: str | None = None) -> float:
+    """Return what a second of a container costs, at work or idle."""
+    return app.cores * CORE + app.memory * MEMORY + (GPUS[gpu] if gpu else 0)
+
+
+def always_awake(app: App, gpu: str | None = None) -> float:
+    """Return what option B costs a month; also pings that come before it falls asleep, day and night."""
+    return DAYS * DAY * second(app, gpu)
+
+
+def sleeping(app: App, visit: Visit, visits: float, gpu: str | None = None) -> float:
+    """Return what option A costs a month, at so many lonely visits a day."""
+    return min(DAYS * visits * visit.awake(app.idle) * second(app, gpu), always_awake(app, gpu))
+
+
+def working_hours(app: App, visit: Visit, gpu: str | None = None) -> float:
+    """Return what option C costs a month, if nobody comes at other hours."""
+    awake = visit.start + app.ping_hours * 3600 - app.ping_every + app.idle_pinged
+    return DAYS * 5 / 7 * awake * second(app, gpu)
+
+
+def pings(app: App) -> float:
+    """Return what the pings of option C cost themselves a month: three seconds each of the least container."""
+    return DAYS * 5 / 7 * app.ping_hours * 3600 / app.ping_every * 3 * (LEAST_CORES * CORE + 0.125 * MEMORY)
+
+
+def useless_pings(app: App, visit: Visit, every: int = 600) -> float:
+    """Return what pings cost a month that come, day and night, after it has fallen asleep."""
+    return DAYS * DAY / every * (visit.start + app.idle) * second(app)
+
+
+def even(app: App, visit: Visit, price: float, gpu: str | None = None) -> float:
+    """Return at how many lonely visits a day option A costs as much as ``price`` a month."""
+    return price / (DAYS * visit.awake(app.idle) * second(app, gpu))
+
+
+def weights_gib() -> float:
+    """Return the size of the weights on the Volume."""
+    return sum(file.size or 0 for checkpoint in Manifest.load(MANIFEST) for file in checkpoint.files) / 2**30
+
+
+def dollars(amount: float) -> str:
+    """Write cents where there are few dollars."""
+    return f"${amount:,.0f}" if amount >= 20 else f"${amount:.2f}"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Write a table in Markdown, numbers to the right."""
+    head = list(head)
+    lines = ["| " + " | ".join(each) + " |" for each in (head, *rows)]
+    return "\n".join([lines[0], "|---" + "|--:" * (len(head) - 1) + "|", *lines[1:]])
+
+
+def month(app: App, visit: Visit, gpu: str) -> str:
+    """What is paid whether anybody comes or not."""
+    size = weights_gib()
+    return table(
+        ["a month of 30 days", "two cores", f"and an {gpu}"],
+        [
+            [f"the weights on the Volume ({size:.2f} GiB), within the free TiB", "$0", "$0"],
+            ["the same, beyond it", dollars(size * STORAGE), dollars(size * STORAGE)],
+            ["**A, D**: asleep, if nobody comes", "$0", "$0"],
+            ["**B**: one container always awake", dollars(always_awake(app)), dollars(always_awake(app, gpu))],
+            [
+                f"**C**: awake {app.ping_hours} hours on five days of seven",
+                dollars(working_hours(app, visit)),
+                dollars(working_hours(app, visit, gpu)),
+            ],
+            ["**C**: its pings themselves", dollars(pings(app)), dollars(pings(app))],
+        ],
+    )
+
+
+def by_visits(app: App, visit: Visit, gpu: str) -> str:
+    """What is paid for those who come, and what being awake saves them."""
+    rows = []
+    for visits in VISITS:
+        cost = sleeping(app, visit, visits)
+        avoided = (always_awake(app) - cost) / (DAYS * visits)
+        rows.append(
+            [
+                f"{visits:,}",
+                dollars(cost),
+                dollars(sleeping(app, visit, visits, gpu)),
+                f"${avoided:.3f}" if avoided else "none",
+            ]
+        )
+    return table(["lonely visits a day", "**A**, two cores", f"**A**, and an {gpu}", "**B** pays for each wait"], rows)
+
+
+def evens(app: App, visit: Visit, gpu: str) -> str:
+    """From where on A saves nothing."""
+    return table(
+        ["A costs as much as", "lonely visits a day"],
+        [
+            [
+                "the $30 a month that are free",
+                f"{even(app, visit, 30):,.0f}; {even(app, visit, 30, gpu):,.0f} with an {gpu}",
+            ],
+            ["C", f"{even(app, visit, working_hours(app, visit)):,.0f}"],
+            ["B", f"{even(app, visit, always_awake(app)):,.0f}"],
+        ],
+    )
+
+
+def picture(path: Path, app: App, visit: Visit, gpu: str) -> None:
+    """Draw the cost of A over visits, and where it meets B and C; lines are told apart by their dashes and names."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
+    mpl.rcParams["svg.hashsalt"] = "cost"  # the same bytes at every run
+    from matplotlib import pyplot as plt
+
+    figure, panes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    days = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500, even(app, visit, always_awake(app)), 5000]
+    for axes, kind in zip(panes, (None, gpu), strict=True):
+        flat_b, flat_c = always_awake(app, kind), working_hours(app, visit, kind)
+        axes.plot(days, [sleeping(app, visit, each, kind) for each in days], color="black", linewidth=2)
+        for price, dash, name in ((flat_b, "--", "B always awake"), (flat_c, ":", "C working hours")):
+            axes.axhline(price, color="black", linestyle=dash, linewidth=1.4)
+            axes.text(1.1, price * 1.18, f"{name}: {dollars(price)}", fontsize=9)
+            meets = even(app, visit, price, kind)
+            axes.plot([meets], [price], "o", color="black", markersize=6, markerfacecolor="white")
+            axes.annotate(
+                f"{meets:,.0f} a day", (meets, price), (6, -12), textcoords="offset points", fontsize=9, ha="left"
+            )
+        axes.text(5, sleeping(app, visit, 5, kind) * 0.6, "A sleeps, and starts from the Volume", fontsize=9)
+        axes.set(xscale="log", yscale="log", xlim=(1, 5000), xlabel="lonely visits a day")
+        axes.set_title(f"{app.cores:.0f} cores, {app.memory:.0f} GiB" + (f", {kind}" if kind else ""), fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    panes[0].set(ylim=(0.1, 1500), ylabel="US dollars a month")
+    for axes in panes:
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:,g}")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the example costs on Modal.")
+    visit = Visit()
+    parser.add_argument("--start", type=float, default=visit.start, help="seconds of a cold start (%(default)s)")
+    parser.add_argument("--photo", type=float, default=visit.photo, help="seconds of work for a photo (%(default)s)")
+    parser.add_argument("--gpu", default="L4", choices=GPUS, help="for the second column (%(default)s)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw it as SVG")
+    options = parser.parse_args()
+    app, visit = App(), Visit(options.start, options.photo)
+    print(f"a second: ${second(app):.8f}, with {options.gpu} ${second(app, options.gpu):.8f}")
+    print(f"pings every 10 minutes, day and night, that let it sleep: {dollars(useless_pings(app, visit))} a month\n")
+    print("\n\n".join(each(app, visit, options.gpu) for each in (month, by_visits, evens)))
+    if options.picture:
+        picture(options.picture, app, visit, options.gpu)
+
+
+if __name__ == "__main__":
+    main()

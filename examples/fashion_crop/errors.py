@@ -1,0 +1,156 @@
+"""One shape for everything that goes wrong: a code for programs, and a sentence that tells people what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from fastapi import FastAPI, Request
+
+    from .photo import PhotoError
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field of the form."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(description="For programs; stays as it is.", examples=["image-too-large"])
+    message: str = Field(description="For people: what, what was wanted, what to do. May be worded otherwise one day.")
+    fields: list[FieldProblem] = Field(default=[], description="The fields that are to blame, if any is.")
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: Problem
+
+
+class ServiceError(HTTPException):
+    """A request that gets an error for an answer.
+
+    It is an `HTTPException`, since that is what FastAPI lets through while it reads a body.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        fields: Iterable[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.code = code
+        self.fields = tuple(fields)
+
+    def response(self) -> JSONResponse:
+        """Return the answer."""
+        error: dict[str, Any] = {"code": self.code, "message": self.detail}
+        if self.fields:
+            error["fields"] = [{"field": field, "message": message} for field, message in self.fields]
+        return JSONResponse({"error": error}, self.status_code, self.headers)
+
+
+_PHOTO = {
+    "undecodable": (400, "image-undecodable"),
+    "unsupported": (415, "image-unsupported"),
+    "too-large": (413, "image-too-large"),
+}
+
+
+def of_photo(error: PhotoError) -> ServiceError:
+    """Tell what is wrong with a photo."""
+    status, code = _PHOTO[error.reason]
+    return ServiceError(status, code, str(error), fields=[("image", str(error))])
+
+
+def too_many_bytes(most: int) -> ServiceError:
+    """Tell that a photo has too many bytes."""
+    text = f"the photo has more than {most:,} bytes, and at most so many are taken: send a smaller one"
+    return ServiceError(413, "image-too-large", text, fields=[("image", text)])
+
+
+def too_slow(slowest: int) -> ServiceError:
+    """Tell that a form does not arrive."""
+    text = f"the form came at less than {slowest:,} bytes a second: try again, or send a smaller photo"
+    return ServiceError(408, "too-slow", text, headers={"Connection": "close"})
+
+
+def of_fields(problems: Iterable[tuple[str, str]]) -> ServiceError:
+    """Tell which fields of a form are wrong."""
+    problems = list(problems)
+    text = "; ".join(f"{field}: {message}" for field, message in problems)
+    return ServiceError(422, "fields-invalid", f"the form cannot be used: {text}", fields=problems)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe error answers for OpenAPI."""
+    return {status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in statuses}
+
+
+_RETRY_AFTER = "Not ready, or too many requests wait. With Retry-After, in seconds, if it passes by itself."
+_DESCRIPTIONS = {
+    400: "The request or the photo is damaged.",
+    401: "The API key is missing or wrong.",
+    406: "None of the types in Accept is made here.",
+    408: "The request came too slowly.",
+    413: "The photo has too many bytes or pixels.",
+    415: "The request is no form, or the file is no photo.",
+    422: "Fields of the form are missing or wrong.",
+    500: "A mistake of the server.",
+    503: _RETRY_AFTER,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of an app have the one shape, those of FastAPI itself too."""
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(Exception, _crash)
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if isinstance(error, ServiceError):
+        return error.response()
+    path, status = request.url.path, error.status_code
+    allowed = (error.headers or {}).get("Allow", "")
+    code, message = {
+        404: ("not-found", f"there is nothing at {path[:200]}: /openapi.json tells what there is"),
+        405: ("method-not-allowed", f"{request.method} is not for {path[:200]}: use {allowed}"),
+    }.get(status, ("request-malformed", f"the form cannot be read: {error.detail}"))
+    return ServiceError(status, code, message, headers=error.headers).response()
+
+
+async def _validation(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"][1:])
+        # pydantic would name classes of Python.
+        message = "must be one photo, sent as a file" if name == "image" else problem["msg"]
+        problems.append((name[:200], message))
+    return of_fields(problems).response()
+
+
+def internal() -> ServiceError:
+    """Say that it is our fault, and nothing of what it is: that is in the log."""
+    return ServiceError(500, "internal", "something went wrong in the server, and it is in its log: try again once")
+
+
+async def _crash(_request: Request, _error: Exception) -> JSONResponse:
+    return internal().response()

@@ -1,0 +1,63 @@
+"""The fields of the forms that come in."""
+
+from collections import Counter
+from typing import Annotated
+
+from fastapi import Request, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from . import errors
+from .pipeline import Options, OptionsError
+
+_defaults = Options()
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DetectForm(BaseModel):
+    """The fields of a request for boxes. An empty one is as good as none."""
+
+    model_config = ConfigDict(extra="forbid")  # else a misspelt threshold is a default, without a word
+
+    # By the format, generators of clients see that it is a file.
+    image: UploadFile = Field(description="The photo: JPEG, PNG or WebP.", json_schema_extra={"format": "binary"})
+    prompts: str = Field(default=",".join(_defaults.prompts), description="What to look for, separated by commas.")
+    box_threshold: Share = Field(default=_defaults.box_threshold, description="The least score of a box.")
+    text_threshold: Share = Field(default=_defaults.text_threshold, description="The least score of its label.")
+    nms_threshold: Share = Field(
+        default=_defaults.nms_threshold, description="How much boxes of a label may overlap: intersection over union."
+    )
+
+    def options(self, max_prompts: int) -> Options:
+        """Return what is asked for.
+
+        Raises:
+            ServiceError: It cannot be asked for.
+        """
+        prompts = tuple(prompt.strip() for prompt in self.prompts.split(",") if prompt.strip())
+        if len(prompts) > max_prompts:
+            raise errors.of_fields([("prompts", f"must be {max_prompts} at most, got {len(prompts)}")])
+        try:
+            return Options(prompts, **self.model_dump(exclude={"image", "prompts"}))
+        except OptionsError as error:
+            raise errors.of_fields(error.problems) from error
+
+
+class CropForm(DetectForm):
+    """The fields of a request for crops."""
+
+    padding: Share = Field(
+        default=_defaults.padding, description="What a crop shows around its box, as a share of the box's longer side."
+    )
+    background: str = Field(
+        default=_defaults.background,
+        pattern=r"^(transparent|white|original|#[0-9a-fA-F]{6})$",
+        description="What is not garment: transparent, white, a colour as #rrggbb, or the photo itself.",
+    )
+
+
+async def once(request: Request) -> None:
+    """Refuse a field that is there twice: which of them is meant?"""
+    counts = Counter(name for name, _ in (await request.form()).multi_items())
+    if problems := [(name, f"must be given once, got {count}") for name, count in counts.items() if count > 1]:
+        raise errors.of_fields(problems)

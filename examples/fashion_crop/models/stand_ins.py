@@ -1,0 +1,122 @@
+"""Stand-in weights: the real architectures at test size, with random numbers for weights, saved as checkpoints.
+
+They come by the very same way as the real ones: a manifest, `ensure`, the same loading. What they find means nothing.
+
+    python -m fashion_crop.models.stand_ins FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import BertTokenizerFast
+
+from weightcache import publish
+
+from . import grounding_dino, sam
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WORDS = [
+    *("shirt", "jacket", "coat", "dress", "skirt", "pants", "shorts", "shoes", "hat", "bag", "scarf", "belt", "person"),
+    *("top", "jeans", "shoe", "the", "of", "and", "with", "in", "red", "blue", "green", "white", "black"),
+]
+_ROWS = 1200  # of the vocabulary; the real one has 30,522
+_BERT = {
+    "model_type": "bert",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": _ROWS,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+}
+_SEED = 3  # one with which several prompts are found
+
+
+def make_stand_ins(folder: Path, url: str | None = None) -> Path:
+    """Write the stand-ins and a manifest of them; the checkpoints are the same bytes at every call.
+
+    Args:
+        folder: Where they go: ``weights.toml``, and below ``files/`` what it names.
+        url: Where ``files/`` will be found, as in ``"http://127.0.0.1:9000"``; ``None`` for where it is.
+
+    Returns:
+        The manifest, with the names of checkpoints that ``fashion_crop/weights.toml`` has.
+    """
+    folder = folder.resolve()
+    places = _save(folder / "files")
+    url = url or (folder / "files").as_uri()
+    entries = []
+    for name, place in places.items():
+        checkpoint = publish(place, name=name, root=folder / "published")  # it knows what a manifest must say
+        entries.append(str(checkpoint).replace("urls = []", f'urls = ["{url}/{place.name}"]'))
+    manifest = folder / "weights.toml"
+    manifest.write_text("\n\n".join(["version = 1", *entries]) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _save(folder: Path) -> Mapping[str, Path]:
+    """Write the checkpoints in the layouts that their authors publish; return where each one is."""
+    text_encoder = folder / "bert-base-uncased"
+    text_encoder.mkdir(parents=True, exist_ok=True)
+    _save_text_encoder(text_encoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        detector = grounding_dino.build(text_encoder, "stand-in")
+        segmenter = sam.build("stand-in")
+        _temper(detector)
+    weights = {f"module.{name}": value for name, value in detector.state_dict().items()}
+    # The published checkpoint has these two, and the model has no place for them: loading must know them.
+    weights["module.label_enc.weight"] = torch.zeros(1, 256)
+    weights["module.bert.embeddings.position_ids"] = torch.arange(512)[None]
+    places = {"groundingdino": folder / "groundingdino_stand_in.pth", "sam2": folder / "sam2_stand_in.pt"}
+    torch.save({"model": weights}, places["groundingdino"])
+    torch.save({"model": segmenter.state_dict()}, places["sam2"])
+    return {**places, "bert-base-uncased": text_encoder}
+
+
+def _temper(detector: Any) -> None:
+    """Let thresholds and boxes mean something: untouched, every score is 0 or 1, and every box a few pixels wide.
+
+    A score is the sigmoid of a query times a token, both normalised.
+    """
+    query, token = detector.transformer.decoder.norm, detector.transformer.encoder.text_layers[-1].norm2
+    last = detector.bbox_embed[0].layers[-1]
+    with torch.no_grad():
+        query.weight.mul_(0.05)  # the spread of scores
+        query.bias[0], token.bias[0] = -0.3, 4.0  # their product moves all scores, so that 0.35 parts them
+        last.weight.normal_(std=0.2)  # the spread of boxes
+        last.bias[2:] = 1.5  # their width and height
+
+
+def _save_text_encoder(folder: Path) -> None:
+    """Write what BERT's directory has but the weights, in small."""
+    (folder / "vocab.txt").write_text("\n".join(_vocabulary()) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(_BERT, indent=2), encoding="utf-8")
+    settings = {"do_lower_case": True, "model_max_length": 512, "tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _vocabulary() -> list[str]:
+    """Return as many tokens as there are rows, the special ones where BERT has them."""
+    rows = [f"[unused{number}]" for number in range(_ROWS)]
+    rows[0], rows[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    known = [*characters, *(f"##{each}" for each in characters if each.isalnum()), *WORDS]
+    rows[104 : 104 + len(known)] = known
+    return rows
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m fashion_crop.models.stand_ins FOLDER")
+    print(make_stand_ins(Path(sys.argv[1])))

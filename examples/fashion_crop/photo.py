@@ -1,0 +1,186 @@
+"""From the bytes that somebody sent to pixels, whatever the bytes are."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+LONGEST = 2048  # pixels of the longest side that is kept: GroundingDINO looks at 1,333 of them, SAM 2 at 1,024
+MAX_PIXELS = 40_000_000
+MAX_SCANS = 100  # of a progressive JPEG, which has about ten; each costs 35 ms at 40 million pixels, and 60 bytes
+
+# What Pillow warns of is metadata that it cannot read, and sizes, which are checked here. (Not warnings.catch_warnings:
+# that is for one thread.)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+Reason = Literal["undecodable", "unsupported", "too-large"]
+
+
+class PhotoError(ValueError):
+    """These bytes are no photo that can be used.
+
+    Attributes:
+        reason: ``"undecodable"``: empty, damaged or cut off; ``"unsupported"``: a kind of file that is not taken;
+            ``"too-large"``: too many pixels.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo, upright and in sRGB.
+
+    Attributes:
+        pixels: Height by width by 3; the longest side has at most `LONGEST` pixels.
+        width: Of the original, upright, in pixels.
+        height: The same.
+        sha256: Of the bytes that were sent, lower-case hex.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    sha256: str
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """How many pixels of the original's width and height one of ``pixels`` is."""
+        height, width = self.pixels.shape[:2]
+        return self.width / width, self.height / height
+
+
+def open_photo(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Decode a JPEG, PNG or WebP; of an animation the first picture.
+
+    What the camera says of its orientation and colours is applied, and what is transparent becomes white. Of a photo
+    with too many pixels only the header is read. One of 40 million takes 80 MB while it is decoded as a JPEG of today's
+    cameras, 270 as a progressive one, 400 as a PNG, and 700 as a WebP.
+
+    Raises:
+        PhotoError: They cannot be used; ``reason`` and the text say why.
+    """
+    _refuse_other_files(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_large(*image.size, max_pixels)
+            pixels, width, height = _decode(image)
+    except PhotoError:
+        raise
+    except Image.DecompressionBombError as error:  # of Pillow, over 179 million pixels
+        raise PhotoError("too-large", f"the photo has far over {max_pixels:,} pixels: send a smaller one") from error
+    except Exception as error:  # decoders of hostile bytes raise whatever they like
+        raise PhotoError(
+            "undecodable",
+            "the photo is damaged, cut off, or has far too much metadata: if it opens elsewhere, save it there again",
+        ) from error
+    return Photo(pixels, width, height, hashlib.sha256(data).hexdigest())
+
+
+def _refuse_other_files(data: bytes) -> None:
+    """Look at the bytes, since a name says nothing."""
+    if not data:
+        raise PhotoError("undecodable", "the file is empty: send a JPEG, PNG or WebP")
+    if data.startswith(b"\xff\xd8\xff"):
+        if (scans := _scans(data)) > MAX_SCANS:
+            raise PhotoError("unsupported", f"the JPEG has over {MAX_SCANS} scans, got {scans:,}: save it as another")
+    elif not data.startswith(b"\x89PNG\r\n\x1a\n") and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        raise PhotoError("unsupported", "the file is no JPEG, PNG or WebP, whatever its name says: save it as one")
+
+
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # of what has a length, which a scan's own bytes cannot be
+_START_OF_SCAN, _END = b"\xda", b"\xd9"
+
+
+def _scans(data: bytes) -> int:
+    """Count how many times a JPEG goes over the image."""
+    count, position = 0, 2
+    while (marker := _MARKER.search(data, position)) and marker[1] != _END:
+        count += marker[1] == _START_OF_SCAN
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return count
+
+
+def _refuse_large(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise PhotoError(
+            "too-large",
+            f"the photo has {width:,} by {height:,} = {width * height:,} pixels, and at most {most:,} are taken: "
+            "send a smaller one",
+        )
+
+
+def _decode(image: Image.Image) -> tuple[NDArray[np.uint8], int, int]:
+    """Return pixels, and the width and height of the upright original."""
+    width, height = image.size
+    shrink = min(1, LONGEST / max(width, height))
+    small = max(1, round(width * shrink)), max(1, round(height * shrink))
+    image.draft("RGB", small)  # a JPEG is decoded at a half, a quarter or an eighth where that is enough
+    image.load()
+    orientation = _orientation(image)  # after load: a PNG may have it at its end
+    picture = _rgb(image, small)
+    if orientation in _TURNS:
+        picture = picture.transpose(_TURNS[orientation])
+    if orientation > 4:
+        width, height = height, width
+    return np.array(picture), width, height  # a copy: torch warns of memory that it may not write to
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what makes an image upright, by what Exif calls its orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 (what cannot be read says nothing)
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale, lay on white, and convert to sRGB, in this order: what comes after scaling costs little memory."""
+    profile = image.info.get("icc_profile")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # before colours are mixed, since here one of them means transparent
+    elif image.mode in ("1", "P"):
+        image = image.convert("RGB")  # indices cannot be mixed
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    if image.mode == "I;16":  # Pillow's own conversion cuts off what is over 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("LA", "RGBA"):
+        ground = Image.new(image.mode[:-1], size, "white")
+        ground.paste(image, mask=image.getchannel("A"))
+        image = ground
+    return _in_srgb(image, profile).convert("RGB")
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    if not profile:
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+    except Exception:  # noqa: BLE001 (a broken profile, or one of other colours, says nothing)
+        return image

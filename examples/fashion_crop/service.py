@@ -1,0 +1,278 @@
+"""The service: a photo comes in by HTTP, and its garments go out.
+
+`admission` decides who gets in, `work` does the work of one photo, `answers` has the shapes of what is found, and
+`errors` the one shape of everything that goes wrong. Photos are in memory while they are worked on; none is kept, none
+is written to a disk, and none is logged.
+"""
+
+import hashlib
+import logging
+import re
+import threading
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response, Security
+from fastapi.responses import HTMLResponse
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.formparsers import MultiPartParser
+
+from weightcache import WeightCacheError
+
+from . import errors
+from .admission import Admission
+from .answers import JSON, ZIP, CropsAnswer, Defaults, DetectAnswer, InfoAnswer, Limits, StateAnswer, negotiate
+from .errors import ServiceError, documented
+from .forms import CropForm, DetectForm, once
+from .pipeline import Options
+from .work import Job, Workers
+
+if TYPE_CHECKING:
+    from .startup import Backend
+
+PAGE = Path(__file__).with_name("page.html")
+LOADING = 2  # seconds after which to ask again
+
+_log = logging.getLogger(__name__)
+_defaults = Options()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the service allows.
+
+    Attributes:
+        max_bytes: Of a photo as it is sent.
+        max_pixels: Of a photo; width by height.
+        max_prompts: In a request.
+        max_queue: Photos that wait; one more is refused.
+        workers: Photos that are worked on at once. Each takes all cores, so more than one gains little on a CPU.
+        api_key: What a POST must show, if it must.
+        grace: Seconds after which an upload, or the reading of an answer, must be as far as ``slowest`` says.
+        slowest: Bytes a second.
+        max_answer: Bytes of all crops of an answer, as PNG.
+
+    Raises:
+        ValueError: The key is empty, as that of a secret that was never filled in.
+    """
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 40_000_000
+    max_prompts: int = 50
+    max_queue: int = 16
+    workers: int = 1
+    api_key: str | None = field(default=None, repr=False)
+    grace: float = 20.0
+    slowest: int = 50_000
+    max_answer: int = 64_000_000
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key.strip():
+            raise ValueError("api_key is empty: give a key, or None to let everybody in")
+
+
+class Service:
+    """The models, once they are there, and the threads that they work in."""
+
+    def __init__(self, load: "Backend | Callable[[], Backend]", settings: Settings) -> None:
+        self.settings, self.workers = settings, Workers(settings.workers)
+        self._load = load if callable(load) else None
+        self._backend = None if callable(load) else load
+        self._failure = ""
+
+    def begin(self) -> None:
+        """Begin to load, if there is nothing yet."""
+        if self._load is not None:
+            # A daemon, so that a server that is told to end while it loads does end.
+            threading.Thread(target=self.load, args=(self._load,), name="fashion-load", daemon=True).start()
+
+    def load(self, load: "Callable[[], Backend]") -> None:
+        """Get the models, or keep the reason why not."""
+        try:
+            self._backend = load()
+        except (WeightCacheError, ImportError) as error:  # which are written for people
+            _log.error("the models cannot be loaded: %s", error)
+            self._failure = str(error)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the server lives and tells it)
+            _log.exception("the models cannot be loaded")
+            self._failure = f"{type(error).__name__}, of which the server's log says more"
+
+    def backend(self) -> "Backend":
+        """Return the models.
+
+        Raises:
+            ServiceError: They are not there yet, or cannot be had.
+        """
+        if self._failure:
+            raise ServiceError(503, "loading-failed", f"the models cannot be loaded: {self._failure}")
+        if self._backend is None:
+            text = f"the models are being loaded: try again in {LOADING} seconds"
+            raise ServiceError(503, "loading", text, headers={"Retry-After": str(LOADING)})
+        return self._backend
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+Served = Annotated[Service, Depends(_service)]
+
+
+state = APIRouter(tags=["state"])
+photos = APIRouter(
+    tags=["photos"], dependencies=[Depends(once)], responses=documented(400, 406, 408, 413, 415, 422, 500, 503)
+)
+
+
+@photos.post(
+    "/v1/crops",
+    operation_id="crop",
+    response_model=CropsAnswer,
+    responses={200: {"content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def crop(
+    request: Request, form: Annotated[CropForm, Form(media_type="multipart/form-data")], service: Served
+) -> Response:
+    """Cut every garment out of a photo: JSON, or by `Accept: application/zip` a zip of PNGs with a manifest.json."""
+    media_type = negotiate(request, JSON, ZIP)
+    job = _job(form, service)
+    return await service.workers.run(request, job, lambda: job.crop(media_type))
+
+
+@photos.post("/v1/detect", operation_id="detect", response_model=DetectAnswer)
+async def detect(
+    request: Request, form: Annotated[DetectForm, Form(media_type="multipart/form-data")], service: Served
+) -> Response:
+    """Tell where the garments of a photo are, without cutting them out: a fraction of the time."""
+    negotiate(request, JSON)
+    job = _job(form, service)
+    return await service.workers.run(request, job, job.detect)
+
+
+def _job(form: DetectForm, service: Service) -> Job:
+    limits = service.settings
+    if (form.image.size or 0) > limits.max_bytes:
+        raise errors.too_many_bytes(limits.max_bytes)
+    return Job(
+        backend=service.backend(),
+        image=form.image.file,
+        options=form.options(limits.max_prompts),
+        max_pixels=limits.max_pixels,
+        max_answer=limits.max_answer,
+    )
+
+
+@state.get("/healthz", operation_id="health")
+async def health() -> StateAnswer:
+    """Tell that the server lives."""
+    return StateAnswer(status="alive")
+
+
+@state.get("/readyz", operation_id="ready", responses=documented(503))
+async def ready(service: Served) -> StateAnswer:
+    """Tell whether the models are there."""
+    service.backend()
+    return StateAnswer(status="ready")
+
+
+@state.get("/v1/info", operation_id="info", responses=documented(503))
+async def info(service: Served) -> InfoAnswer:
+    """Tell what this server is: its weights, packages, limits, and how its cold start went."""
+    backend, limits = service.backend(), service.settings
+    return InfoAnswer(
+        stand_ins=backend.stand_ins,
+        weights=dict(backend.weights),
+        device=backend.device,
+        versions=dict(backend.versions),
+        phases=dict(backend.phases),
+        limits=Limits(
+            max_bytes=limits.max_bytes,
+            max_pixels=limits.max_pixels,
+            max_prompts=limits.max_prompts,
+            max_garments=_defaults.max_garments,
+        ),
+        defaults=Defaults.model_validate(_defaults, from_attributes=True),
+    )
+
+
+@state.get("/", include_in_schema=False)
+def page() -> HTMLResponse:
+    """Show the page. It may run its own script and talk to this server, and do nothing else."""
+    text = PAGE.read_text(encoding="utf-8")
+    return HTMLResponse(text, headers={"Content-Security-Policy": _policy(text), **_PAGE_HEADERS})
+
+
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def _policy(page: str) -> str:
+    """Allow the page's own script and style by their digests."""
+    digests = {}
+    for tag in ("script", "style"):
+        inline = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
+        digests[tag] = " ".join(
+            f"'sha256-{b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in inline
+        )
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {digests['script']}",
+            f"style-src {digests['style']}",
+            "img-src 'self' blob: data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+
+
+def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | None = None) -> FastAPI:
+    """Make the app.
+
+    Args:
+        load: The models, or what returns them; see `startup.start`. It is called in a thread when the app starts, and
+            until it is done, what needs them is answered with 503 and Retry-After.
+        settings: What the service allows.
+    """
+    service = Service(load, settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.begin()
+        yield
+
+    # Photos stay in memory, as much of it as Settings say; else those over 1 MB would go to a temporary file.
+    MultiPartParser.spool_max_size = service.settings.max_bytes + 1
+    app = FastAPI(
+        title="fashion-crop",
+        version="1",
+        description="A photo in, every garment out as a clean crop.",
+        lifespan=lifespan,
+        docs_url=None,  # these pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.include_router(state)
+    app.include_router(photos, **_key_documented(service.settings))
+    paths = {route.path for route in photos.routes}
+    app.add_middleware(Admission, paths=paths, settings=service.settings, check_ready=service.backend)
+    errors.install(app)
+    return app
+
+
+def _key_documented(settings: Settings) -> dict[str, Any]:
+    """Tell OpenAPI of the key; it is `Admission` that asks for it."""
+    if settings.api_key is None:
+        return {}
+    schemes = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
+    return {"dependencies": [Security(scheme) for scheme in schemes], "responses": documented(401)}

@@ -1,0 +1,130 @@
+"""Masks: one piece without pinholes, and what a bag's handle encloses stays open."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fashion_crop.masks import HOLE, soften, tidy
+
+Mask = NDArray[np.bool_]
+CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
+SIDES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> Mask:
+    """Noise, sparse or dense: many parts, many holes."""
+    height, width = draw(st.integers(1, 14)), draw(st.integers(1, 14))
+    chance = np.random.default_rng(draw(st.integers(0, 10_000)))
+    return chance.random((height, width)) < draw(st.sampled_from([0.0, 0.1, 0.4, 0.6, 0.9, 1.0]))
+
+
+def parts(mask: Mask, steps: tuple[tuple[int, int], ...]) -> list[set[tuple[int, int]]]:
+    """The connected parts of a mask, by walking."""
+    left, found = {(int(row), int(column)) for row, column in zip(*np.nonzero(mask), strict=True)}, []
+    while left:
+        edge, part = [left.pop()], set()
+        while edge:
+            row, column = edge.pop()
+            part.add((row, column))
+            near = {(row + down, column + right) for down, right in steps} & left
+            left -= near
+            edge += near
+        found.append(part)
+    return found
+
+
+def holes(mask: Mask) -> list[set[tuple[int, int]]]:
+    """The parts of what is not mask that do not reach the border."""
+    ground = np.pad(~mask, 1, constant_values=True)
+    return [part for part in parts(ground, SIDES) if (0, 0) not in part]
+
+
+@given(masks())
+def test_what_is_left_is_the_largest_part_without_small_holes(mask: Mask) -> None:
+    before = mask.copy()
+    tidied = tidy(mask)
+    assert (mask == before).all()
+    assert (tidied.shape, tidied.dtype) == (mask.shape, np.bool_)
+    whole = parts(mask, SIDES + CORNERS)
+    assert len(parts(tidied, SIDES + CORNERS)) == min(len(whole), 1)
+    if not whole:
+        return
+    original = {(int(row), int(column)) for row, column in zip(*np.nonzero(tidied & mask), strict=True)}
+    kept = next(part for part in whole if part & original)
+    assert len(kept) == max(map(len, whole))
+    assert all(tidied[place] for place in kept)
+    alone = np.zeros_like(mask)
+    for place in kept:
+        alone[place] = True
+    small = [hole for hole in holes(alone) if len(hole) <= HOLE * len(kept)]
+    assert np.count_nonzero(tidied) == len(kept) + sum(map(len, small))
+
+
+@given(masks())
+def test_to_tidy_again_changes_nothing_but_holes_that_have_become_small(mask: Mask) -> None:
+    once = tidy(mask)
+    twice = tidy(once)
+    assert (twice & once == once).all()
+    assert np.count_nonzero(twice) <= np.count_nonzero(once) * (1 + HOLE)
+
+
+def test_an_empty_mask_stays_empty() -> None:
+    assert not tidy(np.zeros((5, 7), bool)).any()
+
+
+def test_specks_go() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[5:15, 5:15] = True
+    clean = mask.copy()
+    mask[0, 0] = mask[17:19, 17:19] = True
+    assert (tidy(mask) == clean).all()
+
+
+@pytest.mark.parametrize(("hole", "filled"), [(1, True), (10, True), (11, False), (30, False)])
+def test_a_hole_of_more_than_a_hundredth_is_meant(hole: int, filled: bool) -> None:
+    mask = np.ones((10, 101), bool)
+    mask[1, 1 : 1 + hole] = False  # leaves 1,000 with a hole of 10
+    assert tidy(mask).all() == filled
+    assert (tidy(mask) == mask).all() != filled
+
+
+def test_what_reaches_the_border_is_no_hole() -> None:
+    """Neither in a small mask nor in a large one, around which there is little."""
+    for side in (40, 600):
+        mask = np.ones((side, side), bool)
+        mask[0, 3] = mask[20, side - 1] = False
+        assert (tidy(mask) == mask).all()
+
+
+def test_a_hole_ends_at_a_corner() -> None:
+    """Pixels of the mask that touch at a corner close the way out."""
+    mask = np.ones((40, 40), bool)
+    mask[10, 10] = mask[11, 11] = False
+    assert tidy(mask).all()
+
+
+def test_a_mask_that_is_part_of_a_larger_one() -> None:
+    """As the pipeline has them: neither contiguous nor writable."""
+    whole = np.zeros((30, 30), bool)
+    whole[5:20, 5:20] = True
+    whole.flags.writeable = False
+    assert (tidy(whole[3:12:1, 3:25]) == whole[3:12, 3:25]).all()
+
+
+@given(masks())
+def test_opacity_ends_where_the_mask_ends(mask: Mask) -> None:
+    opacity = soften(mask)
+    assert (opacity.shape, opacity.dtype) == (mask.shape, np.uint8)
+    assert ((opacity > 0) == mask).all()
+
+
+def test_opacity_is_full_within_and_less_at_the_edge() -> None:
+    mask = np.zeros((7, 7), bool)
+    mask[2:, 2:] = True
+    assert soften(mask)[4].tolist() == [0, 0, 170, 255, 255, 255, 255]
+    assert soften(mask)[2, 2] == 113
