@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint fashion simulate newest-modal clean
+.PHONY: demo test lint fashion scenarios simulate newest-modal clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -36,6 +36,10 @@ lint: .venv/.test          ## formatting, rules, types, layers
 
 fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with stand-in weights; WEIGHTS=real for the real ones
 	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.serve --port $(PORT) --weights $(or $(WEIGHTS),stand-in)
+
+scenarios: .venv-fashion/.test ## how long the example takes to start, beside the usual way: 15 minutes, 5 GB of disk
+	./tests/prerequisites.sh
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.scenarios --pictures docs
 
 .venv-fashion/.app: examples/fashion_crop/requirements.txt examples/fashion_crop/requirements-without-dependencies.txt
 	test -x .venv-fashion/bin/python || $(PYTHON) -m venv .venv-fashion

@@ -268,7 +268,7 @@ def running(*command: str | Path, told: int | None = None) -> Iterator[subproces
         yield process
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()  # which closes the pipe, too
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def with_stand_ins(cache: Path) -> Backend:
     """Load the stand-ins; they are made at the first call, which takes some seconds more."""
-    folder = _stand_ins(cache)
+    folder = stand_ins_in(cache)
     with Origin() as origin, TemporaryDirectory() as place:
         manifest = _served(folder, origin, Path(place))
         return start(manifest, root=cache / "stand-in-root", stand_ins=True)
@@ -98,14 +98,14 @@ def _serve(load: Callable[[], Backend], listener: socket.socket) -> int:
     return int(failed)
 
 
-def _stand_ins(cache: Path) -> Path:
-    """Return the folder of the stand-ins; make them if this version of them is not there."""
+def stand_ins_in(cache: Path, size: str = "stand-in") -> Path:
+    """Return the folder of the stand-ins (see `models.stand_ins`); make them if this version of them is not there."""
     sources = b"".join(path.read_bytes() for path in sorted((HERE / "models").glob("*.py")))
-    folder = cache / f"stand-ins-{hashlib.sha256(sources).hexdigest()[:12]}"
+    folder = cache / f"{'full-size-' if size == 'full' else ''}stand-ins-{hashlib.sha256(sources).hexdigest()[:12]}"
     if not folder.is_dir():
         begun = cache / f"{folder.name}.{os.getpid()}"
         # In a process of its own: here torch is to be imported beside the reading, as in every cold start.
-        command = [sys.executable, "-m", "fashion_crop.models.stand_ins", str(begun)]
+        command = [sys.executable, "-m", "fashion_crop.models.stand_ins", "--size", size, str(begun)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with suppress(OSError):  # another server was faster, and its stand-ins are the same
             begun.rename(folder)
@@ -119,9 +119,14 @@ def _served(folder: Path, origin: Origin, place: Path) -> Path:
     for path in files.rglob("*"):
         if path.is_file():
             origin.put(f"/{path.relative_to(files).as_posix()}", path)
+    return manifest_at(origin.url("/"), folder, place)
+
+
+def manifest_at(url: str, folder: Path, place: Path) -> Path:
+    """Write a manifest of the stand-ins whose files are below that URL, and return where it is."""
     text = (folder / "weights.toml").read_text(encoding="utf-8")
     manifest = place / "weights.toml"
-    manifest.write_text(re.sub(r'"file://[^"]*/files/', f'"{origin.url("/")}', text), encoding="utf-8")
+    manifest.write_text(re.sub(r'"file://[^"]*/files/', f'"{url}', text), encoding="utf-8")
     return manifest
 
 

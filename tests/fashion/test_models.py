@@ -16,21 +16,15 @@ import groundingdino.models.GroundingDINO.backbone.backbone as swin
 import numpy as np
 import pytest
 import torch
-from groundingdino.datasets import transforms
-from groundingdino.models import build_model
-from groundingdino.util import box_ops, get_tokenlizer
-from groundingdino.util.misc import clean_state_dict
-from groundingdino.util.slconfig import SLConfig
+from groundingdino.util import get_tokenlizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from sam2.build_sam import build_sam2
 from sam2.sam2_image_predictor import SAM2ImagePredictor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig
 
 from fashion_crop.detection import Box
 from fashion_crop.labels import PromptsError
-from fashion_crop.models import _torchvision, grounding_dino, sam
+from fashion_crop.models import _torchvision, as_usual, grounding_dino, sam
 from fashion_crop.models.stand_ins import make_stand_ins
 from fashion_crop.pipeline import GARMENTS
 from weightcache import LoadError, Manifest
@@ -72,70 +66,36 @@ def segmenter(stand_ins: StandIns) -> sam.Sam2:
 @pytest.fixture(scope="module")
 def package_detector(stand_ins: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Built with random numbers and BERT's weights from a file, loaded by `torch.load` with a copy."""
-    bert = tmp_path_factory.mktemp("bert")
-    for file in stand_ins.text_encoder.iterdir():
-        (bert / file.name).write_bytes(file.read_bytes())
-    BertModel(BertConfig.from_pretrained(bert)).save_pretrained(bert)
-    config = SLConfig.fromfile(str(Path(swin.__file__).parents[3] / "config" / "GroundingDINO_SwinT_OGC.py"))
-    config.device, config.text_encoder_type, config.use_checkpoint = "cpu", str(bert), False
-    for name, value in {"enc_layers": 1, "dec_layers": 1, "dim_feedforward": 64, "num_queries": 20}.items():
-        setattr(config, name, value)
-    config.use_transformer_ckpt = False
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(swin, "build_swin_transformer", grounding_dino._small_swin)
-        model = build_model(config)
-    left = model.load_state_dict(
-        clean_state_dict(torch.load(stand_ins.detector, weights_only=True)["model"]), strict=False
-    )
+    bert = tmp_path_factory.mktemp("bert") / "with-weights"
+    as_usual.fill_text_encoder(stand_ins.text_encoder, bert)
+    model = as_usual.build_detector(bert, "stand-in")
+    left = as_usual.load_detector(model, stand_ins.detector)
     assert left.missing_keys == []
     assert set(left.unexpected_keys) == set(grounding_dino.NOT_NEEDED)
-    return model.eval()
-
-
-def package_prepared(pixels: NDArray[np.uint8], shorter: int, longer: int) -> torch.Tensor:
-    """As ``groundingdino.util.inference.load_image`` does."""
-    normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    steps = [transforms.RandomResize([shorter], max_size=longer), transforms.ToTensor(), normalize]
-    return transforms.Compose(steps)(Image.fromarray(pixels), None)[0]
-
-
-@pytest.fixture(scope="module")
-def package_predict() -> Callable[..., Any]:
-    """``groundingdino.util.inference.predict``; its module imports a package for drawing, which it does not use."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=object))
-        from groundingdino.util.inference import predict
-    return predict
+    return model
 
 
 @pytest.fixture(scope="module")
 def package_segmenter(stand_ins: StandIns) -> SAM2ImagePredictor:
     """Built and loaded, strictly, by the package."""
-    small, path = sam._STAND_IN, str(stand_ins.segmenter)
-    model = build_sam2("configs/sam2/sam2_hiera_t.yaml", path, device="cpu", hydra_overrides_extra=small)
-    predictor = SAM2ImagePredictor(model)
-    predictor._bb_feat_sizes = [(32, 32), (16, 16), (8, 8)]
-    return predictor
+    return as_usual.load_segmenter(as_usual.build_segmenter("stand-in"), stand_ins.segmenter)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 300), (64, 64), (200, 1999)])
 @pytest.mark.parametrize("thresholds", [(0.35, 0.25), (0.5, 0.5), (0.0, 0.0)])
 def test_detections_are_those_of_the_package(
-    height: int, width: int, thresholds: tuple[float, float], detector: Any, package_detector: Any, package_predict: Any
+    height: int, width: int, thresholds: tuple[float, float], detector: Any, package_detector: Any
 ) -> None:
     pixels = noise(height, width)
-    image = package_prepared(pixels, 192, 320)
     prompts = [garment for garment in GARMENTS if garment != "t-shirt"]  # of which the package may say "shirt"
-    caption = " . ".join(prompts) + " ."
-    boxes, scores, phrases = package_predict(package_detector, image, caption, *thresholds, device="cpu")
-    corners = np.clip(box_ops.box_cxcywh_to_xyxy(boxes).numpy(), 0, 1)
+    asked = dict(zip(("box_threshold", "text_threshold"), thresholds, strict=True))
+    boxes, scores, phrases = as_usual.detect(package_detector, pixels, prompts, **asked, size="stand-in")
 
-    found = detector.detect(pixels, prompts, box_threshold=thresholds[0], text_threshold=thresholds[1])
+    found = detector.detect(pixels, prompts, **asked)
     kept = [each for each, phrase in enumerate(phrases) if set(prompts) & {*phrase.split()}]  # not "", "[SEP]"
     assert len(found) == len(kept) > 0
-    np.testing.assert_allclose([each.score for each in found], scores.numpy()[kept], atol=1e-5)
-    expected = corners[kept] * [width, height, width, height]
-    np.testing.assert_allclose([each.box for each in found], expected, atol=1e-2)
+    np.testing.assert_allclose([each.score for each in found], scores[kept], atol=1e-5)
+    np.testing.assert_allclose([each.box for each in found], boxes[kept], atol=1e-2)
     for each, number in zip(found, kept, strict=True):
         assert each.label in phrases[number].split()  # which are all words above the threshold
 
@@ -148,14 +108,12 @@ def test_masks_are_those_of_the_package(
     pixels = noise(height, width)
     corners = np.sort(np.random.default_rng(count).random((count, 2, 2)), axis=1) * [width, height]
     boxes = [Box(*corner.ravel()) for corner in corners]
-    with torch.inference_mode():
-        package_segmenter.set_image(pixels)
-        expected, quality, _ = package_segmenter.predict(box=np.array(boxes), multimask_output=False)
+    expected, quality = as_usual.segment(package_segmenter, pixels, np.array(boxes))
     masks, scores = segmenter.segment(pixels, boxes)
     assert (masks.shape, masks.dtype, scores.dtype) == ((count, height, width), np.bool_, np.float32)
-    np.testing.assert_allclose(scores, quality.reshape(-1), atol=1e-5)
+    np.testing.assert_allclose(scores, quality, atol=1e-5)
     # A pixel whose logit is all but zero may fall on either side.
-    assert (masks != expected.reshape(masks.shape).astype(bool)).mean() < 1e-4
+    assert (masks != expected).mean() < 1e-4
     assert 0 < masks.mean() < 1
 
 
@@ -200,7 +158,7 @@ def test_a_photo_is_prepared_as_in_the_package(height: int, width: int, sides: t
     if round(longer * min(height, width) / max(height, width)) < 1:
         assert min(prepared.shape[1:]) == 1  # the package fails
         return
-    torch.testing.assert_close(prepared, package_prepared(pixels, shorter, longer), atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepared, as_usual.prepared(pixels, shorter, longer), atol=1e-5, rtol=0)
 
 
 def test_threads_take_turns(detector: Any, segmenter: Any) -> None:

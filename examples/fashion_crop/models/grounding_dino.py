@@ -29,6 +29,7 @@ from fashion_crop.labels import caption_of
 from weightcache.torch import assign_into
 
 from ._checkpoint import weights_in
+from ._replaced import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +47,6 @@ SIDES = {"full": (800, 1333), "stand-in": (192, 320)}  # pixels: the shorter sid
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue
 
 _STAND_IN = {"enc_layers": 1, "dec_layers": 1, "dim_feedforward": 64, "num_queries": 20}
-_building = threading.Lock()  # held while functions of the package are replaced
 
 
 def build(text_encoder: Path, size: Size = "full") -> torch.nn.Module:
@@ -57,21 +57,31 @@ def build(text_encoder: Path, size: Size = "full") -> torch.nn.Module:
             ``vocab.txt``. Nothing is looked for elsewhere.
         size: ``"stand-in"`` for the same architecture with fewer and smaller layers.
     """
-    config = SLConfig.fromfile(str(Path(backbone.__file__).parents[3] / "config" / "GroundingDINO_SwinT_OGC.py"))
-    config.device = "cpu"
-    config.text_encoder_type = str(text_encoder)
-    config.use_checkpoint = config.use_transformer_ckpt = False  # they save memory in training, and cost time here
-    replacements: list[tuple[Any, str, Any]] = [
-        # The package asks for these two by name, and would have them look on the Hub.
+    # The package asks for these two by name, and would have them look on the Hub.
+    without_hub = [
         (get_tokenlizer, "get_tokenlizer", _tokenizer),
         (get_tokenlizer, "get_pretrained_language_model", _language_model),
     ]
-    if size == "stand-in":
-        replacements.append((backbone, "build_swin_transformer", _small_swin))  # its sizes are not in the config
-        for name, value in _STAND_IN.items():
-            setattr(config, name, value)
-    with _building, _replaced(replacements):
-        return build_model(config).eval()
+    with of_size(size), replaced(without_hub):
+        return build_model(config(text_encoder, size)).eval()
+
+
+def config(text_encoder: Path, size: Size = "full") -> SLConfig:
+    """Return the package's own configuration of that architecture, for a CPU, for inference."""
+    settings = SLConfig.fromfile(str(Path(backbone.__file__).parents[3] / "config" / "GroundingDINO_SwinT_OGC.py"))
+    settings.device = "cpu"
+    settings.text_encoder_type = str(text_encoder)
+    settings.use_checkpoint = settings.use_transformer_ckpt = False  # they save memory in training, and cost time here
+    for name, value in (_STAND_IN if size == "stand-in" else {}).items():
+        setattr(settings, name, value)
+    return settings
+
+
+@contextmanager
+def of_size(size: Size) -> Iterator[None]:
+    """Let what is built meanwhile have a backbone of that size, which the configuration does not tell."""
+    with replaced([(backbone, "build_swin_transformer", _small_swin)] if size == "stand-in" else []):
+        yield
 
 
 def load(model: torch.nn.Module, checkpoint: Path, *, prefetched: Prefetch | None = None) -> None:
@@ -149,16 +159,3 @@ def _small_swin(_name: str, pretrain_img_size: int, **options: Any) -> torch.nn.
         window_size=4,
         **options,
     )
-
-
-@contextmanager
-def _replaced(replacements: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Replace functions of a package that leaves no other way in, and put them back."""
-    before = [(module, name, getattr(module, name)) for module, name, _ in replacements]
-    try:
-        for module, name, function in replacements:
-            setattr(module, name, function)
-        yield
-    finally:
-        for module, name, function in before:
-            setattr(module, name, function)

@@ -17,6 +17,7 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from weightcache.torch import assign_into
 
 from ._checkpoint import weights_in
+from ._replaced import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,9 @@ class Sam2:
 
     def __init__(self, model: torch.nn.Module, *, device: str = "cpu") -> None:
         self._device = device
-        self._predictor: Any = SAM2ImagePredictor(model.to(device))
+        # It would compile two steps of its preparation, for half of the time that loading the weights takes.
+        with replaced([(torch.jit, "script", lambda module: module)]):
+            self._predictor: Any = SAM2ImagePredictor(model.to(device))
         side = self._predictor.model.image_size
         # The package has the feature maps of its own image size written down, whatever the model's is.
         self._predictor._bb_feat_sizes = [(side // each, side // each) for each in (4, 8, 16)]  # noqa: SLF001

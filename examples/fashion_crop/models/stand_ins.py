@@ -1,14 +1,15 @@
-"""Stand-in weights: the real architectures at test size, with random numbers for weights, saved as checkpoints.
+"""Stand-in weights: the real architectures with random numbers for weights, saved as checkpoints.
 
 They come by the very same way as the real ones: a manifest, `ensure`, the same loading. What they find means nothing.
+At test size they take seconds; at full size they have the shapes, names and bytes of the published ones.
 
-    python -m fashion_crop.models.stand_ins FOLDER
+    python -m fashion_crop.models.stand_ins [--size full] FOLDER
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,36 +23,48 @@ from . import grounding_dino, sam
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .grounding_dino import Size
+
 WORDS = [
     *("shirt", "jacket", "coat", "dress", "skirt", "pants", "shorts", "shoes", "hat", "bag", "scarf", "belt", "person"),
     *("top", "jeans", "shoe", "the", "of", "and", "with", "in", "red", "blue", "green", "white", "black"),
 ]
-_ROWS = 1200  # of the vocabulary; the real one has 30,522
-_BERT = {
-    "model_type": "bert",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-    "vocab_size": _ROWS,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
+_BERT = {  # its vocabulary, layers and widths; those of the full size are bert-base-uncased's
+    "stand-in": {
+        "vocab_size": 1200,
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+    },
+    "full": {
+        "vocab_size": 30522,
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+}
+_FILES = {  # of the detector and the segmenter
+    "stand-in": ("groundingdino_stand_in.pth", "sam2_stand_in.pt"),
+    "full": ("groundingdino_swint_ogc.pth", "sam2_hiera_large.pt"),
 }
 _SEED = 3  # one with which several prompts are found
 
 
-def make_stand_ins(folder: Path, url: str | None = None) -> Path:
+def make_stand_ins(folder: Path, url: str | None = None, *, size: Size = "stand-in") -> Path:
     """Write the stand-ins and a manifest of them; the checkpoints are the same bytes at every call.
 
     Args:
-        folder: Where they go: ``weights.toml``, and below ``files/`` what it names.
+        folder: Where they go: ``weights.toml``, below ``files/`` what it names, and ``published/``, a root that has it.
         url: Where ``files/`` will be found, as in ``"http://127.0.0.1:9000"``; ``None`` for where it is.
+        size: ``"full"`` for 1.6 GB, as the published ones.
 
     Returns:
         The manifest, with the names of checkpoints that ``fashion_crop/weights.toml`` has.
     """
     folder = folder.resolve()
-    places = _save(folder / "files")
+    places = _save(folder / "files", size)
     url = url or (folder / "files").as_uri()
     entries = []
     for name, place in places.items():
@@ -62,21 +75,21 @@ def make_stand_ins(folder: Path, url: str | None = None) -> Path:
     return manifest
 
 
-def _save(folder: Path) -> Mapping[str, Path]:
+def _save(folder: Path, size: Size) -> Mapping[str, Path]:
     """Write the checkpoints in the layouts that their authors publish; return where each one is."""
     text_encoder = folder / "bert-base-uncased"
     text_encoder.mkdir(parents=True, exist_ok=True)
-    _save_text_encoder(text_encoder)
+    _save_text_encoder(text_encoder, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        detector = grounding_dino.build(text_encoder, "stand-in")
-        segmenter = sam.build("stand-in")
+        detector = grounding_dino.build(text_encoder, size)
+        segmenter = sam.build(size)
         _temper(detector)
     weights = {f"module.{name}": value for name, value in detector.state_dict().items()}
     # The published checkpoint has these two, and the model has no place for them: loading must know them.
-    weights["module.label_enc.weight"] = torch.zeros(1, 256)
+    weights["module.label_enc.weight"] = torch.zeros(2001, 256)
     weights["module.bert.embeddings.position_ids"] = torch.arange(512)[None]
-    places = {"groundingdino": folder / "groundingdino_stand_in.pth", "sam2": folder / "sam2_stand_in.pt"}
+    places = dict(zip(("groundingdino", "sam2"), (folder / name for name in _FILES[size]), strict=True))
     torch.save({"model": weights}, places["groundingdino"])
     torch.save({"model": segmenter.state_dict()}, places["sam2"])
     return {**places, "bert-base-uncased": text_encoder}
@@ -96,19 +109,20 @@ def _temper(detector: Any) -> None:
         last.bias[2:] = 1.5  # their width and height
 
 
-def _save_text_encoder(folder: Path) -> None:
-    """Write what BERT's directory has but the weights, in small."""
-    (folder / "vocab.txt").write_text("\n".join(_vocabulary()) + "\n", encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(_BERT, indent=2), encoding="utf-8")
+def _save_text_encoder(folder: Path, size: Size) -> None:
+    """Write what BERT's directory has but the weights."""
+    config = {"model_type": "bert", "max_position_embeddings": 512, "type_vocab_size": 2, **_BERT[size]}
+    (folder / "vocab.txt").write_text("\n".join(_vocabulary(config["vocab_size"])) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     settings = {"do_lower_case": True, "model_max_length": 512, "tokenizer_class": "BertTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def _vocabulary() -> list[str]:
-    """Return as many tokens as there are rows, the special ones where BERT has them."""
-    rows = [f"[unused{number}]" for number in range(_ROWS)]
+def _vocabulary(count: int) -> list[str]:
+    """Return so many tokens, the special ones where BERT has them."""
+    rows = [f"[unused{number}]" for number in range(count)]
     rows[0], rows[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     known = [*characters, *(f"##{each}" for each in characters if each.isalnum()), *WORDS]
@@ -116,7 +130,15 @@ def _vocabulary() -> list[str]:
     return rows
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fashion_crop.models.stand_ins", description="Make stand-in weights."
+    )
+    parser.add_argument("--size", choices=list(_FILES), default="stand-in", help="default: %(default)s")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    arguments = parser.parse_args()
+    print(make_stand_ins(arguments.folder, size=arguments.size))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m fashion_crop.models.stand_ins FOLDER")
-    print(make_stand_ins(Path(sys.argv[1])))
+    main()
