@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from origin import Origin
-from support import lacking
+from support import forbidden
 from weightcache import _fetch, _http, _volume
 
 if find_spec("groundingdino") is None:
@@ -59,6 +59,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], capture_output=True, check=False)
     if made.returncode:
-        lacking(f"cannot mount a tmpfs: {made.stderr.decode().strip()}")
+        forbidden(f"cannot mount a tmpfs: {made.stderr.decode().strip()}")
     yield path
     subprocess.run(["umount", path], check=True)

@@ -38,7 +38,7 @@ from modal_proto import api_grpc
 from modal_proto import api_pb2 as pb
 from multidict import CIMultiDict
 
-from support import lacking
+from support import forbidden
 from volume_model import BusyError, Switches, View, Volume
 
 WEB_PART = 1 << 20  # bytes of a request's body in one message
@@ -871,4 +871,4 @@ def needs_namespaces() -> None:
     """Skip (in CI: fail) where a container cannot be given a root of its own."""
     done = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
     if done.returncode:
-        lacking(f"no mount namespaces: {done.stderr.decode().strip()}")
+        forbidden(f"no mount namespaces: {done.stderr.decode().strip()}")

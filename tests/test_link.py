@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from origin import Origin
-from support import blob, child, directory, finish, lacking, one, start_together
+from support import blob, child, directory, finish, forbidden, lacking, one, start_together
 from test_look import site_hooks, toml_of
 from weightcache import ManifestError, StorageError, UnknownCheckpointError, Weights, _link, ensure
 
@@ -320,7 +320,7 @@ def disk_of_few_inodes(tmp_path: Path) -> Iterator[Path]:
     options = ["-o", "size=1m,nr_inodes=3"]
     made = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", path], capture_output=True, check=False)
     if made.returncode:
-        lacking(f"cannot mount a tmpfs: {made.stderr.decode().strip()}")
+        forbidden(f"cannot mount a tmpfs: {made.stderr.decode().strip()}")
     yield path
     subprocess.run(["umount", path], check=True)
 

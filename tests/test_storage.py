@@ -14,7 +14,7 @@ import pytest
 
 import weightcache
 from origin import Origin
-from support import blob, lacking, one, visible
+from support import blob, forbidden, one, visible
 from weightcache import NotCachedError, StorageError, ensure, prune, status
 from weightcache._look import Layout
 from weightcache.manifest import Manifest
@@ -70,7 +70,7 @@ def read_only(origin: Origin, small_disk: Path) -> Iterator[Path]:
         path.write_bytes(data)
     origin.requests.clear()
     if subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True, check=False).returncode:
-        lacking("cannot remount a tmpfs read-only")
+        forbidden("cannot remount a tmpfs read-only")
     yield root
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
 
