@@ -11,10 +11,10 @@ demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=rea
 test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then the core tests on every other Python
 	./tests/prerequisites.sh
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
-	.venv-fashion/bin/python -m pytest tests/fashion
+	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/fashion
 	$(BIN)/python tests/other_pythons.py
 
 lint: .venv/.test          ## formatting, rules, types, layers

@@ -35,6 +35,12 @@ def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no connection be called slow, whatever this machine is busy with: for tests that count what was sent."""
+    monkeypatch.setattr("weightcache._schedule.PROBATION", 60.0)
+
+
+@pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 

@@ -29,9 +29,10 @@ BOUND = 60.0  # seconds: EXPIRY (2 s in these processes), a poll, and a download
 PROCESS = """
 import hashlib, json, sys
 import modal
-from weightcache import _lease, _volume, ensure
+from weightcache import _lease, _schedule, _volume, ensure
 _lease.EXPIRY, _lease.BEAT, _lease.POLL, _lease.LOOK = 2.0, 0.2, (0.05, 0.2), 1.0
 _volume.BACKOFF = (0.05, 0.1)
+_schedule.PROBATION = 60.0  # whatever this machine is busy with, each byte comes once
 manifest, root, options = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 volume = modal.Volume.from_name("w")
 weights = ensure(manifest, root=root, volume=volume, progress=False, **options)

@@ -175,6 +175,7 @@ def test_an_encoded_part_is_of_no_use(origin: Origin, root: Path) -> None:
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_resume_asks_for_the_rest_if_nothing_changed(origin: Origin, root: Path) -> None:
     resource = origin.put("/a", DATA, faults=[broken(BLOCK + 9)])
     quiet(one(DATA, origin.url("/a")), root)
@@ -225,6 +226,7 @@ def test_a_mix_of_two_mirrors_is_not_blamed_on_the_second(origin: Origin, mirror
     assert mirror.gets() == 2  # the rest, then the whole file alone
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_second_mirror_goes_on_where_the_first_stopped(origin: Origin, mirror: Origin, root: Path) -> None:
     origin.put("/a", DATA, faults=[broken(BLOCK + 9)], always=answer(404))
     mirror.put("/b", DATA)
@@ -247,6 +249,7 @@ def test_the_first_error_is_the_one_reported(origin: Origin, mirror: Origin, roo
     assert "HTTP 404" in str(wrong_first.value)
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_connection_that_stops_sending_is_replaced(
     origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +356,7 @@ def test_a_file_url_goes_on_where_a_mirror_stopped(origin: Origin, root: Path, t
     assert weights.report["sam2"].bytes_fetched == len(DATA)
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_hole_in_the_middle_is_filled_alone(origin: Origin, root: Path) -> None:
     data = blob(6 * BLOCK + 5)
     origin.put("/a", data, faults=[broken(5 * BLOCK + 5)], always=answer(404))
@@ -454,6 +458,7 @@ def test_failures_are_logged_without_the_query(
     assert "secret" not in said
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_mirror_that_is_wrong_by_its_header_costs_nothing(origin: Origin, mirror: Origin, root: Path) -> None:
     """What the first mirror brought is kept when the second one announces another length."""
     origin.put("/a", DATA, faults=[broken(BLOCK + 9)], always=answer(404))

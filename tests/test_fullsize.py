@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.fullsize, pytest.mark.timeout(600)]
 REAL = Manifest.load(Path(__file__).parents[1] / "examples/fashion_crop/weights.toml")
 
 CONFIG = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
+daemon off; worker_processes 1; {user} pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{
   access_log {folder}/access.log; sendfile on; default_type application/octet-stream; root {folder}/files;
@@ -78,11 +78,8 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     certificate.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     plain, tls = free_port(), free_port()
-    folder.chmod(0o755)
-    for parent in folder.parents:  # its workers run as nobody when started as root
-        if parent.stat().st_uid == os.geteuid() and parent.name.startswith("pytest"):
-            parent.chmod(0o755)
-    (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, plain=plain, tls=tls))
+    user = "user root;" if os.geteuid() == 0 else ""  # else its workers are nobody, who may not read our folders
+    (folder / "nginx.conf").write_text(CONFIG.format(user=user, folder=folder, plain=plain, tls=tls))
     server = subprocess.Popen([program, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
     while True:  # until it listens; it ends if it cannot
         assert server.poll() is None, (folder / "error.log").read_text()

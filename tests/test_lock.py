@@ -161,6 +161,7 @@ def test_wait_is_a_number_of_seconds(wait: Any, root: Path) -> None:
 # aensure ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_aensure(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA)
     manifest = one(DATA, origin.url("/a"))

@@ -129,6 +129,7 @@ def test_add_prints_and_writes_nothing(run: Any, origin: Origin) -> None:
     assert told["files"]["b.pt"]["from"] == f"computed here from {origin.url('/b.pt')}"
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_what_is_pinned_into_a_root_is_not_fetched_twice(run: Any, origin: Origin, root: Path) -> None:
     origin.put("/b.pt", LARGE)
     assert run("add", "b", origin.url("/b.pt"), "--root", root, "-q")[0] == 0
@@ -792,6 +793,7 @@ def test_what_pin_lacks_is_told_before_anything_is_downloaded(
     assert run("pin")[0] == 2
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_pin_with_a_root_keeps_what_it_downloads(run: Any, origin: Origin, root: Path) -> None:
     origin.put("/a.pt", LARGE)
     Path("weights.toml").write_text(f'[checkpoints.a]\nurls = ["{origin.url("/a.pt")}"]\n')

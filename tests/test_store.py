@@ -31,6 +31,7 @@ def place(manifest: Any, root: Path, name: str = "sam2") -> Path:
     return Path(Layout(root).published(Manifest.load(manifest)[name]))
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_cold_then_hit(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA)
     manifest = one(DATA, origin.url("/a?sig=secret"))
@@ -235,6 +236,7 @@ def interrupted(origin: Origin, root: Path, at: int = 2 * BLOCK + 500) -> dict[s
     return manifest
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_failed_download_goes_on_where_it_stopped(origin: Origin, root: Path) -> None:
     manifest = interrupted(origin, root)
     assert status(manifest, root=root)[0].state == "partial"
@@ -259,6 +261,7 @@ def test_another_containers_partial_is_copied_and_not_touched(origin: Origin, ro
     assert sorted((path.name, path.read_bytes()) for path in foreign.iterdir()) == before
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_living_writers_partial_is_not_touched(origin: Origin, root: Path) -> None:
     manifest = interrupted(origin, root)
     with Writer.new(str(root)) as writer:
@@ -329,6 +332,7 @@ def test_bytes_that_pass_their_checksum_and_are_wrong_are_wiped_once(origin: Ori
     assert quiet(manifest, root)["sam2"].read_bytes() == DATA
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_partial_that_vanishes_is_begun_again(origin: Origin, root: Path) -> None:
     import shutil
 

@@ -119,6 +119,7 @@ def test_without_a_commit_there_is_no_receipt(origin: Origin, root: Path, caplog
     assert [call.partition(":")[0] for call in volume.calls] == ["commit", "reload", "commit", "commit"]
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_partial_that_no_commit_has_taken_is_not_reloaded_over(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, faults=[broken(BLOCK + 9)], always=answer(404))
     manifest = one(DATA, origin.url("/a"))
