@@ -46,10 +46,10 @@ class Admission:
     ) -> None:
         self._app, self._paths, self._settings, self._check_ready = app, paths, settings, check_ready
         self._free = settings.workers + settings.max_queue
-        self._key = None if settings.api_key is None else settings.api_key.encode()
+        self._key = None if settings.api_key is None else settings.api_key.strip().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._paths:
+        if scope["type"] != "http" or scope["method"] != "POST" or self._path(scope) not in self._paths:
             await self._app(scope, receive, send)
             return
         try:
@@ -65,6 +65,12 @@ class Admission:
         finally:
             self._free += 1
 
+    @staticmethod
+    def _path(scope: Scope) -> str:
+        """Return the path within this app, which may be mounted below another one's path."""
+        path: str = scope["path"]
+        return path.removeprefix(scope.get("root_path", ""))
+
     def _check(self, headers: Headers) -> None:
         self._check_key(headers)
         self._check_ready()
@@ -73,7 +79,10 @@ class Admission:
         if media_type != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() != b"utf-8":
             text = "send a form: multipart/form-data in UTF-8, with the photo as the file `image`"
             raise ServiceError(415, "form-expected", text)
-        if int(headers.get("content-length", 0)) > self._settings.max_bytes + FORM:
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdecimal()):  # which not every server has looked at
+            raise ServiceError(400, "request-malformed", "Content-Length is no number")
+        if int(length[:20]) > self._settings.max_bytes + FORM:
             raise too_many_bytes(self._settings.max_bytes)
         if self._free <= 0:
             raise ServiceError(
@@ -87,7 +96,7 @@ class Admission:
         if self._key is None:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = (token if scheme.lower() == "bearer" else headers.get("x-api-key", "")).strip()
         # In a time that does not tell how much of it is right. Headers come as Latin-1, whatever they are.
         if not hmac.compare_digest(given.encode("latin-1"), self._key):
             raise ServiceError(

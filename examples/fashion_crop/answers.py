@@ -137,7 +137,9 @@ class InfoAnswer(ModelAnswer):
 
     device: str
     versions: dict[str, str] = Field(description="Of the packages that decide what is found.")
-    phases: dict[str, float] = Field(description="Seconds of each part of the cold start; ready is all of it.")
+    phases: dict[str, float] = Field(
+        description="Seconds of each part of the cold start, or of the one that a snapshot was taken of; ready is all."
+    )
     limits: Limits
     defaults: Defaults
 

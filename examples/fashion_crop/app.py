@@ -7,6 +7,7 @@ has what each option costs. ``FASHION_GPU`` names a GPU, such as ``L4``; without
 """
 
 import os
+import time
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -14,6 +15,7 @@ import modal
 
 from weightcache.modal import WeightVolume, manifest_place
 
+BEGAN = time.perf_counter()
 OPTIONS = {
     "A": {"scaledown_window": 60},  # sleeps after a minute without work, and starts from the Volume
     "B": {"min_containers": 1},  # one container never sleeps
@@ -30,6 +32,7 @@ if OPTION == "D" and GPU:
     raise ValueError(f"FASHION_OPTION=D takes its snapshot before there is a GPU: leave out FASHION_GPU={GPU}")
 
 HERE = Path(__file__).parent
+NOT_THERE = ("!serve.py", "!scenarios.py", "!pictures.py", "!models/stand_ins.py", "!models/as_usual.py")
 app = modal.App("fashion-crop")
 cache = WeightVolume("weights.toml", name="fashion-models", path="/root/data/weights")
 python = modal.Image.debian_slim(python_version="3.11")
@@ -48,7 +51,7 @@ image = (
     .env(deployed)
 )
 image = cache.add_to(image).add_local_dir(
-    HERE, "/root/fashion_crop", ignore=~modal.FilePatternMatcher("**/*.py", "page.html")
+    HERE, "/root/fashion_crop", ignore=~modal.FilePatternMatcher("**/*.py", "page.html", *NOT_THERE)
 )
 
 reading = cache.prefetch(into="memory")  # in a container the Volume is read from here on, while Python imports
@@ -78,11 +81,13 @@ class FashionCrop:
             ensure=cache.ensure,
             reading=reading,
             device="cuda" if GPU else "cpu",
+            began=BEGAN,
         )
 
     @modal.asgi_app()
     def web(self):
-        return create_app(self.backend, settings=Settings(api_key=os.environ["FASHION_API_KEY"]))
+        # Fewer photos than a container gets requests, so that the others are told at once to come back.
+        return create_app(self.backend, settings=Settings(api_key=os.environ["FASHION_API_KEY"], max_queue=4))
 
 
 if OPTION == "C":

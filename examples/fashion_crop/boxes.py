@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
     from .detection import Detection
 
-SAME_THING = 0.85  # of the larger one of two boxes, shared with the other: a jacket that was found as a coat too
+# A jacket that was found as a coat too: a box that lies in the other but for a little, and is not much smaller. What is
+# smaller is another thing, as a belt on a coat is, or the lower half of a dress that is a skirt.
+WITHIN = 0.9  # of the smaller one of two boxes, shared with the larger
+ALIKE = 0.6  # of the larger one's area
 
 
 def tidy(detections: Iterable[Detection], nms_threshold: float) -> list[Detection]:
     """Return the detections without doubles, best first; boxes without an area are none.
 
     A box goes if a better one of the same label overlaps it by more than ``nms_threshold`` (intersection over union).
-    Of those that are left one goes, whatever its label, if it and a better one are nearly the same box. What is much
-    smaller stays, as a belt on a coat does. Of two equal scores the one further up, then further left, is better.
+    Of those that are left one goes, whatever its label, if a better one contains it, or it a better one, and they are
+    alike in size. What is much smaller stays. Of two equal scores the one further up, then further left, is better.
     """
     ordered = sorted((each for each in detections if area(each.box) > 0), key=_rank)
     if not ordered:
@@ -35,7 +38,8 @@ def tidy(detections: Iterable[Detection], nms_threshold: float) -> list[Detectio
     same_label = labels[:, None] == labels
     unions = areas[:, None] + areas - shared
     once = _best(same_label & (shared > nms_threshold * unions), range(len(ordered)))
-    once = _best(shared > SAME_THING * np.maximum(areas[:, None], areas), once)
+    smaller, larger = np.minimum(areas[:, None], areas), np.maximum(areas[:, None], areas)
+    once = _best((shared > WITHIN * smaller) & (smaller > ALIKE * larger), once)
     return [ordered[index] for index in once]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -22,6 +22,15 @@ class Box(NamedTuple):
     top: float
     right: float
     bottom: float
+
+
+class CancelledError(Exception):
+    """Nobody waits for the result any more."""
+
+
+def never() -> bool:
+    """Tell that somebody waits."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,19 @@ class Detector(Protocol):
 class Segmenter(Protocol):
     """Tells which pixels belong to what is in a box."""
 
-    def segment(self, pixels: NDArray[np.uint8], boxes: Sequence[Box]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    def segment(
+        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Cut out what each box is about.
 
         Args:
             pixels: Height by width by 3, RGB.
             boxes: At least one.
+            cancelled: Asked now and then, if it takes long.
 
         Returns:
             Masks, boxes by height by width, and how good the model thinks each one is, 0 to 1.
+
+        Raises:
+            CancelledError: ``cancelled()`` was true.
         """

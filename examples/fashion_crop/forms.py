@@ -7,7 +7,7 @@ from fastapi import Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from . import errors
-from .pipeline import Options, OptionsError
+from .pipeline import BACKGROUNDS, Options, OptionsError
 
 _defaults = Options()
 
@@ -28,7 +28,7 @@ class DetectForm(BaseModel):
         default=_defaults.nms_threshold, description="How much boxes of a label may overlap: intersection over union."
     )
 
-    def options(self, max_prompts: int) -> Options:
+    def options(self, max_prompts: int, max_prompt: int) -> Options:
         """Return what is asked for.
 
         Raises:
@@ -37,6 +37,9 @@ class DetectForm(BaseModel):
         prompts = tuple(prompt.strip() for prompt in self.prompts.split(",") if prompt.strip())
         if len(prompts) > max_prompts:
             raise errors.of_fields([("prompts", f"must be {max_prompts} at most, got {len(prompts)}")])
+        if (longest := max(map(len, prompts), default=0)) > max_prompt:  # each box that is found has one for its label
+            text = f"must have {max_prompt} characters at most each, got {longest:,}"
+            raise errors.of_fields([("prompts", text)])
         try:
             return Options(prompts, **self.model_dump(exclude={"image", "prompts"}))
         except OptionsError as error:
@@ -51,7 +54,7 @@ class CropForm(DetectForm):
     )
     background: str = Field(
         default=_defaults.background,
-        pattern=r"^(transparent|white|original|#[0-9a-fA-F]{6})$",
+        pattern=f"^({BACKGROUNDS})$",
         description="What is not garment: transparent, white, a colour as #rrggbb, or the photo itself.",
     )
 

@@ -162,7 +162,7 @@ def _rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scale, lay on white, and convert to sRGB, in this order: what comes after scaling costs little memory."""
     profile = image.info.get("icc_profile")
     if "transparency" in image.info:
-        image = image.convert("RGBA")  # before colours are mixed, since here one of them means transparent
+        image = _with_opacity(image)  # before colours are mixed, since here one of them means transparent
     elif image.mode in ("1", "P"):
         image = image.convert("RGB")  # indices cannot be mixed
     if image.size != size:
@@ -174,6 +174,16 @@ def _rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         ground.paste(image, mask=image.getchannel("A"))
         image = ground
     return _in_srgb(image, profile).convert("RGB")
+
+
+def _with_opacity(image: Image.Image) -> Image.Image:
+    if image.mode != "I;16":
+        return image.convert("RGBA")
+    grey = np.asarray(image)  # which Pillow would cut off, as below
+    opaque = (grey != image.info["transparency"]).astype(np.uint8) * 255
+    image = Image.fromarray((grey // 257).astype(np.uint8))
+    image.putalpha(Image.fromarray(opaque))
+    return image
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

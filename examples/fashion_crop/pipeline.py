@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import boxes, crops, masks
 from .crops import Cut, Garment
+from .detection import CancelledError, never
 from .persons import PERSON, is_person, tell_persons
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 GARMENTS = (
     "shirt", "t-shirt", "jacket", "coat", "dress", "skirt", "pants", "shorts", "shoes", "hat", "bag", "scarf", "belt",
 )  # fmt: skip
+BACKGROUNDS = "transparent|white|original|#[0-9a-fA-F]{6}"  # as a regular expression
 MAX_PERSONS = 20  # that are cut out to tell who wears what
 
 
@@ -32,10 +34,6 @@ class OptionsError(ValueError):
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{field}: {message}" for field, message in problems))
         self.problems = problems
-
-
-class CancelledError(Exception):
-    """Nobody waits for the result any more."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Options:
             for field in ("box_threshold", "text_threshold", "nms_threshold", "padding")
             if not 0 <= (value := getattr(self, field)) <= 1  # which NaN is not, either
         ]
-        if not re.fullmatch(r"transparent|white|original|#[0-9a-fA-F]{6}", self.background):
+        if not re.fullmatch(BACKGROUNDS, self.background):
             message = f"must be transparent, white, original or a colour as #rrggbb, got {self.background[:40]!r}"
             problems.append(("background", message))
         if self.max_garments < 1:
@@ -82,17 +80,13 @@ class Options:
             raise OptionsError(problems)
 
 
-def _never() -> bool:
-    return False
-
-
 class Pipeline:
     """A detector and a segmenter, put together. What is in their pixels is given back in those of the original."""
 
     def __init__(self, detector: Detector, segmenter: Segmenter) -> None:
         self._detector, self._segmenter = detector, segmenter
 
-    def detect(self, photo: Photo, options: Options, *, cancelled: Callable[[], bool] = _never) -> list[Detection]:
+    def detect(self, photo: Photo, options: Options, *, cancelled: Callable[[], bool] = never) -> list[Detection]:
         """Find the garments, best first.
 
         Raises:
@@ -103,7 +97,7 @@ class Pipeline:
         wanted, _ = self._find(photo, options)
         return [replace(each, box=crops.in_original(each.box, photo)) for each in wanted]
 
-    def crop(self, photo: Photo, options: Options, *, cancelled: Callable[[], bool] = _never) -> list[Garment]:
+    def crop(self, photo: Photo, options: Options, *, cancelled: Callable[[], bool] = never) -> list[Garment]:
         """Find the garments and cut them out.
 
         They are in order of their persons, from left to right, and of each person from top to bottom; last comes what
@@ -148,7 +142,7 @@ class Pipeline:
     def _cut(self, photo: Photo, found: list[Detection], padding: float, cancelled: Callable[[], bool]) -> list[Cut]:
         """Cut everything out at once, so that the photo is embedded once."""
         height, width = photo.pixels.shape[:2]
-        whole, qualities = self._segmenter.segment(photo.pixels, [each.box for each in found])
+        whole, qualities = self._segmenter.segment(photo.pixels, [each.box for each in found], cancelled=cancelled)
         cuts = []
         for each, mask, quality in zip(found, whole, qualities, strict=True):
             _stop_if(cancelled)

@@ -24,7 +24,7 @@ from starlette.formparsers import MultiPartParser
 from weightcache import WeightCacheError
 
 from . import errors
-from .admission import Admission
+from .admission import FORM, Admission
 from .answers import JSON, ZIP, CropsAnswer, Defaults, DetectAnswer, InfoAnswer, Limits, StateAnswer, negotiate
 from .errors import ServiceError, documented
 from .forms import CropForm, DetectForm, once
@@ -49,9 +49,10 @@ class Settings:
         max_bytes: Of a photo as it is sent.
         max_pixels: Of a photo; width by height.
         max_prompts: In a request.
+        max_prompt: Characters of one.
         max_queue: Photos that wait; one more is refused.
         workers: Photos that are worked on at once. Each takes all cores, so more than one gains little on a CPU.
-        api_key: What a POST must show, if it must.
+        api_key: What a POST must show, if it must; spaces and newlines around it do not count.
         grace: Seconds after which an upload, or the reading of an answer, must be as far as ``slowest`` says.
         slowest: Bytes a second.
         max_answer: Bytes of all crops of an answer, as PNG.
@@ -63,6 +64,7 @@ class Settings:
     max_bytes: int = 20_000_000
     max_pixels: int = 40_000_000
     max_prompts: int = 50
+    max_prompt: int = 200
     max_queue: int = 16
     workers: int = 1
     api_key: str | None = field(default=None, repr=False)
@@ -160,7 +162,7 @@ def _job(form: DetectForm, service: Service) -> Job:
     return Job(
         backend=service.backend(),
         image=form.image.file,
-        options=form.options(limits.max_prompts),
+        options=form.options(limits.max_prompts, limits.max_prompt),
         max_pixels=limits.max_pixels,
         max_answer=limits.max_answer,
     )
@@ -250,8 +252,9 @@ def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | 
         service.begin()
         yield
 
-    # Photos stay in memory, as much of it as Settings say; else those over 1 MB would go to a temporary file.
-    MultiPartParser.spool_max_size = service.settings.max_bytes + 1
+    # Photos stay in memory, as much of it as Settings say; else those over 1 MB would go to a temporary file. It is one
+    # number for all apps of a process.
+    MultiPartParser.spool_max_size = max(MultiPartParser.spool_max_size, service.settings.max_bytes + FORM)
     app = FastAPI(
         title="fashion-crop",
         version="1",

@@ -38,7 +38,7 @@ class Backend:
         pipeline: From a photo to crops.
         weights: The sha256 of each checkpoint (of a directory: its digest), by name.
         phases: Seconds of each part of the cold start. ``prefetch`` is from its beginning until its last byte, beside
-            the others; ``ready`` is all of it.
+            the others; ``ready`` is all of it. After a snapshot of memory they are of the start that it was taken of.
         versions: Of the packages that decide what is found.
         device: What the models run on, as torch names it.
         stand_ins: Whether the weights are random numbers.
@@ -61,6 +61,7 @@ def start(
     ensure: Callable[[], Weights] | None = None,
     device: str = "cpu",
     stand_ins: bool = False,
+    began: float | None = None,
 ) -> Backend:
     """Make the two models ready.
 
@@ -73,12 +74,14 @@ def start(
         ensure: What brings the weights instead of `weightcache.ensure`, such as ``WeightVolume.ensure``.
         device: Where the models run, such as ``"cuda"``.
         stand_ins: Whether the checkpoints are those of `fashion_crop.models.stand_ins`.
+        began: What `time.perf_counter` told when the start began, if that was before this call: what lies between were
+            imports.
 
     Raises:
         WeightCacheError: The weights cannot be had, or are not those of these models.
         ImportError: What the models need is not installed.
     """
-    phases = Phases()
+    phases = Phases(began)
     manifest = Manifest.load(manifest)
     reading = reading or prefetch(manifest, root=root, into="memory")
     with reading, _no_garbage():
@@ -154,16 +157,17 @@ class Phases:
 
     NAMES = ("look", "download", "prefetch", "imports", "build", "load")
 
-    def __init__(self) -> None:
-        self._began = time.perf_counter()
-        self.seconds = dict.fromkeys(self.NAMES, 0.0)
+    def __init__(self, began: float | None = None) -> None:
+        now = time.perf_counter()
+        self._began = now if began is None else began
+        self.seconds = dict.fromkeys(self.NAMES, 0.0) | {"imports": now - self._began}
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
         """Time what is in the block."""
         began = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - began
+        self.seconds[name] += time.perf_counter() - began
 
     def rename(self, name: str, right: str) -> None:
         """Move the time of one phase to another."""

@@ -13,10 +13,10 @@ import anyio
 from starlette.responses import Response
 
 from . import answers, errors
+from .detection import CancelledError
 from .errors import ServiceError
 from .labels import PromptsError
 from .photo import PhotoError, open_photo
-from .pipeline import CancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

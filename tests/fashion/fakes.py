@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fashion_crop.detection import Box, Detection
+from fashion_crop.detection import Box, Detection, never
 from fashion_crop.labels import MAX_TOKENS, PromptsError
 from fashion_crop.persons import is_person
 from fashion_crop.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -101,7 +101,9 @@ class FakeSegmenter:
     gate: Gate | None = None
     calls: list[list[Box]] = field(default_factory=list)
 
-    def segment(self, pixels: NDArray[np.uint8], boxes: Sequence[Box]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    def segment(
+        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         assert len(boxes) > 0, "a segmenter is called with at least one box"
         self.calls.append(list(boxes))
         if self.gate:

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashion.serving import noise, photo, process
+from fashion.serving import noise, photo, process, serving
+from fashion_crop.startup import Backend
 from support import until
 
 MB = 1_000_000
@@ -50,10 +51,13 @@ class Server:
     def crops(self, data: bytes, name: str = "photo.jpg", **fields: Any) -> httpx.Response:
         return self.client.post("/v1/crops", files={"image": (name, data)}, data=fields)
 
-    def resident(self) -> int:
-        """Bytes of memory that it takes."""
+    def resident(self, most: bool = False) -> int:
+        """Bytes of memory that it takes, or the most that it took since `forget_most`."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
+        return 1024 * int(re.search(rf"{'VmHWM' if most else 'VmRSS'}:\s+(\d+) kB", status)[1])
+
+    def forget_most(self) -> None:
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5", encoding="ascii")  # proc_pid_clear_refs(5)
 
     def raw(self, head: bytes) -> bytes:
         """Send bytes, and return all that comes back until the server hangs up."""
@@ -159,6 +163,26 @@ def test_photos_of_all_kinds(server: Server, kind: str) -> None:
         assert response.json()["error"]["code"].startswith("image-")
 
 
+ODD = {
+    **{kind: data for kind, (data, status) in PHOTOS.items() if status == 200},
+    "a line": saved(Image.new("RGB", (2048, 1), "red"), "PNG"),
+    "a long line": saved(Image.new("L", (1, 60_000), 9), "PNG"),
+}
+
+
+def test_what_is_taken_goes_through_the_models_too(backend: Backend) -> None:
+    fields = {"box_threshold": "0", "text_threshold": "0", "padding": "1", "background": "original"}
+    with serving(backend) as client:
+        for kind, data in ODD.items():
+            response = client.post("/v1/crops", files={"image": data}, data=fields)
+            assert response.status_code == 200, (kind, response.text)
+            size = response.json()["image"]
+            for garment in response.json()["garments"]:
+                left, top, right, bottom = garment["crop_box"]
+                assert 0 <= left < right <= size["width"], kind
+                assert 0 <= top < bottom <= size["height"], kind
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_is_upright_whatever_way_the_camera_was_held(server: Server, orientation: int) -> None:
     exif = Image.Exif()
@@ -223,7 +247,7 @@ def test_prompts_of_all_kinds(server: Server) -> None:
         "👗,👨‍👩‍👧",
         "<script>alert(1)</script>",
         "a\x00b",
-        "shirt" * 1000,
+        "shirt" * 40,
         "[SEP]. .?",
     ):
         response = server.crops(photo(), prompts=prompts)
@@ -247,7 +271,8 @@ def test_prompts_of_all_kinds(server: Server) -> None:
     ids=["header of 500 kB", "path of 500 kB", "50,000 headers", "negative length", "two lengths", "TLS"],
 )
 def test_heads_of_all_kinds(server: Server, head: bytes) -> None:
-    assert server.raw(head)[9:12] in (b"400", b"")  # nothing, where it hung up while there was more to read
+    # It may hang up while there is more of a long one to read, and then the answer may never arrive.
+    assert server.raw(head)[9:12] in ((b"400", b"") if len(head) > 100_000 else (b"400",))
 
 
 # Many, and large.
@@ -264,11 +289,12 @@ def test_fifty_at_once_get_an_answer_and_memory_stays_bounded(server: Server) ->
         ).status_code
 
     before = server.resident()
+    server.forget_most()
     with ThreadPoolExecutor(50) as pool:
         answers = Counter(pool.map(ask, range(50)))
     assert set(answers) <= {200, 503}
     assert answers[200] >= 5  # those who had a place
-    assert server.resident() < before + 200 * MB  # 50 of them are 333 MB, before anything is decoded
+    assert server.resident(most=True) < before + 200 * MB  # 50 of them are 333 MB, before anything is decoded
 
 
 def test_photos_of_those_who_hang_up_are_let_go() -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from transformers import BertConfig
 
-from fashion_crop.detection import Box
+from fashion_crop.detection import Box, CancelledError
 from fashion_crop.labels import PromptsError
 from fashion_crop.models import _torchvision, as_usual, grounding_dino, sam
 from fashion_crop.models.stand_ins import make_stand_ins
@@ -124,6 +124,15 @@ def test_boxes_are_segmented_a_few_at_a_time(segmenter: Any, monkeypatch: pytest
     monkeypatch.setattr(segmenter._predictor, "set_image", lambda image: (embedded.append(1), set_image(image)))
     masks, _ = segmenter.segment(noise(40, 40), [Box(0, 0, 20, 20 + number) for number in range(19)])
     assert (sum(sizes), max(sizes), len(embedded), len(masks)) == (19, sam.AT_ONCE, 1, 19)
+
+
+def test_it_stops_between_boxes_when_nobody_waits(segmenter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, predict = [], segmenter._predictor.predict
+    monkeypatch.setattr(segmenter._predictor, "predict", lambda **kw: (seen.append(len(kw["box"])), predict(**kw))[1])
+    with pytest.raises(CancelledError):
+        segmenter.segment(noise(40, 40), [Box(0, 0, 20, 20)] * 19, cancelled=lambda: len(seen) == 2)
+    assert seen == [sam.AT_ONCE] * 2
+    assert segmenter._predictor._features is None
 
 
 def test_nothing_of_a_photo_is_kept(segmenter: Any, monkeypatch: pytest.MonkeyPatch) -> None:

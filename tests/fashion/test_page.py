@@ -476,6 +476,21 @@ def test_when_the_queue_is_full_the_photo_is_tried_again(browser: Browser, patie
         expect(visit.alert).to_be_empty()
 
 
+def test_a_photo_that_is_tried_again_can_be_given_up(browser: Browser) -> None:
+    gate = Gate()
+    with full(gate) as client, visiting(browser, client, expected=[503]) as visit:
+        expect(visit.state).to_contain_text("Ready")
+        visit.page.clock.install()
+        visit.choose()
+        visit.page.get_by_role("button", name="Stop trying").click()
+        expect(visit.alert).to_be_empty()
+        expect(visit.page.get_by_text("Drop a photo here")).to_be_visible()
+        asked = []
+        visit.page.on("request", lambda request: asked.append(request.url))
+        visit.page.clock.run_for(60_000)
+        assert asked == []
+
+
 def test_a_server_that_is_away(browser: Browser, client: httpx.Client) -> None:
     with visiting(browser, client) as visit:
         expect(visit.state).to_contain_text("Ready")

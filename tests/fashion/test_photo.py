@@ -119,6 +119,8 @@ def test_pixels_can_be_written_to_by_whoever_gets_them() -> None:
         (Image.new("RGB", (8, 8), RED).quantize(2), "PNG", {"transparency": bytes([0, 0])}, WHITE),
         (Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)), "PNG", {}, GREY),
         (Image.fromarray(np.full((8, 8), 65535, np.uint16)), "PNG", {}, WHITE),
+        (Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)), "PNG", {"transparency": 7}, GREY),
+        (Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)), "PNG", {"transparency": 128 * 257}, WHITE),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
 )
@@ -305,17 +307,20 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize(
-    ("side", "most"),
+    ("form", "side", "most"),
     [
-        pytest.param(6300, 150, id="40 million pixels are never there at once"),
-        pytest.param(65_000, 10, id="a header takes nothing"),
+        pytest.param("JPEG", 6300, 150, id="40 million pixels of a JPEG are never there at once"),
+        pytest.param("PNG", 6300, 450, id="those of a PNG are"),
+        pytest.param("WEBP", 6300, 750, id="those of a WebP are, and more"),
+        pytest.param("header", 65_000, 10, id="a header takes nothing"),
     ],
 )
-def test_memory_is_bounded(tmp_path: Path, side: int, most: int) -> None:
-    small = encoded(Image.new("RGB", (8, 8), RED), "JPEG")
+def test_memory_is_bounded(tmp_path: Path, form: str, side: int, most: int) -> None:
+    kind = "JPEG" if form == "header" else form
+    small = encoded(Image.new("RGB", (8, 8), RED), kind)
     (tmp_path / "small").write_bytes(small)
-    if side == 6300:
-        data = encoded(Image.new("RGB", (side, side), RED), "JPEG")
+    if form != "header":
+        data = encoded(Image.new("RGB", (side, side), RED), kind)
     else:
         place = small.index(b"\xff\xc0") + 5
         data = small[:place] + struct.pack(">HH", side, side) + small[place + 4 :]

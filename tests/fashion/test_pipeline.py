@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fashion.fakes import FakeDetector, FakeSegmenter, ellipse
-from fashion_crop.detection import Box, Detection
+from fashion_crop.detection import Box, CancelledError, Detection
 from fashion_crop.photo import Photo
-from fashion_crop.pipeline import GARMENTS, MAX_PERSONS, CancelledError, Options, OptionsError, Pipeline
+from fashion_crop.pipeline import GARMENTS, MAX_PERSONS, Options, OptionsError, Pipeline
 
 BLUE = (0, 0, 255)
 
@@ -262,7 +262,7 @@ def test_a_mask_score_is_from_0_to_1(monkeypatch: pytest.MonkeyPatch, quality: f
     """SAM 2's estimate of a mask's overlap is not bounded."""
     segmenter = FakeSegmenter()
     monkeypatch.setattr(
-        segmenter, "segment", lambda pixels, boxes: (full(boxes[0])[None], np.array([quality], np.float32))
+        segmenter, "segment", lambda pixels, boxes, cancelled: (full(boxes[0])[None], np.array([quality], np.float32))
     )
     (garment,) = Pipeline(FakeDetector([BAG]), segmenter).crop(photo(), Options())
     assert garment.mask_score == told
@@ -355,6 +355,14 @@ def test_work_stops_before_the_next_step() -> None:
         detector, segmenter, finished = stop_at(number)
         assert (len(detector.calls), len(segmenter.calls), finished) == (int(number > 1), int(number > 2), False)
         assert asked_in_all == number
+
+
+def test_the_segmenter_is_told_too() -> None:
+    asked, segmenter = [], FakeSegmenter()
+    segment = segmenter.segment
+    segmenter.segment = lambda *given, cancelled: (asked.append(cancelled()), segment(*given))[1]  # type: ignore[method-assign]
+    Pipeline(FakeDetector([SHIRT]), segmenter).crop(photo(), Options(), cancelled=lambda: False)
+    assert asked == [False]
 
 
 # Options

@@ -23,9 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import jsonschema
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
@@ -36,8 +38,9 @@ from fashion.fakes import DIGEST, FakeDetector, FakeSegmenter, Gate, fake_backen
 from fashion.serving import Client, noise, photo, serving
 from fashion_crop import service
 from fashion_crop.answers import negotiate, safe_name
+from fashion_crop.detection import CancelledError
 from fashion_crop.errors import ServiceError
-from fashion_crop.pipeline import GARMENTS, CancelledError
+from fashion_crop.pipeline import GARMENTS
 from fashion_crop.service import Settings, create_app
 from fashion_crop.startup import Backend
 from support import until
@@ -313,11 +316,19 @@ def test_a_crash_of_a_route_has_the_same_shape(caplog: pytest.LogCaptureFixture,
 
 
 def test_prompts_that_the_model_cannot_read_are_a_wrong_field(client: Client) -> None:
-    response = crops(client, prompts=f"shirt, {'long ' * 300} dress")
+    response = crops(client, prompts=",".join(f"{'long ' * 30}{number}" for number in range(10)))
     assert response.status_code == 422
     (problem,) = error(response)["fields"]
     assert problem["field"] == "prompts"
     assert "256" in problem["message"]
+
+
+def test_a_prompt_is_no_essay(client: Client) -> None:
+    assert crops(client, prompts=f"shirt,{'x' * 200}").status_code == 200
+    response = crops(client, prompts=f"shirt,{'x' * 201}")
+    assert response.status_code == 422
+    wrong = {"field": "prompts", "message": "must have 200 characters at most each, got 201"}
+    assert error(response)["fields"] == [wrong]
 
 
 # Before there is a model, and when there will be none.
@@ -410,8 +421,34 @@ def test_a_key_opens_what_needs_one(keyed: Client, headers: dict[str, str], stat
 
 @pytest.fixture(scope="module")
 def keyed() -> Iterator[Client]:
-    with serving(fake_backend(), api_key=KEY) as client:
+    with serving(fake_backend(), api_key=f" {KEY}\n") as client:  # as out of a file
         yield client
+
+
+def posted(app: FastAPI, path: str, **request: Any) -> httpx.Response:
+    """Ask an app itself, without the server that would look at the request before."""
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.post(path, **request)
+
+    return anyio.run(ask)
+
+
+@pytest.mark.parametrize("path", ["/fashion/v1/crops", "/fashion/v1/detect"])
+def test_the_key_is_needed_where_the_app_is_mounted_in_another_one(path: str) -> None:
+    outer = FastAPI()
+    outer.mount("/fashion", create_app(fake_backend(), settings=Settings(api_key=KEY)))
+    assert posted(outer, path, files=image()).status_code == 401
+    assert posted(outer, path, files=image(), headers={"X-API-Key": KEY.encode()}).status_code == 200
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_a_length_that_is_none(length: str) -> None:
+    """A server such as uvicorn refuses it before; another one may not."""
+    headers = {"Content-Length": length.encode("latin-1"), "Content-Type": "multipart/form-data; boundary=b"}
+    response = posted(create_app(fake_backend()), "/v1/crops", content=b"--b--", headers=headers)
+    assert response.status_code == (413 if length.startswith("9") else 400)
 
 
 def test_what_only_tells_needs_no_key(keyed: Client) -> None:
@@ -590,8 +627,9 @@ def test_a_photo_is_not_written_to_a_disk(monkeypatch: pytest.MonkeyPatch) -> No
         raise AssertionError("a temporary file")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # what a spooled file becomes
-    with serving(fake_backend()) as client:
+    with serving(fake_backend()) as client, serving(fake_backend(), max_bytes=1000):
         assert crops(client, noise(1000, 1000), prompts="shirt").status_code == 200  # 3 MB
+        assert crops(client, bytes(20_000_100)).status_code == 413
 
 
 def test_a_client_that_sends_nothing_is_sent_away() -> None:
@@ -610,9 +648,12 @@ def test_a_client_that_sends_nothing_is_sent_away() -> None:
 def test_a_client_that_does_not_read_its_answer_loses_its_place(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fashion_crop")
     fields = {"prompts": ",".join(map(str, range(40))), "padding": "1", "background": "original"}
-    with serving(fake_backend(), grace=1.0, slowest=10**9, max_queue=0) as client:
-        request = client.build_request("POST", "/v1/crops", files=image(noise(600, 600)), data=fields)
-        with begun_whole(client, request):  # 1 MB, for an answer of 10
+    with serving(fake_backend(), grace=3.0, slowest=1_000_000, max_queue=0) as client:
+        buffer = io.BytesIO()
+        Image.effect_noise((600, 600), 80).save(buffer, "JPEG", quality=5)
+        data = buffer.getvalue()  # 30 kB, which are there at once, for an answer of many MB
+        request = client.build_request("POST", "/v1/crops", files=image(data), data=fields)
+        with begun_whole(client, request):
             until(lambda: "too slow" in caplog.text)
             until(lambda: client.post("/v1/detect", files=image()).status_code == 200)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import textwrap
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +18,19 @@ import torch
 
 import fashion_crop
 import weightcache
+from fashion.serving import process
 from fashion_crop import models, startup
 from fashion_crop.pipeline import Pipeline
-from weightcache import DownloadError, IntegrityError, LoadError, Manifest, NotCachedError, ensure, prefetch
+from weightcache import (
+    DownloadError,
+    IntegrityError,
+    LoadError,
+    Manifest,
+    NotCachedError,
+    WeightCacheError,
+    ensure,
+    prefetch,
+)
 
 if TYPE_CHECKING:
     from conftest import StandIns
@@ -57,6 +70,29 @@ def test_an_empty_root_and_then_a_filled_one(stand_ins: StandIns, tmp_path: Path
     assert sum(second.phases[name] for name in one_after_the_other) <= second.phases["ready"]
     assert found(first) == found(second)
     assert not memory_files()
+
+
+def test_what_was_before_counts_too(stand_ins: StandIns, tmp_path: Path) -> None:
+    began = time.perf_counter() - 100
+    phases = startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True, began=began).phases
+    assert 100 < phases["imports"] < phases["ready"] < 200
+
+
+def test_nothing_is_collected_meanwhile(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled = []
+    import_models = startup._import_models
+    monkeypatch.setattr(startup, "_import_models", lambda: (enabled.append(gc.isenabled()), import_models())[1])
+    startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
+    with pytest.raises(WeightCacheError):
+        startup.start(stand_ins.manifest, root=tmp_path)  # the full size
+    assert (enabled, gc.isenabled()) == ([False, False], True)
+    assert gc.get_freeze_count() > 100_000
+    gc.disable()
+    try:
+        startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_what_a_backend_tells(backend: Backend, stand_ins: StandIns) -> None:
@@ -138,8 +174,15 @@ def test_a_volume_is_committed(stand_ins: StandIns, tmp_path: Path) -> None:
 
 def test_the_hub_is_switched_off(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    code = """
+    import sys
+    from fashion_crop.startup import start
+    start(sys.argv[1], root=sys.argv[2], stand_ins=True)
+    from huggingface_hub import constants  # which has read it once
+    print(constants.HF_HUB_OFFLINE)
+    """
+    with process(textwrap.dedent(code), str(stand_ins.manifest), str(tmp_path)) as child:
+        assert child.line() == "True"
 
 
 # What goes wrong.

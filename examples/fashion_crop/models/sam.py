@@ -14,13 +14,14 @@ import torch
 from sam2.build_sam import build_sam2
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
+from fashion_crop.detection import CancelledError, never
 from weightcache.torch import assign_into
 
 from ._checkpoint import weights_in
 from ._replaced import replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -80,7 +81,9 @@ class Sam2:
         self._predictor._bb_feat_sizes = [(side // each, side // each) for each in (4, 8, 16)]  # noqa: SLF001
         self._one_photo = threading.Lock()  # the predictor keeps the photo's embedding
 
-    def segment(self, pixels: NDArray[np.uint8], boxes: Sequence[Box]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    def segment(
+        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """See `Segmenter`. The photo is embedded once for all boxes."""
         pixels = np.require(pixels, requirements="W")  # torch warns of memory that it may not write to
         prompts = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
@@ -91,6 +94,8 @@ class Sam2:
             self._predictor.set_image(pixels)
             try:
                 for start in range(0, len(prompts), AT_ONCE):
+                    if cancelled():
+                        raise CancelledError
                     part = slice(start, start + AT_ONCE)
                     found, quality, _ = self._predictor.predict(box=prompts[part], multimask_output=False)
                     masks[part] = found.reshape(-1, *pixels.shape[:2]) > 0
