@@ -20,6 +20,7 @@ from origin import status as answer
 from support import blob, one
 from weightcache import DownloadError, ensure
 from weightcache._partial import BLOCK
+from weightcache._tool.cli import main
 
 DATA = blob(BLOCK + 500)
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
@@ -84,6 +85,25 @@ def test_there_and_back(origin: Origin, cdn: Origin, root: Path, token: str) -> 
     quiet(one(DATA, origin.url("/a"), auth=token), root)
     assert authorization(cdn) == [None]
     assert authorization(origin) == [f"Bearer {TOKEN}"] * 2
+
+
+@pytest.mark.parametrize("verb", ["ensure", "add"])
+def test_the_host_of_every_declared_url_gets_the_token_and_no_third_one(
+    verb: str, origin: Origin, cdn: Origin, root: Path, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mirrors of one checkpoint have one `auth`; the reference says so."""
+    monkeypatch.chdir(root.parent)
+    with Origin(host="127.0.0.2") as storage:
+        storage.put("/c", DATA)
+        origin.put("/a", DATA, always=answer(404))
+        cdn.put("/b", DATA, always=redirect(storage.url("/c?sig=1")))
+        urls = [origin.url("/a"), cdn.url("/b")]
+        if verb == "ensure":
+            quiet(one(DATA, *urls, auth=token), root)
+        else:
+            assert main(["add", "sam2", *urls, "--auth", token, "--quiet"]) == 0
+        assert set(authorization(origin)) == set(authorization(cdn)) == {f"Bearer {TOKEN}"}
+        assert set(authorization(storage)) == {None}
 
 
 def test_netrc_serves_who_declares_no_auth(origin: Origin, root: Path, netrc: None) -> None:

@@ -6,16 +6,19 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hub import File, Hub
 from origin import Origin
-from support import blob, sha256
-from weightcache import Manifest, ensure
+from support import blob, child, finish, one, sha256
+from test_look import toml_of
+from weightcache import DownloadError, Manifest, ensure
 
 HERE = Path(__file__).resolve().parent.parent
 DATA = blob(200_000)
@@ -28,6 +31,26 @@ Run = Callable[..., str]
 def blocks(page: str, language: str) -> list[str]:
     text = (HERE / "docs" / "how-to" / f"{page}.md").read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def function_of(code: str) -> tuple[Callable[[], object], dict[str, Any]]:
+    """Run code with one Modal function in it, ``fill``; return that, not called yet, and what Modal is told of it.
+
+    `ensure` gets no Volume: what there is of one here is a name.
+    """
+    import modal
+
+    app, told = modal.App("how-to"), {}
+
+    def function(**options: Any) -> Callable[[Any], Any]:
+        told.update(options)
+        app.function(**options, serialized=True)(lambda: None)  # the real client takes the settings
+        return lambda fill: fill
+
+    names: dict[str, Any] = {"modal": modal, "app": SimpleNamespace(function=function), "ensure": ensure}
+    names |= {"image": modal.Image.debian_slim(), "volume": modal.Volume.from_name("v")}
+    exec(compile(code.replace(", volume=volume)", ")"), "the code of a how-to", "exec"), names)
+    return names["fill"], told
 
 
 @pytest.fixture
@@ -109,7 +132,9 @@ def test_a_hugging_face_snapshot(shell: Run, hub: Hub, manifest: Path) -> None:
         assert done.stdout == "[] True\n"  # the Hub's own client is for pinning only
 
 
-def test_private_and_gated_weights(shell: Run, hub: Hub, origin: Origin, manifest: Path) -> None:
+def test_private_and_gated_weights(
+    shell: Run, hub: Hub, origin: Origin, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.create("meta-llama/Llama-3.2-1B", gated=True)
     hub.push("meta-llama/Llama-3.2-1B", "main", {**TOKENIZER, "model.safetensors": File(DATA, lfs=True)})
     origin.put("/detector.pt", DATA)
@@ -124,6 +149,23 @@ def test_private_and_gated_weights(shell: Run, hub: Hub, origin: Origin, manifes
     assert Manifest.load(manifest)["detector"].auth == "ACME_TOKEN"
     assert {each.headers.get("Authorization") for each in origin.requests} == {"Bearer secret"}
     assert TOKEN not in manifest.read_text() + said
+
+    [on_modal] = blocks("private-and-gated-weights", "python")
+    on_modal = on_modal.replace('"/root/weights.toml"', repr(str(manifest)))
+    root = tmp_path / "volume"
+    fill, told = function_of(on_modal.replace('root="/vol/weights"', f'root="{root}"'))
+    assert (list(told["volumes"]), len(told["secrets"])) == (["/vol/weights"], 1)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    with pytest.raises(DownloadError, match="no token was sent"):
+        fill()
+    with monkeypatch.context() as secret:
+        secret.setenv("HF_TOKEN", TOKEN)
+        secret.setenv("ACME_TOKEN", "secret")
+        fill()
+    assert next(root.rglob("model.safetensors")).read_bytes() == DATA
+    requests = len(hub.seen), len(origin.requests)
+    fill()  # a hit reads no token
+    assert (len(hub.seen), len(origin.requests)) == requests
 
 
 def test_check_pins_in_ci(shell: Run, hub: Hub, manifest: Path) -> None:
@@ -140,8 +182,6 @@ def test_check_pins_in_ci(shell: Run, hub: Hub, manifest: Path) -> None:
 
 
 def test_weights_in_a_bucket(shell: Run, origin: Origin, manifest: Path, tmp_path: Path) -> None:
-    import modal
-
     origin.put("/sam2.pt", DATA)
     [presigned] = blocks("weights-in-a-bucket", "sh")
     shell(presigned)
@@ -157,20 +197,30 @@ def test_weights_in_a_bucket(shell: Run, origin: Origin, manifest: Path, tmp_pat
     mounted = mounted.replace("file:///bucket", f"file://{tmp_path}/bucket").replace(
         'root="/vol/weights"', f'root="{root}"'
     )
-    app = modal.App("bucket")
-    image, volume = modal.Image.debian_slim(), modal.Volume.from_name("v")
-    code = (
-        mounted.replace(", volume=volume)", ")").replace("def fill", "def real_fill").replace("@app.function", "@kept")
-    )
-    calls: list[dict[str, Any]] = []
-
-    def kept(**options: Any) -> Callable[[Any], Any]:
-        calls.append(options)
-        app.function(**options, serialized=True)(lambda: None)  # the real client takes the settings
-        return lambda function: function
-
-    names = {"modal": modal, "kept": kept, "image": image, "volume": volume, "ensure": ensure}
-    exec(compile(code, "weights-in-a-bucket.md", "exec"), names)
-    names["real_fill"]()
+    fill, told = function_of(mounted)
+    fill()
     assert next(root.rglob("sam2.pt")).read_bytes() == DATA
-    assert list(calls[0]["volumes"]) == ["/vol/weights", "/bucket"]
+    assert list(told["volumes"]) == ["/vol/weights", "/bucket"]
+
+
+def test_many_containers_at_once(origin: Origin, tmp_path: Path) -> None:
+    """As processes of one machine: there the lock says what between containers the lease says."""
+    origin.put("/sam2.pt", DATA)
+    reached, go_on = threading.Event(), threading.Event()
+    origin.on_request = lambda _: (reached.set(), go_on.wait())
+    manifest = tmp_path / "weights.toml"
+    toml_of(one(DATA, origin.url("/sam2.pt")), manifest)
+    starts, tells = blocks("many-containers-at-once", "python")
+    starts = starts.replace('"/root/weights.toml"', repr(str(manifest)))
+    starts = starts.replace('"/root/data/weights"', repr(str(tmp_path / "weights")))
+    patient = "from weightcache import _schedule\n_schedule.PROBATION = 60.0\n"  # a held request is not called slow
+    code = f"{patient}class volume:\n    commit = reload = staticmethod(lambda: None)\n{starts}{tells}"
+    first = child(code)
+    assert reached.wait(60)
+    second = child(code)
+    assert second.stderr is not None
+    assert "waiting for process" in second.stderr.readline()
+    go_on.set()
+    assert finish(first) == "downloaded\n0 s for \n"
+    assert re.fullmatch(r"waited\n\d+ s for process \d+ \(.*\)\n", finish(second))
+    assert origin.sent() == len(DATA)

@@ -7,9 +7,10 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -342,6 +343,27 @@ def test_a_list_of_digests_for_a_repository(run: Any, hub: Hub) -> None:
     assert (bert.urls, [file.path for file in bert.files]) == ((f"hf://acme/bert@{commit}",), ["x/model.bin"])
 
 
+def test_of_a_list_of_digests_some_files_are_chosen(run: Any, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("config.json", "a/vocab.json", "a/model.bin"):
+        origin.put(f"/w/{path}", path.encode())
+    listed = {path: sha256(path.encode()) for path in ("config.json", "a/vocab.json", "a/model.bin")}
+    Path("SUMS").write_text("".join(f"{digest}  {path}\n" for path, digest in listed.items()))
+    words = ("add", "d", origin.url("/w"), "--from-sha256sums", "SUMS")
+    code, _, err = run(*words, "--include", "*.bin", "--exclude", "a/")
+    assert (code, "none of the 3 file(s) in SUMS is selected by --include '*.bin' --exclude 'a/'" in err) == (2, True)
+    code, _, err = run(*words, "--expect", listed["a/model.bin"], "--include", "*.bin")
+    assert (code, "is not what was expected" in err) == (3, True), err  # of a directory of one file, not of a file
+    one_file = ("add", "f", origin.url("/w/a/model.bin"), "--from-sha256sums", "SUMS", "--include", "*")
+    assert "this is one file" in run(*one_file)[2]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "huggingface_hub.utils", None)
+        code, _, err = run(*words, "--include", "*.json")
+        assert (code, "--include and --exclude need huggingface_hub" in err) == (2, True), err
+        assert run(*words, "--print")[0] == 0
+    assert run(*words, "--include", "*.json", "--exclude", "a/")[0] == 0
+    assert [file.path for file in Manifest.load("weights.toml")["d"].files] == ["config.json"]
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -527,6 +549,49 @@ def test_a_hub_that_is_away(run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code, _, err = run("add", "x", "hf://acme/bert")
     assert (code, "http://127.0.0.1:9 cannot be reached" in err) == (3, True), err
+
+
+@pytest.mark.parametrize(
+    ("times", "path"), [(1, "/revision/"), (6, "/tree/")], ids=["the commit", "the files, asked for six times"]
+)
+@pytest.mark.parametrize(
+    ("without", "hint"),
+    [
+        ([], "try again in 55 seconds"),
+        (["RateLimit"], "try again in 55 seconds"),
+        (["Retry-After"], "try again in 55 seconds"),
+        (["RateLimit", "Retry-After"], "try again"),
+    ],
+    ids=["both headers", "Retry-After", "RateLimit", "neither"],
+)
+def test_a_hub_that_is_asked_too_often_says_when_to_try_again(
+    times: int, path: str, without: list[str], hint: str, run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import _http
+
+    slept: list[float] = []
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=slept.append))  # the client would, between its own tries
+    hub.push("acme/bert", "main", FILES)
+    hub.fail(times, path=path, wait=55)
+    for name in without:
+        del hub._faults[0][1].answer.headers[name]  # it is one for all times
+    code, _, err = run("add", "x", "hf://acme/bert")
+    assert (code, os.listdir()) == (3, [])
+    assert err.endswith(f"{hub.url}/acme/bert: HTTP 429\n  hint: nothing was changed; {hint}\n")
+    assert len(slept) == times - 1
+    assert run("add", "x", "hf://acme/bert")[0] == 0
+
+
+def test_files_of_a_hub_that_is_asked_too_often_are_asked_for_again(run: Any, hub: Hub) -> None:
+    hub.push("acme/bert", "main", FILES)
+    hub.fail(2, path="/resolve/")
+    hub.fail(1, status=503, path="/resolve/")
+    code, out, err = run("add", "x", "hf://acme/bert", "--include", "config.json")
+    assert code == 3, err  # three in a row are enough
+    assert "HTTP 503" in err
+    hub.fail(2, path="/resolve/")
+    code, out, err = run("add", "x", "hf://acme/bert", "--include", "config.json")
+    assert (code, "computed here from" in out) == (0, True), err
 
 
 def test_a_file_that_git_calls_otherwise_is_not_pinned(run: Any, hub: Hub) -> None:
@@ -769,6 +834,39 @@ def test_files_that_are_declared_in_pieces(run: Any, origin: Origin) -> None:
         path: sha256(path.encode()) for path in ("x", "y.z")
     }
     assert "# one\n" in text()
+
+
+def steps(work: Callable[[], object]) -> int:
+    """How many instructions of `edit` something takes, and calls of anything."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        count += event in ("opcode", "call")
+        frame.f_trace_opcodes = frame.f_code.co_filename == edit.__file__
+        return trace if frame.f_trace_opcodes else None
+
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for such a frame when tracing begins, and not later
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("entry", ['"{}" = {{}}', 'files."{}".size = 1', '[checkpoints.d.files."{}"]'])
+def test_pinning_twice_as_many_files_takes_twice_as_many_steps(entry: str) -> None:
+    import tomlkit
+
+    def complete(count: int) -> int:
+        pins = tuple(weightcache.File(f"{number:03}", sha256(b"x"), 1) for number in range(count))
+        head = "[checkpoints.d.files]\n" if entry.startswith('"') else "[checkpoints.d]\n"
+        lines = "".join(f"{entry.format(file.path)}\n" for file in pins)
+        table = tomlkit.parse(f"{head}{lines}# about the next\n\n[checkpoints.z]\n")["checkpoints"]["d"]  # type: ignore[index]
+        return steps(lambda: edit._complete(table, Checkpoint("d", (), pins, is_directory=True)))
+
+    assert 5000 < complete(200) < 2.2 * complete(100)
 
 
 def test_weights_of_ones_own_cannot_be_pinned_from_nowhere(run: Any) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from weightcache import prefetch_files
+from weightcache import Prefetch, _pauses, prefetch_files
 from weightcache.errors import LoadError, StorageError
 from weightcache.torch import _torch, load_state_dict
 
@@ -440,45 +440,108 @@ def test_a_file_that_is_replaced_or_removed_meanwhile_is_the_one_that_was_opened
     assert not path.exists()
 
 
-@pytest.mark.parametrize(("change", "says"), [("cut", "is cut off after 300000 bytes"), ("write", "was written to")])
-def test_a_file_that_is_written_to_meanwhile_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, says: str
-) -> None:
+def test_a_file_that_is_cut_off_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "weights", weights(100_000))
-    os.utime(path, ns=(1, 1))
     preadv = os.preadv
 
-    def changed(*args: Any) -> int:
-        if change == "cut":
-            os.truncate(path, 300_000)
-        else:
-            with path.open("r+b") as file:
-                file.write(b"PK")
+    def cut(*args: Any) -> int:
+        os.truncate(path, 300_000)
         return preadv(*args)
 
-    monkeypatch.setattr(os, "preadv", changed)
-    with pytest.raises(LoadError, match=says):
+    monkeypatch.setattr(os, "preadv", cut)
+    with pytest.raises(LoadError, match="is cut off after 300000 bytes"):
         load_state_dict(path)
     assert not held_by_process(path)
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy"])
-def test_a_file_that_is_written_to_during_a_plain_read_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_file_that_is_written_to_while_it_is_read_ahead_is_read_again(
+    tmp_path: Path, removed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path / "weights", {"a": torch.ones(3)}, kind)
+    """What was read ahead is in part the old one, in part the new one; of a removed file there is no second reading."""
+    path = write(tmp_path / "weights", {"a": torch.zeros(1_000_000)})
+    (tmp_path / "new").mkdir()  # of the same name, which a zip file holds: of the same size
+    new = write(tmp_path / "new" / "weights", {"a": torch.ones(1_000_000)}).read_bytes()
     os.utime(path, ns=(1, 1))
+    preadv, reads, one_by_one = os.preadv, [], threading.Lock()
+
+    def written(*args: Any) -> int:
+        with one_by_one:
+            reads.append(args)
+            if len(reads) == 3:
+                with path.open("r+b") as file:
+                    file.write(new)
+                if removed:
+                    path.unlink()
+        return preadv(*args)
+
+    monkeypatch.setattr(os, "preadv", written)
+    if removed:
+        with pytest.raises(StorageError, match="No such file"):
+            load_state_dict(path)
+    else:
+        assert load_state_dict(path)["a"].sum() == 1_000_000
+    assert not held_by_process(path)
+
+
+@pytest.mark.parametrize("retimed", [False, True])
+def test_nothing_of_a_file_that_is_being_loaded_is_open_during_a_commit_or_reload(
+    tmp_path: Path, retimed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it an error if the reload gives the file another time of modification."""
+    monkeypatch.setattr("weightcache.torch._load.READS", 1)
+    path = write(tmp_path / "weights", weights(100_000))
+    reading, go_on, held = threading.Event(), threading.Event(), []
+    preadv, let_go = os.preadv, Prefetch._let_go
+
+    def gated(*args: Any) -> int:
+        reading.set()
+        assert go_on.wait(60)
+        return preadv(*args)
+
+    def letting_go(self: Prefetch) -> None:
+        go_on.set()  # only now: the file is half read, and nothing more of it is read before the end of the pause
+        let_go(self)
+
+    def reload() -> None:
+        assert reading.wait(60)
+        with _pauses.all_paused():
+            held.append(held_by_process(path))
+            if retimed:
+                os.utime(path, ns=(1, 1))
+
+    monkeypatch.setattr(os, "preadv", gated)
+    monkeypatch.setattr(Prefetch, "_let_go", letting_go)
+    reloading = threading.Thread(target=reload)
+    reloading.start()
+    loaded = load_state_dict(path)
+    reloading.join(60)
+    assert held == [False]
+    assert_identical(loaded, plainly(path, "zip"))
+
+
+@pytest.mark.parametrize("prefetch", [False, True], ids=["plain", "prefetched"])
+@pytest.mark.parametrize("kind", ["zip", "large zip", "legacy"])
+def test_a_file_that_is_written_to_while_it_is_loaded_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, prefetch: bool
+) -> None:
+    monkeypatch.setattr("weightcache._prefetcher.free_memory", lambda: 1000.0)
+    path = write(tmp_path / "weights", weights(100_000) if kind == "large zip" else {"a": torch.ones(3)}, kind)
+    memory = InMemory(path) if prefetch else None
+    held = memory.path(path) if memory else path
+    os.utime(held, ns=(1, 1))
     load = torch.load
 
     def changed(*args: Any, **options: Any) -> Any:
         loaded = load(*args, **options)
-        with path.open("r+b") as file:
+        with open(held, "r+b") as file:
             file.write(b"PK")
         return loaded
 
     monkeypatch.setattr(torch, "load", changed)
-    with pytest.raises(LoadError, match="was written to"):
-        load_state_dict(path)
+    with pytest.raises(LoadError, match="was written to") as caught:
+        load_state_dict(path, prefetched=memory)
+    assert caught.value.source == str(path)
 
 
 def test_reading_ahead_that_fails_is_followed_by_a_plain_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -741,6 +804,48 @@ def test_a_large_directory_without_its_mark_is_refused(tmp_path: Path) -> None:
         load_state_dict(path)
 
 
+FORGED = """
+import os, resource, sys
+from weightcache.errors import LoadError
+from weightcache.torch import load_state_dict
+
+class Held:
+    def path(self, _):
+        return sys.argv[2]
+
+load_state_dict(sys.argv[1])  # what a first call imports
+limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    load_state_dict("weights.pt", prefetched=Held())
+except LoadError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("length", "room", "says"),
+    [
+        ((3 << 30) - 64, 1 << 30, "is said to have 3221225408 bytes, and 100000000 are the limit"),
+        (90_000_000, 50 << 20, "cannot be loaded: MemoryError\n  hint: there is less memory"),
+    ],
+    ids=["more than a directory has", "more than there is memory"],
+)
+def test_a_directory_that_is_said_to_be_huge_takes_no_memory(tmp_path: Path, length: int, room: int, says: str) -> None:
+    """In a file with holes, which takes no disk either."""
+    tiny, path = write(tmp_path / "tiny", {"w": torch.ones(1)}), tmp_path / "weights.pt"
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.seek(4 + length)
+        file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, length, 4, 0))
+    done = subprocess.run(
+        [sys.executable, "-c", FORGED, tiny, path, str(room)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("weights.pt")
+    assert says in done.stdout
+
+
 def with_numel(path: Path, elements: int) -> None:
     """Save a state dict whose pickle claims another number of elements for its storages than the records have."""
     torch.save({name: torch.full((1000,), 1.0) for name in ("a", "b", "c")}, path)
@@ -899,6 +1004,22 @@ def test_a_torch_that_a_pickle_can_misuse_is_refused_for_pickles(
     assert load_state_dict(write(tmp_path / "weights.safetensors", {"a": torch.ones(3)}, "safetensors"))
     monkeypatch.setattr(torch, "__version__", "2.10.0a0+git123")
     _torch.require_safe_unpickling(torch)
+
+
+def test_a_pickle_that_takes_the_place_of_a_safetensors_file_is_refused_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "weights", {"a": torch.ones(3)}, "safetensors")
+    preadv = os.preadv
+
+    def replaced(*args: Any) -> int:
+        write(tmp_path / "other", {"a": torch.ones(3)}).replace(path)
+        return preadv(*args)
+
+    monkeypatch.setattr(os, "preadv", replaced)
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(ImportError, match="CVE-2026-24747"):
+        load_state_dict(path)
 
 
 def test_the_directory_that_is_checked_is_the_one_that_torch_reads(tmp_path: Path) -> None:

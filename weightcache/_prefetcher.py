@@ -55,6 +55,7 @@ class Prefetch:
     ) -> None:
         self._by_path = files
         self._files = list(files.values())
+        self._unfinished = list(files.values())  # the last of them is looked at until it is over
         self._into_memory = into_memory
         self._skipped = list(skipped)
         self._began = time.monotonic()
@@ -173,6 +174,12 @@ class Prefetch:
                 promised.pop(id(self), None)
             self._news.notify_all()
 
+    def _is_over(self) -> bool:
+        """Whether nothing more will be read. Asked after each of many reads: it must not look at every file."""
+        while self._unfinished and self._unfinished[-1].is_over:  # what is over stays so
+            self._unfinished.pop()
+        return self._closed or not self._unfinished
+
     # What the caller sees.
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -185,7 +192,7 @@ class Prefetch:
             Whether every file that it set out to read is read whole.
         """
         with self._news:
-            self._news.wait_for(lambda: self._closed or all(file.is_over for file in self._files), timeout)
+            self._news.wait_for(self._is_over, timeout)
             return all(file.is_whole for file in self._files)
 
     def path(self, path: str | os.PathLike[str]) -> str:
@@ -213,8 +220,7 @@ class Prefetch:
     def stats(self) -> PrefetchStats:
         """How far it is."""
         with self._news:
-            over = self._closed or all(file.is_over for file in self._files)
-            seconds = (self._ended if over else time.monotonic()) - self._began
+            seconds = (self._ended if self._is_over() else time.monotonic()) - self._began
             problems = [f"{file.path}: {file.problem}" for file in self._files if file.problem]
             total = sum(file.size for file in self._files)
             whole = sum(file.is_whole for file in self._files)

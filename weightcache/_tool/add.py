@@ -29,8 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", metavar="NAME", help="what the published file is to be called")
     parser.add_argument("--auth", metavar="VARIABLE", help="the environment variable that holds its token")
     several: dict[str, Any] = {"action": "append", "metavar": "GLOB", "default": []}
-    parser.add_argument("--include", **several, help="only these files of a repository, as `hf download` takes them")
-    parser.add_argument("--exclude", **several, help="not these files of a repository")
+    parser.add_argument(
+        "--include", **several, help="only these files of a repository or list, as `hf download` takes them"
+    )
+    parser.add_argument("--exclude", **several, help="not these files of a repository or list")
     parser.add_argument(
         "--from-sha256sums", metavar="FILE", help="take the digests from a list; the URL is the file, or their base"
     )
@@ -112,7 +114,7 @@ def _from_urls(options: argparse.Namespace, keep: Keep | None) -> Draft:
     if draft.is_directory and options.file:
         raise ValueError("--file names the file of a checkpoint that is one file; this one is a directory")
     if not draft.is_directory and (options.include or options.exclude):
-        raise ValueError("--include and --exclude choose among the files of a repository; this is one file")
+        raise ValueError("--include and --exclude choose among the files of a repository or list; this is one file")
     if not draft.is_directory and not draft.pins:
         draft.pins = {draft.placeholder().files[0].path: Pin()}
     bring(draft, keep, options)
@@ -143,8 +145,11 @@ def _take_sums(draft: Draft, options: argparse.Namespace) -> None:
     if inner := "" if draft.is_directory else _listed(digests, draft.urls[0]):
         draft.pins = {options.file or inner.rpartition("/")[2]: Pin(digests[inner], None, evidence)}
         return
+    from weightcache._tool.hub import chosen
+
     draft.is_directory = draft.knows_files = True
-    draft.pins = {path: Pin(sha256, None, evidence) for path, sha256 in sorted(digests.items())}
+    taken = chosen(sorted(digests), options.include, options.exclude, f"in {options.from_sha256sums}")
+    draft.pins = {path: Pin(digests[path], None, evidence) for path in taken}
     draft.check(options.from_sha256sums)
 
 

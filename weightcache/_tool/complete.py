@@ -91,10 +91,7 @@ def _list_files(
     paths = [file.path[len(base) :] for file in said.files if file.path.startswith(base)]
     if not paths:
         raise nothing_there(hub, said, draft.name)
-    taken = chosen(paths, include, exclude)
-    if not taken:
-        globs = " ".join([*(f"--include {each!r}" for each in include), *(f"--exclude {each!r}" for each in exclude)])
-        raise ValueError(f"{draft.name}: none of the {len(paths)} file(s) at {draft.urls[0]} is selected by {globs}")
+    taken = chosen(paths, include, exclude, f"of {draft.name} at {draft.urls[0]}")
     draft.pins, draft.knows_files = {path: Pin() for path in sorted(taken)}, True
 
 

@@ -188,14 +188,16 @@ def _complete(table: Any, checkpoint: Checkpoint) -> None:
         _pin(table, checkpoint.files[0])
         return
     if "files" not in table:
-        _set(table, "files", _files(table, checkpoint))
+        _set(table, {"files": _files(table, checkpoint)})
         return
+    files, changed = table["files"], {}  # once: tomlkit puts a table that is written in pieces together each time
     for file in checkpoint.files:
-        given = table["files"].get(file.path)
+        given = files.get(file.path)
         if given is not None and not isinstance(given, tomlkit.items.InlineTable):
             _pin(given, file)
         elif given is None or (file.sha256, file.size) != (given.get("sha256"), given.get("size")):
-            _set(table["files"], file.path, _inline(file, given))
+            changed[file.path] = _inline(file, given)
+    _set(files, changed)
 
 
 def _files(table: Any, checkpoint: Checkpoint) -> Any:
@@ -223,26 +225,25 @@ def _inline(file: File, instead_of: Any = None) -> Any:
 
 
 def _pin(table: Any, file: File) -> None:
-    if "sha256" not in table:
-        _set(table, "sha256", file.sha256)
-    if "size" not in table and file.size is not None:
-        _set(table, "size", file.size)
+    pins = {"sha256": file.sha256} | ({} if file.size is None else {"size": file.size})
+    _set(table, {key: value for key, value in pins.items() if key not in table})
 
 
-def _set(table: Any, key: str, value: Any) -> None:
-    """Set a key after the last one of a table.
+def _set(table: Any, values: Mapping[str, Any]) -> None:
+    """Set keys after the last one of a table.
 
-    What follows that one up to the next header, tomlkit counts to this table: it would add the key below the comment
+    What follows that one up to the next header, tomlkit counts to this table: it would add the keys below the comment
     that is about the next checkpoint.
     """
     import tomlkit
 
-    if not isinstance(table, tomlkit.items.Table):  # one in braces, or in pieces (dotted keys)
+    after: list[Any] = []
+    if isinstance(table, tomlkit.items.Table):  # and not one in braces, or in pieces (dotted keys)
+        body = table.value.body
+        end = max((index + 1 for index, (name, _) in enumerate(body) if name is not None), default=len(body))
+        after = body[end:]
+        del body[end:]
+    for key, value in values.items():
         table[key] = value
-        return
-    body = table.value.body
-    keys = [index for index, (name, _) in enumerate(body) if name is not None]
-    after = body[keys[-1] + 1 :] if keys else []
-    del body[len(body) - len(after) :]
-    table[key] = value
-    body += after
+    if after:
+        body += after

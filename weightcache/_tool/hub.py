@@ -7,13 +7,14 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from weightcache._response import header_number
 from weightcache._rules import hub_endpoint
 from weightcache._source import SourceError
 from weightcache._tokens import declared_token, hub_token
 from weightcache.errors import DownloadError, redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from weightcache._tokens import Token
     from weightcache._tool.draft import HubUrl
@@ -85,12 +86,29 @@ def nothing_there(url: HubUrl, said: Snapshot, name: str) -> DownloadError:
     return _error(name, url, f"{page} has no {what} at {said.commit[:12]}", f"look at {page}/tree/{said.commit}")
 
 
-def chosen(paths: list[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """Return the paths that ``hf download --include --exclude`` would take: by its own function."""
-    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined,unused-ignore]
+def chosen(paths: list[str], include: Sequence[str], exclude: Sequence[str], where: str) -> list[str]:
+    """Return the paths that ``hf download --include --exclude`` would take: by its own function.
 
+    Args:
+        paths: To choose among.
+        include: Globs of the files wanted; none for all.
+        exclude: Globs of those not wanted.
+        where: What lists the paths, for messages.
+
+    Raises:
+        ValueError: None is chosen, or huggingface_hub is not installed and needed.
+    """
+    if not include and not exclude:
+        return paths
+    try:
+        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined,unused-ignore]
+    except ImportError:
+        raise ValueError("--include and --exclude need huggingface_hub: pip install 'weightcache[hf]'") from None
     taken = filter_repo_objects(paths, allow_patterns=list(include) or None, ignore_patterns=list(exclude) or None)
-    return list(taken)
+    if not (found := list(taken)):
+        globs = " ".join([*(f"--include {each!r}" for each in include), *(f"--exclude {each!r}" for each in exclude)])
+        raise ValueError(f"none of the {len(paths)} file(s) {where} is selected by {globs}")
+    return found
 
 
 @contextmanager
@@ -126,6 +144,8 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         why, hint = f"{page}: HTTP {status}".rstrip(), "nothing was changed; try again"
         if status in (401, 403):
             why, hint = f"{why}; {sent}", f"look whether the token in {where} is valid and may read it"
+        elif seconds := _seconds_to_wait(error.response.headers):
+            hint = f"nothing was changed; try again in {seconds} seconds"
     except HFValidationError:
         raise  # the user's own mistake
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -138,6 +158,12 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         why = f"{endpoint} cannot be reached ({type(error).__name__})"
         hint = "look at the network, and at HF_ENDPOINT and HF_HUB_OFFLINE; nothing was changed"
     raise _error(name, url, why, hint)
+
+
+def _seconds_to_wait(headers: Mapping[str, str]) -> int:
+    """Return how long a refusal says to wait; 0 if it does not say. The Hub has its limits in every answer."""
+    exceeded = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*([0-9]+)", headers.get("RateLimit", ""))
+    return header_number(headers.get("Retry-After")) or (header_number(exceeded[1]) if exceeded else None) or 0
 
 
 def _is_network(error: Exception) -> bool:

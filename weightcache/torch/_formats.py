@@ -22,7 +22,7 @@ Kind = Literal["zip", "legacy", "safetensors"]
 
 # protocol 2, then the integer 0x1950a86a20f9469cfc6c: how torch.save began its files before version 1.6
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format, and ours for the directory of a zip file
 
 _STRANGERS = (
     (b"version https://git-lfs", "is a pointer of Git LFS", "fetch the real file (`git lfs pull`)"),
@@ -127,6 +127,9 @@ def _directory(descriptor: int, size: int) -> tuple[int, Iterator[tuple[str, int
             raise _BadDirectoryError("the directory of the zip file lies: it is not where it is said to be")
     if start + length > end or count * _ENTRY.size > length:
         raise _BadDirectoryError("the directory of the zip file lies: it is said to lie beyond the end")
+    if length > _LONGEST_HEADER:  # before it is read: a file with holes is as long as it likes
+        problem = f"the directory of the zip file is said to have {length} bytes, and {_LONGEST_HEADER} are the limit"
+        raise _BadDirectoryError(problem)
     return start, _entries(os.pread(descriptor, length, start), count)
 
 

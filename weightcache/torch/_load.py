@@ -78,20 +78,19 @@ def load_state_dict(
     where = _usable(torch, device, name)
     held = name if prefetched is None else os.fspath(prefetched.path(path))
     try:
-        with _open(held) as file:
+        with _open(held, name) as file:
             # Asked again: a handle that another thread closed before this opened it has given its number away.
             if prefetched is not None and os.fspath(prefetched.path(path)) != held:
                 return load_state_dict(path, device=device)
-            size = os.fstat(file).st_size
-            kind = kind_of(file, size, name)
-            if kind != "safetensors":
-                require_safe_unpickling(torch)
-            if held != name or kind == "legacy" or (kind == "zip" and size <= CHUNK):
+            kind = _kind(torch, file, name)
+            if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= CHUNK):
                 return _load(torch, kind, file, name, where, in_memory=held != name)
-            # The descriptor's own path: the file cannot be another one than the one that was looked at.
-            own = f"/proc/self/fd/{file}"
-            with prefetch_files(own, into="memory", threads=READS) as reading, _open(reading.path(own)) as copy:
-                return _load(torch, kind, copy, name, where, in_memory=reading.path(own) != own)
+        # Closed by now: a prefetch lets go of the file for a commit, and a descriptor held here would not.
+        with prefetch_files(name, into="memory", threads=READS) as reading:
+            ahead = reading.path(name)
+            with _open(ahead, name) as file:
+                kind = _kind(torch, file, name)  # it may be another file than the one before
+                return _load(torch, kind, file, name, where, in_memory=ahead != name)
     except OSError as error:
         if held != name and not os.path.exists(held):  # closed in between, too
             return load_state_dict(path, device=device)
@@ -114,19 +113,27 @@ def _usable(torch: Any, device: Any, name: str) -> Any:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[int]:
+def _open(path: str, name: str) -> Iterator[int]:
+    """Open what lies at ``path``: the file ``name``, or a copy of it in memory."""
     # Non-blocking, so that a pipe in this place is refused below and not waited for.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
-            raise StorageError(f"cannot read {path}: not a regular file", hint="give the path of a file", path=path)
+            raise StorageError(f"cannot read {name}: not a regular file", hint="give the path of a file", path=name)
         yield descriptor
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise LoadError(path, ["was written to while it was read"], hint="load it again when it is complete")
+            raise LoadError(name, ["was written to while it was read"], hint="load it again when it is complete")
     finally:
         os.close(descriptor)
+
+
+def _kind(torch: Any, file: int, name: str) -> Kind:
+    kind = kind_of(file, os.fstat(file).st_size, name)
+    if kind != "safetensors":
+        require_safe_unpickling(torch)
+    return kind
 
 
 def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory: bool) -> dict[str, Any]:
@@ -138,7 +145,8 @@ def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory
             # Never mapped from a Volume: that would keep a file open there, and fault its pages in one by one.
             return dict(load(opened, device=str(where)) if in_memory else load(opened, str(where), backend="pread"))
     size = os.fstat(file).st_size
-    records = check_zip(file, size, name) if kind == "zip" else frozenset()
+    with _refusing(torch, opened, name):
+        records = check_zip(file, size, name) if kind == "zip" else frozenset()
     if records and in_memory:
         with _refusing(torch, opened, name), _private_mapping(torch):
             loaded = torch.load(opened, map_location=str(where), weights_only=True, mmap=True)
@@ -168,7 +176,7 @@ def _refusing(torch: Any, opened: str, name: str) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         raise _not_weights(torch, opened, name, str(error)) from None  # its text advises weights_only=False
-    except OSError:  # the disk, and not what is on it
+    except (OSError, LoadError):  # the disk, and not what is on it; what says it better
         raise
     except Exception as error:  # a crafted pickle can make torch raise anything
         said = str(error).strip().partition("\n")[0]
