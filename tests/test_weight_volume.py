@@ -94,10 +94,13 @@ def test_a_container_reads_what_was_deployed(place: Path, tmp_path: Path, monkey
     monkeypatch.setattr(subject, "ensure", lambda manifest, **options: given.append((manifest, options)))
     with pytest.raises(ManifestError, match=r"no such file: let this function have image=cache\.add_to"):
         cache.ensure()
+    with pytest.raises(ManifestError, match="no such file"):
+        cache.manifest  # noqa: B018 (it reads the file)
     toml_of(one(DATA), place)
     cache.ensure(only=["sam2"], wait=1)
     [(manifest, options)] = given
     assert manifest["sam2"].digest == sha256(DATA)
+    assert cache.manifest is manifest
     assert (options["root"], options["only"], options["wait"]) == (str(tmp_path / "root"), ["sam2"], 1)
     assert options["volume"] is cache.volume
     assert cache.mounts == {str(tmp_path / "root"): cache.volume}

@@ -80,6 +80,23 @@ class WeightVolume:
         return {**self.__dict__, "_volume": None}  # Modal refuses to pickle a handle that was never used
 
     @property
+    def manifest(self) -> Manifest:
+        """The manifest, as this container's image or the machine that deploys has it.
+
+        Raises:
+            ManifestError: The container's image was not made by `add_to`.
+        """
+        if self._checked is None:
+            place = manifest_place(self.name)
+            if os.path.exists(place):
+                self._checked = Manifest.load(place)
+            elif isinstance(self._manifest, (str, os.PathLike)):
+                raise ManifestError(place, ["there is no such file: let this function have image=cache.add_to(image)"])
+            else:
+                self._checked = Manifest.load(self._manifest)
+        return self._checked
+
+    @property
     def volume(self) -> modal.Volume:
         """The Volume. Making this handle asks nothing of Modal yet."""
         if self._volume is None:
@@ -126,7 +143,7 @@ class WeightVolume:
             WeightCacheError: As `weightcache.ensure` has it.
         """
         return ensure(
-            self._source(),
+            self.manifest,
             root=self.path,
             volume=self.volume if in_container() else None,
             lease=lease,
@@ -149,7 +166,7 @@ class WeightVolume:
     ) -> Weights:
         """Do what `ensure` does in a thread, so that the event loop goes on: `weightcache.aensure`."""
         return await aensure(
-            self._source(),
+            self.manifest,
             root=self.path,
             volume=self.volume if in_container() else None,
             lease=lease,
@@ -169,19 +186,8 @@ class WeightVolume:
             return prefetch_files(into=into, threads=threads)
         source: ManifestSource = manifest_place(self.name)  # if it is not there, the handle says so
         with suppress(ManifestError):
-            source = self._source()
+            source = self.manifest
         return prefetch(source, root=self.path, only=only, into=into, threads=threads)
-
-    def _source(self) -> Manifest:
-        if self._checked is None:
-            place = manifest_place(self.name)
-            if os.path.exists(place):
-                self._checked = Manifest.load(place)
-            elif isinstance(self._manifest, (str, os.PathLike)):
-                raise ManifestError(place, ["there is no such file: let this function have image=cache.add_to(image)"])
-            else:
-                self._checked = Manifest.load(self._manifest)
-        return self._checked
 
 
 def in_container() -> bool:

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import modal
 
-from weightcache.modal import WeightVolume, manifest_place
+from weightcache.modal import WeightVolume
 
 BEGAN = time.perf_counter()
 OPTIONS = {
@@ -76,7 +76,7 @@ class FashionCrop:
     @modal.enter(snap=OPTION == "D")
     def load(self):
         self.backend = start(
-            manifest_place(cache.name),
+            cache.manifest,
             root=cache.path,
             ensure=cache.ensure,
             reading=reading,
