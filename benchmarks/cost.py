@@ -57,8 +57,8 @@ class App:
 class Visit:
     """What somebody who comes alone, and finds the app asleep, takes."""
 
-    start: float = 15  # seconds from the request to loaded models
-    photo: float = 15  # seconds of work
+    start: float = 8  # seconds from the request to loaded models
+    photo: float = 28  # seconds of work
 
     def awake(self, idle: float) -> float:
         """Return for how many seconds a container is paid for."""
