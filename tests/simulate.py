@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from simulation import simulate
+from simulation import BrokenError, simulate
 
 
 def broken(seed: int) -> tuple[int, str] | None:
@@ -32,9 +32,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="only this one, with its trace")
     options = parser.parse_args()
     if options.seed is not None:
-        world = simulate(options.seed)
-        print(world.switches, *world.trace, f"downloads: {world.downloads}", sep="\n")
-        return 0
+        said = ""
+        try:
+            world = simulate(options.seed)
+        except BrokenError as error:
+            world, said = error.world, f"broken: {error}"
+        had = f"downloads: {world.downloads}, {world.finished} of {len(world.containers)} containers have their bytes"
+        print(world.switches, *world.trace, had, said, sep="\n")
+        return bool(said)
     began = time.monotonic()
     with multiprocessing.Pool(os.cpu_count()) as pool:
         seeds = range(options.first, options.first + options.seeds)

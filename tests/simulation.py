@@ -8,7 +8,8 @@ Where Modal is silent a switch is thrown by the seed, and the invariants must ho
 has the sources): whether a commit becomes visible as a whole or file by file in any order; whether files that are open
 for writing are left out of it, taken in part or whole; whether a reload commits, discards or keeps what was not
 committed; whether it happens after every commit; whether a file that was written and not changed is committed too.
-Besides, a seed chooses who dies, sleeps, has files open, reads only or finds no origin, and how slow all of it is.
+Besides, a seed chooses who dies, sleeps, has files open, reads only or finds no origin, how slow all of it is, and how
+far each container's clock is off.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import heapq
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from weightcache import DownloadError, NotCachedError
-from weightcache._lease import EXPIRY, Lease
-from weightcache._partial import VanishedError
+from weightcache._lease import EXPIRY, LOOK, POLL, Lease
+from weightcache._partial import STALE, VanishedError
 from weightcache._story import tell
 
+T = TypeVar("T")
 Blocks = tuple[Any, ...]
 CHECKPOINTS: dict[str, dict[str, Blocks]] = {
     "x": {"f": tuple(("x", number) for number in range(4))},
@@ -35,6 +37,10 @@ STRANGER: Blocks = ("?",) * 4  # as long as the real one
 SHORT: Blocks = ("short",)
 WAIT = 300.0  # what `ensure` calls wait: longer than the slowest block takes
 STALL = 2 * WAIT  # how long an origin that stalls says nothing, once
+RATE = 1e-3  # by how much a container's clocks may go too fast or too slow
+NEAR = 20.0  # seconds by which its wall clock may be off; where clocks are far apart some are off by hours or days
+OLD = -1e6  # when the receipts were written that a world begins with; the others are younger than half of it
+RIGHT = "it has the right bytes"  # how an `ensure` ended
 
 
 def receipt(digest: str) -> str:
@@ -42,7 +48,9 @@ def receipt(digest: str) -> str:
 
 
 class BrokenError(AssertionError):
-    """An invariant does not hold."""
+    """An invariant does not hold, in ``world``."""
+
+    world: World
 
 
 class VolumeCallError(Exception):
@@ -89,6 +97,7 @@ class Switches:
     origin: str = "ok"  # or "down" or "stalls": for some containers
     block: float = 2.0  # seconds that a block of a download takes
     readers: bool = False  # some containers may not write
+    clocks: str = "near"  # or "far"
     begin: str = "empty"  # or "truncated", "unreceipted", "stranger", "gap", "old" (a version that nobody declares)
     containers: int = 3
     processes: int = 1
@@ -115,6 +124,7 @@ class Switches:
             origin=c(["ok", "ok", "ok", "ok", "down", "stalls"]),
             block=c([2.0, 2.0, 15.0]),
             readers=c([False, False, False, True]),
+            clocks=c(["near", "near", "near", "far"]),
             begin=c(["empty", "empty", "truncated", "unreceipted", "stranger", "gap", "old"]),
             containers=c([2, 3, 4, 5, 9, 16]),
             processes=c([1, 1, 2]),
@@ -135,6 +145,8 @@ class Process:
     owner: Process | None = None  # a heartbeat dies with whom it beats for
     number: int = 0
     dead: bool = False
+    killed: bool = False
+    ends: list[str] = field(default_factory=list)  # of each `ensure`: RIGHT, an excuse, or nothing
 
     def bury(self) -> None:
         """Take it down where it stands."""
@@ -160,7 +172,9 @@ class World:
         self.containers: list[Container] = []
         self.downloads = dict.fromkeys(CHECKPOINTS, 0)
         self.lives = dict.fromkeys(CHECKPOINTS, 1)  # a download may begin once in each
-        self.fetched = self.deaths = self.failures = self.finished = self.moves = 0
+        self.fetched = self.deaths = self.failures = self.finished = self.moves = self.swept = self.pruned_young = 0
+        self.lived: dict[str, float] = {}  # when a lease's head last showed a sign of life
+        self.moved: dict[str, float] = {}  # when it last showed progress
         self.trace: list[tuple[float, int, str]] = []
         self._queue: list[tuple[float, float, int, Process]] = []
         self._count = 0
@@ -183,6 +197,8 @@ class World:
 
     def run(self) -> None:
         while self._queue:
+            if self.moves > 600_000:
+                raise BrokenError("progress: no end in sight")
             when, _, _, process = heapq.heappop(self._queue)
             container = process.container
             if process.dead:
@@ -193,8 +209,6 @@ class World:
                 continue
             self.now = max(self.now, when)
             self.moves += 1
-            if self.moves > 600_000:
-                raise BrokenError("progress: no end in sight")
             if container and process.is_main and container.disturb(process):
                 process.bury()
                 continue
@@ -238,14 +252,35 @@ class World:
             await Step(self.span(15))
             for key in list(self.entries):
                 if self.dice.random() < 0.5:
+                    self.head_changes(key, None)
                     del self.entries[key]
+
+    def head_changes(self, key: str, value: Any) -> None:
+        """Note when who watches a head sees that somebody lives or moves; one that is forgotten changes too."""
+        digest, _, what = key.partition("/")
+        if what == "head":
+            before = self.entries.get(key)
+            if (value and value[:4]) != (before and before[:4]):
+                self.lived[digest] = self.now
+            if (value and (value[0], value[4])) != (before and (before[0], before[4])):
+                self.moved[digest] = self.now
+
+    @property
+    def clocks_agree(self) -> bool:
+        """Whether nobody's clock can yet take for old what somebody wrote here."""
+        offsets = [container.offset for container in self.containers]
+        return self.now * (1 + RATE) + max(offsets) - min(offsets) < House.spare
+
+    def has(self, digests: Sequence[str]) -> bool:
+        """Whether all of them are committed, and right."""
+        return all(self.server.get(path) == GOOD[path] for digest in digests for path in FILES[digest])
 
 
 class Entries:
     """The Dict as one process sees it: a `_lease.Store`."""
 
-    def __init__(self, container: Container) -> None:
-        self._world, self._container = container.world, container
+    def __init__(self, container: Container, patience: Patience) -> None:
+        self._world, self._container, self._patience = container.world, container, patience
 
     async def _reach(self) -> None:
         world = self._world
@@ -262,13 +297,17 @@ class Entries:
     async def get(self, key: str) -> object:
         await self._reach()
         value = self._world.entries.get(key)
+        self._patience.hears(key, value)
         await self._answer()
         return value
 
     async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
         await self._reach()
         made = not (new and key in self._world.entries)
-        if made:
+        if not made:
+            self._patience.loses(key)
+        else:
+            self._world.head_changes(key, value)
             self._world.entries[key] = value
             self._world.note(f"{key} = {value}", self._container)
             digest, _, what = key.partition("/")
@@ -284,6 +323,90 @@ class Entries:
         value = self._world.entries.pop(key, None)
         await self._answer()
         return value
+
+
+class Patience:
+    """How long one `ensure` may wait for others, by the clock of the world.
+
+    A waiter sees what a head says at the latest one round after it was written: a rest of at most POLL, and its own
+    calls to the Dict and to the Volume. It counts from there, by its own clock, and judges by the first head that it
+    asks for afterwards, another round later. So it waits no longer than
+
+    - EXPIRY + 2 * (POLL + calls) after the last sign of life: a new number, state or beat;
+    - WAIT + 2 * (POLL + calls) after the last progress: a new number, or more bytes;
+    - LOOK + POLL + calls after its last look at the Volume, whatever the heads say.
+
+    ``calls`` is what the longest of its own rounds took without the rest. The first two begin anew when it loses a
+    claim (the winner's head is still to come), and all when it has brought something itself and when it wakes up.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self._container, self._world = container, container.world
+        self._held: dict[str, bool] = {}  # whether somebody brings it, as it last heard
+        self._since: dict[str, float] = {}  # for what it waits, and since when, or since it lost a claim of it
+        self._calls = self._tries = 0.0
+        self._rests = False
+        self.restarts()
+
+    def restarts(self) -> None:
+        """It waits from now on: who has no lock yet, or brings something itself, does not wait for a lease."""
+        self._since.clear()
+        self._round = self._looked = self._world.now  # when the round began; when it looked last
+        self._tries = 0.0
+
+    def hears(self, key: str, head: Any) -> None:
+        """Note whether what it reads tells of a holder whom nobody's clock could take for dead or stuck."""
+        digest, world = key.partition("/")[0], self._world
+        self._held[digest] = (
+            bool(head)
+            and head[2] == "held"
+            and world.now - world.lived[digest] < EXPIRY / (1 + RATE)
+            and world.now - world.moved[digest] < WAIT / (1 + RATE)
+        )
+
+    def is_left(self, digests: Sequence[str]) -> bool:
+        """Whether nobody brings any of them, as it last heard, or the Dict may not have told."""
+        return self._world.switches.dict in ("flaky", "down", "forget") or not any(map(self._held.get, digests))
+
+    def loses(self, key: str) -> None:
+        digest = key.partition("/")[0]
+        if digest in self._since:
+            self._since[digest] = self._world.now
+
+    def looks(self) -> None:
+        self._looked = self._world.now
+
+    def rests(self, digests: Sequence[str]) -> None:
+        if self._world.switches.dict in ("flaky", "down"):
+            self._tries = 0.0  # what an operation that failed waits before it is tried again is one of the calls
+        now = self._world.now
+        self._calls = max(self._calls, now - max(self._round, self._container.woke) - self._tries)
+        self._since = {digest: self._since.get(digest, now) for digest in digests}
+        self._rests = True
+        self.check()
+
+    def slept(self, seconds: float) -> None:
+        if not self._rests:
+            self._tries += seconds
+            return
+        self.check()
+        self._rests, self._round, self._tries = False, self._world.now, 0.0
+
+    def check(self) -> None:
+        world, container = self._world, self._container
+        a_round = POLL[1] + self._calls + 0.01
+        if world.now - max(self._looked, container.woke) > LOOK / (1 - RATE) + a_round:
+            raise BrokenError(f"waits: no look at the Volume since {self._looked:.1f}")
+        late = []
+        for digest, began in self._since.items():
+            for limit, signs in ((EXPIRY, world.lived), (WAIT, world.moved)):
+                waited = world.now - max(began, container.woke, signs.get(digest, 0.0))
+                if waited > limit / (1 - RATE) + 2 * a_round:
+                    late.append(f"waits: {waited:.1f} s for {digest}, whose holder may be silent for {limit:g} s")
+                    break
+        # Who reads only waits while anybody brings a part of what it lacks; any other one claims what is free.
+        if late and (len(late) == len(self._since) or not container.reads_only):
+            raise BrokenError(late[0])
 
 
 class Container:
@@ -303,14 +426,23 @@ class Container:
         self.holds: set[str] = set()  # digests whose lease was claimed here and not released
         self.touched: set[str] = set()  # paths written since they were committed
         self.app_reads = False
-        self.sleeps_until = 0.0
-        self.rate = 1 + world.dice.uniform(-1, 1) * 1e-3
+        self.sleeps_until = self.woke = 0.0
+        self.fetched = 0
         dice, switches = world.dice, world.switches
+        self.rate, self.uptime = 1 + dice.uniform(-RATE, RATE), dice.uniform(0, 1e6)
+        self.offset = dice.uniform(-NEAR, NEAR)
+        if switches.clocks == "far" and dice.random() < 0.4:
+            self.offset += dice.choice((-2 * STALE, -2 * House.spare, 2 * House.spare, 2 * STALE))
         self.steps = 0
         self.reads_only = switches.readers and dice.random() < 0.4
         self.origin = switches.origin if dice.random() < 0.4 else "ok"
         self.dies_at = dice.randrange(1, 150) if self.number < switches.kills else -1
         self.sleeps_at = dice.randrange(1, 150) if switches.sleeps and dice.random() < 0.4 else -1
+
+    @property
+    def wall(self) -> float:
+        """What its wall clock says."""
+        return self.world.now * self.rate + self.offset
 
     @property
     def files(self) -> dict[str, Any]:
@@ -322,6 +454,7 @@ class Container:
         self.steps += 1
         if self.steps == self.sleeps_at:
             self.sleeps_until = self.world.now + self.world.dice.choice((20, 60, 400))
+            self.woke = self.sleeps_until + 1
             self.world.note(f"sleeps until {self.sleeps_until:.1f}", self)
             self.lose()
         if self.steps != self.dies_at:
@@ -334,6 +467,7 @@ class Container:
         if how == "process":  # the kernel frees its lock and closes its files; what it wrote stays
             for each in self.processes:
                 each.dead |= each is process or each.owner is process
+            process.killed = True
             self.open.clear()
             if self.lock is process:
                 self.lock = None
@@ -343,6 +477,7 @@ class Container:
             self.start_main(world.span(1))
             return True
         for each in self.processes:
+            each.killed |= not each.dead
             each.dead = True
         self.alive, self.busy, self.reloading = False, None, False
         self.open.clear()
@@ -415,9 +550,8 @@ class Container:
                     self.view[path] = value
         self.reloading = False
         world.check(self.view, "reload")
-        if (
-            world.switches.begin not in ("truncated", "gap") and world.now < House.spare
-        ):  # what is old may be pruned, also while it is healed
+        # What is old may be pruned, also while it is healed; and so may what a clock that is far off takes for old.
+        if world.switches.begin not in ("truncated", "gap") and world.clocks_agree:
             for path in (path for digest in self.returned for path in FILES[digest]):
                 if self.view.get(path) != GOOD[path]:
                     raise BrokenError(f"young: {path} was returned, and vanished")
@@ -492,13 +626,12 @@ class Container:
         world, dice = self.world, self.world.dice
         if world.switches.prune and dice.random() < 0.5:
             await self.locked(process, lambda: world.house(self, [], process).prune())
-        await self.ensure(process, self.wanted)
-        world.finished += 1
+        process.ends.append(await self.ensure(process, self.wanted))
         await Step(world.span(5))
         if world.switches.prune and dice.random() < 0.3:
             await self.locked(process, lambda: world.house(self, [], process).prune())
         if dice.random() < 0.3:
-            await self.ensure(process, ["x", "y"])
+            process.ends.append(await self.ensure(process, ["x", "y"]))
         await Step(world.span(5))
         if all(each.dead or each is process for each in self.processes if each.is_main):
             for each in self.processes:
@@ -508,32 +641,36 @@ class Container:
                 self.finish_reload()
             await self.push()
 
-    async def locked(self, process: Process, work: Callable[[], Awaitable[None]]) -> None:
+    async def locked(self, process: Process, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         while self.lock is not None:
             await Step(0.2)
         self.lock = process
-        await work()
+        done = await work()
         self.lock = None
+        return done
 
-    async def ensure(self, process: Process, wanted: list[str]) -> None:
+    async def ensure(self, process: Process, wanted: list[str]) -> str:
+        """Return how it ended: RIGHT, or why the world did not let it have its bytes; nothing if the world did."""
         world = self.world
         house = world.house(self, wanted, process)
         if not await house.look():
-            return
+            return RIGHT
+        # What is there before it begins it must find, unless no reload shows it, or somebody prunes.
+        hidden = world.switches.reload_fails or world.switches.opens or world.switches.prune
+        must_find = world.has(wanted) and not hidden
 
-        async def cold() -> None:
+        async def cold() -> str:
             me = f"{self.number}.{world._count}.{world.dice.random()}"
-            lease = world.lease(Entries(self), house, me, wait=WAIT, dice=world.dice)
-            lease.done = lambda: world.fetched
+            house.patience.restarts()
+            lease = world.lease(Entries(self, house.patience), house, me, wait=WAIT, dice=world.dice)
+            lease.done = lambda: self.fetched
             try:
                 if await tell(house, lease, house):
-                    world.note("gave up: what was committed did not stay", self)
-                    return
+                    return ""  # that what was committed does not stay happens in no position of a switch
             except DownloadError:
-                return
+                return "its origin failed" if house.was_refused else ""
             except NotCachedError:
-                world.note("nobody brings it", self)
-                return
+                return "nobody brings it" if self.reads_only and not must_find and house.was_left else ""
             finally:
                 self.holds -= set(wanted)
             for digest in wanted:
@@ -541,8 +678,11 @@ class Container:
                     if self.files.get(path) != GOOD[path]:
                         raise BrokenError(f"G1: {path} was returned and is not there")
             self.returned |= set(wanted)
+            return RIGHT
 
-        await self.locked(process, cold)
+        end = await self.locked(process, cold)
+        world.note(end, self)
+        return end
 
 
 async def _nothing() -> None:
@@ -559,16 +699,22 @@ class House:
     changed: list[str] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     published: set[str] = field(default_factory=set)
+    was_refused: bool = False  # by its origin
+    was_left: bool = False  # by everybody who might bring what is missing
+
+    def __post_init__(self) -> None:
+        self.patience = Patience(self.container)
 
     @property
     def world(self) -> World:
         return self.container.world
 
     def now(self) -> float:
-        return self.world.now * self.container.rate
+        return (self.world.now + self.container.uptime) * self.container.rate
 
     async def sleep(self, seconds: float) -> None:
         await Step(seconds)
+        self.patience.slept(seconds)
 
     def state(self, digest: str) -> str:
         files = self.container.files
@@ -593,9 +739,12 @@ class House:
 
     async def reload(self) -> None:
         await self.container.call(self.container._reload)
+        self.patience.looks()
 
     async def commit(self) -> bool:
-        if not await self.container.call(self.container._commit):
+        committed = await self.container.call(self.container._commit)
+        self.patience.looks()
+        if not committed:
             return False
         self.container.unpushed = False
         return True
@@ -639,7 +788,7 @@ class House:
         partial, journal = f"partial/{name}", f"journal/{name}"
         data: list[Any] = [0] * len(GOOD[path])
         for other in [p for p in container.files if p.startswith(f"partial/{path}.")]:
-            theirs, noted = container.files[other], container.files.get(f"journal{other[7:]}", ())
+            theirs, (_, *noted) = container.files[other], container.files.get(f"journal{other[7:]}", (0.0,))
             for number in noted:
                 if number < len(theirs) and theirs[number] == GOOD[path][number]:  # the journal has its checksum
                     data[number] = theirs[number]
@@ -650,7 +799,7 @@ class House:
         container.open |= {partial, journal}
         try:
             container.write(partial, tuple(data))
-            container.write(journal, tuple(number for number, block in enumerate(data) if block))
+            container.write(journal, (container.wall, *(number for number, block in enumerate(data) if block)))
             for number, block in enumerate(GOOD[path]):
                 if data[number]:
                     continue
@@ -664,12 +813,14 @@ class House:
                     await Step(STALL)
                 if container.origin == "down" or world.dice.random() < world.switches.origin_fails:
                     world.failures += 1
+                    self.was_refused = True
                     raise DownloadError("no mirror", hint="", checkpoint=digest, file=path, attempts=())
                 data[number] = block
                 world.fetched += 1
+                container.fetched += 1
                 container.write(partial, tuple(data))
                 await Step(world.span(0.01))
-                container.write(journal, (*container.view.get(journal, ()), number))
+                container.write(journal, (*container.view.get(journal, (container.wall,)), number))
         finally:
             container.open -= {partial, journal}
         await self.publish(path, partial, journal)
@@ -693,13 +844,25 @@ class House:
             if digest in self.published:
                 if self.state(digest) == "missing":
                     raise VanishedError(digest)
-                self.container.write(receipt(digest), self.world.now)
+                self.container.write(receipt(digest), self.container.wall)
                 await Step(self.world.span(0.02))
+        self.sweep()
+
+    def sweep(self) -> bool:
+        """Remove partials that were opened more than a day ago by the clock of who sweeps; whether there were any."""
+        view = self.container.view
+        stale = [path for path in view if path.startswith("journal/") and self.container.wall - view[path][0] > STALE]
+        for path in stale:
+            view.pop(path)
+            view.pop(f"partial{path[7:]}", None)
+        self.world.swept += len(stale)
+        return bool(stale)
 
     async def vanished(self, what: str) -> None:
         self.world.note(f"vanished: {what}", self.container)
 
     async def give_up(self, digests: Sequence[str]) -> None:
+        self.was_left = self.patience.is_left(digests)
         if any(self.state(digest) == "missing" for digest in digests):
             raise NotCachedError("nobody brings it", hint="")
         for digest in digests:  # complete, without a receipt: hashed and returned, and nothing is written
@@ -708,7 +871,7 @@ class House:
                     raise NotCachedError("wrong bytes, and no way to heal them", hint="")
 
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
-        pass
+        self.patience.rests(digests)
 
     async def alongside(self, beat: Callable[..., Coroutine[Any, Any, None]], work: Coroutine[Any, Any, Any]) -> Any:
         over = False
@@ -727,6 +890,7 @@ class House:
             over = True
             while not beats.dead:
                 await Step(0.05)
+            self.patience.restarts()
 
     # Prune: every checkpoint here is declared by somebody, but a container with an older manifest does not know "x".
 
@@ -735,10 +899,12 @@ class House:
     async def prune(self) -> None:
         container, world = self.container, self.world
         await self.refresh()
+        container.unpushed |= self.sweep()
         for digest in ["old", *world.dice.sample(sorted(CHECKPOINTS), 1)]:
             verified = container.files.get(receipt(digest))
-            if verified is None or world.now - verified < self.spare:
+            if verified is None or container.wall - verified < self.spare:
                 continue
+            world.pruned_young += verified > OLD / 2
             container.unpushed = True
             container.view.pop(receipt(digest))
             if not await self.commit():
@@ -763,28 +929,40 @@ def simulate(seed: int, switches: Switches | None = None, house: type[House] | N
     world = World(seed, switches, house)
     world.lease = lease or Lease
     dice, begin = world.dice, world.switches.begin
-    old = -1e6  # a receipt's value is when it was written: long ago
     if begin == "truncated":
-        world.server |= {receipt("x"): old, "x/f": ("short",)}
+        world.server |= {receipt("x"): OLD, "x/f": ("short",)}
     elif begin == "unreceipted":
         world.server["x/f"] = GOOD["x/f"]
     elif begin == "stranger":
         world.server["x/f"] = STRANGER
     elif begin == "gap":
-        world.server |= {receipt("y"): old, "y/a": GOOD["y/a"]}
+        world.server |= {receipt("y"): OLD, "y/a": GOOD["y/a"]}
     elif begin == "old":
-        world.server |= {receipt("old"): old, "old/f": ("old",)}
+        world.server |= {receipt("old"): OLD, "old/f": ("old",)}
     for _ in range(world.switches.containers):
         world.boot(dice.random() * dice.choice((0, 1, 30)), dice.choice((["x"], ["x", "y"], ["y", "x"])))
     if world.switches.dict == "forget":
         world.start(world.forget(), None, 3.0)
     try:
         world.run()
+        _progress(world)
         _judge(world)
+    except BrokenError as error:
+        error.world = world
+        raise
     finally:
         for _, _, _, process in world._queue:
             process.bury()
     return world
+
+
+def _progress(world: World) -> None:
+    """Whoever lived has its bytes; else its own origin failed, or it may not write and nobody brought them."""
+    for container in world.containers:
+        mains = [process for process in container.processes if process.is_main and not process.killed]
+        if any("" in process.ends or not process.ends for process in mains):
+            raise BrokenError(f"progress: container {container.number} could have had its bytes, and has not")
+        world.finished += bool(mains) and all(process.ends[0] == RIGHT for process in mains)
 
 
 def _judge(world: World) -> None:
@@ -795,11 +973,12 @@ def _judge(world: World) -> None:
     # Afterwards a fresh, undisturbed container finishes, and fetches what is missing alone.
     world.switches = Switches(containers=1, background=False, begin=world.switches.begin)
     lacking = sum(len(GOOD[path]) for path in GOOD if world.server.get(path) != GOOD[path])
-    before, finished, world.moves = world.fetched, world.finished, 0
+    before, world.moves = world.fetched, 0
     world.now += 10 * EXPIRY
     world.boot(0.0, ["x", "y"])
     world.run()
-    if world.finished == finished or any(world.server.get(path) != GOOD[path] for path in GOOD):
+    [process] = [process for process in world.containers[-1].processes if process.is_main]
+    if process.ends[0] != RIGHT or not world.has(list(FILES)):
         raise BrokenError("G4: a fresh container does not heal it")
     if world.fetched - before > lacking:
         raise BrokenError(f"G4: {world.fetched - before} blocks fetched, {lacking} were missing")

@@ -18,29 +18,34 @@ from grpclib import Status
 
 from control_plane import Container, ControlPlane, needs_namespaces
 from origin import Origin
-from support import MB, blob, one, sha256
+from support import MB, blob, one, sha256, until
 from volume_model import Switches
 
 pytestmark = pytest.mark.crash
 
 DATA = blob(6 * MB)
 BOUND = 60.0  # seconds: EXPIRY (2 s in these processes), a poll, and a download, on a busy machine
+# Seconds that one of them waits for others: EXPIRY and two polls for a dead one, and a download of another one that
+# then goes on. Who takes a dead one for alive waits for EXPIRY as it is shipped, 30 s, at least.
+WAITED = 15.0
 
 PROCESS = """
-import hashlib, json, sys
+import hashlib, json, os, sys
 import modal
+from volume_model import play_links
 from weightcache import _lease, _schedule, _volume, ensure
 _lease.EXPIRY, _lease.BEAT, _lease.POLL, _lease.LOOK = 2.0, 0.2, (0.05, 0.2), 1.0
 _volume.BACKOFF = (0.05, 0.1)
 _schedule.PROBATION = 60.0  # whatever this machine is busy with, each byte comes once
 manifest, root, options = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+links = play_links(root, int(os.environ["VOLUME_VERSION"]))
 volume = modal.Volume.from_name("w")
 weights = ensure(manifest, root=root, volume=volume, progress=False, **options)
-report = weights.report
+report, [(name, path)] = weights.report, weights.items()
 print(json.dumps({
-    "sha256": hashlib.sha256(weights["sam2"].read_bytes()).hexdigest(),
-    "outcome": report["sam2"].outcome, "bytes": report.bytes_fetched, "warnings": report.warnings,
-    "waited_for": report.waited_for, "committed": report.committed,
+    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    "outcome": report[name].outcome, "bytes": report.bytes_fetched, "warnings": report.warnings,
+    "waited_for": report.waited_for, "waited": report.waited, "committed": report.committed, "links": links,
 }))
 """
 
@@ -51,16 +56,27 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
         yield plane
 
 
-def start(plane: ControlPlane, container: Container, manifest: Any, **options: Any) -> subprocess.Popen[str]:
-    """Start a process that is a container of its own: its view, its connection, its local disk."""
+def environment(plane: ControlPlane, container: Container) -> dict[str, str]:
+    """What makes a process a container of its own: its connection, its local disk, and what its Volume can do."""
     [view] = container.views.values()
     local = view.root.parent / "local"
     local.mkdir(exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
-    environment |= plane.env(container) | {"TMPDIR": str(local), "MODAL_TASK_ID": container.task}
+    own = {"TMPDIR": str(local), "MODAL_TASK_ID": container.task, "VOLUME_VERSION": str(view.volume.version)}
+    return plane.env(container) | own
+
+
+def outside() -> dict[str, str]:
+    """Return the environment of a process that finds the modules of the tests, and no Modal but the plane."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
+    return own | {"PYTHONPATH": str(Path(__file__).parent)}
+
+
+def start(plane: ControlPlane, container: Container, manifest: Any, **options: Any) -> subprocess.Popen[str]:
+    """Start a process that stands for a container, on its view."""
+    [view] = container.views.values()
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, json.dumps(manifest), str(view.root), json.dumps(options)],
-        env=environment,
+        env=outside() | environment(plane, container),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,11 +98,23 @@ def downloaded(origin: Origin) -> float:
     return origin.sent() / len(DATA)
 
 
-def test_sixteen_containers_make_one_download(plane: ControlPlane, origin: Origin) -> None:
-    origin.put("/a", DATA)
-    volume = plane.volume("w")
-    manifest = one(DATA, origin.url("/a"))
+@pytest.mark.parametrize("version", [1, 2])
+def test_sixteen_containers_make_one_download(version: int, plane: ControlPlane, origin: Origin) -> None:
+    volume = plane.volume("w", version)
     containers = [plane.plain_container(volume) for _ in range(16)]
+    before: list[int] = []  # how often each had read the Dict when the first bytes were sent
+
+    def reads() -> list[int]:
+        return [container.calls.count("DictGet") for container in containers]
+
+    def on_sent(sent: int) -> None:
+        if not before:
+            before.extend(reads())
+        # Who has read three times since, and was answered twice, knows who holds the lease: the holder, and one more.
+        until(lambda: sum(now >= then + 3 for now, then in zip(reads(), before, strict=True)) > 1)
+
+    origin.put("/a", DATA, on_sent=on_sent)
+    manifest = one(DATA, origin.url("/a"))
     told = [finish(each) for each in [start(plane, container, manifest) for container in containers]]
     assert downloaded(origin) == 1.0
     assert sorted(each["outcome"] for each in told).count("downloaded") == 1
@@ -95,6 +123,17 @@ def test_sixteen_containers_make_one_download(plane: ControlPlane, origin: Origi
     assert waiters
     assert all(each.startswith("container ta-") for each in waiters)
     assert [path for path in plane.volumes[volume].files if "partial" in path] == []
+
+
+@pytest.mark.parametrize(("version", "links"), [(1, ["refused"]), (2, ["made"])])
+def test_a_second_name_for_the_same_bytes(version: int, links: list[str], plane: ControlPlane, origin: Origin) -> None:
+    origin.put("/a", DATA)
+    volume = plane.volume("w", version)
+    for name, outcome, came in (("sam2", "downloaded", []), ("again", "copied", links)):
+        told = finish(start(plane, plane.plain_container(volume), one(DATA, origin.url("/a"), name=name)))
+        assert (told["outcome"], told["links"], told["warnings"]) == (outcome, came, [])
+    assert downloaded(origin) == 1.0
+    assert plane.volumes[volume].read(f"again/{sha256(DATA)[:16]}/weights.pt") == DATA
 
 
 SWITCHES = {
@@ -139,6 +178,7 @@ def test_whatever_modal_does_not_document(switches: Switches, origin: Origin, tm
             over.set()
             committer.join()
         assert downloaded(origin) <= 2.0
+        assert 0 < max(each["waited"] for each in told) < WAITED
         assert {each["committed"] for each in told} <= {True, None}
         assert plane.volumes[volume].read(f"sam2/{sha256(DATA)[:16]}/weights.pt") == DATA
 
@@ -165,13 +205,8 @@ def test_clones_of_one_memory_snapshot(plane: ControlPlane, origin: Origin) -> N
     origin.put("/a", DATA)
     volume = plane.volume("w")
     manifest = one(DATA, origin.url("/a"))
-    given = []
-    for container in [plane.plain_container(volume) for _ in range(4)]:
-        root = container.views[volume].root
-        local = root.parent / "local"
-        local.mkdir()
-        given.append([plane.env(container) | {"TMPDIR": str(local), "MODAL_TASK_ID": container.task}, str(root)])
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
+    containers = [plane.plain_container(volume) for _ in range(4)]
+    given = [[environment(plane, container), str(container.views[volume].root)] for container in containers]
     done = subprocess.run(
         [
             sys.executable,
@@ -180,7 +215,7 @@ def test_clones_of_one_memory_snapshot(plane: ControlPlane, origin: Origin) -> N
             json.dumps(given),
             json.dumps(manifest),
         ],
-        env=environment,
+        env=outside(),
         capture_output=True,
         text=True,
         timeout=100,
@@ -252,6 +287,7 @@ def test_a_holder_that_is_killed(step: tuple[str, int], plane: ControlPlane, ori
     began = time.monotonic()
     told = [finish(each) for each in [start(plane, container, manifest) for container in others]]
     assert time.monotonic() - began < BOUND
+    assert max(each["waited"] for each in told) < WAITED
     assert downloaded(origin) <= 2.0
     assert all(each["committed"] is not False for each in told)
 
@@ -262,8 +298,10 @@ def test_a_dict_that_is_not_permitted_is_a_warning(plane: ControlPlane, origin: 
     told = finish(start(plane, plane.plain_container(plane.volume("w")), one(DATA, origin.url("/a"))))
     assert told["outcome"] == "downloaded"
     [warning] = told["warnings"]
-    assert "no lease between containers" in warning
-    assert "no Dict for you" in warning
+    assert warning == (
+        "no lease between containers (PermissionDeniedError: no Dict for you): each that starts at the same time may "
+        "download for itself. Permit this token to use Dicts, or pass lease=None"
+    )
 
 
 def test_a_volume_that_was_deleted_is_a_warning(plane: ControlPlane, origin: Origin) -> None:
@@ -272,7 +310,8 @@ def test_a_volume_that_was_deleted_is_a_warning(plane: ControlPlane, origin: Ori
     origin.put("/a", DATA, on_sent=lambda sent: plane.volumes.pop(volume, None) and None)
     told = finish(start(plane, container, one(DATA, origin.url("/a"))))
     assert told["committed"] is False
-    assert any("commit of the volume failed" in each and "not found" in each for each in told["warnings"])
+    advice = "If it was deleted, deploy the app again: a Volume that is made anew has another id"
+    assert f"commit of the volume failed: RuntimeError: Volume {volume} not found. {advice}" in told["warnings"]
 
 
 APP = """
@@ -301,7 +340,6 @@ def test_four_containers_by_the_real_entrypoint(
     plane.volume("w")
     app = tmp_path / "app.py"
     app.write_text(APP.format(manifest=repr(one(DATA, origin.url("/a"))), lease=repr(lease)))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
     caller = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
@@ -311,7 +349,9 @@ with app.run():
     calls = [serve.spawn() for _ in range(4)]
     print(json.dumps([call.get() for call in calls]))
 """
-    done = subprocess.run([sys.executable, "-c", caller], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", caller], env=outside() | plane.env(), capture_output=True, text=True, timeout=120
+    )
     logs = "".join(container.log for container in plane.containers)
     assert done.returncode == 0, done.stderr + logs
     told = json.loads(done.stdout)
@@ -324,3 +364,87 @@ with app.run():
         assert plane.finish(container) == 0
         assert container.calls[-1] in ("VolumeCommit", "VolumeReload", "TaskResult", "ContainerHeartbeat")
         assert "VolumeCommit" in container.calls  # the runtime's own, at the end
+
+
+BESIDE = """
+import errno, hashlib
+import modal
+from weightcache import _lease, _schedule, ensure
+
+_lease.POLL = (0.05, 0.2)
+_schedule.PROBATION = 60.0  # the origin holds its bytes back
+ROOT = "/root/data/weights"
+app = modal.App("beside")
+volume = modal.Volume.from_name("w")
+image = modal.Image.debian_slim()
+
+def told():
+    weights = ensure({manifest}, root=ROOT, volume=volume, progress=False)
+    report = weights.report
+    digest = hashlib.sha256(weights["sam2"].read_bytes()).hexdigest()
+    return [digest, report["sam2"].outcome, report.waited_for, list(report.warnings)]
+
+@app.function(image=image, volumes={{ROOT: volume}})
+def fill():
+    return told()
+
+@app.function(image=image, volumes={{ROOT: volume.with_mount_options(read_only=True)}})
+def serve():
+    try:
+        open(ROOT + "/new", "w")
+    except OSError as error:
+        assert error.errno == errno.EROFS
+    else:
+        raise AssertionError("it can be written to")
+    return told()
+"""
+
+CALLER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from beside import app, fill, serve
+from weightcache import NotCachedError
+
+said = []
+with app.run():
+    try:
+        serve.remote()
+    except NotCachedError as error:
+        said.append([str(error), error.hint])
+    filling = fill.spawn()
+    print("fills", flush=True)
+    input()
+    said += [serve.remote(), filling.get(), serve.remote()]
+print(json.dumps(said))
+"""
+
+
+def test_a_server_that_only_reads_beside_one_that_fills(plane: ControlPlane, origin: Origin, tmp_path: Path) -> None:
+    """Nobody fills the Volume; then somebody does, and it waits; then it is filled."""
+    needs_namespaces()
+    begun = threading.Event()
+
+    def on_sent(sent: int) -> None:
+        begun.set()
+        # The first read of the Dict tells whether it may be used, the second who holds the lease; then it has waited.
+        until(lambda: len(plane.containers) > 2 and plane.containers[2].calls.count("DictGet") > 2)
+
+    origin.put("/a", DATA, on_sent=on_sent)
+    plane.volume("w")
+    (tmp_path / "beside.py").write_text(BESIDE.format(manifest=repr(one(DATA, origin.url("/a")))))
+    command = [sys.executable, "-c", CALLER, str(tmp_path)]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env=outside() | plane.env(), text=True, **pipes) as caller:
+        while not begun.wait(0.05) and caller.poll() is None:
+            pass
+        out, err = caller.communicate("\n", timeout=120)
+    assert caller.returncode == 0, err + "".join(container.log for container in plane.containers)
+    missed, waited, filled, hit = json.loads(out.partition("\n")[2])
+    filler = plane.containers[1].task
+    assert missed[0].startswith("not in /root/data/weights, and the root is read-only here: sam2 is not there")
+    assert missed[1].startswith("run `weightcache ensure sam2 --root /root/data/weights` where the root may be written")
+    assert (waited[0], waited[1], waited[3]) == (sha256(DATA), "waited", [])
+    assert waited[2].startswith(f"container {filler} (process ")
+    assert filled == [sha256(DATA), "downloaded", "", []]
+    assert hit == [sha256(DATA), "hit", "", []]
+    assert downloaded(origin) == 1.0

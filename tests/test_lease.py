@@ -425,6 +425,7 @@ def test_no_beat_comes_after_the_release(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_lease, "BEAT", 0.01)
+    monkeypatch.setattr(_fill, "JOIN", 60.0)  # however late this machine lets the beat go on
     manifest = one(DATA, origin.url("/a"))
     key, beating, released = f"{digest(manifest)}/head", threading.Event(), threading.Event()
     put = found.put
@@ -539,7 +540,57 @@ def test_a_dict_that_is_away_is_a_warning(origin: Origin, root: Path, found: Fak
     weights = quiet(one(DATA, origin.url("/a")), root, lease=found)
     assert weights["sam2"].read_bytes() == DATA
     [warning] = weights.report.warnings
-    assert warning.startswith("no lease between containers (ConnectionError: the Dict is away): each that starts")
+    assert warning == (
+        "no lease between containers (ConnectionError: the Dict is away): each that starts at the same time may "
+        "download for itself. If that lasts, pass lease=None"
+    )
+
+
+def test_a_volume_that_is_gone_is_a_warning_with_what_to_do(origin: Origin, root: Path) -> None:
+    class NotFoundError(Exception):
+        """As Modal has it; its client raises another error while it handles it."""
+
+    class Deleted(Volume):
+        def commit(self) -> None:
+            try:
+                raise NotFoundError("vo-1 not found")
+            except NotFoundError as error:
+                raise RuntimeError(str(error))  # noqa: B904 (as the client does)
+
+    class Failing(Volume):
+        def commit(self) -> None:
+            raise RuntimeError("try again")
+
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+    warnings = [
+        quiet(manifest, root / type(volume).__name__, volume=volume, lease=None).report.warnings
+        for volume in (Deleted(), Failing())
+    ]
+    advice = ". If it was deleted, deploy the app again: a Volume that is made anew has another id"
+    assert warnings == [
+        (f"commit of the volume failed: RuntimeError: vo-1 not found{advice}",),
+        ("commit of the volume failed: RuntimeError: try again",),
+    ]
+
+
+def test_a_place_that_vanishes_is_warned_of_once(
+    origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[int] = []
+
+    class LosingOnce(Volume):
+        def commit(self) -> None:
+            commits.append(1)
+            if len(commits) == 2:
+                shutil.rmtree(root / "sam2")
+
+    origin.put("/a", DATA)
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    weights = quiet(one(DATA, origin.url("/a")), root, lease=found, volume=LosingOnce())
+    assert len(commits) > 2  # it was brought twice
+    [warning] = weights.report.warnings
+    assert "vanishes with this container" in warning
 
 
 def test_the_holder_beats_while_it_downloads(

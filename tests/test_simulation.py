@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 import simulation
 from simulation import FILES, GOOD, BrokenError, House, Step, Switches, receipt, simulate
-from weightcache import _story
-from weightcache._lease import Head, Lease
+from weightcache import DownloadError, NotCachedError, _lease, _story
+from weightcache._lease import EXPIRY, LOOK, Head, Lease
+from weightcache._partial import VanishedError
 
 SEEDS = 300
 
 
 def test_every_seed_holds() -> None:
+    served = 0
     for seed in range(SEEDS):
         try:
-            world = simulate(seed)  # it raises where an invariant breaks
+            served += simulate(seed).finished > 0  # it raises where an invariant breaks
         except BaseException as error:
             raise AssertionError(f"{error}; again with: python tests/simulate.py --seed {seed}") from error
-        assert world.finished > 0, f"nobody came to an end; again with: python tests/simulate.py --seed {seed}"
+    assert served > 0.9 * SEEDS  # else too much is excused
 
 
 def test_a_seed_replays_exactly() -> None:
@@ -63,6 +66,13 @@ class PrunesTheYoung(House):
     spare = 0.0
 
 
+class BlamesTheOrigin(House):
+    """Says that the origin failed, which was never asked."""
+
+    async def fetch(self, digest: str, path: str, begun: bool) -> bool:
+        raise DownloadError("no mirror", hint="", checkpoint=digest, file=path, attempts=())
+
+
 class ReloadsOverUnpushed(House):
     async def unpushed(self) -> bool:
         return False
@@ -75,6 +85,7 @@ class ReloadsOverUnpushed(House):
         (ReceiptBeforeRename, "G1|G4"),
         (TrustsExistence, "G1"),
         (PrunesTheYoung, "young"),
+        (BlamesTheOrigin, "progress"),
     ],
 )
 def test_a_wrong_step_is_found(house: type[House], broken: str) -> None:
@@ -96,16 +107,22 @@ async def _receipts_whatever(house: Any) -> None:
 
 async def _release_first(lease: Any, house: Any, digests: Sequence[str]) -> None:
     async def bring_and_release() -> None:
-        await house.prepare(digests)
-        await house.bring()
-        await lease.release(digests, "done")
-        await _story._settle(house)
+        with suppress(VanishedError):
+            await house.prepare(digests)
+            await house.bring()
+            await lease.release(digests, "done")
+            await _story._settle(house)
 
     await house.alongside(lease.beat, bring_and_release())
 
 
+_tell = _story.tell
+
+
 async def _blind_tell(house: Any, lease: Any, clock: Any) -> list[str]:
     """Does not look after the last commit."""
+    if not await house.can_write():
+        return await _tell(house, lease, clock)
     missing = await house.look()
     while missing:
         free = await lease.free(missing)
@@ -120,6 +137,8 @@ async def _blind_tell(house: Any, lease: Any, clock: Any) -> list[str]:
 
 
 async def _claims_without_reload(house: Any, lease: Any, clock: Any) -> list[str]:
+    if not await house.can_write():
+        return await _tell(house, lease, clock)
     missing, reloaded = await house.look(), False
     while missing:
         free = await lease.free(missing)
@@ -135,6 +154,8 @@ async def _claims_without_reload(house: Any, lease: Any, clock: Any) -> list[str
 
 
 async def _waits_while_holding(house: Any, lease: Any, clock: Any) -> list[str]:
+    if not await house.can_write():
+        return await _tell(house, lease, clock)
     missing, held = await house.look(), list[str]()
     while missing:
         free = await lease.free([digest for digest in missing if digest not in held])
@@ -150,6 +171,36 @@ async def _waits_while_holding(house: Any, lease: Any, clock: Any) -> list[str]:
     return []
 
 
+async def _gives_up(house: Any, lease: Any, clock: Any) -> list[str]:
+    missing: list[str] = await house.look()
+    return missing
+
+
+async def _says_that_nobody_brings_it(house: Any, lease: Any, clock: Any) -> list[str]:
+    if await house.look():
+        raise NotCachedError("nobody brings it", hint="")
+    return []
+
+
+async def _reads_without_reload(house: Any, lease: Any, clock: Any) -> list[str]:
+    if await house.can_write():
+        return await _tell(house, lease, clock)
+    if missing := await house.look():
+        await house.give_up(missing)
+    return []
+
+
+async def _reads_without_waiting(house: Any, lease: Any, clock: Any) -> list[str]:
+    if await house.can_write():
+        return await _tell(house, lease, clock)
+    if missing := await house.look():
+        await lease.free(missing)
+        await _story._refresh(house)
+        if missing := await house.look():
+            await house.give_up(missing)
+    return []
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "broken"),
     [
@@ -158,6 +209,10 @@ async def _waits_while_holding(house: Any, lease: Any, clock: Any) -> list[str]:
         ("tell", _blind_tell, "G1"),
         ("tell", _claims_without_reload, "downloads"),
         ("tell", _waits_while_holding, "downloads"),  # after `wait` seconds each gives up waiting
+        ("tell", _gives_up, "progress"),
+        ("tell", _says_that_nobody_brings_it, "progress"),
+        ("tell", _reads_without_reload, "progress"),
+        ("tell", _reads_without_waiting, "progress"),
     ],
 )
 def test_a_wrong_story_is_found(
@@ -225,9 +280,58 @@ class TakesItsSleepForSilence(Lease):
         return [digest for digest in digests if self._is_free(digest)]
 
 
-@pytest.mark.parametrize("lease", [PopsAndPuts, NeverBeats])
-def test_a_wrong_lease_is_found(lease: type[Lease]) -> None:
-    assert "downloads" in found(lease=lease)
+class WaitsForWhoStalls(Lease):
+    def __init__(self, *args: Any, wait: float, **options: Any) -> None:
+        super().__init__(*args, wait=float("inf"), **options)
+
+
+class TimesItsBeats(Lease):
+    """Writes its wall clock into its beats, as a lock with an expiry would; others compare it with their own."""
+
+    async def _write(self, digest: str, watched: Any, state: str, *, hurried: bool = False) -> None:
+        watched.beat = int(self._clock.container.wall) + 100  # type: ignore[attr-defined]
+        await super()._write(digest, watched, state, hurried=hurried)
+
+    def _is_free(self, digest: str) -> bool:
+        watched = self._watched.get(digest)
+        if watched and watched.head and watched.head.state == "held" and watched.head.holder != self._me:
+            return self._clock.container.wall + 100 - watched.head.beat > EXPIRY  # type: ignore[attr-defined]
+        return super()._is_free(digest)
+
+
+@pytest.mark.parametrize(
+    ("lease", "broken"), [(PopsAndPuts, "downloads"), (NeverBeats, "downloads"), (WaitsForWhoStalls, "waits")]
+)
+def test_a_wrong_lease_is_found(lease: type[Lease], broken: str) -> None:
+    assert broken in found(lease=lease)
+
+
+def test_a_lease_that_compares_clocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "downloads" in found(lease=TimesItsBeats, switches=Switches(block=15.0))
+    monkeypatch.setattr(simulation, "NEAR", 0.0)
+    with pytest.raises(AssertionError, match="not found"):
+        found(100, lease=TimesItsBeats, switches=Switches(block=15.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("EXPIRY", 10 * EXPIRY), ("EXPIRY", 2 * EXPIRY), ("POLL", (1.0, 60.0)), ("LOOK", 3 * LOOK)]
+)
+def test_who_waits_too_long_is_found(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lease, name, value)
+    assert found().startswith("waits")
+
+
+def test_clocks_that_are_far_apart_matter_to_sweep_and_prune() -> None:
+    """Else that every seed holds would say nothing of them."""
+    worlds = [
+        [simulate(seed, Switches(clocks=clocks, prune=True, kills=1, containers=9)) for seed in range(30)]
+        for clocks in ("near", "far")
+    ]
+    swept = [sum(world.swept for world in each) for each in worlds]
+    pruned = [sum(world.pruned_young for world in each) for each in worlds]
+    assert swept[0] == pruned[0] == 0
+    assert swept[1] > 0
+    assert pruned[1] > 0
 
 
 def test_a_claim_of_an_old_number_is_found() -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from volume_model import BusyError, Switches, View, Volume
+from support import until
+from volume_model import BusyError, Switches, View, Volume, play_links
 
 Mount = Callable[..., View]
 
@@ -62,32 +63,98 @@ def test_the_last_writer_of_a_file_wins_and_other_files_stay(made: Any) -> None:
     assert not (b.root / "x").exists()
 
 
-@pytest.mark.parametrize("what", ["open", "cwd", "mapped"])
-def test_busy(what: str, made: Any) -> None:
+@pytest.fixture
+def filled(made: Any) -> View:
     _, mount = made()
-    view = mount()
-    path = view.root / "f"
-    path.write_bytes(b"x" * 5000)
+    view: View = mount()
+    (view.root / "f").write_bytes(b"x" * 5000)
     view.commit()
-    if what == "open":
-        with open(path, "rb"), pytest.raises(BusyError, match=r"path .*f is open"):
-            view.reload()
-    elif what == "cwd":
-        code = "print('there', flush=True); input()"
-        with subprocess.Popen(
-            [sys.executable, "-c", code], cwd=view.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout
-            process.stdout.readline()
-            with pytest.raises(BusyError, match="cwd is inside volume"):
-                view.reload()
-            process.communicate(b"\n")
-    else:
-        with open(path, "rb") as stream:
-            mapping = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
-        with mapping, pytest.raises(BusyError, match=r"is mapped|is open"):
-            view.reload()
-    view.reload()
+    return view
+
+
+@contextmanager
+def child(*command: str | Path, **options: Any) -> Iterator[None]:
+    """Run a child from when it has said a word until it has heard one."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "there\n"
+        yield
+        process.communicate("\n")
+
+
+WAITS = "print('there', flush=True); input()"
+# By mmap(2) itself: what Python's module maps keeps a descriptor of its own open, which blocks a reload as well.
+MAPS = """
+import ctypes, mmap, os, sys
+library = ctypes.CDLL(None, use_errno=True)
+library.mmap.restype = ctypes.c_void_p
+library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+number = os.open(sys.argv[1], os.O_RDONLY)
+assert library.mmap(None, 5000, mmap.PROT_READ, mmap.MAP_PRIVATE, number, 0) != ctypes.c_void_p(-1).value
+os.close(number)
+"""
+
+
+def test_an_open_file_blocks_a_reload(filled: View) -> None:
+    with open(filled.root / "f", "rb"), pytest.raises(BusyError, match=r"path .*/f is open"):
+        filled.reload()
+    filled.reload()
+
+
+def test_a_working_directory_blocks_a_reload(filled: View) -> None:
+    with (
+        child(sys.executable, "-c", WAITS, cwd=filled.root),
+        pytest.raises(BusyError, match="cwd is inside volume"),
+    ):
+        filled.reload()
+    filled.reload()
+
+
+def test_a_mapping_blocks_a_reload_or_does_not(filled: View) -> None:
+    with child(sys.executable, "-c", MAPS + WAITS, filled.root / "f"):
+        with pytest.raises(BusyError, match=r"path .*/f is mapped"):
+            filled.reload()
+        filled.volume.switches.mmap_blocks = False
+        filled.reload()
+    filled.volume.switches.mmap_blocks = True
+    filled.reload()
+
+
+@pytest.mark.parametrize(
+    "code", [f"import sys; held = open(sys.argv[1]); {WAITS}", MAPS + WAITS], ids=["open", "mapped"]
+)
+def test_who_sees_it_at_another_path_blocks_a_reload_too(code: str, filled: View, tmp_path: Path) -> None:
+    """As a container does, in a mount namespace of its own."""
+    from control_plane import needs_namespaces
+
+    needs_namespaces()
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    mounts = 'mount --bind "$1" "$2"; mount -t tmpfs tmpfs "$1"; shift 2; exec "$@"'
+    command = ["unshare", "-m", "sh", "-ec", mounts, "sh", filled.root, inside, sys.executable, "-c", code]
+    with child(*command, inside / "f"), pytest.raises(BusyError, match=f"path {filled.root}/f is"):
+        filled.reload()
+    filled.reload()
+
+
+@pytest.mark.parametrize("over", ["commit", "discard", "keep"])
+def test_it_looks_empty_while_it_reloads(over: str, made: Any) -> None:
+    volume, mount = made(reload_over=over)
+    view = mount()
+    (view.root / "d").mkdir()
+    (view.root / "d/f").write_bytes(b"x")
+    view.commit()
+    (view.root / "d/new").write_bytes(b"y")
+    if over == "commit":
+        view.push()  # else the reload does it, for which it needs the lock that it is held up by here
+    reload = threading.Thread(target=view.reload)
+    with volume.lock:  # it is asked for what is committed when all that was seen is gone
+        reload.start()
+        until(lambda: not any(view.root.iterdir()))
+        assert reload.is_alive()
+    reload.join()
+    assert (view.root / "d/f").read_bytes() == b"x"
+    assert (view.root / "d/new").exists() is (over != "discard")
 
 
 @pytest.mark.parametrize(
@@ -139,27 +206,34 @@ def test_files_of_one_commit_become_visible_in_any_order(tmp_path: Path) -> None
     assert len(orders) > 1
 
 
-def test_hard_links_are_of_version_2(made: Any) -> None:
-    _, mount = made(version=2)
+@pytest.mark.parametrize(("version", "came"), [(1, "refused"), (2, "made")])
+def test_hard_links_are_of_version_2(version: int, came: str, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, mount = made(version)
     view = mount()
     (view.root / "f").write_bytes(b"x")
-    view.link("f", "g")
-    view.volume.version = 1
-    with pytest.raises(OSError, match="Operation not permitted") as raised:
-        view.link("f", "h")
-    assert raised.value.errno == errno.EPERM
+    monkeypatch.setattr(os, "link", os.link)  # put back afterwards
+    calls = play_links(view.root, version)
+    os.link(view.root / "f", view.root.parent / "outside")
+    with nullcontext() if version == 2 else pytest.raises(PermissionError) as raised:
+        os.link(view.root / "f", view.root / "g")
+    assert calls == [came]
+    assert (view.root / "g").exists() is (version == 2)
+    assert raised is None or raised.value.errno == errno.EPERM
 
 
 def test_read_only_and_sub_path(made: Any) -> None:
+    """Nothing that is written there is committed; that it cannot be written is the mount's doing (test_containers)."""
     volume, mount = made()
     volume.put("models/f", b"x")
     volume.put("other", b"y")
     view = mount(read_only=True, sub_path="models")
     assert [path.name for path in view.root.iterdir()] == ["f"]
-    with suppress(OSError):
-        (view.root / "g").write_bytes(b"z")
+    (view.root / "g").write_bytes(b"z")
+    view.push()
     view.commit()
     assert sorted(volume.files) == ["models/f", "other"]
+    view.reload()
+    assert [path.name for path in view.root.iterdir()] == ["f"]
 
 
 def test_a_path_that_is_not_empty_cannot_be_mounted(made: Any, tmp_path: Path) -> None:

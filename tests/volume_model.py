@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class BusyError(Exception):
@@ -75,9 +76,17 @@ class View:
 
     def _show(self, keep: frozenset[str] = frozenset()) -> None:
         """Replace what is seen by what is committed. Meanwhile it looks empty (guide, on reload)."""
+        aside = self.root.with_name(f"{self.root.name}.kept")
         for path, _ in list(_walk(self.root)):
-            if path not in keep:
+            if path in keep:
+                (aside / path).parent.mkdir(parents=True, exist_ok=True)
+                (self.root / path).rename(aside / path)
+            else:
                 (self.root / path).unlink()
+        for folder, _, _ in os.walk(self.root, topdown=False):
+            if Path(folder) != self.root:
+                with suppress(OSError):  # somebody writes there meanwhile
+                    os.rmdir(folder)
         with self.volume.lock:
             committed = dict(self.volume.files)
         for path, content in committed.items():
@@ -92,10 +101,9 @@ class View:
                 shutil.copy2(content, target)
             else:
                 shutil.copy(content, target)
-        for folder, _, _ in os.walk(self.root, topdown=False):
-            if Path(folder) != self.root:
-                with suppress(OSError):
-                    os.rmdir(folder)
+        for path in keep:
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (aside / path).rename(self.root / path)
         self._base = {path: seen for path, seen in _walk(self.root) if path not in keep}
 
     def _changes(self) -> tuple[set[str], set[str]]:
@@ -153,11 +161,28 @@ class View:
                     keep = frozenset(self._changes()[0])
             self._show(keep)
 
-    def link(self, source: str, target: str) -> None:
-        """What link(2) does there: version 2 "additionally supports hard-linking" (guide), so version 1 does not."""
-        if self.volume.version == 1:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM), source)
-        os.link(self.root / source, self.root / target)
+
+def play_links(root: str | Path, version: int) -> list[str]:
+    """Let `os.link` of this process do below ``root`` what link(2) does on a Volume of that version.
+
+    Version 2 "additionally supports hard-linking" (guide), so version 1 does not. With which errno is unknown; EPERM is
+    what link(2) has for it.
+
+    Returns:
+        What came of each call below ``root`` so far, ``made`` or ``refused``; it grows.
+    """
+    link, calls = os.link, list[str]()
+
+    def played(source: str, target: str, **options: Any) -> None:
+        if not os.path.realpath(target).startswith(f"{os.path.realpath(root)}/"):
+            return link(source, target, **options)
+        calls.append("refused" if version == 1 else "made")
+        if version == 1:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+        return link(source, target, **options)
+
+    os.link = played  # type: ignore[assignment]
+    return calls
 
 
 def _walk(root: Path) -> Iterator[tuple[str, object]]:
@@ -197,9 +222,12 @@ def _users(root: Path, *, mapped: bool) -> Iterator[str]:
                         what = "cwd is inside volume" if each.endswith("cwd") else f"path {path} is open"
                         yield f"{what} (process {process[6:]})"
             for line in Path(f"{process}/maps").read_text().splitlines() if mapped else ():
-                fields = line.split()
-                if len(fields) > 5 and fields[5] in inside.values():
-                    yield f"path {fields[5]} is mapped (process {process[6:]})"
+                _, _, _, device, number, *named = line.split(maxsplit=5)
+                major, minor = (int(each, 16) for each in device.split(":"))
+                # On an overlay it is not the device that stat(2) has; there only the path tells, in our own namespace.
+                known = [path for path in named if path in inside.values()]
+                if path := inside.get((os.makedev(major, minor), int(number)), *known):
+                    yield f"path {path} is mapped (process {process[6:]})"
 
 
 def _has_writer(path: Path) -> bool:

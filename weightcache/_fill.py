@@ -258,8 +258,10 @@ class _House:
 
 
 def _without_lease(why: object) -> str:
-    name = f"{type(why).__name__}: " if isinstance(why, Exception) else ""
-    return f"no lease between containers ({name}{why}): each that starts at the same time may download for itself"
+    text = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else str(why)
+    refused = text.startswith(("PermissionDeniedError", "AuthError"))
+    remedy = "Permit this token to use Dicts, or pass lease=None" if refused else "If that lasts, pass lease=None"
+    return f"no lease between containers ({text}): each that starts at the same time may download for itself. {remedy}"
 
 
 def _in_words(holder: str) -> str:

@@ -53,6 +53,7 @@ class VolumeCalls:
         self._root, self._volume = root, volume
         self.warnings: list[str] = []
         self.committed: bool | None = None
+        self._warned_of_place = False
 
     @property
     def present(self) -> bool:
@@ -99,7 +100,7 @@ class VolumeCalls:
                     function()
             except Exception as error:  # noqa: BLE001 (a volume raises whatever it likes; the bytes are safe)
                 if delay is None:
-                    self.warn(f"{operation} of the volume failed: {type(error).__name__}: {error}")
+                    self.warn(f"{operation} of the volume failed: {type(error).__name__}: {error}{_remedy(error)}")
                 else:
                     _log.info("%s of the volume failed (%s); trying again in %g s", operation, error, delay)
                     time.sleep(delay)
@@ -113,7 +114,10 @@ class VolumeCalls:
         self.warnings.append(text)
 
     def warn_of_place(self) -> None:
-        """Warn of a root that looks like a Volume but is not committed, or of one that vanishes."""
+        """Warn, once, of a root that looks like a Volume but is not committed, or of one that vanishes."""
+        if self._warned_of_place:
+            return
+        self._warned_of_place = True
         on_volume = os.path.realpath(self._root).startswith(MODAL_VOLUMES)
         remote = os.environ.get("MODAL_IS_REMOTE") == "1" or "MODAL_TASK_ID" in os.environ
         if on_volume and self._volume is None:
@@ -126,3 +130,11 @@ class VolumeCalls:
                 f"root {self._root} lies on no Modal Volume: what is downloaded vanishes with this container. "
                 "Mount one (volumes={...}) and let root be its mount path"
             )
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about a Volume that is gone; nothing for any other failure."""
+    # Modal's client has a RuntimeError for it too, raised while it handles its NotFoundError (modal/volume.py, 1.6.4).
+    if not any(type(each).__name__ == "NotFoundError" for each in (error, error.__context__)):
+        return ""
+    return ". If it was deleted, deploy the app again: a Volume that is made anew has another id"
