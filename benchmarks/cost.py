@@ -1,6 +1,6 @@
 """What it costs to run examples/fashion_crop on Modal: arithmetic, from prices and seconds that are stated.
 
-    python benchmarks/cost.py [--start 15] [--photo 15] [--gpu L4] [--picture FILE.svg]
+    python benchmarks/cost.py [--start 6] [--photo 21] [--gpu L4] [--picture FILE.svg]
 
 It prints the tables of docs/cost.md. The picture needs matplotlib (``pip install -e '.[bench]'``).
 """
@@ -57,8 +57,8 @@ class App:
 class Visit:
     """What somebody who comes alone, and finds the app asleep, takes."""
 
-    start: float = 8  # seconds from the request to loaded models
-    photo: float = 28  # seconds of work
+    start: float = 6  # seconds from the request to loaded models
+    photo: float = 21  # seconds of work
 
     def awake(self, idle: float) -> float:
         """Return for how many seconds a container is paid for."""

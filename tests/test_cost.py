@@ -75,10 +75,10 @@ def test_by_another_way() -> None:
     month = 30 * 24 * 3600
     assert cost.always_awake(APP) == pytest.approx(2 * 0.0000131 * month + 16 * 0.00000222 * month)
     assert cost.always_awake(APP, "L4") - cost.always_awake(APP) == pytest.approx(0.000222 * month)
-    assert cost.sleeping(APP, VISIT, 10) == pytest.approx(10 * 30 * 96 * 0.00006172)
+    assert cost.sleeping(APP, VISIT, 10) == pytest.approx(10 * 30 * 87 * 0.00006172)
     assert cost.sleeping(APP, VISIT, 10_000) == cost.always_awake(APP)  # it cannot be more than always awake
     assert cost.sleeping(APP, VISIT, cost.even(APP, VISIT, 48.0)) == pytest.approx(48.0)
-    assert cost.working_hours(APP, VISIT) == pytest.approx(30 * 5 / 7 * 36_608 * 0.00006172)
+    assert cost.working_hours(APP, VISIT) == pytest.approx(30 * 5 / 7 * 36_606 * 0.00006172)
     manifest = Manifest.load(cost.MANIFEST)
     assert cost.weights_gib() * 2**30 == 693_997_677 + 897_952_466 + 570 + 48 + 466_062 + 231_508
     assert len(manifest) == 3

@@ -36,6 +36,7 @@ NARROW = 0.035  # of the axis: a part that is narrower has no number within
 
 def draw(result: Told, folder: Path) -> None:
     """Write ``cold-start.svg`` and ``before-after.svg``."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, picture in (("cold-start", cold_starts), ("before-after", before_and_after)):
         figure = picture(result)
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -109,6 +110,9 @@ def _dress(figure: Any, title: str, parts: list[str], result: Told) -> None:
         Patch(facecolor=grey, hatch=pattern, edgecolor="black", linewidth=0.7, label=name)
         for name, grey, pattern in (LOOKS[part] for part in parts)
     ]
-    told = textwrap.fill(f"Median of {result['rounds']}. {result['parameters']}.", 120)
+    counted = f"Starts: the one in the middle of {result['rounds']}, and of the usual download one"
+    if "photo" in parts:
+        counted = f"Starts: the one in the middle of {result['rounds']}; photos: one of each way"
+    told = textwrap.fill(f"{counted}. {result['parameters']}.", 120)
     legend = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
     figure.legend(handles=handles, ncols=len(handles), title=told, title_fontsize=8, **legend)

@@ -248,7 +248,7 @@ class Bench:
         size = sum(path.stat().st_size for path in (self.made / "files").rglob("*.p*"))
         return (
             f"{os.cpu_count()} cores; {size / 1e9:.2f} GB; image and disk: this machine's, its cache dropped; "
-            f"Volume: simulated, {VOLUME}; download: {RATE} MB/s a connection, {ROUND_TRIP} ms"
+            f"Volume: simulated, {VOLUME}; download: to the disk, {RATE} MB/s a connection, {ROUND_TRIP} ms"
         )
 
     def photo(self) -> Path:
