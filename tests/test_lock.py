@@ -93,6 +93,24 @@ def test_progress_of_the_holder_makes_waiting_go_on(root: Path) -> None:
     holder.clear()
 
 
+def test_who_is_waited_for_is_said_with_a_name(root: Path) -> None:
+    """A holder is a moment away from its note when it has just taken the lock, or can write none."""
+    lines: list[str] = []
+    waiting = _lock.Waiting(str(root), 10.0, lines.append, lambda: None)
+    waiting.tick()
+    assert (lines, waiting.holder) == ([], "another process")
+    holder = _lock.Holder(str(root))
+    holder.begin("looking")
+    waiting.tick()
+    assert waiting.holder == f"process {os.getpid()} (looking)"
+    assert [line.partition(" to fill")[0] for line in lines] == [f"waiting for {waiting.holder}"]
+    holder.clear()
+    waiting = _lock.Waiting(str(root), 10.0, lines.append, lambda: None)
+    waiting._began -= 2  # two seconds later
+    waiting.tick()
+    assert lines[1].startswith("waiting for another process to fill")
+
+
 def test_notes_that_are_noise(root: Path) -> None:
     assert _lock._in_words("{") == ""
     assert _lock._in_words("[]") == ""

@@ -28,6 +28,7 @@ _log = logging.getLogger("weightcache")
 REPORT_EVERY = 10.0  # seconds between two lines that say who is waited for
 POLL = 0.05  # seconds between two tries
 BEAT = 1.0  # seconds between two notes of the holder
+NAMELESS = "another process"  # a holder that has no note yet, or can write none
 
 _gates: dict[str, threading.Lock] = {}
 _gates_lock = threading.Lock()
@@ -118,9 +119,12 @@ class Waiting:
             text = stream.read()
         if text != self._seen:
             self._seen, self._moved = text, now
-        if not self.holder or "(looking)" not in _in_words(text):  # the next waiter only looks
-            self.holder = _in_words(text) or self.holder or "another process"
-        if now >= self._next_line:
+        words = _in_words(text)
+        if words and (self.holder in ("", NAMELESS) or "(looking)" not in words):  # the next waiter only looks
+            self.holder = words
+        self.holder = self.holder or NAMELESS
+        # Who has just taken the lock writes its note in a moment: a line without a name would be of no use to anybody.
+        if now >= self._next_line and (self.holder != NAMELESS or self.seconds >= BEAT):
             self._next_line = now + REPORT_EVERY
             self._say(f"waiting for {self.holder} to fill {self._root} ({self.seconds:.0f} s so far)")
         if now - self._moved >= self._wait:
@@ -193,7 +197,7 @@ def reload_gate(root: str) -> Iterator[None]:
                 hint="look at the process that holds the lock",
                 lock_path=_note(root, "gate"),
                 waited=60.0,
-                holder="another process",
+                holder=NAMELESS,
             )
 
     lock = None
