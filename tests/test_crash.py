@@ -19,7 +19,10 @@ pytestmark = pytest.mark.crash
 
 KILLS = 20
 
+# What a socket takes in beside a process that has no processor just now is lost with it, and would be megabytes.
 ENSURE = """
+import socket, urllib3.connection
+urllib3.connection.HTTPConnection.default_socket_options += [(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)]
 weights = ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False)
 print(json.dumps([weights.report["sam2"].outcome, weights.report["sam2"].bytes_fetched]))
 """
@@ -58,7 +61,9 @@ def test_kills_at_random_points_of_a_large_download(containers: str, origin: Ori
         assert visible(root) == []
         # What this life cost beyond what it left: sent, and not in a block that is journaled.
         lost = origin.sent() - journaled(root, data)
-        assert lost <= sum(connections) * 2 * MB, f"{lost} bytes lost in {kills} kills of {connections} connections"
+        assert lost <= sum(connections) * (BLOCK + BLOCK // 2), (
+            f"{lost} bytes lost in {kills} kills of {connections} connections"
+        )
     env = {"MODAL_TASK_ID": "ta-last"} if "another" in containers else {}
     there = journaled(root, data)
     outcome, fetched = json.loads(finish(child(ENSURE, json.dumps(manifest), str(root), env=env)))
@@ -92,7 +97,7 @@ def test_kills_with_many_connections_busy(origin: Origin, root: Path) -> None:
         assert process.returncode == -signal.SIGKILL, err
         assert len(connections) == kills
         lost = origin.sent() - journaled(root, data)
-        assert lost <= sum(connections) * (BLOCK + BLOCK // 4), (lost, connections)
+        assert lost <= sum(connections) * (BLOCK + BLOCK // 2), (lost, connections)
     print(f"{connections} connections busy at the kills; {lost / sum(connections) / BLOCK:.2f} MiB lost for each")
     there = journaled(root, data)
     resource.on_sent = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import trustme
+import urllib3.connection
 
 import weightcache
 from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redirect, stalled
@@ -63,6 +65,15 @@ def clients(origin: Origin) -> set[tuple[str, int]]:
     return {request.client for request in origin.requests}
 
 
+@pytest.fixture
+def small_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a socket take in little beside a reader that has no processor just now; it would be megabytes."""
+    options = urllib3.connection.HTTPConnection.default_socket_options or []
+    small = (socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKETS // 8)
+    monkeypatch.setattr(urllib3.connection.HTTPConnection, "default_socket_options", [*options, small])
+
+
+@pytest.mark.usefixtures("small_sockets")
 def test_a_slow_link_gets_many_connections(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, rate=SLOW)
     most: list[int] = []
