@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from origin import Origin, gate
-from support import blob, child, finish, one, partials, sha256, until
+from support import blob, child, finish, one, partials, sha256, start_together, until
 from weightcache import CheckpointReport, ensure
 from weightcache._partial import BLOCK
 
@@ -103,9 +104,11 @@ def test_two_spellings_of_a_root_are_one_lock(origin: Origin, root: Path, tmp_pa
 
 
 WATCHED = """
+print("ready", flush=True)
+sys.stdin.readline()
 root = os.path.realpath(sys.argv[2])
 def everyone():
-    return sys.argv[3].split(",") if len(sys.argv) > 3 else open(sys.argv[2] + "-pids").read().split()
+    return open(sys.argv[2] + "-pids").read().split()
 def inside(pids):
     held = []
     for pid in pids:
@@ -140,8 +143,9 @@ def test_nothing_is_open_in_the_root_at_commit_reload_or_return(origin: Origin, 
     reached, go_on = threading.Event(), threading.Event()
     origin.put("/a", DATA, faults=[gate(3 * BLOCK, reached, go_on)])
     manifest = json.dumps(one(DATA, origin.url("/a")))
-    processes = [child(WATCHED, manifest, str(root)) for _ in range(8)]
+    processes = [child(WATCHED, manifest, str(root), stdin=subprocess.PIPE) for _ in range(8)]
     Path(f"{root}-pids").write_text(" ".join(str(process.pid) for process in processes))
+    start_together(processes)
     assert reached.wait(60)
     waiting = 0
     lines: dict[int, str] = {}
@@ -171,8 +175,9 @@ def test_the_watch_sees_what_is_open(root: Path, origin: Origin) -> None:
     origin.put("/a", DATA)
     (root / "x").mkdir(parents=True)
     code = WATCHED.replace("weights = ensure", "held = open(os.path.join(root, 'x', 'y'), 'w'); weights = ensure")
-    process = child(code, json.dumps(one(DATA, origin.url("/a"))), str(root))
+    process = child(code, json.dumps(one(DATA, origin.url("/a"))), str(root), stdin=subprocess.PIPE)
     Path(f"{root}-pids").write_text(str(process.pid))
+    start_together([process])
     calls, at_return, _ = json.loads(finish(process))
     assert all(held for _, held in calls)
     assert at_return
