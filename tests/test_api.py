@@ -60,6 +60,11 @@ def test_values_cannot_be_changed() -> None:
     assert pickle.loads(pickle.dumps(manifest)) == manifest
 
 
+def test_every_name_is_listed_and_there() -> None:
+    assert set(weightcache.__all__) <= set(dir(weightcache))
+    assert all(hasattr(weightcache, name) for name in weightcache.__all__)
+
+
 def test_every_name_is_documented() -> None:
     api, tree = (HERE / "docs/reference/api.md").read_text(), (HERE / "docs/reference/errors.md").read_text()
     assert [name for name in weightcache.__all__ if f"`{name}" not in api] == []

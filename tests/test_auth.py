@@ -112,6 +112,20 @@ def test_netrc_serves_who_declares_no_auth(origin: Origin, root: Path, netrc: No
     assert authorization(origin) == ["Basic " + base64.b64encode(b"user:own").decode()]
 
 
+@pytest.mark.parametrize("where", ["netrc", "URL"])
+def test_a_user_name_that_is_refused_is_not_taken_for_none(
+    where: str, origin: Origin, root: Path, request: pytest.FixtureRequest
+) -> None:
+    origin.put("/a", DATA, always=answer(403))
+    if where == "netrc":
+        request.getfixturevalue("netrc")
+    url = origin.url("/a").replace("//", "//user:secret@") if where == "URL" else origin.url("/a")
+    with pytest.raises(DownloadError, match=r"403 Forbidden; a user name and password \(netrc, or the URL\)") as caught:
+        quiet(one(DATA, url), root)
+    assert "valid here" in caught.value.hint
+    assert "secret" not in f"{caught.value}"
+
+
 def test_credentials_in_a_url(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA)
     url = origin.url("/a").replace("//", "//user:secret@")
@@ -204,6 +218,7 @@ def test_a_variable_that_cannot_be_filled_in(
     assert "set SIGNED_PART in the environment" in caught.value.hint
     assert value is None or not value.strip() or value not in str(caught.value)
     assert origin.requests == []
+    assert [each.tries for each in caught.value.attempts] == [0]
 
 
 # The token of a user of the Hub ----------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ def test_no_two_ways_read_the_same_bytes_and_none_more_than_its_share() -> None:
     assert sum(end - start for _, start, end in pieces) == sum(sizes.values())
     counts = [sum(end - start for _, start, end in share) for share in shares]
     assert max(counts) - min(counts) <= 4 * CHUNK
+    few = bench._shares(sizes, 1000)  # at most what is asked for, though a piece is larger
+    assert sum(end - start for share in few for _, start, end in share) == 1000
     limited = bench._shares(sizes, 8 * len(WAYS) * CHUNK)
     assert [sum(end - start for _, start, end in share) for share in limited] == [8 * CHUNK] * len(WAYS)
 
@@ -83,13 +85,21 @@ def test_a_file_that_is_gone_is_a_storage_error(filled: Path) -> None:
 )
 def test_its_advice(rates: list[int], threads: int, said: str) -> None:
     ways = [
-        bench.Measured(chunk, count, MIB, rate * 1e6, 5000 * 1e6)
+        bench.Measured(chunk, count, 10 * MIB, rate * 1e6, 5000 * 1e6)
         for (chunk, count), rate in zip(WAYS, rates, strict=True)
     ]
     advice = bench._advice(ways, 10**9)
     assert advice["threads"] == threads
     assert said in advice["advice"]
     assert advice["warm"] == ("cached already" in said)
+
+
+def test_it_gives_no_advice_on_too_little() -> None:
+    def measured(count: int) -> bench.Measured:
+        return bench.Measured(MIB, 1, count, 1e6, 5e9)
+
+    for ways in ([measured(CHUNK - 1)] * len(WAYS), [measured(10 * CHUNK)]):
+        assert "too little to tell" in bench._advice(ways, CHUNK)["advice"]
 
 
 def test_where_nothing_is_published(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

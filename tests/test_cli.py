@@ -38,6 +38,17 @@ def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]
     return code, said.out, said.err
 
 
+def test_a_manifest_that_is_given_twice(manifest: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "status", "-m", manifest, "-m", manifest, "--root", root)
+    assert code == 2
+    assert "-m/--manifest is given twice" in err
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
+def test_an_age_that_is_none(seconds: str, manifest: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "prune", "-m", manifest, "--root", root, f"--older-than={seconds}")[0] == 2
+
+
 def test_all_verbs(manifest: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ("-m", manifest, "--root", root)
     path = str(root / "sam2" / sha256(DATA)[:16] / "weights.pt")

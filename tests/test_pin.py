@@ -74,7 +74,7 @@ def quiet(root: Path, **options: Any) -> Any:
 
 def test_add_makes_a_manifest_that_ensure_takes(run: Any, origin: Origin, root: Path) -> None:
     origin.put("/w/a b.pt", DATA)
-    code, out, err = run("add", "sam2", origin.url("/w/a%20b.pt?sig=hush"))
+    code, out, err = run("add", "sam2", origin.url("/w/a%20b.pt?part=hush"))
     assert code == 0, err
     assert out == (
         "sam2: added to weights.toml\n"
@@ -82,9 +82,27 @@ def test_add_makes_a_manifest_that_ensure_takes(run: Any, origin: Origin, root: 
     )
     assert text() == (
         "version = 1\n\n[checkpoints.sam2]\n"
-        f'urls = ["{origin.url("/w/a%20b.pt?sig=hush")}"]\nfile = "a b.pt"\nsha256 = "{sha256(DATA)}"\nsize = 300001\n'
+        f'urls = ["{origin.url("/w/a%20b.pt?part=hush")}"]\nfile = "a b.pt"\nsha256 = "{sha256(DATA)}"\nsize = 300001\n'
     )
     assert quiet(root)["sam2"].read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("before", "query", "told"),
+    [
+        ("u:hush@", "", "~/.netrc"),
+        ("", "?part=1&Sig=hush", "Sig=${VARIABLE}"),
+        ("", "?token=hush", "token=${VARIABLE}"),
+    ],
+)
+def test_add_writes_no_secret(before: str, query: str, told: str, run: Any, origin: Origin) -> None:
+    origin.put("/a.pt", DATA)
+    code, out, err = run("add", "sam2", origin.url(f"/a.pt{query}").replace("//", f"//{before}"))
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "hush" not in err
+    assert not Path("weights.toml").exists()
+    assert origin.requests == []
 
 
 def test_add_appends_and_leaves_the_rest_as_it_is(run: Any, origin: Origin) -> None:

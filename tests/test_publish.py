@@ -442,6 +442,10 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
     assert partials(root) == []  # nobody could use it, and it is in the way
     publish(folder / "2", name="fits", root=root)
     assert len(visible(root)) == 1
+    subprocess.run(["dd", "if=/dev/zero", f"of={small_disk}/filler", "bs=4k"], capture_output=True, check=False)
+    with pytest.raises(StorageError, match="the disk is full"):
+        publish(folder / "1", name="none", root=root)
+    assert partials(root) == []  # not even with an empty journal
 
 
 def test_a_read_only_root(small_disk: Path, folder: Path, tmp_path: Path) -> None:
@@ -585,7 +589,7 @@ def test_the_command(folder: Path, made: Path, root: Path, tmp_path: Path, capsy
     code, out, err = run(capsys, "publish", folder, "tag", "--root", root)
     assert code == 0
     checkpoint = Manifest.load(directory(FILES, name="tag"))["tag"]
-    assert out == f"{checkpoint}\n"
+    assert out == f"\n{checkpoint}\n"  # a file that lacks its last line end can be appended to as well
     assert err == f"weightcache: tag is at {root}/tag/{checkpoint.version}\n"
     code, more, err = run(capsys, "publish", made, "seg", "--root", root, "--json")
     assert (code, err) == (0, "")
@@ -594,7 +598,7 @@ def test_the_command(folder: Path, made: Path, root: Path, tmp_path: Path, capsy
     assert (told["name"], told["digest"]) == ("seg", sha256(DATA))
     assert told["files"] == {"model.bin": {"sha256": sha256(DATA), "size": len(DATA)}}
     assert Path(told["path"]).read_bytes() == DATA
-    (tmp_path / "weights.toml").write_text(out + told["entry"])  # as `>> weights.toml` has it
+    (tmp_path / "weights.toml").write_text(f"version = 1{out}{told['entry']}")  # as `>> weights.toml` has it
     assert run(capsys, "status", "-m", tmp_path / "weights.toml", "--root", root)[0] == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import subprocess
@@ -14,9 +15,10 @@ import pytest
 
 import weightcache
 from origin import Origin
-from support import blob, forbidden, one, visible
-from weightcache import NotCachedError, StorageError, ensure, prune, status
+from support import blob, child, finish, forbidden, one, visible
+from weightcache import NotCachedError, StorageError, ensure, prune, status, verify
 from weightcache._look import Layout
+from weightcache._tool import bench, doctor
 from weightcache.manifest import Manifest
 
 BIG = blob(12_000_000)
@@ -27,6 +29,7 @@ def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
     return ensure(manifest, root=root, progress=False, **options)
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_full_disk_is_reported_as_one(origin: Origin, small_disk: Path) -> None:
     origin.put("/a", BIG)
     root = small_disk / "root"
@@ -56,6 +59,49 @@ def test_a_disk_that_is_full_of_something_else(origin: Origin, small_disk: Path)
     assert quiet(one(DATA, name="a"), root)["a"].read_bytes() == DATA  # a hit needs no room
     (small_disk / "filler").unlink()
     assert quiet(one(other, origin.url("/b"), name="b"), root)["b"].read_bytes() == other
+
+
+def test_a_root_that_is_none(tmp_path: Path) -> None:
+    """Nobody is told that something is missing where nobody can look."""
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    manifest = one(DATA)
+    calls = {
+        "ensure": lambda root: quiet(manifest, root, offline=True),
+        "status": lambda root: status(manifest, root=root),
+        "verify": lambda root: verify(manifest, root=root),
+        "prune": lambda root: prune(manifest, root=root),
+        "bench": lambda root: bench.bench(str(root), 1),
+    }
+    for name, why in (("file", "it is a file"), ("link", "it is a link to .*nowhere, which is not there")):
+        for call in calls.values():
+            with pytest.raises(StorageError, match=f"cannot use root {tmp_path / name}: {why}"):
+                call(tmp_path / name)
+        assert doctor._writable(Layout(tmp_path / name)).ok is False
+
+
+def test_a_root_that_may_not_be_read(tmp_path: Path) -> None:
+    if os.geteuid():
+        forbidden("only root can become somebody else")
+    root = tmp_path / "root"
+    code = """
+    from weightcache import StorageError, _fill, _lock, _upkeep, ensure, prune, status, verify
+    os.setuid(65534)  # nobody
+    manifest, root = json.loads(sys.argv[1]), sys.argv[2]
+    said = []
+    for call in (status, verify, prune, ensure):
+        try:
+            call(manifest, root=root)
+        except StorageError as error:
+            said.append([error.errno, error.path])
+    print(json.dumps(said))
+    """
+    root.mkdir(mode=0o700)
+    reached = tmp_path
+    while reached.stat().st_mode & 0o001 == 0:
+        reached.chmod(reached.stat().st_mode | 0o011)  # on its way there; what pytest makes is for its user only
+        reached = reached.parent
+    assert json.loads(finish(child(code, json.dumps(one(DATA)), str(root)))) == [[errno.EACCES, str(root)]] * 4
 
 
 @pytest.fixture

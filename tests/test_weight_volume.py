@@ -144,7 +144,9 @@ def test_elsewhere_the_path_is_a_plain_directory(origin: Origin, root: Path) -> 
     assert asyncio.run(cache.aensure(offline=True)).report["sam2"].outcome == "hit"
 
 
-@pytest.mark.parametrize(("name", "path"), [("a/b", "/w"), ("", "/w"), ("a" * 65, "/w"), ("a", "weights"), ("a", "")])
+@pytest.mark.parametrize(
+    ("name", "path"), [("a/b", "/w"), ("", "/w"), ("a" * 65, "/w"), ("a", "weights"), ("a", ""), ("a", "/root/")]
+)
 def test_mistakes_are_found_at_once(name: str, path: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         WeightVolume(one(DATA), name=name, path=path)

@@ -8,9 +8,9 @@
     weights["sam2"]        # a pathlib.Path whose bytes are those that the manifest names
 
 The first container downloads, verifies while writing, publishes by rename and commits. Every later one looks at the
-Volume and has the path in under a millisecond: no network, no lock, no hashing. `status`, `verify` and `prune` look
-after a root; `aensure` is `ensure` for async code; `publish` brings in weights that were made here. What can go wrong
-is one tree of errors, in `weightcache.errors`.
+Volume and has the path: one receipt is read, each file is stat'ed, and there is no network, no lock and no hashing.
+`status`, `verify` and `prune` look after a root; `aensure` is `ensure` for async code; `publish` brings in weights that
+were made here. What can go wrong is one tree of errors, in `weightcache.errors`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 from ._ensure import aensure, ensure, prune, publish, status, verify
 from ._weights import Weights
 from .errors import (
+    Attempt,
     DownloadError,
     IntegrityError,
     LoadError,
@@ -32,6 +33,7 @@ from .errors import (
 from .manifest import Checkpoint, File, Manifest
 
 __all__ = [
+    "Attempt",
     "Checkpoint",
     "CheckpointReport",
     "DownloadError",
@@ -81,3 +83,7 @@ def __getattr__(name: str) -> object:
 
         return version("weightcache")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})  # the lazy ones too

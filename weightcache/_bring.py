@@ -218,8 +218,8 @@ class Bringer:
             hint=f"it is declared with urls = []: run `weightcache publish PATH {own.checkpoint.name} --root "
             f"{self.layout.root}` where its bytes are, or bring them to {self.layout.published(own.checkpoint)}"
             if own
-            else f"run `weightcache ensure {' '.join(names)} --root {self.layout.root}` where the root may be "
-            "written and the network reached",
+            else f"run `weightcache ensure {' '.join(names)} --root {self.layout.root}` with this manifest (-m) where "
+            "the root may be written and the network reached",
             checkpoints=names,
         )
 

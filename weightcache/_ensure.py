@@ -84,7 +84,7 @@ async def aensure(
 ) -> Weights:
     """Do what `ensure` does in a thread, so that the event loop goes on.
 
-    If the task is cancelled, the work ends with its files closed, and what was downloaded is kept for the next call:
+    If the task is cancelled, the work ends with its files closed, and each complete MiB is kept for the next call:
     within moments while bytes arrive, and after the stall timeout (30 s) at the latest while a mirror does not answer.
     See `ensure` for arguments and errors.
     """
@@ -166,6 +166,7 @@ def status(
     Raises:
         ManifestError: The manifest has problems.
         UnknownCheckpointError: ``only`` names what is not declared.
+        StorageError: Root is no directory, or may not be read.
     """
     from pathlib import Path
 
@@ -176,7 +177,9 @@ def status(
     looks = [look(layout, checkpoint) for checkpoint in checkpoints]
     if any(seen.state != "ready" for seen in looks):
         from ._lock import reload_gate
+        from ._store import check_root
 
+        check_root(layout)
         with reload_gate(layout.root):  # while a Volume reloads it looks empty
             looks = [look(layout, checkpoint) for checkpoint in checkpoints]
     return [
@@ -204,7 +207,7 @@ def verify(
     Raises:
         ManifestError: The manifest has problems.
         UnknownCheckpointError: ``only`` names what is not declared.
-        StorageError: A file cannot be read.
+        StorageError: A file cannot be read, or root is no directory.
     """
     from ._upkeep import verify_places
 
@@ -236,13 +239,16 @@ def prune(
     Raises:
         ManifestError: A manifest has problems; nothing is deleted.
         LockTimeoutError: Another process of this container fills the root and makes no progress.
-        StorageError: Something cannot be deleted.
+        StorageError: Something cannot be deleted, or root is no directory.
         VolumeError: The volume could not be reloaded or committed.
+        ValueError: No manifest is given, or ``older_than`` is no number of seconds.
     """
     from ._upkeep import prune_places
 
     if not manifests:
         raise ValueError("prune needs every manifest that is in use: what none of them declares is deleted")
+    if not 0 <= older_than < float("inf"):
+        raise ValueError(f"older_than must be a number of seconds, 0 or more, not {older_than!r}")
     kept = {(checkpoint.name, checkpoint.digest) for each in manifests for checkpoint in Manifest.load(each)}
     return prune_places(Layout(root), kept, volume=volume, dry_run=dry_run, older_than=older_than)
 

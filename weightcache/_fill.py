@@ -54,6 +54,7 @@ def fill(
     link: bool = False,
 ) -> Weights:
     """Make every checkpoint ready; see `ensure` for the arguments and errors, and `Bringer` for the last two."""
+    _store.check_root(layout)
     calls = VolumeCalls(layout.root, volume)
     first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
     say = make_progress(progress, []).say

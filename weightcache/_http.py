@@ -227,7 +227,7 @@ def _address(url: str) -> str:
         why = "is not set" if isinstance(error, KeyError) else "holds what no URL may"
         name = error.args[0]
         hint = f"set {name} in the environment (on Modal: a Secret)"
-        raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint) from None
+        raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint, asked=False) from None
 
 
 def _let_go(response: requests.Response) -> None:

@@ -115,7 +115,10 @@ class Partial:
             )
             self.append(f"\nopened {time.time():.0f}\n")  # the newline ends a line that a crash cut off
         except OSError as error:
-            self.close()
+            if self.inherited:
+                self.close()
+            else:
+                self.discard()  # a full disk has no room for a journal, but for an empty one
             raise StorageError.of(error, "write to", self.path) from None
 
     def __enter__(self) -> Partial:

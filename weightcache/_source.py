@@ -17,11 +17,14 @@ from abc import ABC, abstractmethod
 
 
 class SourceError(Exception):
-    """This mirror cannot give the file; the text says why, and ``hint`` what the user can do, if anything."""
+    """This mirror cannot give the file; the text says why, and ``hint`` what the user can do, if anything.
 
-    def __init__(self, reason: str, *, hint: str = "") -> None:
+    ``asked`` is whether a request was made.
+    """
+
+    def __init__(self, reason: str, *, hint: str = "", asked: bool = True) -> None:
         super().__init__(reason)
-        self.hint = hint
+        self.hint, self.asked = hint, asked
 
 
 class TransientError(SourceError):

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -136,6 +137,28 @@ def in_parallel(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], 
             raise
 
 
+def check_root(layout: Layout) -> None:
+    """Look at the root itself where something is missing in it: to whom may not look, everything seems to be missing.
+
+    Raises:
+        StorageError: It is there and no directory, leads nowhere, or may not be read.
+    """
+    root, hint = layout.root, "root must be a directory; name the mount path of the Volume"
+    try:
+        is_directory = stat.S_ISDIR(os.stat(root).st_mode)
+    except FileNotFoundError:
+        if os.path.islink(root):
+            why = f"it is a link to {os.readlink(root)}, which is not there"
+            raise StorageError(f"cannot use root {root}: {why}", hint=hint, path=root) from None
+        return
+    except OSError as error:
+        raise StorageError.of(error, "read", root) from None
+    if not is_directory:
+        raise StorageError(f"cannot use root {root}: it is a file", hint=hint, path=root)
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise StorageError.of(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "read", root)
+
+
 def make_root(layout: Layout) -> None:
     """Make the root and what is ours in it.
 
@@ -149,7 +172,7 @@ def make_root(layout: Layout) -> None:
         if isinstance(error, FileExistsError):
             raise StorageError(
                 f"cannot use root {layout.root}: {error.filename} is a file",
-                hint="root must be a directory; name the mount path of the Volume",
+                hint="a directory of ours must be there; move the file away",
                 path=layout.root,
             ) from None
         raise StorageError.of(error, "make", error.filename or layout.root) from None

@@ -32,7 +32,7 @@ def declared_token(variable: str) -> Token:
     value = os.environ.get(variable, "").strip()  # a newline from `echo` would be an invalid header
     if not value:
         hint = f"set {variable} in the environment (on Modal: a Secret)"
-        raise SourceError(f"environment variable {variable} (its `auth`) is not set", hint=hint)
+        raise SourceError(f"environment variable {variable} (its `auth`) is not set", hint=hint, asked=False)
     return _checked(value, variable, f"environment variable {variable} (its `auth`)")
 
 
@@ -63,7 +63,7 @@ def _token_file() -> str:
 
 def _checked(value: str, origin: str, where: str) -> Token:
     if not (value.isascii() and value.isprintable()):
-        raise SourceError(f"{where} holds characters no token has")
+        raise SourceError(f"{where} holds characters no token has", asked=False)
     return Token(value, origin)
 
 
@@ -76,12 +76,14 @@ def refusal(response: requests.Response, origin: str, auth: str | None, hub: str
         auth: What the checkpoint declares.
         hub: Page of the Hub's repository, or empty.
     """
+    # requests itself sends what netrc has for the host, or what stands before an @ in the URL.
+    basic = not origin and "Authorization" in response.request.headers
     sent = f"the token from {origin} was sent" if origin else "no token was sent"
-    text = f"{status_in_words(response)}; {sent}"
+    text = f"{status_in_words(response)}; {'a user name and password (netrc, or the URL) were sent' if basic else sent}"
     if not hub:
-        lacking = "" if origin else " (no `auth` is declared)"
+        lacking = "" if origin or basic else " (no `auth` is declared)"
         hint = f"look whether the token in {auth} is valid here" if auth else "declare `auth` if it needs a token"
-        return SourceError(text + lacking, hint=hint)
+        return SourceError(text + lacking, hint="look whether they are valid here" if basic else hint)
     # X-Error-Code is the Hub's own word for why (huggingface_hub's utils/_http.py reads it, too).
     code = re.sub("[^A-Za-z]", "", response.headers.get("X-Error-Code", ""))[:40]
     token = origin or "HF_TOKEN (or run `hf auth login`)"

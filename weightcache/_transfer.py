@@ -252,6 +252,7 @@ class Transfer:
     def failed(self, task: Task, error: SourceError) -> float:
         """Draw the consequences of a failed request; return for how many seconds its connection pauses."""
         mirror = task.mirror
+        mirror.requests -= not error.asked
         others = any(each.mirror is mirror and each.received for each in self.tasks - {task})
         was_whole = not mirror.ranges or mirror.alone
         self.release(task)

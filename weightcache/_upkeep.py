@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ._lock import exclusive
 from ._look import receipted_files, receipted_places
 from ._partial import stale_partials, sweep
-from ._store import refuse_read_only, wrong_files
+from ._store import check_root, refuse_read_only, wrong_files
 from ._volume import VolumeCalls
 from .errors import StorageError, VolumeError
 
@@ -66,6 +66,7 @@ def prune_places(
 ) -> list[Path]:
     """Delete what is not ``kept``, a set of (name, full digest); see `weightcache.prune`."""
     calls = VolumeCalls(layout.root, volume)
+    check_root(layout)
     if not os.path.isdir(layout.root):
         return []
     with exclusive(layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):

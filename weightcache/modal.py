@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WeightVolume"]
 
+_RESERVED = ("/", "/root", "/tmp")  # noqa: S108 (modal/_utils/mount_utils.py, 1.6, refuses them)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # as Modal has it; it becomes part of a path
 
 
@@ -66,6 +67,10 @@ class WeightVolume:
             raise ValueError(f"name must be 1 to 64 letters, digits, dots, dashes and underscores, got {name!r}")
         if not path.startswith("/"):
             raise ValueError(f"path must be absolute, as in '/root/data/weights', got {path!r}")
+        if os.path.normpath(path) in _RESERVED:
+            raise ValueError(
+                f"path must be none of {', '.join(_RESERVED)}, which Modal refuses; try '/root/data/weights'"
+            )
         self.name = name
         self.path = path
         self._volume: modal.Volume | None = None

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from weightcache._look import Layout
-from weightcache._rules import name_from_url, name_problem
+from weightcache._rules import name_from_url, name_problem, variables
 from weightcache._tool.draft import UNKNOWN, Draft, HubUrl, Pin, drafts
 from weightcache._tool.edit import ManifestFile
 from weightcache._tool.pin import Keep, add_common_arguments, bring, expect, kept, refuse_odd_digest, row
 from weightcache._tool.sums import read_sums
-from weightcache.errors import ManifestError
+from weightcache.errors import ManifestError, redacted
 from weightcache.manifest import Checkpoint, File
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
+
+# Query parameters that are secrets: of Azure, Amazon S3, Google Cloud Storage, and of CivitAI and GitLab.
+SIGNATURES = {"sig", "signature", "x-amz-signature", "x-goog-signature", "token", "access_token", "private_token"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +54,8 @@ def add(options: argparse.Namespace) -> list[dict[str, Any]]:
         ValueError: The options do not go together, or the name is taken.
     """
     _refuse_misuse(options)
+    for url in options.urls:
+        _refuse_secret(url)
     file = ManifestFile(options.manifest, writes=not options.print)
     places = _places(options, file.path) if options.from_dir else []
     names = [name for name, _ in places] or [options.name]
@@ -80,6 +85,22 @@ def _refuse_names(names: Sequence[str], file: ManifestFile, shown: str) -> None:
     if taken := sorted(known & set(names)):
         raise ValueError(f"{shown} declares {', '.join(taken)} already; `weightcache pin` completes an entry")
     file.check_add([Checkpoint(name, (), (File("-", UNKNOWN),)) for name in names])
+
+
+def _refuse_secret(url: str) -> None:
+    """Refuse to write a secret into a manifest, which lies in Git and in images."""
+    parts = urlsplit(url)
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        raise ValueError(
+            f"{redacted(url)}: what stands before the @ would be written into the manifest; leave it out, and let "
+            "~/.netrc or --auth hold it"
+        )
+    for name, value in parse_qsl(parts.query):
+        if name.lower() in SIGNATURES and not variables(value):
+            raise ValueError(
+                f"{redacted(url)}: the query's {name} would be written into the manifest; "
+                f"write '{name}=${{VARIABLE}}', and set that environment variable to its value"
+            )
 
 
 def _refuse_misuse(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache._look import Layout, receipted_files, receipted_places
 from weightcache._prefetched import CHUNK
+from weightcache._store import check_root
 from weightcache.errors import NotCachedError, StorageError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def bench(root: str, limit: int) -> dict[str, Any]:
         StorageError: A file cannot be read.
     """
     layout = Layout(root)
+    check_root(layout)
     paths = [
         f"{layout.root}/{name}/{digest[:16]}/{path}"
         for name, digest, receipt in receipted_places(layout)
@@ -104,8 +106,9 @@ def _shares(sizes: dict[str, int], limit: int) -> list[list[Piece]]:
             least = counts.index(min(counts))
             if counts[least] >= share:
                 return shares
-            shares[least].append((path, start, min(start + block, size)))
-            counts[least] += min(block, size - start)
+            count = min(block, size - start, share - counts[least])
+            shares[least].append((path, start, start + count))
+            counts[least] += count
     return shares
 
 
@@ -173,7 +176,12 @@ def _advice(measured: Sequence[Measured], total: int) -> dict[str, Any]:
     enough = next((each for each in fast if each.first >= GOOD * best), max(fast or measured, key=lambda m: m.first))
     gain = enough.first / serial.first
     warm = all(each.first >= CACHED * each.again for each in measured)
-    if warm:
+    if len(measured) < len(WAYS) or serial.bytes < CHUNK:
+        advice = (
+            f"{total / 1e6:.0f} MB are too little to tell, or too little of it was read (--size): "
+            f"each of {len(WAYS)} ways wants {4 * CHUNK // 1_000_000} MB and more"
+        )
+    elif warm:
         advice = (
             "the first reads were about as fast as the second ones: either all of it was cached already (run this in a "
             "container that has just started), or this disk is as fast as memory and nothing is to be gained"
@@ -194,7 +202,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=2000,
         metavar="MB",
-        help="how much to read in all, at most (default: 2000)",
+        help="how much to read in all, at most, and then once more (default: 2000)",
     )
 
 

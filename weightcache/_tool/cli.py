@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
         return 0
     except KeyboardInterrupt:
         # What `add` and `pin` read has no digest yet, and nothing to go on from.
-        kept = "" if options.verb in ("add", "pin") else "; what was downloaded is kept"
+        kept = "" if options.verb in ("add", "pin") else "; each MiB of a file that was complete is kept"
         print(f"weightcache: interrupted{kept}", file=sys.stderr)
         return 130
 

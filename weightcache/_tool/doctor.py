@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from weightcache._container import note_path
 from weightcache._look import Layout, look
 from weightcache._rules import MODAL_VOLUMES
+from weightcache._store import check_root
 from weightcache._tool import remote
-from weightcache.errors import WeightCacheError
+from weightcache.errors import StorageError, WeightCacheError
 from weightcache.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ def _place(layout: Layout) -> Finding:
 
 
 def _writable(layout: Layout) -> Finding:
+    try:
+        check_root(layout)
+    except StorageError as error:
+        return Finding("root", False, f"{error.args[0]}; {error.hint}", 5)
     folder = layout.root
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)

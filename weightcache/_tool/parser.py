@@ -43,6 +43,15 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Once(argparse.Action):
+    """Refuse to be given twice, where argparse would forget the first."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, *_: object) -> None:
+        if getattr(namespace, self.dest) is not self.default:
+            parser.error(f"{'/'.join(self.option_strings)} is given twice; this verb takes one manifest")
+        setattr(namespace, self.dest, value)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -75,7 +84,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser, verb: _Verb) -> None:
         )
     about = "the manifest (default: ./weights.toml)"
     if verb.manifest == "one":
-        parser.add_argument("-m", "--manifest", metavar="FILE", default="weights.toml", help=about)
+        parser.add_argument("-m", "--manifest", metavar="FILE", default="weights.toml", action=_Once, help=about)
     elif verb.manifest == "several":
         about += "; give every one that is in use"
         parser.add_argument("-m", "--manifest", metavar="FILE", action="append", help=about)

@@ -26,6 +26,7 @@ def publish(options: argparse.Namespace) -> int:
         told = {"name": checkpoint.name, "path": path, "digest": checkpoint.digest, "files": files}
         print(json.dumps({**told, "entry": f"{checkpoint}\n"}, indent=1))
     else:
-        print(checkpoint)  # nothing else, so that `>> weights.toml` declares it
+        # Nothing else, so that `>> weights.toml` declares it; first a line end, which that file may lack.
+        print(f"\n{checkpoint}")
         print(f"weightcache: {checkpoint.name} is at {path}", file=sys.stderr)
     return 0
