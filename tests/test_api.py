@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -115,6 +116,17 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     text = "\n".join(lines[:25])
     assert "make demo" in text
     assert "make test" in text
+
+
+def test_the_image_of_the_readme_holds_the_package_and_no_weights(tmp_path: Path) -> None:
+    from modal.file_pattern_matcher import FilePatternMatcher
+
+    [patterns] = re.findall(r"^ALL_BUT = (\[.*\])", (HERE / "README.md").read_text(), re.M)
+    is_left_out = FilePatternMatcher(*ast.literal_eval(patterns))
+    needed = ["pyproject.toml", "README.md", "LICENSE", "weightcache/__init__.py", "weightcache/torch/_load.py"]
+    assert [each for each in needed if is_left_out(Path(each))] == []
+    others = ["demo-volume/sam2/7442/a.pt", ".venv/bin/python", ".git/HEAD", "weights/a.pt", "examples/origin.py"]
+    assert [each for each in others if not is_left_out(Path(each))] == []
 
 
 PAGES = sorted(set((HERE / "docs/how-to").glob("*.md")) - {HERE / "docs/how-to/README.md"})

@@ -137,7 +137,10 @@ def test_the_other_ends(
 
     with monkeypatch.context() as patch:
         patch.setattr(weightcache, "ensure", interrupted)
-        assert run(capsys, "ensure", "-m", manifest, "--root", root)[0] == 130
+        patch.setattr(weightcache, "verify", interrupted)
+        told = "weightcache: interrupted; each MiB of a file that was complete is kept\n"
+        assert run(capsys, "ensure", "-m", manifest, "--root", root) == (130, "", told)
+        assert run(capsys, "verify", "-m", manifest, "--root", root) == (130, "", "weightcache: interrupted\n")
     assert run(capsys, "--version")[1] == f"weightcache {weightcache.__version__}\n"
 
 

@@ -27,6 +27,12 @@ def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
     return ensure(manifest, root=root, progress=False, **options)
 
 
+@pytest.fixture(autouse=True)
+def no_relief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no other connection bring what a held one owes, however long another process takes to start."""
+    monkeypatch.setattr("weightcache._schedule.STALLED", 600.0)
+
+
 class Filling:
     """A thread that fills the root and is held in the middle of its download."""
 

@@ -70,6 +70,14 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
+def a_large_one_and_another(origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a manifest of a large file, and one with a second file too: a hit and a miss, once the first is there."""
+    origin.put("/large", LARGE)
+    origin.put("/b", b"b")
+    there, other = one(LARGE, origin.url("/large")), one(b"b", origin.url("/b"), name="b")
+    return there, {"checkpoints": {**there["checkpoints"], **other["checkpoints"]}}
+
+
 class Gate:
     """Holds every read of a file until it is opened: by the test, or (``until_pause``) by a pause that has begun."""
 
@@ -448,11 +456,8 @@ def test_ensure_commits_and_reloads_with_nothing_of_a_prefetch_open(
     origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hit and a miss in one call, while the hit is being read."""
-    origin.put("/large", LARGE)
-    origin.put("/b", b"b")
-    there = one(LARGE, origin.url("/large"))
+    there, both = a_large_one_and_another(origin)
     path = ensure(there, root=root, progress=False)["sam2"]
-    both = {"checkpoints": {**there["checkpoints"], **one(b"b", origin.url("/b"), name="b")["checkpoints"]}}
     gate = Gate(monkeypatch, "weights.pt", until_pause=True)
     seen: list[list[str]] = []
 
@@ -477,11 +482,8 @@ def test_a_reload_that_changes_times_costs_time_and_no_byte(
     read: str, origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of the same size and another time may be another file: what was read of it is not used."""
-    origin.put("/large", LARGE)
-    origin.put("/b", b"b")
-    there = one(LARGE, origin.url("/large"))
+    there, both = a_large_one_and_another(origin)
     path = ensure(there, root=root, progress=False)["sam2"]
-    both = {"checkpoints": {**there["checkpoints"], **one(b"b", origin.url("/b"), name="b")["checkpoints"]}}
     gate = Gate(monkeypatch, "weights.pt" if read == "half" else "none", until_pause=True)
 
     class Volume:
@@ -514,10 +516,7 @@ def test_another_process_that_reads_costs_a_receipt_and_no_byte(origin: Origin, 
             super().commit()
             self.reload()  # as Modal's client does
 
-    origin.put("/large", LARGE)
-    origin.put("/b", b"b")
-    there = one(LARGE, origin.url("/large"))
-    both = {"checkpoints": {**there["checkpoints"], **one(b"b", origin.url("/b"), name="b")["checkpoints"]}}
+    there, both = a_large_one_and_another(origin)
     view = Mounted(volume, tmp_path / "mount")
     options: dict[str, Any] = {"lease": None, "progress": False}
     ensure(there, root=view.root, volume=view, **options)

@@ -104,6 +104,8 @@ def test_two_spellings_of_a_root_are_one_lock(origin: Origin, root: Path, tmp_pa
 
 
 WATCHED = """
+from weightcache import _schedule
+_schedule.PROBATION = 60.0  # the connection that is held is not called slow, and relieved
 print("ready", flush=True)
 sys.stdin.readline()
 root = os.path.realpath(sys.argv[2])
@@ -183,6 +185,7 @@ def test_the_watch_sees_what_is_open(root: Path, origin: Origin) -> None:
     assert at_return
 
 
+@pytest.mark.usefixtures("one_connection")
 def test_a_fork_while_a_thread_holds_the_gate(origin: Origin, root: Path) -> None:
     reached, go_on = threading.Event(), threading.Event()
     origin.put("/a", DATA, faults=[gate(BLOCK, reached, go_on)])

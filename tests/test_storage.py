@@ -16,7 +16,7 @@ import pytest
 import weightcache
 from origin import Origin
 from support import blob, child, finish, forbidden, one, visible
-from weightcache import NotCachedError, StorageError, ensure, prune, status, verify
+from weightcache import NotCachedError, StorageError, ensure, prune, publish, status, verify
 from weightcache._look import Layout
 from weightcache._tool import bench, doctor
 from weightcache.manifest import Manifest
@@ -65,12 +65,14 @@ def test_a_root_that_is_none(tmp_path: Path) -> None:
     """Nobody is told that something is missing where nobody can look."""
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "made").write_bytes(b"")
     manifest = one(DATA)
     calls = {
         "ensure": lambda root: quiet(manifest, root, offline=True),
         "status": lambda root: status(manifest, root=root),
         "verify": lambda root: verify(manifest, root=root),
         "prune": lambda root: prune(manifest, root=root),
+        "publish": lambda root: publish(tmp_path / "made", name="made", root=root),
         "bench": lambda root: bench.bench(str(root), 1),
     }
     for name, why in (("file", "it is a file"), ("link", "it is a link to .*nowhere, which is not there")):

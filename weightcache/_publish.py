@@ -42,6 +42,7 @@ def publish_path(
 ) -> Checkpoint:
     """See `weightcache.publish`, and `Bringer` for ``link``."""
     top = _absolute(path, name, layout)
+    _store.check_root(layout)  # now: to hash what is to be published may take an hour
     calls = VolumeCalls(layout.root, volume)
     # Under the lock: it may lie on the Volume itself, where nothing may be open while another process commits.
     with exclusive(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):

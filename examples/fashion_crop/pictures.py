@@ -29,7 +29,7 @@ LOOKS = {  # of each part of a bar: what it is, its grey and its pattern
     "imports": ("Python and imports", "#d4d4d4", ""),
     "build": ("build the models", "white", "////"),
     "load": ("load the weights", "#707070", ""),
-    "photo": ("one photo", "white", "...."),
+    "photo": ("one photo", "white", "||"),
 }
 NARROW = 0.035  # of the axis: a part that is narrower has no number within
 

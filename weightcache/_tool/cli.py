@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        # What `add` and `pin` read has no digest yet, and nothing to go on from.
-        kept = "" if options.verb in ("add", "pin") else "; each MiB of a file that was complete is kept"
+        kept = "; each MiB of a file that was complete is kept" if options.verb == "ensure" else ""
         print(f"weightcache: interrupted{kept}", file=sys.stderr)
         return 130
 

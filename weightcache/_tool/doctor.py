@@ -88,8 +88,6 @@ def _writable(layout: Layout) -> Finding:
     folder = layout.root
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
-    if not os.path.isdir(folder):
-        return Finding("root", False, f"{folder} is a file; root must be a directory", 5)
     if not os.access(folder, os.W_OK):
         return Finding("root", False, f"{folder} is not writable: hits work, a miss is an error", 5)
     made = "" if folder == layout.root else f" (and can be made below {folder})"
