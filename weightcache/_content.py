@@ -1,0 +1,61 @@
+"""What a server sent instead of weights, recognised by its first bytes and its Content-Type.
+
+Hosts answer 200 with a login page, a JSON error or a Git LFS pointer where a file was wanted. A digest says that such
+bytes are wrong; this module says what they are.
+"""
+
+from __future__ import annotations
+
+import re
+
+HEAD = 1024  # bytes of a file that `foreign_content` needs at most
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_TEXT_TYPES = {"html": "html", "xhtml+xml": "html", "xml": "xml", "json": "json", "problem+json": "json"}
+_WORDS = {"html": "an HTML page", "xml": "an XML document", "json": "a JSON document"}
+# A file with one of these endings is declared to be such a document.
+_ENDINGS = {
+    "html": (".html", ".htm", ".xhtml"),
+    "xml": (".xml", ".svg", ".html", ".htm", ".xhtml"),
+    "json": (".json", ".jsonl", ".ipynb", ".geojson"),
+}
+
+
+def foreign_content(head: bytes, content_type: str = "", *, name: str) -> str:
+    """Say what came instead of weights, as in "an HTML page" or "a Git LFS pointer"; empty if it may be weights.
+
+    Args:
+        head: The first bytes of the file, up to `HEAD`; all of it if it is shorter.
+        content_type: The Content-Type header of the response, if any. It counts only where the bytes do not speak
+            against it: many hosts call everything ``text/html``.
+        name: Path or name of the wanted file. ``config.json`` may be a JSON document, and ``LICENSE`` may be any text.
+    """
+    if not head:
+        return "an empty file"
+    if head.startswith(_POINTER):
+        return "a Git LFS pointer"
+    kind = _kind(head) or _declared_kind(head, content_type)
+    if not kind or name.lower().endswith(_ENDINGS[kind]):
+        return ""
+    return _WORDS[kind]
+
+
+def _kind(head: bytes) -> str:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:256].lower()
+    if re.match(rb"<!doctype html|<html[\s>]|<head[\s>]|<body[\s>]", text) or (b"<html" in text and text[:1] == b"<"):
+        return "html"
+    if text.startswith(b"<?xml") or re.match(rb"<[a-z][a-z0-9:_-]*(\s[^<>]*)?>", text):
+        return "xml"
+    # `{"` also begins a .safetensors header, but only after its 8 bytes of length.
+    if re.match(rb'\{\s*("|\}|$)|\[\s*(["{\]]|$)', text) and _is_text(head):
+        return "json"
+    return ""
+
+
+def _declared_kind(head: bytes, content_type: str) -> str:
+    subtype = content_type.partition(";")[0].strip().lower().rpartition("/")[2]
+    return _TEXT_TYPES.get(subtype, "") if _is_text(head) else ""
+
+
+def _is_text(head: bytes) -> bool:
+    return not any(byte < 9 or (13 < byte < 32 and byte != 27) for byte in head)
