@@ -1,4 +1,4 @@
-"""Run many seeds of the simulation, or one of them with its trace.
+"""Run many seeds of both simulations, or one of them with its trace: containers on a Volume, and writers on one root.
 
 python tests/simulate.py --seeds 20000
 python tests/simulate.py --seed 4711
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 
+from root_simulation import simulate_root
 from simulation import BrokenError, simulate
 
 
@@ -20,6 +21,7 @@ def broken(seed: int) -> tuple[int, str] | None:
     logging.disable(logging.CRITICAL)
     try:
         simulate(seed)
+        simulate_root(seed)
     except Exception as error:
         return seed, f"{type(error).__name__}: {error}"
     return None
@@ -39,6 +41,7 @@ def main() -> int:
             world, said = error.world, f"broken: {error}"
         had = f"downloads: {world.downloads}, {world.finished} of {len(world.containers)} containers have their bytes"
         print(world.switches, *world.trace, had, said, sep="\n")
+        print("on one root:", *simulate_root(options.seed).trace, sep="\n")  # it raises where an invariant breaks
         return bool(said)
     began = time.monotonic()
     with multiprocessing.Pool(os.cpu_count()) as pool:

@@ -375,7 +375,7 @@ def test_old_partials_are_swept(age: float, left: int, origin: Origin, root: Pat
 
 
 def test_a_partial_without_a_readable_journal_has_the_age_of_its_directory(origin: Origin, root: Path) -> None:
-    stray = root / ".weightcache/partial/stray"
+    stray = root / f".weightcache/partial/{sha256(b'other')}.0123456789ab-1-1-00000000"
     stray.mkdir(parents=True)
     origin.put("/b", b"other")
     quiet(one(b"other", origin.url("/b")), root)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._cancel import Cancel
     from ._lock import Holder
     from ._look import Layout, Look
+    from ._partial import PartialFile
     from ._progress import ProgressCallback
     from ._results import Outcome
     from .manifest import Checkpoint, File
@@ -37,6 +38,7 @@ class Work:
         self.checkpoint = checkpoint
         self.seen = seen
         self.missing: list[File] = []
+        self.sizes: dict[str, int] = {}  # by path, the bytes of what is right: for the receipt
         self.to_fetch: list[File] = []  # what is missing and nowhere in the root
         self.resumed = False
         self.outcome: Outcome = "hit"
@@ -88,14 +90,19 @@ class Bringer:
         self._holder.begin("hashing what is there")
         to_hash = []
         for work in todo:
-            work.missing, work.published, work.resumed = [], False, False
+            work.published, work.resumed = False, False
             if work.seen.receipt and not self._rehash:
-                work.missing = list(work.seen.wrong)
+                wrong = {file.path for file in work.seen.wrong}
+                work.sizes = {path: size for path, size in work.seen.sizes.items() if path not in wrong}
             else:
+                work.sizes = {}
                 to_hash += [(work.checkpoint, file) for file in work.checkpoint.files]
-        wrong = _store.wrong_files(self.layout, to_hash, self._tick)
+        right = _store.right_files(self.layout, to_hash, self._tick)
+        by_name = {work.checkpoint.name: work for work in todo}
+        for (name, path), size in right.items():
+            by_name[name].sizes[path] = size
         for work in todo:
-            work.missing += [file for file in work.checkpoint.files if (work.checkpoint.name, file.path) in wrong]
+            work.missing = [file for file in work.checkpoint.files if file.path not in work.sizes]
             work.checked = True
 
     def _tick(self) -> None:
@@ -115,30 +122,33 @@ class Bringer:
             if not work.missing:
                 work.done("adopted")
         with Writer.new(self.layout.root) as writer, ExitStack() as stack:
-            partials = {
-                work.checkpoint.name: stack.enter_context(Partial(self.layout, work.checkpoint, writer))
-                for work in changed
-                if work.missing
-            }
+            partials: dict[str, Partial] = {}  # by full digest: checkpoints with the same files share one
+            for work in changed:
+                if work.missing and work.checkpoint.digest not in partials:
+                    partial = Partial(self.layout, work.checkpoint, writer)
+                    partials[work.checkpoint.digest] = stack.enter_context(partial)
             self._copy_what_is_here(changed, partials)
             if short := [work for work in changed if work.missing and not work.published]:
                 unfetchable = short if self._offline else [work for work in short if not work.checkpoint.urls]
                 if unfetchable:
                     raise self.not_cached(unfetchable, "offline=True" if self._offline else "it declares no URL")
                 self._fetch(short, partials)
-            for work in changed:
-                if work.missing:
-                    partials[work.checkpoint.name].discard()
+            for partial in partials.values():
+                partial.discard()
 
     def _copy_what_is_here(self, changed: Sequence[Work], partials: dict[str, Partial]) -> None:
         """Publish what the root or this machine has; first copy all: half of what was made here helps nobody."""
         held = _store.held_files(self.layout)
+        for work in changed:  # what was hashed just now has no receipt yet
+            for file in work.checkpoint.files:
+                if file.path in work.sizes:
+                    held.setdefault(file.sha256, []).append(self.layout.file(work.checkpoint, file))
         copied: list[tuple[Work, File, str]] = []
         self._holder.begin("copying")
         for work in changed:
             work.to_fetch = []
             for file in work.missing:
-                target = f"{partials[work.checkpoint.name].path}/{len(copied)}.copy"
+                target = f"{partials[work.checkpoint.digest].path}/{len(copied)}.copy"
                 if self._copy(work, file, target, held):
                     copied.append((work, file, target))
                 else:
@@ -150,17 +160,27 @@ class Bringer:
                 work.done("healed" if work.was_wrong else "copied")
 
     def _copy(self, work: Work, file: File, target: str, held: Mapping[str, Sequence[str]]) -> bool:
-        place = self.layout.file(work.checkpoint, file)
-        sources = (path for path in held.get(file.sha256, ()) if path != place)
-        if any(_store.link_or_copy(source, target, file.sha256, self._tick) for source in sources):
-            return True
-        if (own := self.own.get(file.sha256)) is None:
+        sources, own = self._sources(work, file, held), self.own.get(file.sha256)
+        for source in [*sources, own] if self._link and own else sources:
+            if found := _store.link_or_copy(source, target, file.sha256, self._tick):
+                work.sizes[file.path] = found.size
+                return True
+        if own is None:
             return False
-        if self._link and _store.link_or_copy(own, target, file.sha256, self._tick):
-            return True
-        if _store.copy(own, target, self._tick) != file.sha256 or os.stat(target).st_size != file.size:
+        copied = _store.copy(own, target, self._tick)
+        if copied != (file.sha256, file.size):
             raise changed_while_read(own)
+        work.sizes[file.path] = copied.size
         return True
+
+    def _sources(self, work: Work, file: File, held: Mapping[str, Sequence[str]]) -> list[str]:
+        """Return where the root holds a file under another name."""
+        place = self.layout.file(work.checkpoint, file)
+        return [
+            path
+            for path in held.get(file.sha256, ())
+            if path != place and not _store.leads_out(self.layout, os.path.dirname(path))
+        ]
 
     def _fetch(self, short: list[Work], partials: dict[str, Partial]) -> None:
         """Fetch each digest once; whoever needs the same bytes gets a link or a copy."""
@@ -169,7 +189,7 @@ class Bringer:
             for file in work.to_fetch:
                 wanted[file.sha256].append((work, file))
         first = [needs[0] for needs in wanted.values()]
-        jobs = [Job(w.checkpoint, f, partials[w.checkpoint.name].file(f)) for w, f in first]
+        jobs = [Job(w.checkpoint, f, partials[w.checkpoint.digest].file(f)) for w, f in first]
         progress = make_progress(self._progress, [(w.checkpoint, f) for w, f in first])
         left = {work.checkpoint.name: len(work.to_fetch) for work in short}
         works = {work.checkpoint.name: work for work in short}
@@ -177,7 +197,7 @@ class Bringer:
         def on_verified(job: Job) -> None:
             for work, _ in wanted[job.file.sha256]:
                 work.sources.append(job.source)
-            self._publish_for_all(wanted[job.file.sha256], job.partial.path, left, resumed=job.partial.reused > 0)
+            self._publish_for_all(wanted[job.file.sha256], job.partial, left)
 
         self._holder.begin("downloading", progress.total or 0)
         try:
@@ -187,25 +207,42 @@ class Bringer:
             for job in jobs:
                 works[job.checkpoint.name].received += job.received
 
-    def _publish_for_all(
-        self, needs: list[tuple[Work, File]], verified: str, left: dict[str, int], *, resumed: bool
-    ) -> None:
-        for work, file in needs[1:]:
-            copy = f"{verified}.copy"
-            if not _store.link_or_copy(verified, copy, file.sha256, self._cancel.check):
-                raise VanishedError(verified)
-            _store.publish(self.layout, work.checkpoint, file, copy)
-        _store.publish(self.layout, needs[0][0].checkpoint, needs[0][1], verified)
-        for work, _ in needs:
-            work.resumed |= resumed
+    def _publish_for_all(self, needs: list[tuple[Work, File]], verified: PartialFile, left: dict[str, int]) -> None:
+        """Publish a verified file in every place that needs it: renamed into the first one, linked from there.
+
+        Never linked from the partial: after a crash it would be written to, and that file is published. A place that
+        cannot be written keeps no other one from its file.
+        """
+        published, failure = "", None
+        for work, file in needs:
+            source = verified.path
+            try:
+                if published:
+                    source = f"{verified.path}.copy"
+                    if not _store.link_or_copy(published, source, file.sha256, self._cancel.check):
+                        raise VanishedError(published)
+                _store.publish(self.layout, work.checkpoint, file, source)
+            except StorageError as error:
+                failure = failure or error
+                continue
+            published = published or self.layout.file(work.checkpoint, file)
+            work.sizes[file.path] = verified.size
+            work.resumed |= verified.reused > 0
             left[work.checkpoint.name] -= 1
             if not left[work.checkpoint.name]:
                 work.done("healed" if work.was_wrong else "resumed" if work.resumed else "downloaded")
+        if failure:
+            raise failure
 
     def write_receipts(self, published: Sequence[Work]) -> None:
         """Record what was verified, and sweep what is left of its downloads."""
         for work in published:
-            _store.write_receipt(self.layout, work.checkpoint, sorted(set(work.sources)))
+            try:
+                _store.write_receipt(self.layout, work.checkpoint, work.sizes, sorted(set(work.sources)))
+            except VanishedError:
+                work.published = False  # it is not what was hashed any more
+                raise
+        _store.refuse_links(self.layout, self.layout.partials)
         sweep(self.layout, {work.checkpoint.digest for work in published})
 
     def not_cached(self, works: Sequence[Work], why: str) -> NotCachedError:

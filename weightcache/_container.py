@@ -1,4 +1,4 @@
-"""Who is writing: the container, the process, and whether a writer of the past can still be alive.
+"""Which container and process this is, and whether a writer of the past can still be alive.
 
 A pid alone names nobody: pids repeat across containers, and the clones of a memory snapshot share pids, files and
 even random state. Everything is therefore read anew at every call. Liveness never rests on a lock, since locks do
@@ -76,29 +76,48 @@ def write_note(path: str, text: str) -> None:
     os.replace(fresh, path)
 
 
+def in_modal_container() -> bool:
+    """Whether this process runs in a container of Modal, by the variables that Modal sets in every one."""
+    return os.environ.get("MODAL_IS_REMOTE") == "1" or "MODAL_TASK_ID" in os.environ
+
+
 def container_id(root: str) -> str:
-    """Return 12 hex digits that name this container (and its pid namespace)."""
+    """Return 12 hex digits that name this container; processes that share them see each other's pids.
+
+    They stand for a random text in the container's own temporary directory, and for what differs where two containers
+    share or copy that directory: the boot of the kernel, the host name, and the start of the first process of the pid
+    namespace. The link ``/proc/self/ns/pid`` would name that namespace, but gVisor before 2025-06 gives every process
+    another link. ``MODAL_TASK_ID`` differs between clones of one memory snapshot, which share all the rest.
+    """
+    machine = (_boot_id(), os.uname().nodename, process_start(1), os.environ.get("MODAL_TASK_ID", ""), _local_id(root))
+    return hashlib.sha256(repr(machine).encode()).hexdigest()[:12]
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            return stream.read(64)
+    except (OSError, UnicodeDecodeError):
+        return ""  # gVisor has none
+
+
+def _local_id(root: str) -> str:
     try:
         path = os.path.join(local_directory(root), "container")
     except StorageError:
         path = "/"  # neither read nor made: see below
     for _ in range(3):
-        with suppress(OSError), open(path, encoding="utf-8") as stream:
-            if local := stream.read():
-                break
+        with suppress(OSError, UnicodeDecodeError), open(path, encoding="ascii") as stream:
+            if local := stream.read(64):
+                return local
         fresh = f"{path}.{secrets.token_hex(8)}"
         with suppress(OSError):
-            with open(fresh, "w", encoding="utf-8") as stream:
+            with open(fresh, "w", encoding="ascii") as stream:
                 stream.write(secrets.token_hex(16))
             with suppress(FileExistsError):
                 os.link(fresh, path)  # the first one wins, whole
             os.unlink(fresh)
-    else:
-        local = secrets.token_hex(16)  # nobody can be recognised as dead then, which only costs a copy
-    with suppress(OSError):
-        local += os.readlink("/proc/self/ns/pid")
-    # MODAL_TASK_ID differs between clones of one memory snapshot, where the file's text does not.
-    return hashlib.sha256(f"{os.environ.get('MODAL_TASK_ID', '')} {local}".encode()).hexdigest()[:12]
+    return secrets.token_hex(16)  # no writer can be recognised as dead then, which only costs a copy
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from .manifest import Checkpoint, File
 
 RECEIPT_FORMAT = 1
+RECEIPT_BYTES = 32 << 20  # the most that is read of a receipt of unknown files: about 100,000 files
+_RECEIPT_BASE, _RECEIPT_FILE = (
+    1 << 20,
+    8 << 10,
+)  # the same where the files are known: for its sources, and for each file
 
 
 class Layout:
@@ -75,32 +80,47 @@ class Look(Value):
         detail: Why, in words; empty for ``ready``.
         receipt: Whether a receipt stands for this place.
         wrong: The files that are missing or have another size than declared or receipted.
+        sizes: By path, the bytes of each file as the receipt says, if one stands for this place and something is wrong.
     """
 
-    __slots__ = ("detail", "receipt", "state", "wrong")
+    __slots__ = ("detail", "receipt", "sizes", "state", "wrong")
 
     state: State
     detail: str
     receipt: bool
     wrong: tuple[File, ...]
+    sizes: Mapping[str, int]
 
-    def __init__(self, state: State, detail: str = "", receipt: bool = False, wrong: tuple[File, ...] = ()) -> None:
-        self._set(state=state, detail=detail, receipt=receipt, wrong=wrong)
+    def __init__(
+        self,
+        state: State,
+        detail: str = "",
+        receipt: bool = False,
+        wrong: tuple[File, ...] = (),
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        self._set(state=state, detail=detail, receipt=receipt, wrong=wrong, sizes=sizes or {})
 
 
 READY = Look("ready", receipt=True)
 
 
-def read_bytes(path: str) -> bytes | None:
-    """Return a small file's bytes in three system calls, or ``None`` if it cannot be read."""
+def read_bytes(path: str, limit: int) -> bytes | None:
+    """Return the first ``limit`` bytes of a regular file, or ``None`` if it is none or cannot be read.
+
+    A link is not followed: it could lead to ``/dev/zero``. The limit is for a planted file of many gigabytes.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
+        found = os.fstat(descriptor)
+        rest = min(found.st_size, limit) if stat.S_ISREG(found.st_mode) else 0
         chunks = []
-        while chunk := os.read(descriptor, 1 << 20):
+        while rest > 0 and (chunk := os.read(descriptor, rest)):
             chunks.append(chunk)
+            rest -= len(chunk)
         return b"".join(chunks)
     except OSError:
         return None
@@ -108,13 +128,13 @@ def read_bytes(path: str) -> bytes | None:
         os.close(descriptor)
 
 
-def read_receipt(path: str) -> dict[str, Any] | None:
-    """Return what a receipt says if it is one of this format and names sane files, else ``None``.
+def read_receipt(path: str, limit: int = RECEIPT_BYTES) -> dict[str, Any] | None:
+    """Return what a receipt of at most ``limit`` bytes says if it is one of this format, else ``None``.
 
     Anybody who can write to the Volume can write a receipt: nothing in it is believed before it is checked.
     """
     try:
-        data = json.loads(read_bytes(path) or b"")
+        data = json.loads(read_bytes(path, limit) or b"")
     except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or data.get("format") != RECEIPT_FORMAT or not isinstance(data.get("files"), dict):
@@ -135,7 +155,7 @@ def receipted_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
 
 def receipted_places(layout: Layout, ending: str = "json") -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (name, full digest, receipt) of every place in the root that has a receipt (with this ending)."""
-    for name in list_names(layout.receipts):
+    for name in list_directories(layout.receipts):
         for entry in list_names(f"{layout.receipts}/{name}"):
             digest, _, suffix = entry.partition(".")
             if suffix != ending or name_problem(name) or digest_problem(digest):
@@ -153,6 +173,15 @@ def list_names(path: str) -> list[str]:
         return []
 
 
+def list_directories(path: str) -> list[str]:
+    """Return the sorted names of the directories in a directory; links to directories are left out."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
 def look(layout: Layout, checkpoint: Checkpoint) -> Look:
     """Say what the root holds of ``checkpoint``: one receipt read, one stat a file."""
     expected = _receipted_sizes(layout, checkpoint)
@@ -160,7 +189,7 @@ def look(layout: Layout, checkpoint: Checkpoint) -> Look:
     for file in checkpoint.files:
         size = file.size if expected is None else expected[file.path]
         try:
-            found = os.stat(layout.file(checkpoint, file))
+            found = os.lstat(layout.file(checkpoint, file))  # what is behind a link may change without a receipt
         except OSError:
             wrong.append((file, f"{file.path} is missing"))
             continue
@@ -174,7 +203,7 @@ def look(layout: Layout, checkpoint: Checkpoint) -> Look:
     detail = wrong[0][1] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
     files = tuple(file for file, _ in wrong)
     if expected is not None:
-        return Look("damaged", f"has a receipt, but {detail}", receipt=True, wrong=files)
+        return Look("damaged", f"has a receipt, but {detail}", receipt=True, wrong=files, sizes=expected)
     if present > 0:
         sized = any("instead of" in why or "regular" in why for _, why in wrong)
         return Look("damaged" if sized else "partial", detail, wrong=files)
@@ -188,7 +217,7 @@ def look(layout: Layout, checkpoint: Checkpoint) -> Look:
 
 def _receipted_sizes(layout: Layout, checkpoint: Checkpoint) -> dict[str, int] | None:
     """Return path → size from the receipt, or ``None`` unless it stands for exactly this place and these files."""
-    data = read_receipt(layout.receipt(checkpoint))
+    data = read_receipt(layout.receipt(checkpoint), _RECEIPT_BASE + _RECEIPT_FILE * len(checkpoint.files))
     if data is None or data.get("name") != checkpoint.name or data.get("digest") != checkpoint.digest:
         return None
     files = data["files"]

@@ -5,26 +5,29 @@
     <root>/.weightcache/partial/<full digest>.<writer>/journal
                                                       /<sha256 of a file>
 
-The journal is text, appended to after the data: a line ``opened TIME``, then lines ``SHA256 BLOCK LENGTH CRC32``,
-one for each block of 1 MiB (the last one of a file may be shorter), and a line ``wiped SHA256`` where all blocks of a
-file were dropped. Completeness is never inferred from a length, and a line is believed only if the block has its
-checksum (`block_checksum`): a crash, or a Volume that shows the journal before the data, then costs a block and not a
-wrong file. What the bytes are is judged by the file's sha256 alone.
+Completeness is never inferred from a length: `_journal` says which blocks count.
 
-A dead writer's partial is taken over by rename. Any other one is never touched: its blocks are copied.
+A dead writer's partial is taken over by rename. Any other one is never touched: its blocks are copied. Bytes that
+somebody else can still change must never be published, also where a writer that lives elsewhere is taken for dead. So
+a file of a partial is written to only if this writer made it, or if no other name and no open descriptor leads to it;
+otherwise its blocks are copied as those of another writer.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import re
 import shutil
-import time
-import zlib
+import signal
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ._container import Writer
-from ._look import list_names, read_bytes
+from ._container import Writer, in_modal_container
+from ._journal import BLOCK, Blocks, Journal, age, append, block_checksum, block_line, opened_line, wiped_line
+from ._look import list_names
 from .errors import StorageError
 
 if TYPE_CHECKING:
@@ -34,92 +37,87 @@ if TYPE_CHECKING:
     from ._look import Layout
     from .manifest import Checkpoint, File
 
-BLOCK = 1 << 20  # bytes; what a SIGKILL may cost a connection (docs/design.md, G4)
-UNFINISHED_RECEIPT = "receipt"  # stands in a name where a partial's digest stands
-STALE = 86400.0  # seconds after which a partial of nobody here is swept
+__all__ = [
+    "BLOCK",
+    "STAGED",
+    "STALE",
+    "UNFINISHED_RECEIPT",
+    "Partial",
+    "PartialFile",
+    "VanishedError",
+    "block_checksum",
+]
 
-Blocks = dict[int, tuple[int, int]]  # block number -> (length in bytes, crc32)
+UNFINISHED_RECEIPT = "receipt"  # stands in a name where a partial's digest stands
+STAGED = "pin"  # the same, for what `weightcache pin` and `add` download to learn its digest
+STALE = 86400.0  # seconds after which a partial of nobody here is swept
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class VanishedError(Exception):
     """The partial was swept or taken by somebody else; its writer starts again."""
 
 
-class _Journal:
-    """One partial directory as its journal tells it."""
+def _writers(layout: Layout) -> Iterator[tuple[str, str, Writer]]:
+    """Yield (path, full digest, writer) of every partial in the root.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.opened = 0.0
-        self.blocks: dict[str, Blocks] = {}
-        text = read_bytes(f"{path}/journal") or b""
-        for line in text.split(b"\n")[:-1]:  # a last line without its newline was cut off
-            with suppress(ValueError, UnicodeDecodeError):
-                fields = line.decode("ascii").split(" ")
-                if fields[0] == "opened":
-                    self.opened = max(self.opened, float(fields[1]))
-                elif fields[0] == "wiped":
-                    self.blocks.pop(fields[1], None)
-                else:
-                    sha256, block, length, checksum = fields
-                    if 0 < int(length) <= BLOCK and int(block) >= 0:
-                        self.blocks.setdefault(sha256, {})[int(block)] = (int(length), int(checksum, 16))
-
-    @property
-    def bytes(self) -> int:
-        return sum(length for blocks in self.blocks.values() for length, _ in blocks.values())
-
-    def age(self) -> float:
-        """Seconds since a writer opened it, by its own note: modification times do not survive a reload."""
-        opened = self.opened
-        if not opened:
-            with suppress(OSError):
-                opened = os.stat(self.path).st_mtime
-        return time.time() - opened
-
-
-def _writers(layout: Layout) -> Iterator[tuple[str, str, Writer | None]]:
-    """Yield (path, full digest, writer) of every partial in the root."""
+    Anything else there is not ours: a stranger's directory, or a link that leads out of the root.
+    """
     for name in list_names(layout.partials):
-        digest, _, writer = name.partition(".")
-        yield f"{layout.partials}/{name}", digest, Writer.parse(writer)
+        digest, _, text = name.partition(".")
+        writer = Writer.parse(text)
+        if writer is None or not (digest in (UNFINISHED_RECEIPT, STAGED) or _DIGEST.fullmatch(digest)):
+            continue
+        path = f"{layout.partials}/{name}"
+        with suppress(OSError):
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode) if digest == UNFINISHED_RECEIPT else stat.S_ISDIR(mode):
+                yield path, digest, writer
 
 
 class Partial:
-    """This writer's partial of one checkpoint. Use as a context manager: leaving it closes every file."""
+    """This writer's partial of one full digest. Use as a context manager: leaving it closes every file."""
 
     def __init__(self, layout: Layout, checkpoint: Checkpoint, writer: Writer) -> None:
         self.path = f"{layout.partials}/{checkpoint.digest}.{writer}"
-        dead = list[_Journal]()
-        self.donors = list[_Journal]()
+        dead = list[Journal]()
+        self.donors = list[Journal]()
         for path, digest, other in _writers(layout):
-            if digest != checkpoint.digest or path == self.path:
-                continue
-            (dead if other and other.is_dead_here(layout.root) else self.donors).append(_Journal(path))
+            if digest == checkpoint.digest and path != self.path:
+                (dead if other.is_dead_here(layout.root) else self.donors).append(Journal(path))
         self.inherited = dict[str, Blocks]()
         self._files = dict[str, PartialFile]()
         self.recorded = False  # whether any block was journaled by this writer
         self._journal = -1
         # The richest dead one becomes ours; the others give what it lacks and are swept when all is done.
         for journal in sorted(dead, key=lambda each: each.bytes, reverse=True):
-            if not self.inherited and journal.bytes:
-                with suppress(OSError):
-                    os.rename(journal.path, self.path)
-                    self.inherited = journal.blocks
-                    continue
-            self.donors.append(journal)
+            if self.inherited or not journal.bytes or not self._take_over(journal):
+                self.donors.append(journal)
         try:
             os.makedirs(self.path, exist_ok=True)
             self._journal = os.open(
-                f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
+                f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
             )
-            self.append(f"\nopened {time.time():.0f}\n")  # the newline ends a line that a crash cut off
+            append(self._journal, opened_line())
         except OSError as error:
             if self.inherited:
                 self.close()
             else:
                 self.discard()  # a full disk has no room for a journal, but for an empty one
             raise StorageError.of(error, "write to", self.path) from None
+
+    def _take_over(self, journal: Journal) -> bool:
+        try:
+            os.rename(journal.path, self.path)
+        except OSError:
+            return False  # somebody else was first
+        self.inherited = journal.blocks
+        for name in list_names(self.path):
+            # Copies that were not published share their bytes with a published file: they are never written to.
+            # So does a journal with another name elsewhere, which somebody planted.
+            if not _DIGEST.fullmatch(name) and not (name == "journal" and _has_one_name(f"{self.path}/{name}")):
+                _remove(f"{self.path}/{name}")
+        return True
 
     def __enter__(self) -> Partial:
         return self
@@ -152,7 +150,7 @@ class Partial:
 
     def append(self, line: str) -> None:
         """Add to the journal."""
-        os.write(self._journal, line.encode("ascii"))
+        append(self._journal, line)
 
 
 class PartialFile:
@@ -161,15 +159,21 @@ class PartialFile:
     Attributes:
         path: Where the data lies.
         reused: Bytes taken over from earlier or other writers.
+        size: How many bytes went into its sha256, as soon as it is finished.
     """
 
     def __init__(self, partial: Partial, file: File) -> None:
         self._partial = partial
         self._sha256 = file.sha256
         self._own = dict(partial.inherited.get(file.sha256, {}))
-        self._donated = [(j.path, dict(j.blocks[file.sha256])) for j in partial.donors if file.sha256 in j.blocks]
+        self._donated = [
+            (f"{journal.path}/{file.sha256}", dict(journal.blocks[file.sha256]))
+            for journal in partial.donors
+            if file.sha256 in journal.blocks
+        ]
         self.path = f"{partial.path}/{file.sha256}"
         self.reused = 0
+        self.size = -1
         self._data = -1
 
     def open(self) -> None:
@@ -179,12 +183,24 @@ class PartialFile:
             StorageError: It cannot be opened.
             VanishedError: The partial was swept or taken.
         """
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._data = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            if not _is_only_ours(self.path):
+                self._set_aside()
+                flags |= os.O_CREAT | os.O_EXCL
+            self._data = os.open(self.path, flags, 0o666)
         except FileNotFoundError:
             raise VanishedError(self.path) from None
         except OSError as error:
             raise StorageError.of(error, "write to", self.path) from None
+
+    def _set_aside(self) -> None:
+        """Let the file of an earlier writer, if there is one, give its blocks like another writer's."""
+        aside = f"{self.path}.aside"
+        with suppress(FileNotFoundError):
+            os.rename(self.path, aside)
+            self._donated.append((aside, self._own))
+        self._own = {}
 
     def write(self, block: int, data: memoryview) -> None:
         """Write a block, and then journal it. Several threads may, each its own block.
@@ -200,7 +216,7 @@ class PartialFile:
         except OSError as error:
             raise StorageError.of(error, "write to", self.path) from None
         try:
-            self._partial.append(f"{self._sha256} {block} {len(data)} {checksum:08x}\n")
+            self._partial.append(block_line(self._sha256, block, len(data), checksum))
         except OSError as error:
             raise StorageError.of(error, "write to the journal of", self.path) from None
         self._own[block] = (len(data), checksum)
@@ -219,7 +235,7 @@ class PartialFile:
             if (expected := blocks.pop(block, None)) is None:
                 continue
             with suppress(OSError):  # it may be swept or taken over at any moment
-                source = os.open(f"{path}/{self._sha256}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
                     data = _read_block(source, block, expected)
                 finally:
@@ -245,7 +261,7 @@ class PartialFile:
             # Truncation makes every journaled block fail its checksum, also after a crash right here; the line spares
             # a later run from asking for each of them alone.
             os.ftruncate(self._data, 0)
-            self._partial.append(f"wiped {self._sha256}\n")
+            self._partial.append(wiped_line(self._sha256))
         except OSError as error:
             raise StorageError.of(error, "truncate", self.path) from None
         self._own.clear()
@@ -262,8 +278,9 @@ class PartialFile:
         try:
             os.ftruncate(self._data, size)
             os.fsync(self._data)
-            if os.fstat(self._data).st_nlink == 0:
+            if os.fstat(self._data).st_nlink != 1:  # gone, or somebody made it another name
                 raise VanishedError(self.path)
+            self.size = size
         except OSError as error:
             raise StorageError.of(error, "write to", self.path) from None
         finally:
@@ -286,24 +303,47 @@ def _read_block(descriptor: int, block: int, expected: tuple[int, int] | None) -
     return data if len(data) == length and block_checksum(data) == checksum else None
 
 
-def block_checksum(data: bytes | memoryview) -> int:
-    """Return the crc32 of the first 8 bytes of every 4096 of a block, and of its last ones that make no 8.
+def _has_one_name(path: str) -> bool:
+    with suppress(OSError):
+        found = os.lstat(path)
+        return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+    return False
 
-    What a crash leaves of a block are pages that were never written, and a sample of each shows them. All of the bytes
-    would cost a tenth of the whole download (docs/decisions/0007-checksum-of-a-sample.md) and prove no more: what they
-    are is judged by the file's sha256.
+
+def _is_only_ours(path: str) -> bool:
+    """Whether an earlier writer's file is there that nobody but this process can reach any more.
+
+    A hard link would be another name for it. A writer that was taken for dead may have it open; its own path to it is
+    gone, since the directory was renamed. A read lease is granted only if no descriptor is open for writing (fcntl(2),
+    F_SETLEASE), on this machine. Where there are no leases, another machine may share the file, but not on Modal: there
+    each container has its own copy of a Volume.
     """
-    view = memoryview(data)
-    whole = len(view) - len(view) % 8
-    return zlib.crc32(view[whole:], zlib.crc32(view[:whole].cast("Q")[::512].tobytes()))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            return False
+        # Whoever opens it in this moment breaks the lease, and the default signal for that would end this process.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        refused = error.errno in (errno.EAGAIN, errno.EACCES, errno.EPERM)
+        return not refused and in_modal_container()
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def stale_partials(layout: Layout) -> list[str]:
     """Return the partials that were opened more than a day ago and are not being written here."""
     stale = []
     for path, _, writer in _writers(layout):
-        writing_here = writer is not None and writer.is_here(layout.root) and not writer.is_dead_here(layout.root)
-        if not writing_here and _Journal(path).age() > STALE:
+        writing_here = writer.is_here(layout.root) and not writer.is_dead_here(layout.root)
+        if not writing_here and age(path) > STALE:
             stale.append(path)
     return stale
 
@@ -317,11 +357,16 @@ def sweep(layout: Layout, published: set[str]) -> list[str]:
     over = [
         path
         for path, digest, writer in _writers(layout)
-        if digest in {UNFINISHED_RECEIPT, *published} and writer is not None and writer.is_dead_here(layout.root)
+        if digest in {UNFINISHED_RECEIPT, STAGED, *published} and writer.is_dead_here(layout.root)
     ]
     removed = sorted({*over, *stale_partials(layout)})
     for path in removed:
-        shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):
-            os.unlink(path)  # a receipt that a killed process did not finish
+        _remove(path)
     return removed
+
+
+def _remove(path: str) -> None:
+    """Remove a file, or a directory with all that is in it; a link is removed and not followed."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        os.unlink(path)

@@ -118,9 +118,9 @@ def hashed(top: str, name: str, holder: Holder | None = None) -> tuple[Checkpoin
         holder.begin("hashing what is to be published", sum(file.size for file in found.values()))
 
     def sha256(file: _Found, check: Callable[[], None]) -> str:
-        if (digest := _store.hash_file(file.path, check)) is None:
+        if (found := _store.hash_file(file.path, check, follow=True)) is None:
             raise changed_while_read(file.path)
-        return digest
+        return found.sha256
 
     def tick() -> None:
         if holder is not None:

@@ -1,7 +1,8 @@
 """The store: published places and their receipts, and everything that hashes or renames.
 
 Nothing comes into a place but by `publish`, a rename of bytes that were hashed on their way into the partial or
-right before; nothing is believed of a place but by a receipt or a hash.
+right before; nothing is believed of a place but by a receipt or a hash. No link below the root is followed: who can
+write to a Volume could otherwise let us write, rename or delete outside of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ._container import Writer
 from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
@@ -22,7 +23,7 @@ from ._partial import UNFINISHED_RECEIPT, VanishedError
 from .errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ._look import Layout
     from .manifest import Checkpoint, File
@@ -34,22 +35,30 @@ HASH_CHUNK = 1 << 20  # bytes; sha256 is as fast as with larger ones
 _HASH_THREADS = 4
 
 
-def hash_file(path: str, check: Callable[[], None]) -> str | None:
-    """Return a regular file's sha256, or ``None`` if there is no such file.
+class Hashed(NamedTuple):
+    """What was read of a file: its sha256, and how many bytes that was."""
+
+    sha256: str
+    size: int
+
+
+def hash_file(path: str, check: Callable[[], None], *, follow: bool = False) -> Hashed | None:
+    """Hash a regular file; ``None`` if there is none, or only a link to one and links are not to be followed.
 
     Raises:
         StorageError: It is there and cannot be read.
     """
     try:
-        return _read(path, lambda _: check()) if os.path.isfile(path) else None
-    except FileNotFoundError:
+        found = os.stat(path, follow_symlinks=follow)
+        return _read(path, lambda _: check(), follow=follow) if stat.S_ISREG(found.st_mode) else None
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise StorageError.of(error, "read", path) from None
 
 
-def copy(source: str, target: str, check: Callable[[], None]) -> str:
-    """Copy a file's bytes to ``target`` in a partial, durable; return the sha256 of what was copied.
+def copy(source: str, target: str, check: Callable[[], None]) -> Hashed:
+    """Copy a file's bytes to a new file ``target`` in a partial, durable; return what was copied.
 
     Raises:
         StorageError: ``source`` cannot be read, or ``target`` cannot be written.
@@ -66,13 +75,16 @@ def copy(source: str, target: str, check: Callable[[], None]) -> str:
         check()
 
     try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        # A file that an earlier writer left there may be a published one under another name: never written to.
+        with suppress(FileNotFoundError):
+            os.unlink(target)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except FileNotFoundError:
         raise VanishedError(target) from None
     except OSError as error:
         raise StorageError.of(error, "write to", target) from None
     try:
-        digest = _read(source, write)
+        copied = _read(source, write, follow=True)
         try:
             os.fsync(descriptor)
         except OSError as error:
@@ -83,41 +95,44 @@ def copy(source: str, target: str, check: Callable[[], None]) -> str:
         raise StorageError.of(error, "read", source) from None
     finally:
         os.close(descriptor)
-    return digest
+    return copied
 
 
-def _read(path: str, take: Callable[[memoryview], None]) -> str:
-    """Give a file's bytes to ``take``, chunk by chunk, and return their sha256."""
-    digest, buffer = hashlib.sha256(), bytearray(HASH_CHUNK)
+def _read(path: str, take: Callable[[memoryview], None], *, follow: bool) -> Hashed:
+    """Give a file's bytes to ``take``, chunk by chunk, and return what they are."""
+
+    def opener(path: str, flags: int) -> int:
+        # A fifo that took a file's path has no writer to wait for.
+        return os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+
+    digest, size, buffer = hashlib.sha256(), 0, bytearray(HASH_CHUNK)
     view = memoryview(buffer)
-    with open(path, "rb", buffering=0, opener=_without_blocking) as stream:
+    with open(path, "rb", buffering=0, opener=opener) as stream:
         while count := stream.readinto(buffer):
             digest.update(view[:count])
+            size += count
             take(view[:count])
-    return digest.hexdigest()
+    return Hashed(digest.hexdigest(), size)
 
 
-def _without_blocking(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a fifo that took a file's path has no writer to wait for
-
-
-def wrong_files(
+def right_files(
     layout: Layout, wanted: Iterable[tuple[Checkpoint, File]], check: Callable[[], None]
-) -> set[tuple[str, str]]:
-    """Hash published files in parallel; return (checkpoint name, path) of each that is not what is declared."""
+) -> dict[tuple[str, str], int]:
+    """Hash published files in parallel; return the size of each right one, by checkpoint name and path."""
 
-    def right(item: tuple[Checkpoint, File], check: Callable[[], None]) -> bool:
+    def size_if_right(item: tuple[Checkpoint, File], check: Callable[[], None]) -> int | None:
         checkpoint, file = item
         path = layout.file(checkpoint, file)
         if file.size is not None:
             with suppress(OSError):
-                if os.stat(path).st_size != file.size:
-                    return False
-        return hash_file(path, check) == file.sha256
+                if os.lstat(path).st_size != file.size:
+                    return None
+        found = None if leads_out(layout, os.path.dirname(path)) else hash_file(path, check)
+        return found.size if found and found.sha256 == file.sha256 else None
 
     items = list(wanted)
-    found = in_parallel(right, items, check)
-    return {(c.name, f.path) for (c, f), ok in zip(items, found, strict=True) if not ok}
+    sizes = in_parallel(size_if_right, items, check)
+    return {(c.name, f.path): size for (c, f), size in zip(items, sizes, strict=True) if size is not None}
 
 
 def in_parallel(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], check: Callable[[], None]) -> list[R]:
@@ -159,6 +174,31 @@ def check_root(layout: Layout) -> None:
         raise StorageError.of(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "read", root)
 
 
+def leads_out(layout: Layout, path: str) -> str:
+    """Return the first directory on the way from the root to ``path``, itself included, that is a link; or nothing."""
+    at = layout.root
+    for name in path[len(at) + 1 :].split("/"):
+        at = f"{at}/{name}"
+        if os.path.islink(at):
+            return at
+    return ""
+
+
+def refuse_links(layout: Layout, *paths: str) -> None:
+    """Refuse to write or delete below a link.
+
+    Raises:
+        StorageError: A directory between the root and one of ``paths``, itself included, is a link.
+    """
+    for path in paths:
+        if link := leads_out(layout, path):
+            raise StorageError(
+                f"cannot use {link}: it is a symbolic link, and weightcache follows none below the root",
+                hint="remove the link and put a directory there, or let root= itself be the directory that it names",
+                path=link,
+            )
+
+
 def make_root(layout: Layout) -> None:
     """Make the root and what is ours in it.
 
@@ -166,8 +206,12 @@ def make_root(layout: Layout) -> None:
         StorageError: It cannot be made, or is not a directory.
     """
     try:
-        for path in (layout.root, layout.partials, layout.receipts):
+        os.makedirs(layout.root, exist_ok=True)
+        refuse_links(layout, layout.partials, layout.receipts)
+        for path in (layout.partials, layout.receipts):
             os.makedirs(path, exist_ok=True)
+    except StorageError:
+        raise
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise StorageError(
@@ -203,6 +247,7 @@ def publish(layout: Layout, checkpoint: Checkpoint, file: File, source: str) -> 
         StorageError: The place cannot be written.
     """
     target = layout.file(checkpoint, file)
+    refuse_links(layout, os.path.dirname(target))
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.replace(source, target)
@@ -221,52 +266,63 @@ def held_files(layout: Layout) -> dict[str, list[str]]:
     return held
 
 
-def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None]) -> bool:
-    """Bring verified bytes of ``source`` to ``target``; ``False`` if they are not ``sha256`` or cannot be had.
+def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None]) -> Hashed | None:
+    """Put the bytes of a published ``source`` at ``target``; ``None`` if they are not ``sha256`` or cannot be read.
 
-    A hard link where the file system has them (a Modal Volume of version 1 has none), else a copy.
+    A hard link where the file system has them (a Modal Volume of version 1 has none), else a copy. Nobody may write to
+    ``source`` any more: a partial that is still to be renamed is none.
 
     Raises:
         StorageError: The disk is full.
     """
-    with suppress(FileNotFoundError):
-        os.unlink(target)
+    right: Hashed | None = None
     try:
+        with suppress(FileNotFoundError):
+            os.unlink(target)
         try:
             os.link(source, target)
         except OSError:
-            found: str | None = copy(source, target, check)
+            found: Hashed | None = copy(source, target, check)
         else:
-            found = hash_file(target, check)
-        if found == sha256:
-            return True
+            found = hash_file(target, check)  # of a link that took the place of ``source``, nothing
+        right = found if found and found.sha256 == sha256 else None
     except StorageError as error:
-        with suppress(OSError):
-            os.unlink(target)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        return False
-    with suppress(OSError):
-        os.unlink(target)
-    return False
+    except OSError as error:
+        raise StorageError.of(error, "replace", target) from None
+    finally:
+        if not right:
+            with suppress(OSError):
+                os.unlink(target)
+    return right
 
 
-def write_receipt(layout: Layout, checkpoint: Checkpoint, sources: Sequence[str]) -> None:
+def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, int], sources: Sequence[str]) -> None:
     """Record that a place was verified: written aside and renamed, so that nobody reads half of it.
+
+    Args:
+        layout: The root.
+        checkpoint: What was verified.
+        sizes: By path, how many bytes of each file went into its sha256. Never what the file has now: whoever changed
+            it meanwhile would be believed.
+        sources: The mirrors that delivered it, without credentials and query.
 
     Raises:
         StorageError: It cannot be written.
-        VanishedError: A published file is gone.
+        VanishedError: A published file is gone, or has another size.
     """
     path = layout.receipt(checkpoint)
     fresh = f"{layout.partials}/{UNFINISHED_RECEIPT}.{Writer.new(layout.root)}"  # there it is swept if we die
-    try:
-        files = {
-            file.path: {"sha256": file.sha256, "size": os.stat(layout.file(checkpoint, file)).st_size}
-            for file in checkpoint.files
-        }
-    except OSError:
-        raise VanishedError(layout.place(checkpoint)) from None
+    for file in checkpoint.files:
+        try:
+            found = os.lstat(layout.file(checkpoint, file))
+        except OSError:
+            raise VanishedError(layout.place(checkpoint)) from None
+        if not stat.S_ISREG(found.st_mode) or found.st_size != sizes[file.path]:
+            raise VanishedError(layout.file(checkpoint, file))
+    files = {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files}
+    refuse_links(layout, os.path.dirname(path), layout.partials)
     receipt = {
         "format": RECEIPT_FORMAT,
         "name": checkpoint.name,

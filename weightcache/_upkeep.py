@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import logging
 import os
 import time
 from contextlib import suppress
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from ._lock import exclusive
 from ._look import receipted_files, receipted_places
 from ._partial import stale_partials, sweep
-from ._store import check_root, refuse_read_only, wrong_files
+from ._store import check_root, leads_out, refuse_links, refuse_read_only, right_files
 from ._volume import VolumeCalls
 from .errors import StorageError, VolumeError
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ._results import Status
     from ._volume import Volume
     from .manifest import Checkpoint
+
+_log = logging.getLogger("weightcache")
 
 WAIT = 300.0  # seconds without progress of a download in this container, as `ensure` has it
 
@@ -39,7 +42,8 @@ def verify_places(layout: Layout, checkpoints: Sequence[Checkpoint], seen: list[
         for file in checkpoint.files
         if os.path.isfile(layout.file(checkpoint, file))
     ]
-    wrong = wrong_files(layout, present, lambda: None)
+    right = right_files(layout, present, lambda: None)
+    wrong = {(checkpoint.name, file.path) for checkpoint, file in present} - right.keys()
     return [_judged(layout, *pair, wrong) for pair in zip(checkpoints, seen, strict=True)]
 
 
@@ -73,10 +77,11 @@ def prune_places(
         calls.refresh()
         if calls.warnings:
             raise _volume_error(calls)
+        refuse_links(layout, layout.partials, layout.receipts)
         doomed = [
             (name, digest)
             for name, digest, receipt in receipted_places(layout)
-            if (name, digest) not in kept and _age(receipt) >= older_than
+            if (name, digest) not in kept and _age(receipt) >= older_than and not _is_link(layout, name, digest)
         ]
         begun = [(name, digest) for name, digest, _ in receipted_places(layout, BEGUN)]
         places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest in dict.fromkeys(doomed + begun)]
@@ -96,6 +101,14 @@ def prune_places(
         return [*places, *swept]
 
 
+def _is_link(layout: Layout, name: str, digest: str) -> bool:
+    """Whether a place is a link or lies behind one. Then neither it nor its receipt is touched, with a warning."""
+    link = leads_out(layout, f"{layout.root}/{name}/{digest[:16]}")
+    if link:
+        _log.warning("%s is a symbolic link: what is behind it is not pruned", link)
+    return bool(link)
+
+
 def _withdraw(receipt: str) -> None:
     """Take a receipt back and keep it under another name: it says what is to be deleted if we die half-way."""
     try:
@@ -108,8 +121,10 @@ def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) 
     place = f"{layout.root}/{name}/{digest[:16]}"
     if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again meanwhile
         for path in receipted_files(receipt):
-            _remove(f"{place}/{path}")
-        _remove_empty(place, layout.root)
+            if not leads_out(layout, os.path.dirname(f"{place}/{path}")):  # what is behind a link is not ours to delete
+                _remove(f"{place}/{path}")
+        if not leads_out(layout, place):
+            _remove_empty(place, layout.root)
     _remove(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
 
 

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from ._container import note_path
+from ._container import in_modal_container, note_path
 from ._lock import reload_gate
 from ._pauses import all_paused
 from ._rules import MODAL_VOLUMES
@@ -119,13 +119,12 @@ class VolumeCalls:
             return
         self._warned_of_place = True
         on_volume = os.path.realpath(self._root).startswith(MODAL_VOLUMES)
-        remote = os.environ.get("MODAL_IS_REMOTE") == "1" or "MODAL_TASK_ID" in os.environ
         if on_volume and self._volume is None:
             self.warn(
                 f"root {self._root} lies on a Modal Volume, and no volume= was given: what is downloaded is not "
                 "committed. Add volume=, the modal.Volume that is mounted there"
             )
-        elif remote and not on_volume:
+        elif in_modal_container() and not on_volume:
             self.warn(
                 f"root {self._root} lies on no Modal Volume: what is downloaded vanishes with this container. "
                 "Mount one (volumes={...}) and let root be its mount path"

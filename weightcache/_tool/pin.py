@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache._container import Writer
 from weightcache._look import Layout
+from weightcache._partial import STAGED
 from weightcache._rules import digest_problem
+from weightcache._store import refuse_links
 from weightcache._tool.draft import drafts, select
 from weightcache._tool.edit import ManifestFile, require_tomlkit
 from weightcache.errors import IntegrityError, ManifestError, StorageError, redacted
@@ -184,7 +186,8 @@ def kept(root: str | None) -> Iterator[Keep | None]:
         return
     layout = Layout(root)
     with Writer.new(layout.root) as writer:  # among the partials, so that it is swept if this process is killed
-        path = f"{layout.partials}/pin.{writer}"
+        path = f"{layout.partials}/{STAGED}.{writer}"
+        refuse_links(layout, layout.partials)
         try:
             os.makedirs(path)
         except OSError as error:
