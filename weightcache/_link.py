@@ -7,20 +7,16 @@ need not have; so none is ever made there. What is no link of ours is never repl
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 
-from ._rules import MODAL_VOLUMES
+from ._rules import MODAL_VOLUMES, name_problem
 from .errors import StorageError, UnknownCheckpointError
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-# What a link of ours says, also of an earlier version or root: <root>/<name>/<16 digits>, and a path below it.
-_PLACE = re.compile(r"/(?:.*/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[0-9a-f]{16}(?:/.+)?", re.DOTALL)
 
 _ROOM = (
     "links need a folder on the container's own disk that this user may write to and that has room: give another path"
@@ -96,9 +92,21 @@ def link_text(path: str) -> str | None:
 
 
 def is_ours(path: str) -> bool:
-    """Whether a link to a published place is there, of whatever version and root."""
-    says = link_text(path)
-    return says is not None and _PLACE.fullmatch(says) is not None
+    """Whether a link to a published place is there: of any version, in any root, or in one that is gone.
+
+    What only looks like a place, in a directory that is no root, is somebody's.
+    """
+    says = link_text(path) or ""
+    roots = list(_roots(says)) if says.startswith("/") else []
+    return any(os.path.isdir(f"{root}/.weightcache") or not os.path.lexists(root or "/") for root in roots)
+
+
+def _roots(target: str) -> Iterator[str]:
+    """Yield each root of which ``target`` may be a place, ``<root>/<name>/<16 digits>``, or a path below one."""
+    parts = target.split("/")
+    for index, part in enumerate(parts[2:], 2):
+        if len(part) == 16 and not part.strip("0123456789abcdef") and name_problem(parts[index - 1]) is None:
+            yield "/".join(parts[: index - 1])
 
 
 def _is_older(path: str, target: str) -> bool:

@@ -83,7 +83,9 @@ def prune_places(
             for name, digest, receipt in receipted_places(layout)
             if (name, digest) not in kept and _age(receipt) >= older_than and not _is_link(layout, name, digest)
         ]
-        begun = [(name, digest) for name, digest, _ in receipted_places(layout, BEGUN)]
+        begun = [
+            (name, digest) for name, digest, _ in receipted_places(layout, BEGUN) if not _is_link(layout, name, digest)
+        ]
         places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest in dict.fromkeys(doomed + begun)]
         if dry_run:
             return [*places, *map(Path, stale_partials(layout))]
@@ -119,12 +121,13 @@ def _withdraw(receipt: str) -> None:
 
 def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) -> None:
     place = f"{layout.root}/{name}/{digest[:16]}"
+    if leads_out(layout, place):
+        return
     if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again meanwhile
         for path in receipted_files(receipt):
             if not leads_out(layout, os.path.dirname(f"{place}/{path}")):  # what is behind a link is not ours to delete
                 _remove(f"{place}/{path}")
-        if not leads_out(layout, place):
-            _remove_empty(place, layout.root)
+        _remove_empty(place, layout.root)
     _remove(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
 
 

@@ -1,0 +1,247 @@
+"""Links that somebody planted in a root: nothing outside of it is written, renamed, deleted or believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import weightcache
+from origin import Origin, broken
+from origin import status as answer_with
+from support import blob, directory, one, sha256
+from weightcache import StorageError, ensure, prune, publish, status, verify
+
+DATA = blob(3000)
+FILES = {"x": b"x" * 10, "deep/y": b"y" * 20}
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A directory beside the root, old enough for every sweep, with names that a root has, too."""
+    outside = tmp_path / "victim"
+    for path in ("precious", "sub/precious", "partial/old/x", "receipts/sam2/x.json", "weights.pt", "x", "deep/y", "y"):
+        (outside / path).parent.mkdir(parents=True, exist_ok=True)
+        (outside / path).write_bytes(b"precious")
+    for path in (outside, *outside.rglob("*")):
+        os.utime(path, (1, 1))
+    return outside
+
+
+def tree(folder: Path) -> dict[str, Any]:
+    """What is in a directory, with its bytes, and when each was changed."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in folder.rglob("*")
+    }
+
+
+def do_everything(manifest: dict[str, Any], root: Path, source: Path) -> list[object]:
+    """Call everything that writes or deletes; return how each ended, which may be an error of ours."""
+    calls: list[Callable[[], object]] = [
+        lambda: ensure(manifest, root=root, progress=False),
+        lambda: ensure(manifest, root=root, progress=False, rehash=True),
+        lambda: publish(source, name="sam2", root=root),
+        lambda: prune(one(b"other"), root=root, older_than=0, dry_run=False),
+        lambda: verify(manifest, root=root),
+        lambda: status(manifest, root=root),
+    ]
+    ends: list[object] = []
+    for call in calls:
+        try:
+            ends.append(call())
+        except weightcache.WeightCacheError as error:
+            ends.append(error)
+    return ends
+
+
+LINKS = {
+    ".weightcache": "",
+    ".weightcache/partial": "",
+    ".weightcache/receipts": "receipts",
+    ".weightcache/receipts/sam2": "",
+    "sam2": "",
+    f"sam2/{sha256(DATA)[:16]}": "",
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_directory_that_is_a_link(link: str, victim: Path, root: Path, tmp_path: Path) -> None:
+    source = tmp_path / "weights.pt"
+    source.write_bytes(DATA)
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(victim / LINKS[link])
+    before = tree(victim)
+    ends = do_everything(one(DATA, source.as_uri()), root, source)
+    assert tree(victim) == before
+    assert isinstance(ends[0], StorageError)
+    assert f"{root / link}: it is a symbolic link" in str(ends[0])
+    assert (root / link).is_symlink()  # it is the user's to remove
+
+
+def test_a_directory_inside_a_place_that_is_a_link(victim: Path, root: Path, tmp_path: Path) -> None:
+    for path, data in FILES.items():
+        (tmp_path / "out" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / path).write_bytes(data)
+    manifest = directory(FILES, (tmp_path / "out").as_uri())
+    place = ensure(manifest, root=root, progress=False)["bert"]
+    (place / "deep/y").unlink()
+    (place / "deep").rmdir()
+    (place / "deep").symlink_to(victim)
+    before = tree(victim)
+    with pytest.raises(StorageError, match="symbolic link"):
+        ensure(manifest, root=root, progress=False)
+    prune(one(b"other"), root=root, older_than=0, dry_run=False)
+    assert tree(victim) == before
+
+
+def test_a_file_in_a_place_that_is_a_link_is_replaced_and_not_believed(root: Path, tmp_path: Path) -> None:
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    source.write_bytes(DATA)
+    outside.write_bytes(DATA)
+    manifest = one(DATA, source.as_uri())
+    path = root / "sam2" / sha256(DATA)[:16] / "weights.pt"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(outside)
+    assert status(manifest, root=root)[0].state == "damaged"
+    assert verify(manifest, root=root)[0].state == "damaged"
+    assert ensure(manifest, root=root, progress=False).report["sam2"].outcome in ("healed", "downloaded")
+    assert not path.is_symlink()
+    path.unlink()
+    path.symlink_to(outside)  # with a receipt, too
+    assert status(manifest, root=root)[0].state == "damaged"
+    assert not ensure(manifest, root=root, progress=False)["sam2"].is_symlink()
+    assert outside.read_bytes() == DATA
+
+
+def test_what_is_behind_a_link_is_no_source_for_another_checkpoint(root: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    old = ensure(one(DATA, source.as_uri(), name="old"), root=root, progress=False)["old"]
+    elsewhere = tmp_path / "elsewhere"
+    old.parent.rename(elsewhere)
+    old.parent.symlink_to(elsewhere)
+    new = ensure(one(DATA, source.as_uri(), name="new"), root=root, progress=False)
+    assert new.report["new"].outcome == "downloaded"
+    assert (elsewhere / "weights.pt").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("name", ["zzz", f"{'ab' * 32}.0123456789ab-1-1-00000000", "receipt.0123456789ab-1-1-00000000"])
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_what_is_no_partial_is_not_swept(name: str, kind: str, victim: Path, root: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    planted = root / ".weightcache/partial" / name
+    planted.parent.mkdir(parents=True)
+    if kind == "link":
+        planted.symlink_to(victim)
+    else:
+        planted.mkdir()
+        (planted / "precious").write_bytes(b"precious")
+    os.utime(planted, (1, 1), follow_symlinks=False)
+    before = tree(victim)
+    manifest = one(DATA, source.as_uri())
+    ensure(manifest, root=root, progress=False)
+    prune(manifest, root=root, dry_run=False)
+    assert tree(victim) == before
+    parses = name.startswith("ab") and kind == "directory"  # then it is a partial, of an old day
+    assert planted.exists() is not parses
+
+
+def test_a_dead_writers_partial_that_is_a_link_is_not_taken_over(victim: Path, origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    from weightcache._container import Writer
+
+    planted = root / f".weightcache/partial/{sha256(DATA)}.{Writer.new(str(root))}"
+    planted.parent.mkdir(parents=True)
+    (victim / "journal").write_text(f"opened {time.time():.0f}\n{sha256(DATA)} 0 3000 00000000\n")
+    planted.symlink_to(victim)
+    before = tree(victim)
+    assert ensure(one(DATA, origin.url("/a")), root=root, progress=False)["sam2"].read_bytes() == DATA
+    assert tree(victim) == before
+
+
+@pytest.mark.parametrize("inside", ["journal", sha256(DATA), "0.copy", f"{sha256(DATA)}.copy", f"{sha256(DATA)}.aside"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "directory"])
+def test_what_is_planted_in_a_partial_that_is_taken_over(
+    inside: str, kind: str, victim: Path, origin: Origin, root: Path
+) -> None:
+    origin.put("/a", blob(3 << 20), faults=[broken(2 << 20)], always=answer_with(404))
+    manifest = one(blob(3 << 20), origin.url("/a"))
+    with pytest.raises(weightcache.DownloadError):
+        ensure(manifest, root=root, progress=False)
+    [partial] = (root / ".weightcache/partial").iterdir()
+    names = {sha256(DATA): sha256(blob(3 << 20))}
+    planted = partial / inside.replace(sha256(DATA), names[sha256(DATA)])
+    if planted.exists():
+        planted.unlink()
+    if kind == "link":
+        planted.symlink_to(victim / "precious")
+    elif kind == "hard link":
+        os.link(victim / "precious", planted)
+    else:
+        planted.mkdir()
+        (planted / "x").write_bytes(b"x")
+    before = tree(victim)
+    origin.files["/a"].always = None
+    assert ensure(manifest, root=root, progress=False)["sam2"].read_bytes() == blob(3 << 20)
+    assert tree(victim) == before
+    assert list((root / ".weightcache/partial").iterdir()) == []
+
+
+def test_a_planted_receipt_for_a_place_that_is_a_link_prunes_nothing(victim: Path, root: Path) -> None:
+    digest = "ab" * 32
+    (root / "x").mkdir(parents=True)
+    (root / "x" / digest[:16]).symlink_to(victim)
+    receipt = root / f".weightcache/receipts/x/{digest}.json"
+    receipt.parent.mkdir(parents=True)
+    files = {path: {"sha256": digest, "size": 8} for path in ("precious", "sub/precious")}
+    said = {
+        "format": 1,
+        "name": "x",
+        "digest": digest,
+        "verified": "2020-01-01T00:00:00Z",
+        "sources": [],
+        "files": files,
+    }
+    for ending in ("json", "pruning"):  # also one of a prune that was killed
+        receipt.with_suffix(f".{ending}").write_text(json.dumps(said))
+    before = tree(victim)
+    assert prune(one(b"other"), root=root, dry_run=True) == []
+    assert prune(one(b"other"), root=root, dry_run=False) == []
+    assert tree(victim) == before
+
+
+def test_a_root_that_is_itself_a_link_is_followed(root: Path, tmp_path: Path) -> None:
+    """As a Volume's mount path is."""
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    (tmp_path / "real").mkdir()
+    root.symlink_to(tmp_path / "real")
+    assert ensure(one(DATA, source.as_uri()), root=root, progress=False)["sam2"].read_bytes() == DATA
+    assert prune(one(b"other"), root=root, older_than=0, dry_run=False) != []
+
+
+@pytest.mark.parametrize("target", ["file", "nothing"])
+def test_a_link_to_what_only_looks_like_a_place_is_somebodys(target: str, root: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    weights = ensure(one(DATA, source.as_uri()), root=root, progress=False)
+    theirs = tmp_path / "backups/laptop/0123456789abcdef/disk.img"
+    theirs.parent.mkdir(parents=True)
+    if target == "file":
+        theirs.write_bytes(b"precious")
+    (tmp_path / "app").mkdir()
+    link = tmp_path / "app/sam2.pt"
+    link.symlink_to(theirs)
+    with pytest.raises(StorageError, match="not a link to weights"):
+        weights.link({"sam2": link})
+    assert os.readlink(link) == str(theirs)
+    link.unlink()
+    link.symlink_to(root / "sam2/0123456789abcdef/weights.pt")  # an earlier version in a root
+    assert weights.link({"sam2": link})["sam2"].read_bytes() == DATA
