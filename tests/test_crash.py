@@ -6,13 +6,14 @@ import json
 import os
 import random
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from origin import Origin
 from support import MB, blob, child, finish, one, partials, sha256, visible
-from weightcache import ensure, status
+from weightcache import DownloadError, ensure, status, verify
 from weightcache._partial import BLOCK
 
 pytestmark = pytest.mark.crash
@@ -144,16 +145,31 @@ print(steps)
 """
 
 
+def three(origin: Origin, folder: str, data: bytes, small: bytes) -> dict:
+    """Three checkpoints: two with one digest, and a directory of two equal files; no size is declared."""
+    files = {"x": {"sha256": sha256(small)}, "y": {"sha256": sha256(small)}}
+    manifest = one(data, origin.url(f"/{folder}/a"), size=False)
+    manifest["checkpoints"]["twin"] = manifest["checkpoints"]["sam2"]
+    manifest["checkpoints"]["bert"] = {"urls": [origin.url(f"/{folder}")], "files": files}
+    return manifest
+
+
+def tear(root: Path, step: int) -> None:
+    """Lose the end of a journal, as a power cut does, or leave a line of it that was cut."""
+    for partial in partials(root):
+        if (partial / "journal").exists():
+            text = (partial / "journal").read_bytes()
+            ends = (text, text[:-5], text[: len(text) // 2], b"\nopened\n", text + b"wiped\n")
+            (partial / "journal").write_bytes(ends[step % 5])
+
+
 def test_a_kill_after_every_step(origin: Origin, tmp_path: Path) -> None:
     data, small = blob(2 * BLOCK + 5), b"small"
-    origin.put("/a", data)
-    origin.put("/d/x", small)
-    origin.put("/d/y", small)
-    manifest = one(data, origin.url("/a"))
-    manifest["checkpoints"]["bert"] = {
-        "urls": [origin.url("/d")],
-        "files": {"x": {"sha256": sha256(small)}, "y": {"sha256": sha256(small)}},
-    }
+    for folder, served in {"good": (data, small), "other": (blob(len(data), 9), b"other")}.items():
+        origin.put(f"/{folder}/a", served[0])
+        origin.put(f"/{folder}/x", served[1])
+        origin.put(f"/{folder}/y", served[1])
+    manifest, tampered = three(origin, "good", data, small), three(origin, "other", data, small)
     steps = int(finish(child(STEPS, json.dumps(manifest), str(tmp_path / "whole"), "0")))
     assert steps > 25
     for start in range(1, steps + 1, 8):  # eight at once
@@ -163,14 +179,18 @@ def test_a_kill_after_every_step(origin: Origin, tmp_path: Path) -> None:
             _, err = process.communicate(timeout=60)
             assert process.returncode == -signal.SIGKILL, err
             root = tmp_path / f"r{step}"
+            tear(root, step)
+            # The next start meets a mirror that delivers other files: it must not spoil what is published already.
+            with suppress(DownloadError):
+                ensure(tampered, root=root, progress=False)
             for path in visible(root):
-                assert (root / path).read_bytes() in (data, small)
+                assert (root / path).read_bytes() in (data, small), (step, path)
             for seen in status(manifest, root=root):
                 assert seen.state != "damaged", (step, seen)
             weights = ensure(manifest, root=root, progress=False)
-            assert weights["sam2"].read_bytes() == data
+            assert weights["sam2"].read_bytes() == weights["twin"].read_bytes() == data
             assert (weights["bert"] / "y").read_bytes() == small
-            assert [seen.state for seen in status(manifest, root=root)] == ["ready", "ready"]
+            assert [seen.state for seen in verify(manifest, root=root)] == ["ready"] * 3
             leftover = [str(path) for path in (root / ".weightcache").rglob("*") if path.is_file()]
             assert all(path.endswith(".json") or "receipts" in path for path in leftover), leftover
 
