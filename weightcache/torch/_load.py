@@ -40,13 +40,19 @@ class Prefetched(Protocol):
 def load_state_dict(
     path: str | os.PathLike[str], *, prefetched: Prefetched | None = None, device: Any = "cpu"
 ) -> dict[str, Any]:
-    """Load the weights in a file that ``torch.save`` (any version) or safetensors wrote.
+    """Load the weights in a file that ``torch.save`` or safetensors wrote.
 
-    Weights only: a file that needs anything else to be imported is refused. Which kind of file it is, is seen in its
-    first bytes. A zip file of ``torch.save`` and a safetensors file are mapped from memory, without a copy: from the
-    memory that ``prefetched`` has filled, else from memory that many reads at once fill here. An older file of
-    ``torch.save`` is read in the plain way; so is a zip file of up to 8 MiB, and what has no room in memory. Nothing
-    on the Volume stays open or mapped.
+    That is a zip file (PyTorch 1.6 or newer), the kind before it (0.1.10 or newer), both with the default pickle
+    protocol, or a ``.safetensors`` file; the first bytes say which. Every other kind of file is refused by its name, a
+    tar file of PyTorch before 0.1.10 and a TorchScript archive too, with what to do about it.
+
+    Weights only: a file that needs anything else to be imported is refused, with what it needs and how to allow it. A
+    tensor that reaches beyond its memory, or whose indices do not fit it, is refused in every layout, whatever the
+    version of PyTorch lets pass.
+
+    A zip file and a safetensors file are mapped from memory, without a copy: from the memory that ``prefetched`` has
+    filled, else from memory that many reads at once fill here. The older kind is read in the plain way; so is a zip
+    file of up to 8 MiB, and what has no room in memory. Nothing on the Volume stays open or mapped.
 
     The tensors can be written to: that changes neither the file nor what another call returned. As long as one of them
     lives, the whole file stays in memory, once; a page that is written to is there twice.
@@ -63,9 +69,9 @@ def load_state_dict(
 
     Raises:
         LoadError: The file is cut off or damaged or lies about itself, is of no such kind, needs something imported
-            that is not weights (``problems`` names it), holds no dict, or was written to while it was read; or the
-            device cannot be used.
-        StorageError: The file is not there, or cannot be read.
+            that is not weights (``problems`` names all of it), holds no dict, or was written to while it was read; or
+            the device cannot be used.
+        StorageError: The file is not there, cannot be read, or is a directory.
         ImportError: PyTorch or safetensors is not installed, or this PyTorch (before 2.10) is not safe.
         ValueError: ``device`` names no kind of device.
 
