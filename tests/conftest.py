@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,6 +17,12 @@ from weightcache import _fetch, _http, _volume
 
 if find_spec("groundingdino") is None:
     collect_ignore = ["fashion"]  # it needs the example's own environment: `make test` runs it there, after the others
+
+# A shell starts a command in the background (`make test &`) with SIGINT ignored, and every child inherits that: Python
+# then raises no KeyboardInterrupt, and a test that interrupts a child waits until it times out. With a handler set
+# here, children start with the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Masks as people would cut: one piece, without pinholes.
+"""Masks as people would cut: whole things, without specks and pinholes.
 
 SAM 2's own tidying needs CUDA, and the published package is built without it.
 """
@@ -13,13 +13,15 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+PART = 0.2  # of the largest part's area: the other shoe of a pair is larger, also behind the first; a speck is smaller
 HOLE = 0.01  # of the mask's area; a button or a print is smaller, and what a bag's handle encloses is larger and stays
 
 
 def tidy(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the largest connected part of a mask, its small holes filled.
+    """Return the large connected parts of a mask, their small holes filled.
 
-    Pixels that touch at a corner are connected, so a hole ends there. Of parts of one size always the same one is kept.
+    A pair of shoes in one box has two parts, and so has a coat behind a bag's strap. A part is kept if it has at least
+    `PART` of the largest one's area. Pixels that touch at a corner are connected, so a hole ends there.
 
     Args:
         mask: Height by width.
@@ -27,18 +29,21 @@ def tidy(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if not mask.any():
         return mask.copy()
     # One pixel more on each side, so that all that is outside is connected.
-    part = _largest(np.pad(mask, 1))
-    return (part | _small_holes(part))[1:-1, 1:-1]
+    parts = _large_parts(np.pad(mask, 1))
+    return (parts | _small_holes(parts))[1:-1, 1:-1]
 
 
-def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _large_parts(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     _, numbers, facts, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    return numbers == 1 + facts[1:, cv2.CC_STAT_AREA].argmax()  # 0 is what belongs to no part
+    areas = facts[:, cv2.CC_STAT_AREA]
+    large = areas >= PART * areas[1:].max()
+    large[0] = False  # what belongs to no part
+    return large[numbers]
 
 
-def _small_holes(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    _, numbers, facts, _ = cv2.connectedComponentsWithStats((~part).view(np.uint8), connectivity=4)
-    small = facts[:, cv2.CC_STAT_AREA] <= HOLE * np.count_nonzero(part)
+def _small_holes(parts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    _, numbers, facts, _ = cv2.connectedComponentsWithStats((~parts).view(np.uint8), connectivity=4)
+    small = facts[:, cv2.CC_STAT_AREA] <= HOLE * np.count_nonzero(parts)
     small[numbers[0, 0]] = False  # what is outside, as if it were a hole
     return small[numbers]
 

@@ -98,7 +98,42 @@ def _refuse_other_files(data: bytes) -> None:
         if (scans := _scans(data)) > MAX_SCANS:
             raise PhotoError("unsupported", f"the JPEG has over {MAX_SCANS} scans, got {scans:,}: save it as another")
     elif not data.startswith(b"\x89PNG\r\n\x1a\n") and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-        raise PhotoError("unsupported", "the file is no JPEG, PNG or WebP, whatever its name says: save it as one")
+        raise PhotoError("unsupported", _named(data))
+
+
+_BRANDS = {  # of a file of boxes, by what it says that it is
+    "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+    "AVIF": (b"avif", b"avis"),
+    "HEIF": (b"mif1", b"msf1", b"mif2"),
+    "QuickTime film": (b"qt  ",),
+    "MP4 film": (b"isom", b"iso2", b"mp41", b"mp42", b"avc1"),
+    "Canon raw photo": (b"crx ",),
+}
+_BEGINNINGS = {
+    "GIF": (b"GIF8",),
+    "TIFF or a camera's raw photo": (b"II*\0", b"MM\0*"),
+    "BMP": (b"BM",),
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "PDF": (b"%PDF-",),
+    "Photoshop file": (b"8BPS",),
+    "SVG": (b"<svg",),
+}
+_WANTED = "and only JPEG, PNG or WebP are taken"
+_EXPORT = "export it as JPEG; on an iPhone, choose Settings > Camera > Formats > Most Compatible for the next photos"
+
+
+def _named(data: bytes) -> str:
+    """Say what kind of file it is, and what to do."""
+    if data[4:8] == b"ftyp":
+        brands = [data[8:12], *(data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4], "big"), 256), 4))]
+        for kind, own in _BRANDS.items():
+            if any(brand in own for brand in brands):
+                return f"the file is {kind}, {_WANTED}: {_EXPORT if kind in {'HEIC', 'HEIF'} else 'export it as JPEG'}"
+    for kind, beginnings in _BEGINNINGS.items():
+        if data.startswith(beginnings):
+            return f"the file is {kind}, {_WANTED}: save it as one of these"
+    return "the file is no JPEG, PNG or WebP, whatever its name says: save it as one"
 
 
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # of what has a length, which a scan's own bytes cannot be

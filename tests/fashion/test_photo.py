@@ -367,6 +367,45 @@ def test_other_files_are_not_taken(kind: str) -> None:
     assert (error.reason, "JPEG, PNG or WebP" in str(error)) == ("unsupported", True)
 
 
+def boxed(brand: bytes, *compatible: bytes) -> bytes:
+    """The beginning of a file of boxes, as HEIC, AVIF and films are."""
+    head = b"ftyp" + brand + b"\0\0\0\0" + b"".join(compatible)
+    return (len(head) + 4).to_bytes(4, "big") + head + b"\0\0\0\x08meta" + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (boxed(b"heic", b"mif1", b"heic"), "is HEIC"),
+        (boxed(b"mif1", b"heic", b"miaf"), "is HEIC"),
+        (boxed(b"heix"), "is HEIC"),
+        (boxed(b"msf1", b"hevc"), "is HEIC"),
+        (boxed(b"mif1", b"miaf"), "is HEIF"),
+        (boxed(b"avif", b"mif1", b"miaf"), "is AVIF"),
+        (boxed(b"mif1", b"avif"), "is AVIF"),
+        (boxed(b"avis", b"msf1"), "is AVIF"),
+        (boxed(b"qt  "), "is QuickTime film"),
+        (boxed(b"isom", b"mp41"), "is MP4 film"),
+        (b"\xff\x0a" + bytes(50), "is JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "is JPEG XL"),
+        (b"%PDF-1.7\n", "is PDF"),
+        (b"II*\0" + bytes(50), "is TIFF"),
+        (b"GIF89a", "is GIF"),
+    ],
+)
+def test_a_kind_of_file_that_is_not_taken_is_named_with_what_to_do(data: bytes, kind: str) -> None:
+    error = refusal(data)
+    assert error.reason == "unsupported"
+    assert kind in str(error)
+    assert "only JPEG, PNG or WebP are taken" in str(error)
+    assert ("iPhone" in str(error)) == (kind in {"is HEIC", "is HEIF"})
+
+
+@pytest.mark.parametrize("size", range(24))
+def test_a_file_of_boxes_that_is_cut_off_is_refused_too(size: int) -> None:
+    assert refusal(boxed(b"heic", b"mif1")[:size]).reason in {"unsupported", "undecodable"}
+
+
 def test_an_empty_file() -> None:
     error = refusal(b"")
     assert (error.reason, "empty" in str(error)) == ("undecodable", True)

@@ -45,6 +45,7 @@ PANTS = found("pants", 0.7, 20, 50, 60, 90)
 BAG = found("bag", 0.6, 150, 20, 180, 60)
 PERSON = found("person", 0.9, 15, 5, 65, 95)
 ONLY_BAGS = Options(("bag",))
+ONLY_SHOES = Options(("shoes",))
 
 
 # What is asked for
@@ -242,6 +243,21 @@ def test_specks_and_pinholes_are_tidied() -> None:
     mask[25:55, 180] = False
     (garment,) = pipeline(BAG, masks={BAG.box: mask}).crop(photo(), ONLY_BAGS)
     assert garment.area == 30 * 40
+
+
+def test_a_pair_of_shoes_in_one_box_keeps_both() -> None:
+    shoes = found("shoes", 0.8, 20, 60, 100, 90)
+    left, right = full(Box(20, 60, 55, 90)), full(Box(70, 62, 100, 88))
+    (garment,) = pipeline(shoes, masks={shoes.box: left | right}).crop(photo(), ONLY_SHOES)
+    assert garment.area == np.count_nonzero(left | right)
+
+
+def test_a_pair_of_shoes_in_two_boxes_keeps_both() -> None:
+    """Side by side, and one in part behind the other."""
+    for right in (found("shoes", 0.7, 60, 60, 95, 90), found("shoes", 0.7, 40, 62, 75, 92)):
+        left = found("shoes", 0.8, 20, 60, 55, 90)
+        garments = pipeline(left, right).crop(photo(), ONLY_SHOES)
+        assert [each.box for each in garments] == [left.box, right.box]
 
 
 def test_what_is_larger_elsewhere_is_not_what_was_found() -> None:

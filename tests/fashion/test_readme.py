@@ -9,10 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from control_plane import ControlPlane, needs_namespaces
@@ -30,6 +33,20 @@ def blocks() -> list[str]:
     """Return every shell block, out of the indentation of its step."""
     found = re.findall(r"^( *)```sh\n(.*?)```", README, re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indentation}", "", text, flags=re.MULTILINE) for indentation, text in found]
+
+
+def test_the_pythons_it_names_are_those_that_its_pins_allow() -> None:
+    """Each pinned package says which Pythons it runs on: what the README promises, all of them keep."""
+    pins = [
+        Requirement(line.partition("#")[0])
+        for name in ("requirements.txt", "requirements-without-dependencies.txt")
+        for line in (EXAMPLE / name).read_text().splitlines()
+        if "==" in line.partition("#")[0]
+    ]
+    wanted = [metadata(pin.name).get("Requires-Python") or ">=3" for pin in pins]
+    allowed = [f"3.{minor}" for minor in range(8, 15) if all(f"3.{minor}.9" in SpecifierSet(each) for each in wanted)]
+    assert f"Python {allowed[0]} to {allowed[-1]} without 3.14.1" in " ".join(README.split())
+    assert [each for each in wanted if "3.14.1" not in SpecifierSet(each)]
 
 
 @pytest.fixture

@@ -11,27 +11,20 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from weightcache._content import HEAD, foreign_content
 from weightcache.errors import LoadError
+
+from ._strangers import FETCH_AGAIN, foreign_zip, old_protocol, protocol_error, stranger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Kind = Literal["zip", "legacy", "safetensors"]
 
-# protocol 2, then the integer 0x1950a86a20f9469cfc6c: how torch.save began its files before version 1.6
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format, and ours for the directory of a zip file
-
-_STRANGERS = (
-    (b"version https://git-lfs", "is a pointer of Git LFS", "fetch the real file (`git lfs pull`)"),
-    (b"<", "is a page of HTML or XML", "it was downloaded from a wrong or expired address"),
-    (b"\x80", "is a pickle, and not one of torch.save", "weights are never read from it; save them with torch.save"),
-    (b"\x1f\x8b", "is compressed with gzip", "decompress it first"),
-    (b"GGUF", "is a GGUF file", "convert it to .safetensors"),
-    (b"\x89HDF", "is an HDF5 file", "convert it to .safetensors"),
-)
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -42,7 +35,17 @@ _LOCAL_HEADER = 30  # bytes before the name
 _FULL = 0xFFFFFFFF  # the value is in the zip64 field
 _ENCRYPTED = 0x1
 
-_AGAIN = "the file is damaged or incomplete: fetch it again, or save it again with torch.save"
+
+class Archive(NamedTuple):
+    """A zip file that torch.save can have written.
+
+    Attributes:
+        sizes: How long its records are, in bytes, each as often as there are records of that length.
+        pickled: Where its pickle is: the offset of the record's header, and the length of its data in bytes.
+    """
+
+    sizes: Counter[int]
+    pickled: tuple[int, int]
 
 
 def kind_of(descriptor: int, size: int, path: str) -> Kind:
@@ -51,57 +54,67 @@ def kind_of(descriptor: int, size: int, path: str) -> Kind:
     Raises:
         LoadError: It is none of the three kinds.
     """
-    head = os.pread(descriptor, 32, 0)
+    head = os.pread(descriptor, HEAD, 0)
     if head.startswith(b"PK\x03\x04"):
         return "zip"
-    if head.startswith(_LEGACY):
+    if (protocol := old_protocol(head)) is not None:
+        if protocol not in {2, 3}:  # 3 has more, but nothing more that a state dict needs
+            raise protocol_error(path, protocol)
         return "legacy"
-    if head[8:9] == b"{":
-        length = int.from_bytes(head[:8], "little")
-        if length <= min(size - 8, _LONGEST_HEADER):
-            return "safetensors"
-        problem = f"says that its header has {length} bytes; it has {size} in all, and {_LONGEST_HEADER} are the limit"
-        raise LoadError(path, [problem], hint=_AGAIN)
-    if size == 0:
-        raise LoadError(path, ["is empty"], hint=_AGAIN)
-    for beginning, what, hint in _STRANGERS:
-        if head.startswith(beginning):
-            raise LoadError(path, [what], hint=hint)
-    problem = f"begins with {head[:8]!r}, which is neither a zip file nor an older file of torch.save nor safetensors"
-    raise LoadError(path, [problem], hint="give a file that torch.save or safetensors wrote")
+    if head[8:9] != b"{":
+        raise stranger(descriptor, head, path)
+    length = int.from_bytes(head[:8], "little")
+    if length <= min(size - 8, _LONGEST_HEADER):
+        return "safetensors"
+    if foreign_content(head, name=""):  # text in which the ninth character is a brace
+        raise stranger(descriptor, head, path)
+    says = f"says that its header has {length} bytes"
+    if length > size - 8:
+        problem = f"{says}; it has {size} in all, and {_LONGEST_HEADER} are the limit"
+        raise LoadError(path, [problem], hint=FETCH_AGAIN)
+    problem = f"{says}, and {_LONGEST_HEADER} are the limit of the format, which every reader of it has"
+    raise LoadError(path, [problem], hint="save the tensors to several files, or with less metadata")
 
 
-def check_zip(descriptor: int, size: int, path: str) -> frozenset[int]:
-    """Return the sizes of all records, in bytes, of a zip file that torch.save can have written.
+def check_zip(descriptor: int, size: int, path: str) -> Archive:
+    """Return what is in a zip file that torch.save can have written.
 
     Raises:
         LoadError: The file is cut off, its directory lies, or it is a zip file of another kind.
     """
     try:
         start, entries = _directory(descriptor, size)
-        names, spans = [], []
-        for name, flags, method, stored, length, offset in entries:
-            if flags & _ENCRYPTED or method != 0 or stored != length:
-                raise LoadError(path, [f"{name} is compressed or encrypted"], hint="save it again with torch.save")
-            names.append(name)
-            spans.append((offset, offset + _LOCAL_HEADER + len(name) + length, length))
+        records = list(entries)
     except (struct.error, UnicodeDecodeError) as error:
-        raise LoadError(path, [f"the directory of the zip file cannot be read ({error})"], hint=_AGAIN) from error
+        problem = f"the directory of the zip file cannot be read ({error})"
+        raise LoadError(path, [problem], hint=FETCH_AGAIN) from error
     except _BadDirectoryError as error:
-        raise LoadError(path, [str(error)], hint=_AGAIN) from error
-    spans.sort()
-    ends = [0, *(end for _, end, _ in spans)]
-    if ends[-1] > start or any(begin < end for (begin, _, _), end in zip(spans, ends, strict=False)):
-        raise LoadError(path, ["the directory of the zip file lies: records overlap"], hint=_AGAIN)
+        raise LoadError(path, [str(error)], hint=FETCH_AGAIN) from error
+    for name, flags, method, stored, length, _ in records:
+        if flags & _ENCRYPTED or method != 0 or stored != length:
+            hint = "save it again with torch.save; packing an unpacked one with another program compresses it"
+            found = foreign_zip([record[0] for record in records], path)
+            raise found or LoadError(path, [f"{name} is compressed or encrypted"], hint=hint)
+    spans = sorted((offset, offset + _LOCAL_HEADER + len(name) + length) for name, *_, length, offset in records)
+    ends = [0, *(end for _, end in spans)]
+    if ends[-1] > start or any(begin < end for (begin, _), end in zip(spans, ends, strict=False)):
+        raise LoadError(path, ["the directory of the zip file lies: records overlap"], hint=FETCH_AGAIN)
+    names = [name for name, *_ in records]
     if len(set(names)) != len(names):
-        raise LoadError(path, ["the directory of the zip file lies: a name is there twice"], hint=_AGAIN)
-    top = names[0].partition("/")[0] if names else ""
-    if f"{top}/constants.pkl" in names:
-        hint = "a program can only be run on purpose: torch.jit.load, if you trust who made it"
-        raise LoadError(path, ["is a TorchScript archive, which is a program and not weights"], hint=hint)
-    if f"{top}/data.pkl" not in names:
-        raise LoadError(path, ["is a zip file, and not one of torch.save"], hint="save it with torch.save")
-    return frozenset(length for _, _, length in spans)
+        raise LoadError(path, ["the directory of the zip file lies: a name is there twice"], hint=FETCH_AGAIN)
+    if found := foreign_zip(names, path):
+        raise found
+    pickle = f"{names[0].partition('/')[0]}/data.pkl"
+    where = next((offset, length) for name, *_, length, offset in records if name == pickle)
+    return Archive(Counter(length for *_, length, _ in records), where)
+
+
+def read_pickle(descriptor: int, archive: Archive) -> bytes:
+    """Return the pickle in the archive; less of it, or something else, if a record's own header lies."""
+    header, length = archive.pickled
+    sizes = os.pread(descriptor, 4, header + 26)  # of the name and of what follows it
+    begin = header + _LOCAL_HEADER + sum(struct.unpack("<2H", sizes)) if len(sizes) == 4 else header
+    return os.pread(descriptor, min(length, _LONGEST_HEADER), begin)
 
 
 class _BadDirectoryError(Exception):

@@ -6,26 +6,27 @@ import io
 import mmap
 import os
 import pickle
-import re
 import stat
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from weightcache._prefetch import prefetch_files
 from weightcache._prefetched import CHUNK
 from weightcache.errors import LoadError, StorageError
 
-from ._formats import check_zip, kind_of
-from ._storages import check_storages
+from ._formats import check_zip, kind_of, read_pickle
+from ._globals import LONGEST, Pickled, scan
+from ._hints import not_weights
+from ._storages import check_tensors
+from ._strangers import directory_hint
 from ._torch import import_safetensors, import_torch, require_safe_unpickling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ._formats import Kind
 
 READS = 16  # at once: more than a prefetch makes, since nothing is imported beside them and all of it is waited for
-_FORBIDDEN = ("nt", "os", "posix", "sys")  # modules of which torch never allows anything
 
 
 class Prefetched(Protocol):
@@ -39,13 +40,19 @@ class Prefetched(Protocol):
 def load_state_dict(
     path: str | os.PathLike[str], *, prefetched: Prefetched | None = None, device: Any = "cpu"
 ) -> dict[str, Any]:
-    """Load the weights in a file that ``torch.save`` (any version) or safetensors wrote.
+    """Load the weights in a file that ``torch.save`` or safetensors wrote.
 
-    Weights only: a file that needs anything else to be imported is refused. Which kind of file it is, is seen in its
-    first bytes. A zip file of ``torch.save`` and a safetensors file are mapped from memory, without a copy: from the
-    memory that ``prefetched`` has filled, else from memory that many reads at once fill here. An older file of
-    ``torch.save`` is read in the plain way; so is a zip file of up to 8 MiB, and what has no room in memory. Nothing
-    on the Volume stays open or mapped.
+    That is a zip file (PyTorch 1.6 or newer), the kind before it (0.1.10 or newer), both with the default pickle
+    protocol, or a ``.safetensors`` file; the first bytes say which. Every other kind of file is refused by its name, a
+    tar file of PyTorch before 0.1.10 and a TorchScript archive too, with what to do about it.
+
+    Weights only: a file that needs anything else to be imported is refused, with what it needs and how to allow it. A
+    tensor that reaches beyond its memory, or whose indices do not fit it, is refused in every layout, whatever the
+    version of PyTorch lets pass.
+
+    A zip file and a safetensors file are mapped from memory, without a copy: from the memory that ``prefetched`` has
+    filled, else from memory that many reads at once fill here. The older kind is read in the plain way; so is a zip
+    file of up to 8 MiB, and what has no room in memory. Nothing on the Volume stays open or mapped.
 
     The tensors can be written to: that changes neither the file nor what another call returned. As long as one of them
     lives, the whole file stays in memory, once; a page that is written to is there twice.
@@ -62,9 +69,9 @@ def load_state_dict(
 
     Raises:
         LoadError: The file is cut off or damaged or lies about itself, is of no such kind, needs something imported
-            that is not weights (``problems`` names it), holds no dict, or was written to while it was read; or the
-            device cannot be used.
-        StorageError: The file is not there, or cannot be read.
+            that is not weights (``problems`` names all of it), holds no dict, or was written to while it was read; or
+            the device cannot be used.
+        StorageError: The file is not there, cannot be read, or is a directory.
         ImportError: PyTorch or safetensors is not installed, or this PyTorch (before 2.10) is not safe.
         ValueError: ``device`` names no kind of device.
 
@@ -119,6 +126,9 @@ def _open(path: str, name: str) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         before = os.fstat(descriptor)
+        if stat.S_ISDIR(before.st_mode):
+            problem = f"cannot read {name}: it is a directory, and not a regular file"
+            raise StorageError(problem, hint=directory_hint(path), path=name)
         if not stat.S_ISREG(before.st_mode):
             raise StorageError(f"cannot read {name}: not a regular file", hint="give the path of a file", path=name)
         yield descriptor
@@ -141,21 +151,28 @@ def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory
     opened = f"/proc/self/fd/{file}"
     if kind == "safetensors":
         load = import_safetensors().load_file
-        with _refusing(torch, opened, name):
+        with _refusing(torch, name):
             # Never mapped from a Volume: that would keep a file open there, and fault its pages in one by one.
             return dict(load(opened, device=str(where)) if in_memory else load(opened, str(where), backend="pread"))
     size = os.fstat(file).st_size
-    with _refusing(torch, opened, name):
-        records = check_zip(file, size, name) if kind == "zip" else frozenset()
-    if records and in_memory:
-        with _refusing(torch, opened, name), _private_mapping(torch):
-            loaded = torch.load(opened, map_location=str(where), weights_only=True, mmap=True)
-        check_storages(torch, loaded, records, name)
-    else:
-        with _refusing(torch, opened, name), open(opened, "rb") as stream:
-            # One read for a small file: torch would make one for each record. The older kind is read in one go.
-            source = io.BytesIO(stream.read()) if records and size <= CHUNK else stream
-            loaded = torch.load(source, map_location=str(where), weights_only=True, mmap=False)
+    with _refusing(torch, name):
+        archive = check_zip(file, size, name) if kind == "zip" else None
+
+    def pickled() -> Pickled:
+        if archive:
+            return scan(read_pickle(file, archive))
+        return scan(os.pread(file, LONGEST, 0), before=3)  # a mark, the version and the machine come first
+
+    with _refusing(torch, name, pickled):
+        if archive and in_memory:
+            with _private_mapping(torch):
+                loaded = torch.load(opened, map_location=str(where), weights_only=True, mmap=True)
+        else:
+            with open(opened, "rb") as stream:
+                # One read for a small file: torch would make one for each record. The older kind is read in one go.
+                source = io.BytesIO(stream.read()) if archive and size <= CHUNK else stream
+                loaded = torch.load(source, map_location=str(where), weights_only=True, mmap=False)
+        check_tensors(torch, loaded, archive and archive.sizes, name)
     if not isinstance(loaded, dict):
         problem = f"holds a {type(loaded).__name__} and not a dict"
         raise LoadError(name, [problem], hint="read it with torch.load(path, weights_only=True)")
@@ -170,12 +187,13 @@ def _private_mapping(torch: Any) -> Any:
 
 
 @contextmanager
-def _refusing(torch: Any, opened: str, name: str) -> Iterator[None]:
+def _refusing(torch: Any, name: str, pickled: Callable[[], Pickled] | None = None) -> Iterator[None]:
     """Turn whatever a loader raises for what is in the file into a `LoadError`."""
     try:
         yield
     except pickle.UnpicklingError as error:
-        raise _not_weights(torch, opened, name, str(error)) from None  # its text advises weights_only=False
+        found = Pickled(0, (), ()) if pickled is None else pickled()
+        raise not_weights(torch, name, str(error), found) from None  # its text advises weights_only=False
     except (OSError, LoadError):  # the disk, and not what is on it; what says it better
         raise
     except Exception as error:  # a crafted pickle can make torch raise anything
@@ -185,23 +203,3 @@ def _refusing(torch: Any, opened: str, name: str) -> Iterator[None]:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             hint = f"there is less memory than it says that it needs: make room, or check the file ({hint})"
         raise LoadError(name, [problem], hint=hint) from error
-
-
-def _not_weights(torch: Any, opened: str, name: str, said: str) -> LoadError:
-    found = re.findall(r"\bGLOBAL ([^\s`]+)", said)
-    with suppress(Exception):  # not a zip file, or more than torch understands: the first one is known
-        found += torch.serialization.get_unsafe_globals_in_checkpoint(opened)
-    needed = sorted(set(found))
-    if not needed:
-        reason = next(filter(None, map(str.strip, said.partition("WeightsUnpickler error: ")[2].splitlines())), said)
-        problem = f"holds a pickle that is not one of weights: {reason}"
-        return LoadError(name, [problem], hint="save it again with torch.save and the default pickle_protocol")
-    problems = [f"needs {name}, which is not weights: importing it could run anything" for name in needed]
-    if any(name.partition(".")[0] in _FORBIDDEN for name in needed):
-        return LoadError(name, problems, hint="this can do harm and never belongs to weights: do not load this file")
-    return LoadError(
-        name,
-        problems,
-        hint="if you trust who made the file and know what these do, allow them on purpose: "
-        f"`with torch.serialization.safe_globals([{', '.join(needed)}]): load_state_dict(...)`",
-    )

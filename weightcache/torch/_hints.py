@@ -1,0 +1,228 @@
+"""What to do about a file that needs more than weights: a hint that works when it is followed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from keyword import iskeyword
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from weightcache.errors import LoadError
+
+from ._globals import Pickled, refused
+from ._strangers import protocol_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# What runs a command, loads code, or reaches everything else by its name. PyTorch itself never allows the first four.
+_HARMFUL = frozenset(
+    """
+    nt os posix sys subprocess commands popen2 pty runpy importlib code codeop marshal pickle _pickle dill cloudpickle
+    joblib shutil socket ctypes multiprocessing webbrowser timeit profile cProfile pdb bdb operator _operator inspect gc
+    threading _thread builtins.eval builtins.exec builtins.compile builtins.open builtins.getattr builtins.setattr
+    builtins.delattr builtins.__import__ builtins.globals builtins.locals builtins.vars builtins.breakpoint
+    builtins.input io.open _io.open _io.FileIO types.CodeType types.FunctionType types.MethodType torch.load
+    torch.hub.load torch.jit.load torch.serialization.load numpy.load numpy.testing._private.utils.runstring
+    """.split()  # noqa: SIM905 (a table)
+)
+
+
+class _Found(NamedTuple):
+    """Where something that a file names is in this Python.
+
+    Attributes:
+        module: The module to import.
+        name: Its name in there.
+        plain: Whether PyTorch finds it by its own name; else it must be given together with the name in the file.
+    """
+
+    module: str
+    name: str
+    plain: bool
+
+
+def not_weights(torch: Any, path: str, said: str, pickled: Pickled) -> LoadError:
+    """Say why PyTorch refused a file that it was to load weights from.
+
+    Args:
+        torch: The module.
+        path: The file.
+        said: What PyTorch said, whose first global counts even where the pickle cannot be read.
+        pickled: What the pickle in the file says.
+    """
+    if modules := re.findall(
+        r"``([\w.]+)``", said.partition("must be imported")[0] if "must be imported" in said else ""
+    ):
+        problem = f"holds tensors of a kind that needs {' and '.join(modules)} imported"
+        return LoadError(path, [problem], hint=f"import it before: `import {', '.join(modules)}`")
+    if pickled.protocol > 2 and (operand := re.search(r"Unsupported operand \d+", said)):
+        return protocol_error(path, pickled.protocol, f" ({operand[0]})")
+    needed = refused(torch, pickled.names)
+    found = re.search(r"[Cc]an only (?:build|create)[\s\S]*<class '([\w.]+)'>", said)
+    if found is None and not needed:  # a pickle that could not be read here
+        found = re.search(r"GLOBAL ([^\s`]+)", said)
+    if found and not any(".".join(pair) == found[1] for pair in needed):
+        module, _, name = found[1].rpartition(".")
+        needed.append((module or "builtins", name))
+    classes = _dtype_classes(torch, pickled)
+    if not needed and not classes:
+        return _odd(path, said)
+    names = sorted({".".join(pair) for pair in needed} | set(classes))
+    problems = [f"needs {_shown(name)}, which is not weights: importing it could run anything" for name in names]
+    return LoadError(path, problems, hint=_hint(path, needed, classes))
+
+
+def _odd(path: str, said: str) -> LoadError:
+    """Name what PyTorch does not do in a pickle, whatever is allowed."""
+    reason = next(filter(None, map(str.strip, said.partition("WeightsUnpickler error: ")[2].splitlines())), said)
+    hint = "save it again with torch.save and the default pickle_protocol"
+    if filled := re.search(r"Can only (?:SETITEM|append|extend).*<class '([\w.]+)'>", said):
+        hint = f"this cannot be allowed: have {filled[1]} replaced by a plain dict or list, and the file saved again"
+    return LoadError(path, [f"holds a pickle that is not one of weights: {reason}"], hint=hint)
+
+
+def _hint(path: str, needed: Iterable[tuple[str, str]], classes: dict[str, str]) -> str:
+    harmful = sorted(".".join(pair) for pair in needed if _harmful(*pair))
+    if harmful:
+        return f"{', '.join(map(_shown, harmful))} can do harm and never belongs to weights: do not load this file"
+    entries, modules, lacking = dict.fromkeys(classes.values()), {"torch"}, []
+    for module, name in needed:
+        found = _find(module, name)
+        if isinstance(found, str):
+            lacking.append(found)
+            continue
+        modules.add(found.module)
+        here = name if found.module == "builtins" else f"{found.module}.{found.name}"
+        entries[here if found.plain else f'({here}, "{module}.{name}")'] = None
+    if lacking:
+        return (
+            f"{'; '.join(lacking)}. Load the file with the versions of the packages that made it, and save its state "
+            "dict alone"
+        )
+    modules |= {"numpy"} if classes else set()
+    imports = ", ".join(sorted(modules - {"builtins"}))
+    return (
+        "allowing a class or function lets its code run. If you trust who made the file and know what these do, allow "
+        "them for one call:\n"
+        f"    `import {imports}; from weightcache.torch import load_state_dict`\n"
+        f"    `with torch.serialization.safe_globals([{', '.join(sorted(entries))}]): load_state_dict({path!r})`"
+    )
+
+
+def _harmful(module: str, name: str) -> bool:
+    return module.partition(".")[0] in _HARMFUL or f"{module}.{name}" in _HARMFUL
+
+
+def _shown(name: str) -> str:
+    return name if all(part.isidentifier() for part in name.split(".")) else repr(name)
+
+
+def _dtype_classes(torch: Any, pickled: Pickled) -> dict[str, str]:
+    """Return the classes of numpy's dtypes that must be allowed too, each with an expression for it.
+
+    A file does not name them: it makes them by calling ``numpy.dtype``. numpy is asked only if it is imported.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return {}
+    allowed = [entry[0] if isinstance(entry, tuple) else entry for entry in torch.serialization.get_safe_globals()]
+    classes: dict[str, str] = {}
+    for code in pickled.dtypes:
+        try:
+            kind = type(numpy.dtype(code))
+        except TypeError:
+            continue
+        if kind in allowed:
+            continue
+        public = getattr(getattr(numpy, "dtypes", None), kind.__name__, None) is kind
+        expression = f"numpy.dtypes.{kind.__name__}" if public else f"type(numpy.dtype({code!r}))"
+        classes.setdefault(f"numpy.dtypes.{kind.__name__}", expression)
+    return classes
+
+
+def _find(module: str, name: str) -> _Found | str:
+    """Say where it is in this Python, or why it cannot be allowed. Nothing is imported: that could run anything."""
+    if not all(part.isidentifier() and not iskeyword(part) for part in [*module.split("."), *name.split(".")]):
+        return f"{_shown(f'{module}.{name}')} cannot be allowed: it is not a name of Python"
+    reasons = []
+    for home, own in _homes(module, name):
+        there = _look_up(home, own)
+        if isinstance(there, _Found):
+            return there._replace(plain=there.plain and (home, own) == (module, name))
+        reasons.append(there)
+    return f"{module}.{name} cannot be allowed: {reasons[0]}"
+
+
+def _homes(module: str, name: str) -> Iterable[tuple[str, str]]:
+    """Yield where it may be, the present place first."""
+    if (module, name) == ("pathlib", "WindowsPath") and os.name != "nt":
+        yield "pathlib", "PureWindowsPath"  # the other one cannot be made on this system
+    elif module == "pathlib._local":  # where Python 3.13 has the classes of pathlib
+        yield "pathlib", name
+    elif module.startswith("numpy.core."):
+        yield module.replace("numpy.core.", "numpy._core.", 1), name
+        yield module, name
+    elif module.startswith("numpy._core."):
+        yield module, name
+        yield module.replace("numpy._core.", "numpy.core.", 1), name
+    else:
+        yield module, name
+
+
+def _look_up(module: str, name: str) -> _Found | str:
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return _Found(module, name, plain=False) if _importable(module) else _absent(module)
+    value: Any = loaded
+    for part in name.split("."):
+        known = getattr(value, "__dict__", {})
+        if part not in known:
+            lazy = value is loaded and "__getattr__" in known  # it may make its names when they are asked for
+            if lazy and module.partition(".")[0] not in {"numpy", "torch"}:
+                return _Found(module, name, plain=False)
+            return f"{module} has no {name}{_version(module)}"
+        value = known[part]
+        if not isinstance(value, type):
+            break
+    return _Found(
+        module,
+        name,
+        plain=f"{_attribute(value, '__module__')}.{_attribute(value, '__qualname__')}" == f"{module}.{name}",
+    )
+
+
+def _attribute(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name)
+    except AttributeError:
+        return None
+
+
+def _importable(module: str) -> bool:
+    """Look for the module where an import would, without importing it or its parents."""
+    top, *below = module.split(".")
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):  # a module that nothing was loaded from, such as __main__
+        return top in sys.modules and not below
+    for i in range(len(below)):
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        spec = PathFinder.find_spec(".".join([top, *below[: i + 1]]), spec.submodule_search_locations)
+    return spec is not None
+
+
+def _absent(module: str) -> str:
+    top = module.partition(".")[0]
+    if top in sys.modules or _importable(top):
+        return f"{top} has no module {module}{_version(module)}"
+    return f"the module {top} is not installed here"
+
+
+def _version(module: str) -> str:
+    version = getattr(sys.modules.get(module.partition(".")[0]), "__version__", None)
+    return f" (version {version})" if isinstance(version, str) else ""

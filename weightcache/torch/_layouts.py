@@ -1,0 +1,120 @@
+"""Whether a tensor lies within its memory, for each layout that a file can hold."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+_PACKED = {"quint4x2": 2, "quint2x4": 4}  # elements of one byte
+
+
+def fault_of(torch: Any, tensor: Any) -> str:
+    """Say what is wrong with ``tensor``, in a sentence that begins "holds a …"; empty if nothing is."""
+    if tensor.is_meta:
+        return ""
+    tensor = tensor.detach()
+    if tensor.layout is torch.strided:
+        if type(tensor) is torch.Tensor and tensor.is_nested:
+            return _nested_fault(tensor)
+        return _strided_fault(torch, tensor)
+    if tensor.layout is torch.jagged:
+        return _jagged_fault(torch, tensor)
+    return _sparse_fault(torch, tensor)
+
+
+def _strided_fault(torch: Any, tensor: Any) -> str:
+    try:
+        size = tensor.untyped_storage().nbytes()
+    except (RuntimeError, NotImplementedError):  # a subclass without memory: it holds other tensors
+        return ""
+    shape, strides, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+    what = f"a{' quantized' if tensor.is_quantized else ''} tensor of shape {shape}"
+    packed = _PACKED.get(str(tensor.dtype).removeprefix("torch.")) if tensor.is_quantized else None
+    if packed:  # each row begins with a byte of its own
+        needed = offset + prod(shape[:-1]) * -(-shape[-1] // packed) if shape else offset + 1
+        if not tensor.is_contiguous():
+            return f"holds {what} and strides {strides}, which a packed one cannot have"
+    else:
+        needed = _reach(shape, strides, offset) * tensor.element_size()
+    if needed > size or offset < 0 or min(shape + strides, default=0) < 0:
+        return f"holds {what}, strides {strides} and offset {offset}, which reaches beyond its storage of {size} bytes"
+    return _channel_fault(torch, tensor, what) if tensor.is_quantized else ""
+
+
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> int:
+    """Return how many elements of its storage a tensor needs. Python's numbers do not overflow."""
+    return (
+        offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1 if all(shape) else 0
+    )
+
+
+def _channel_fault(torch: Any, tensor: Any, what: str) -> str:
+    if tensor.qscheme() not in {torch.per_channel_affine, torch.per_channel_affine_float_qparams}:
+        return ""
+    axis = tensor.q_per_channel_axis()
+    for name, numbers in (
+        ("scales", tensor.q_per_channel_scales()),
+        ("zero points", tensor.q_per_channel_zero_points()),
+    ):
+        wanted = tensor.shape[axis] if 0 <= axis < tensor.dim() else None
+        if numbers.numel() != wanted or _strided_fault(torch, numbers):
+            return f"holds {what} with {numbers.numel()} {name} along dimension {axis}"
+    return ""
+
+
+def _nested_fault(tensor: Any) -> str:
+    """The parts of a nested tensor lie in one buffer; each has a shape, strides and an offset of its own."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    shapes, strides = tensor._nested_tensor_size().tolist(), tensor._nested_tensor_strides().tolist()  # noqa: SLF001
+    offsets = tensor._nested_tensor_storage_offsets().tolist()  # noqa: SLF001
+    if not len(shapes) == len(strides) == len(offsets):
+        return "holds a nested tensor with more parts than it has"
+    for shape, stride, offset in zip(shapes, strides, offsets, strict=True):
+        if min([offset, *shape, *stride]) < 0 or _reach(tuple(shape), tuple(stride), offset) > size:
+            return f"holds a nested tensor with a part of shape {tuple(shape)} that reaches beyond its storage"
+    return ""
+
+
+def _jagged_fault(torch: Any, tensor: Any) -> str:
+    """The parts of a jagged tensor are rows of its values, between two offsets."""
+    offsets, lengths, values = tensor.offsets(), tensor.lengths(), tensor.values()
+    for part in (offsets, lengths, values):
+        if part is not None and (fault := fault_of(torch, part)):
+            return fault
+    rows = values.shape[tensor._ragged_idx - 1]  # noqa: SLF001 (it has no other name)
+    bounds = offsets.tolist()
+    sizes = [end - begin for begin, end in pairwise(bounds)]
+    if lengths is not None and len(lengths) == len(sizes):
+        sizes = [size if 0 <= own <= size else -1 for own, size in zip(lengths.tolist(), sizes, strict=True)]
+    elif lengths is not None:
+        sizes = [-1]
+    if not bounds or bounds[0] < 0 or bounds[-1] > rows or min(sizes, default=0) < 0:
+        return f"holds a jagged tensor of {rows} rows with offsets that reach beyond them"
+    return ""
+
+
+def _sparse_fault(torch: Any, tensor: Any) -> str:
+    """Build the tensor again from its parts, with the checks that PyTorch leaves out when it loads."""
+    what = f"a sparse tensor of shape {tuple(tensor.shape)}"
+    by_rows = tensor.layout in {torch.sparse_csr, torch.sparse_bsr}
+    if tensor.layout is torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]  # noqa: SLF001 (the others demand a coalesced one)
+    elif by_rows:
+        parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    elif tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    else:
+        return f"holds a tensor of layout {tensor.layout}, which is not known here"
+    for part in parts:
+        if fault := fault_of(torch, part):
+            return fault
+    try:
+        if tensor.layout is torch.sparse_coo:
+            coalesced = tensor.is_coalesced() or None
+            torch.sparse_coo_tensor(*parts, tensor.shape, check_invariants=True, is_coalesced=coalesced)
+        else:
+            torch.sparse_compressed_tensor(*parts, tensor.shape, layout=tensor.layout, check_invariants=True)
+    except (RuntimeError, ValueError, IndexError) as error:
+        return f"holds {what} whose indices or values do not fit it: {str(error).partition(chr(10))[0]}"
+    return ""
