@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType, SimpleNamespace
@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import weightcache
-from hub import File, Hub, isolated_client
+from hub import File, Hub
 from origin import Origin, broken, other_bytes, stalled
 from origin import status as answer
 from support import blob, partials, sha256, visible
@@ -26,7 +26,6 @@ from weightcache import Checkpoint, DownloadError, Manifest, ManifestError, ensu
 from weightcache._entries import parse_toml
 from weightcache._rules import path_problem
 from weightcache._tool import edit
-from weightcache._tool.cli import main
 from weightcache._tool.complete import complete
 from weightcache._tool.draft import Draft, HubUrl
 from weightcache._tool.measure import CHUNK
@@ -34,31 +33,6 @@ from weightcache._tool.measure import CHUNK
 DATA = blob(300_001)
 LARGE = blob(3 * CHUNK + 17, seed=3)
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """The command line in an empty directory: ``run("add", …)`` returns code, stdout and stderr."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server, isolated_client(tmp_path / "hf"):
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        yield server
 
 
 def text() -> str:

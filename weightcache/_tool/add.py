@@ -95,7 +95,7 @@ def _refuse_secret(url: str) -> None:
             f"{redacted(url)}: what stands before the @ would be written into the manifest; leave it out, and let "
             "~/.netrc or --auth hold it"
         )
-    for name, value in parse_qsl(parts.query):
+    for name, value in parse_qsl(parts.query if parts.scheme in ("http", "https") else ""):
         if name.lower() in SIGNATURES and not variables(value):
             raise ValueError(
                 f"{redacted(url)}: the query's {name} would be written into the manifest; "
@@ -151,13 +151,17 @@ def _declared(options: argparse.Namespace) -> Draft:
     if options.file:
         entry["file"] = options.file
     elif hub and hub.path and not options.from_sha256sums:
-        entry["file"] = name_from_url(hub.at("0" * 40))
+        entry["file"] = _name_on_the_hub(hub)
     elif options.from_sha256sums and (hub is None or hub.path):
         entry["file"] = "-"  # a directory, or a name that comes from the list
     [draft] = drafts({"checkpoints": {options.name: entry}}, "the command line")
     if entry.get("file") == "-":
         draft.pins = {}
     return draft
+
+
+def _name_on_the_hub(hub: HubUrl) -> str:
+    return hub.path.rpartition("/")[2]
 
 
 def _take_sums(draft: Draft, options: argparse.Namespace) -> None:
@@ -180,9 +184,10 @@ def _listed(digests: Mapping[str, str], url: str) -> str:
     Raises:
         ValueError: Several may be, with other digests.
     """
-    name = name_from_url(url)
+    hub = HubUrl.parse(url)
+    name = _name_on_the_hub(hub) if hub else name_from_url(url)
     found = [path for path in digests if path.rpartition("/")[2] == name]
-    where = unquote(url.partition("?")[0])
+    where = url if hub else unquote(url.partition("?")[0])
     if len(nearest := [path for path in found if "/" in path and where.endswith(f"/{path}")]) == 1:
         found = nearest
     if len({digests[path] for path in found}) > 1:

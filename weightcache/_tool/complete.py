@@ -99,6 +99,8 @@ def _take_what_is_published(draft: Draft, hub: HubUrl, said: Snapshot) -> None:
     files = {file.path: file for file in said.files}
     for path, pin in draft.pins.items():
         file = files.get(hub.inside(path, is_directory=draft.is_directory))
+        if file is None and not draft.is_directory:
+            raise nothing_there(hub, said, draft.name)
         if file is None:
             raise _disagreement(draft, path, f"in {hub.repository} at {said.commit[:12]}", "missing", draft.urls[0])
         if file.sha256 and pin.sha256 not in ("", file.sha256):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from weightcache.errors import ManifestError, UnknownCheckpointError
 from weightcache.manifest import Checkpoint, File, Manifest
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 UNKNOWN = "0" * 64  # stands for a digest while everything else is checked
 _NO_COMMIT = "0" * 40
-# A revision is a branch, a tag or a commit; a slash in it is written %2F, since what follows the slash is a path.
-_HUB = re.compile(r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)(?:@([^/@]+))?(?:/(.+))?")
+# A revision is a branch, a tag or a commit; a slash in it is written %2F, since what follows the slash is a path. In
+# the path nothing is decoded.
+_HUB = re.compile(r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)(?:@([^/@]+))?(?:/(.+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class HubUrl:
             return self.path
         return f"{self.path}/{path}" if self.path else path
 
-    def at(self, commit: str) -> str:
-        """Return the URL of the same thing at a commit."""
-        return f"hf://{self.repository}@{commit}{f'/{self.path}' if self.path else ''}"
+    def at(self, revision: str) -> str:
+        """Return the URL of the same thing at another revision."""
+        return f"hf://{self.repository}@{quote(revision, safe='')}{f'/{self.path}' if self.path else ''}"
 
 
 @dataclass
