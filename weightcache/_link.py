@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 
-from ._rules import MODAL_VOLUMES
+from ._rules import MODAL_VOLUMES, user_path
 from .errors import StorageError, UnknownCheckpointError
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
@@ -54,7 +54,7 @@ def absolute(path: object, what: str) -> str:
         raise TypeError(f"{what} must be a path, not {type(path).__name__}")
     if not text or "\0" in text:
         raise ValueError(f"{what} must be a path, got {text!r}")
-    return os.path.abspath(os.path.expanduser(text))
+    return os.path.abspath(user_path(text))
 
 
 def _real(path: str) -> str:

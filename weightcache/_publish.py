@@ -19,6 +19,7 @@ from ._fill import fill
 from ._lock import exclusive
 from ._look import weights_if_ready
 from ._progress import make_progress
+from ._rules import user_path
 from ._volume import VolumeCalls
 from .errors import ManifestError, StorageError, VolumeError
 from .manifest import Manifest
@@ -87,7 +88,7 @@ def _absolute(path: str | os.PathLike[str], name: str, layout: Layout) -> str:
         raise TypeError(f"name must be a string, not {type(name).__name__}")
     if not given or "\0" in given:
         raise ValueError(f"path must be the path of a file or a directory, got {given!r}")
-    top = os.path.abspath(os.path.expanduser(given))
+    top = os.path.abspath(user_path(given))
     real, root, home = (os.path.realpath(each) for each in (top, layout.root, layout.home))
     if os.path.commonpath([real, root]) == real:
         raise ValueError(f"{top} holds the root {layout.root} itself; publish what lies beside or below it")

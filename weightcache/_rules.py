@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-from .errors import redacted
+from .errors import StorageError, redacted
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -27,6 +27,31 @@ _LOCAL = r"file:(?://(?:localhost)?)?(/(?!/).*)"
 _HUB_BRANCH = r"hf://[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?(?:@[^/@]+)?(?:/.+)?"
 MOVES = "names no commit: want hf://REPO@COMMIT[/PATH] with its 40 hex digits, since a branch or tag moves"
 _HUB = r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)@([0-9a-f]{40})(?:/(.+))?"
+
+
+def user_path(path: str) -> str:
+    """Return ``path`` with ``~`` or ``~user`` at its beginning replaced by that home directory.
+
+    Raises:
+        StorageError: There is no such home, as in a container whose user id is random and has no entry in
+            ``/etc/passwd``. `os.path.expanduser` leaves the path as it is then, which names a directory called ``~``.
+    """
+    if not path.startswith("~"):
+        return path
+    user, _, _ = path.partition("/")
+    home = os.path.expanduser(user)
+    if user == "~" and "HOME" in os.environ:
+        why = f"HOME is {os.environ['HOME']!r:.200}, which is not a directory"
+        good = os.environ["HOME"] != ""  # an empty one makes `/weights` of `~/weights`
+    else:
+        why, good = "HOME is not set, and this user has no home" if user == "~" else "there is no such user", True
+    if good and home != user and os.path.isabs(home) and os.path.isdir(home):
+        return os.path.expanduser(path)
+    raise StorageError(
+        f"cannot expand {user} in {path}: {why}",
+        hint=f"give an absolute path{', or set HOME' if user == '~' else f'; a directory of that name is ./{user}'}",
+        path=path,
+    )
 
 
 def name_problem(name: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from weightcache._look import Layout
-from weightcache._rules import name_from_url, name_problem, variables
+from weightcache._rules import name_from_url, name_problem, user_path, variables
 from weightcache._tool.draft import UNKNOWN, Draft, HubUrl, Pin, drafts
 from weightcache._tool.edit import ManifestFile
 from weightcache._tool.pin import Keep, add_common_arguments, bring, expect, kept, refuse_odd_digest, row
@@ -206,7 +206,7 @@ def _places(options: argparse.Namespace, manifest: str) -> list[tuple[str, str]]
 
     But the manifest and the root, which may lie there as well: both change by being added to.
     """
-    top = os.path.abspath(os.path.expanduser(options.from_dir))
+    top = os.path.abspath(user_path(options.from_dir))
     if not os.path.isdir(top):
         raise ValueError(f"--from-dir {top} is no directory")
     if options.name:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache._container import Writer
 from weightcache._look import Layout
-from weightcache._rules import digest_problem
+from weightcache._rules import digest_problem, user_path
 from weightcache._tool.draft import drafts, select
 from weightcache._tool.edit import ManifestFile, require_tomlkit
 from weightcache.errors import IntegrityError, ManifestError, StorageError, redacted
@@ -50,7 +50,7 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
         ValueError: The options do not go together.
     """
     refuse_odd_digest(options.expect)
-    path = os.path.expanduser(options.manifest)
+    path = user_path(options.manifest)
     file = ManifestFile(path, writes=not (options.check or options.check_upstream or options.print))
     if not file.exists:
         raise ManifestError(path, ["there is no such file"])
