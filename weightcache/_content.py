@@ -10,15 +10,28 @@ import re
 
 HEAD = 1024  # bytes of a file that `foreign_content` needs at most
 
+POINTER = "a Git LFS pointer"
+EMPTY = "an empty file"
+
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _TEXT_TYPES = {"html": "html", "xhtml+xml": "html", "xml": "xml", "json": "json", "problem+json": "json"}
 _WORDS = {"html": "an HTML page", "xml": "an XML document", "json": "a JSON document"}
-# A file with one of these endings is declared to be such a document.
+_PROSE = (".md", ".mdx", ".markdown", ".rst", ".txt", ".jinja")  # may begin with a tag or a bracket
+_HTML = (".html", ".htm", ".xhtml")
+# A file with one of these endings may be such a document.
 _ENDINGS = {
-    "html": (".html", ".htm", ".xhtml"),
-    "xml": (".xml", ".svg", ".html", ".htm", ".xhtml"),
-    "json": (".json", ".jsonl", ".ipynb", ".geojson"),
+    "html": _HTML,
+    "xml": (".xml", ".svg", ".plist", ".urdf", ".dae", ".rdf", *_HTML, *_PROSE),
+    "json": (".json", ".jsonl", ".ndjson", ".ipynb", ".geojson", ".gltf", ".map", ".js", ".yaml", ".yml", *_PROSE),
 }
+# Of these the Content-Type says nothing: many hosts call every text a page.
+_TEXTS = (*_ENDINGS["xml"], *_ENDINGS["json"], ".py", ".csv", ".tsv", ".toml", ".cfg", ".ini", ".sh", ".css", ".bib")
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack"),
+    *(".pb", ".tflite", ".npz", ".npy", ".pkl", ".pickle", ".joblib", ".model", ".mlmodel", ".ot", ".pdparams"),
+    *(".params", ".nemo", ".engine", ".plan", ".weights", ".caffemodel", ".t7", ".jit", ".ptl", ".pte"),
+    *(".tar", ".tgz", ".gz", ".zst", ".zip"),
+)
 
 
 def foreign_content(head: bytes, content_type: str = "", *, name: str) -> str:
@@ -31,13 +44,25 @@ def foreign_content(head: bytes, content_type: str = "", *, name: str) -> str:
         name: Path or name of the wanted file. ``config.json`` may be a JSON document, and ``LICENSE`` may be any text.
     """
     if not head:
-        return "an empty file"
+        return EMPTY
     if head.startswith(_POINTER):
-        return "a Git LFS pointer"
-    kind = _kind(head) or _declared_kind(head, content_type)
-    if not kind or name.lower().endswith(_ENDINGS[kind]):
+        return POINTER
+    name = name.lower()
+    kind = _kind(head) or ("" if name.endswith(_TEXTS) else _declared_kind(head, content_type))
+    if not kind or name.endswith(_ENDINGS[kind]):
         return ""
     return _WORDS[kind]
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of this name is one of weights or an archive, by its ending."""
+    return name.lower().endswith(_WEIGHTS)
+
+
+def pointed_at(head: bytes) -> str:
+    """Return the sha256 of the file that a Git LFS pointer stands for; empty if there is none in it."""
+    match = re.search(rb"\noid sha256:([0-9a-f]{64})\n", head)
+    return match[1].decode() if match else ""
 
 
 def _kind(head: bytes) -> str:

@@ -218,6 +218,11 @@ def name_from_url(url: str) -> str:
     return segment
 
 
+def has_ending(name: str) -> bool:
+    """Whether a file's name has an ending such as ``.pt``; ``138296`` and ``v1.5`` have none."""
+    return re.fullmatch(r".+\.[0-9]*[A-Za-z][A-Za-z0-9_-]*", name) is not None
+
+
 def clashes(names: list[str]) -> Iterator[tuple[str, str]]:
     """Yield pairs that a file system which folds case or Unicode forms would take for one name."""
     seen: dict[str, str] = {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from weightcache._look import Layout
-from weightcache._rules import name_from_url, name_problem, user_path, variables
+from weightcache._rules import has_ending, name_from_url, name_problem, user_path, variables
 from weightcache._tool.draft import UNKNOWN, Draft, HubUrl, Pin, drafts
 from weightcache._tool.edit import ManifestFile
 from weightcache._tool.pin import Keep, add_common_arguments, bring, expect, kept, refuse_odd_digest, row
@@ -139,7 +140,23 @@ def _from_urls(options: argparse.Namespace, keep: Keep | None) -> Draft:
     if not draft.is_directory and not draft.pins:
         draft.pins = {draft.placeholder().files[0].path: Pin()}
     bring(draft, keep, options)
+    if not draft.is_directory and not options.file:
+        _take_suggested_name(draft)
     return draft
+
+
+def _take_suggested_name(draft: Draft) -> None:
+    """Call the file as its mirror does where the URL ends in a number or word; offer that name where it differs."""
+    [(path, pin)] = draft.pins.items()
+    if pin.suggested_name in ("", path):
+        return
+    if has_ending(path):
+        draft.warn(
+            f"the server calls it {pin.suggested_name}; --file {shlex.quote(pin.suggested_name)} takes that name"
+        )
+        return
+    draft.pins = {pin.suggested_name: pin}
+    pin.evidence += "; named as the server does"
 
 
 def _declared(options: argparse.Namespace) -> Draft:

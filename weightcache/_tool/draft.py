@@ -7,6 +7,7 @@ by the one set of rules.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -64,11 +65,25 @@ class HubUrl:
 
 @dataclass
 class Pin:
-    """What is known of one file, and where its digest comes from, in words."""
+    """What is known of one file.
+
+    Attributes:
+        sha256: Its digest; empty if it is not known.
+        size: Its length in bytes, if known.
+        evidence: Where the digest comes from, in words.
+        foreign: What its bytes are, if they are no weights but were expected; empty otherwise.
+        head: Its first bytes, if they were read and judged.
+        suggested_name: What its mirror calls it; empty if it does not say.
+        is_published: Whether the Hub publishes the digest, and nothing was downloaded for it.
+    """
 
     sha256: str = ""
     size: int | None = None
     evidence: str = "the manifest"
+    foreign: str = ""
+    head: bytes | None = None
+    suggested_name: str = ""
+    is_published: bool = False
 
 
 @dataclass
@@ -78,6 +93,7 @@ class Draft:
     Attributes:
         pins: By path. Of a single file there is one, under the name that it will be published by.
         knows_files: Whether ``pins`` lists every file. A single file always does.
+        warnings: What the user should know, and what stops nothing.
     """
 
     name: str
@@ -86,6 +102,12 @@ class Draft:
     is_directory: bool = False
     pins: dict[str, Pin] = field(default_factory=dict)
     knows_files: bool = True
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Say it now, and once more in the result."""
+        self.warnings.append(text)
+        print(f"weightcache: {self.name}: {text}", file=sys.stderr)
 
     def unpinned(self) -> list[str]:
         """Say what keeps `ensure` from taking it."""
