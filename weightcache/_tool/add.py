@@ -64,7 +64,8 @@ def add(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.expect and len(names) != 1:
         raise ValueError("--expect is of one checkpoint, and this adds several")
     with kept(options.root) as keep:
-        found = _from_directory(places) if places else [_from_urls(options, keep)]
+        expected = options.expect is not None
+        found = _from_directory(places, expected=expected) if places else [_from_urls(options, keep)]
         for draft in found:
             expect(draft, options.expect)
         pinned = [draft.checkpoint() for draft in found]
@@ -212,10 +213,17 @@ def _listed(digests: Mapping[str, str], url: str) -> str:
     return found[0] if found else ""
 
 
-def _from_directory(places: Sequence[tuple[str, str]]) -> list[Draft]:
-    from weightcache._publish import hashed
+def _from_directory(places: Sequence[tuple[str, str]], *, expected: bool) -> list[Draft]:
+    from weightcache._publish import hashed, shard_warnings
 
-    return [_local(hashed(path, name)[0]) for name, path in places]
+    found = []
+    for name, path in places:
+        checkpoint, own = hashed(path, name, pointers=expected)
+        draft = _local(checkpoint)
+        for text in shard_warnings(checkpoint, own):
+            draft.warn(text)
+        found.append(draft)
+    return found
 
 
 def _places(options: argparse.Namespace, manifest: str) -> list[tuple[str, str]]:
@@ -263,11 +271,12 @@ def _local(checkpoint: Checkpoint) -> Draft:
 
 
 def _publish(options: argparse.Namespace, places: Sequence[tuple[str, str]], pinned: Sequence[Checkpoint]) -> None:
-    from weightcache._publish import publish_path
+    from weightcache._publish import copy_in
 
     layout = Layout(options.root)
     for checkpoint, (name, path) in zip(pinned, places, strict=True):
-        if publish_path(path, name, layout, None, link=options.link) != checkpoint:
+        pointers = options.expect is not None
+        if copy_in(path, name, layout, None, link=options.link, pointers=pointers)[0] != checkpoint:
             raise ManifestError(
                 path, [f"changed after {name} was declared; correct its entry with `weightcache publish {path} {name}`"]
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from weightcache._content import EMPTY, POINTER, foreign_content, holds_weights, pointed_at
-from weightcache._rules import hub_endpoint, local_path, resolved_url
+from weightcache._rules import has_ending, hub_endpoint, local_path, resolved_url
 from weightcache.errors import Attempt, DownloadError, redacted
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def unfit(name: str, opening: Opening, *, is_directory: bool, is_git_s: bool = F
         is_git_s: Whether Git's id of the file says that these are its bytes. Then a text is what it is, and only
             weights and pointers are judged.
     """
+    name = name if has_ending(name) else opening.suggested_name or name
     what = foreign_content(opening.head, opening.content_type, name=name)
     spared = is_git_s if what != EMPTY else is_directory or is_git_s
     return "" if spared and what != POINTER and not holds_weights(name) else what

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import weightcache
 from weightcache._look import Layout
+from weightcache._publish import shard_warnings
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +23,10 @@ def publish(options: argparse.Namespace) -> int:
     checkpoint = weightcache.publish(options.path, name=options.name, root=options.root, volume=options.mounted)
     path = Layout(options.root).published(checkpoint)
     if options.json:
+        own = {file.sha256: Layout(options.root).file(checkpoint, file) for file in checkpoint.files}
         files = {file.path: {"sha256": file.sha256, "size": file.size} for file in checkpoint.files}
         told = {"name": checkpoint.name, "path": path, "digest": checkpoint.digest, "files": files}
+        told["warnings"] = shard_warnings(checkpoint, own)
         print(json.dumps({**told, "entry": f"{checkpoint}\n"}, indent=1))
     else:
         # Nothing else, so that `>> weights.toml` declares it; first a line end, which that file may lack.
