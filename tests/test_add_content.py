@@ -207,6 +207,9 @@ def test_a_clone_without_its_large_files_is_not_published(run: Any, root: Path, 
         ("https://huggingface.co/acme/w/blob/main/a%20b/w.pt?x=1", "an HTML page", "'hf://acme/w@main/a b/w.pt'"),
         ("https://huggingface.co/acme/w/raw/main/w.pt", "a Git LFS pointer", "hf://acme/w@main/w.pt"),
         ("https://huggingface.co/acme/w/raw/main/w.pt", "a Git LFS pointer", "/resolve/"),
+        ("https://huggingface.co/acme/w", "an HTML page", "hf://acme/w@main;"),
+        ("https://huggingface.co/acme/w/", "an HTML page", "hf://acme/w@main;"),
+        ("https://huggingface.co/acme/w/tree/v1/a%20b", "an HTML page", "'hf://acme/w@v1/a b'"),
         ("https://github.com/o/r/blob/v1/d/w.pt", "an HTML page", "https://github.com/o/r/raw/v1/d/w.pt"),
         (
             "https://github.com/o/r/raw/v1/w.pt",
@@ -226,7 +229,7 @@ def test_a_clone_without_its_large_files_is_not_published(run: Any, root: Path, 
     ],
 )
 def test_the_way_to_the_file_itself_is_said(url: str, what: str, expected: str) -> None:
-    assert expected in advice(url, what, POINTER)
+    assert expected in f"{advice(url, what, POINTER)};"
 
 
 def test_a_hub_of_ones_own_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

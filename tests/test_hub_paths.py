@@ -6,13 +6,18 @@ import json
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from hub import File, Hub
 from support import blob, sha256
 from weightcache import Manifest, ensure
-from weightcache._rules import name_from_url, url_problem, variables
+from weightcache._entries import parse_toml
+from weightcache._rules import hub_parts, name_from_url, path_problem, resolved_url, url_problem, variables
+from weightcache._target import request_target
 from weightcache._tool.draft import HubUrl
 from weightcache.errors import redacted
 
@@ -110,6 +115,21 @@ def test_the_rules_of_a_path_still_hold() -> None:
     assert url_problem("https://h/a#b", directory=False)
 
 
+@given(st.text(max_size=40))
+def test_any_path_that_a_manifest_takes_is_literal(path: str) -> None:
+    assume(path_problem(path) is None)
+    url = f"hf://acme/w@{COMMIT}/{path}"
+    manifest = Manifest.load({"checkpoints": {"w": {"urls": [url], "sha256": "0" * 64}}})
+    assert manifest["w"].urls == (url,)
+    assert manifest["w"].files[0].path == path.rpartition("/")[2]
+    assert Manifest.load(parse_toml(str(manifest["w"]).encode(), "w")) == manifest
+    assert hub_parts(url) == ("acme/w", COMMIT, path)
+    asked = resolved_url(url, "")
+    assert unquote(asked) == f"https://huggingface.co/acme/w/resolve/{COMMIT}/{path}"
+    assert request_target(asked) == asked.removeprefix("https://huggingface.co")
+    assert redacted(asked) == asked
+
+
 def test_a_query_is_a_part_of_the_name_and_no_secret(run: Any, hub: Hub) -> None:
     hub.push("acme/w", "main", {"w.pt?token=x": DATA})
     assert run("add", "w", "hf://acme/w/w.pt?token=x", "-q")[0] == 0
@@ -132,3 +152,12 @@ def test_names_that_a_file_system_may_fold_are_chosen_among(first: str, second: 
     assert "--exclude" in err
     assert run("add", "w", "hf://acme/w", "--exclude", second, "-q")[0] == 0
     assert [file.path for file in Manifest.load("weights.toml")["w"].files] == sorted([first, "w.pt"])
+
+
+def test_a_client_that_must_not_ask_is_named(run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.push("acme/w", "main", {"w.pt": DATA})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, err = run("add", "w", "hf://acme/w", "-q")
+    assert code == 3
+    assert f"{hub.url} was not asked: HF_HUB_OFFLINE is set" in err
+    assert not hub.seen

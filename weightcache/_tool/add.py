@@ -141,7 +141,7 @@ def _from_urls(options: argparse.Namespace, keep: Keep | None) -> Draft:
     if not draft.is_directory and not draft.pins:
         draft.pins = {draft.placeholder().files[0].path: Pin()}
     bring(draft, keep, options)
-    if not draft.is_directory and not options.file:
+    if draft.takes_names and not options.file:
         _take_suggested_name(draft)
     return draft
 

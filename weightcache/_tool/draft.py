@@ -117,6 +117,11 @@ class Draft:
             lacking.append("the list of its files")
         return lacking + [f"the sha256 of {path}" for path, pin in self.pins.items() if not pin.sha256]
 
+    @property
+    def takes_names(self) -> bool:
+        """Whether its mirrors may know a name for its file. A path on the Hub has one."""
+        return not self.is_directory and not any(map(HubUrl.parse, self.urls))
+
     def lacks_sizes(self) -> bool:
         return any(pin.size is None for pin in self.pins.values())
 

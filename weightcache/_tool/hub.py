@@ -130,6 +130,7 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         HfHubHTTPError,
         HFValidationError,
         LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -168,7 +169,9 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         if not _is_network(error):
             raise
         why = f"{endpoint} cannot be reached ({type(error).__name__})"
-        hint = "look at the network, and at HF_ENDPOINT and HF_HUB_OFFLINE; nothing was changed"
+        hint = "look at the network, and at HF_ENDPOINT; nothing was changed"
+        if isinstance(error, OfflineModeIsEnabled):
+            why, hint = f"{endpoint} was not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to pin from the Hub"
     raise _error(name, url, why, hint)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from weightcache._tool.measure import Opening
 
 _HUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/([^/]+)/(.+)")
+_HUB_PAGE = re.compile(r"/([^/]+/[^/]+?)/?(?:/tree/([^/]+)(/.+)?)?")
 _GITHUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/(.+)")
 _GITLAB_PAGE = re.compile(r"(/.+/-)/blob/(.+)")
 
@@ -92,6 +93,8 @@ def _better(url: str, what: str) -> str:
         if match := _HUB_FILE.fullmatch(parts.path):
             hub = f"hf://{match[1]}@{match[2]}/{unquote(match[3])}"
             return f"{shlex.quote(hub)}, or /resolve/ in place of /raw/ or /blob/"
+        if match := _HUB_PAGE.fullmatch(parts.path):
+            return shlex.quote(f"hf://{match[1]}@{match[2] or 'main'}{unquote(match[3] or '')}")
     elif host in ("github.com", "www.github.com"):
         if match := _GITHUB_FILE.fullmatch(parts.path):
             if what == POINTER:

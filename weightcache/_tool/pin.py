@@ -89,7 +89,7 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
 def _offer_name(draft: Draft) -> None:
     """Say what a mirror calls a file that is called by the end of its URL, such as a number."""
     for path, pin in draft.pins.items():
-        if not draft.is_directory and pin.suggested_name not in ("", path) and not has_ending(path):
+        if draft.takes_names and pin.suggested_name not in ("", path) and not has_ending(path):
             draft.warn(f"the server calls it {pin.suggested_name}; `file` in its entry takes a name")
 
 
