@@ -175,9 +175,9 @@ class Client:
         """Return where an answer leads, or ``None`` if it is one; empty if what it says is no URL."""
         with suppress(ValueError):  # a Location that is not UTF-8, or such as `http://[`
             target = requests.Session.get_redirect_target(self._session, response)
-            if target is None or re.match("https?://", target):  # a signed one is not to be put together anew
-                return target
-            return urljoin(url, target)
+            joined = None if target is None else urljoin(url, target)
+            # As it is written: joining takes a URL apart and puts it together, which loses an empty query.
+            return target if target and target.startswith(("http://", "https://")) else joined
         return ""
 
     def _settings(self, url: str) -> dict[str, Any]:
