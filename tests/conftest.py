@@ -8,12 +8,15 @@ import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hub import Hub, isolated_client
 from origin import Origin
 from support import forbidden
 from weightcache import _fetch, _http, _volume
+from weightcache._tool.cli import main
 
 if find_spec("groundingdino") is None:
     collect_ignore = ["fashion"]  # it needs the example's own environment: `make test` runs it there, after the others
@@ -75,3 +78,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         forbidden(f"cannot mount a tmpfs: {made.stderr.decode().strip()}")
     yield path
     subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command line in an empty directory: ``run("add", …)`` returns code, stdout and stderr."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as server, isolated_client(tmp_path / "hf"):
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        yield server

@@ -97,19 +97,20 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def test_add_a_checkpoint(shell: Run, origin: Origin, manifest: Path) -> None:
-    for name in ("sam2_hiera_large.pt", "detector.pth", "sam2_hiera_tiny.pt"):
+    for name in ("sam2_hiera_large.pt", "138296", "detector.pth", "sam2_hiera_tiny.pt"):
         origin.put(f"/{name}", DATA)
     old = manifest.parent / "old-weights"
     old.mkdir()
     (old / "lama.pt").write_bytes(DATA[:1000])
-    first, second, directory, by_hand = blocks("add-a-checkpoint", "sh")
+    first, named, second, directory, by_hand = blocks("add-a-checkpoint", "sh")
     assert "computed here from" in shell(first)
     assert origin.sent() == len(DATA)
+    assert "BodHor V1.safetensors" in shell(named, CIVITAI_TOKEN="hush")
     origin.put("/mirror/detector.pth", DATA)
     shell(second.replace("https://mirror.example.org/", origin.url("/mirror/")))
     shell(directory)
     assert "tiny: pinned in weights.toml" in shell(by_hand)
-    assert [each.name for each in Manifest.load(manifest)] == ["sam2", "detector", "lama", "tiny"]
+    assert [each.name for each in Manifest.load(manifest)] == ["sam2", "bodhor", "detector", "lama", "tiny"]
     assert "# The segmenter of the demo." in manifest.read_text()
     found = ensure(manifest, root=manifest.parent / "weights", only=["sam2", "lama"], offline=True)
     assert {each.outcome for each in found.report.values()} == {"hit"}

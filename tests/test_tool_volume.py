@@ -17,6 +17,7 @@ from grpclib import Status
 
 import weightcache
 from control_plane import ControlPlane
+from hub import pointer
 from origin import Origin
 from origin import status as answer
 from support import blob, directory, one, sha256
@@ -335,6 +336,17 @@ def test_push_never_uploads_wrong_bytes(plane: ControlPlane, manifest: Path, roo
     assert (code, out.split()[:2]) == (1, ["sam2", "missing"])
     assert "sam2 is damaged here" in err
     assert listed(plane, "v") == []
+
+
+def test_push_warns_of_a_pointer_that_is_pinned(plane: ControlPlane, root: Path, tmp_path: Path) -> None:
+    pointed = pointer(sha256(DATA), len(DATA))
+    source = tmp_path / "w.pt"
+    source.write_bytes(pointed)
+    declared = toml_of(one(pointed, f"file://{source}"), tmp_path / "pointer.toml")
+    weightcache.ensure(declared, root=root, progress=False)
+    code, _, err = tool(plane, "push", "--volume", "v", "--create", "-m", declared, "--root", root)
+    assert code == 0
+    assert "sam2: weights.pt is a Git LFS pointer, and not the file itself" in err
 
 
 def test_much_needs_a_yes(

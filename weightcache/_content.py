@@ -10,15 +10,29 @@ import re
 
 HEAD = 1024  # bytes of a file that `foreign_content` needs at most
 
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_TEXT_TYPES = {"html": "html", "xhtml+xml": "html", "xml": "xml", "json": "json", "problem+json": "json"}
+POINTER = "a Git LFS pointer"
+EMPTY = "an empty file"
+
+# The second one is what Git LFS was called before 1.0; its specification lets readers take both.
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+_TEXT_TYPES = {"html": "html", "xhtml+xml": "html", "xml": "xml", "json": "json"}
 _WORDS = {"html": "an HTML page", "xml": "an XML document", "json": "a JSON document"}
-# A file with one of these endings is declared to be such a document.
+_PROSE = (".md", ".mdx", ".markdown", ".rst", ".txt", ".jinja")  # may begin with a tag or a bracket
+_HTML = (".html", ".htm", ".xhtml")
+# A file with one of these endings may be such a document.
 _ENDINGS = {
-    "html": (".html", ".htm", ".xhtml"),
-    "xml": (".xml", ".svg", ".html", ".htm", ".xhtml"),
-    "json": (".json", ".jsonl", ".ipynb", ".geojson"),
+    "html": _HTML,
+    "xml": (".xml", ".svg", ".plist", ".urdf", ".dae", ".rdf", *_HTML, *_PROSE),
+    "json": (".json", ".jsonl", ".ndjson", ".ipynb", ".geojson", ".gltf", ".map", ".js", ".yaml", ".yml", *_PROSE),
 }
+# Of these the Content-Type says nothing: many hosts call every text a page.
+_TEXTS = (*_ENDINGS["xml"], *_ENDINGS["json"], ".py", ".csv", ".tsv", ".toml", ".cfg", ".ini", ".sh", ".css", ".bib")
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack"),
+    *(".pb", ".tflite", ".npz", ".npy", ".pkl", ".pickle", ".joblib", ".model", ".mlmodel", ".ot", ".pdparams"),
+    *(".params", ".nemo", ".engine", ".plan", ".weights", ".caffemodel", ".t7", ".jit", ".ptl", ".pte"),
+    *(".tar", ".tgz", ".gz", ".zst", ".zip"),
+)
 
 
 def foreign_content(head: bytes, content_type: str = "", *, name: str) -> str:
@@ -31,20 +45,33 @@ def foreign_content(head: bytes, content_type: str = "", *, name: str) -> str:
         name: Path or name of the wanted file. ``config.json`` may be a JSON document, and ``LICENSE`` may be any text.
     """
     if not head:
-        return "an empty file"
-    if head.startswith(_POINTER):
-        return "a Git LFS pointer"
-    kind = _kind(head) or _declared_kind(head, content_type)
-    if not kind or name.lower().endswith(_ENDINGS[kind]):
+        return EMPTY
+    if head.startswith(_POINTERS):
+        return POINTER
+    name = name.lower()
+    kind = _kind(head) or ("" if name.endswith(_TEXTS) else _declared_kind(head, content_type))
+    if not kind or name.endswith(_ENDINGS[kind]):
         return ""
     return _WORDS[kind]
 
 
+def holds_weights(name: str) -> bool:
+    """Whether a file of this name is one of weights or an archive, by its ending."""
+    return name.lower().endswith(_WEIGHTS)
+
+
+def pointed_at(head: bytes) -> str:
+    """Return the sha256 of the file that a Git LFS pointer stands for; empty if there is none in it."""
+    match = re.search(rb"\noid sha256:([0-9a-f]{64})\s", head)
+    return match[1].decode() if match else ""
+
+
 def _kind(head: bytes) -> str:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:256].lower()
-    if re.match(rb"<!doctype html|<html[\s>]|<head[\s>]|<body[\s>]", text) or (b"<html" in text and text[:1] == b"<"):
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:HEAD].lower()
+    prolog = text.startswith((b"<!", b"<?"))
+    if re.match(rb"<!doctype html|<html[\s>]|<head[\s>]|<body[\s>]", text) or (prolog and b"<html" in text):
         return "html"
-    if text.startswith(b"<?xml") or re.match(rb"<[a-z][a-z0-9:_-]*(\s[^<>]*)?>", text):
+    if text.startswith((b"<?xml", b"<!--")) or (_is_text(head) and re.match(rb"<[a-z][a-z0-9:_-]*(\s[^<>]*)?>", text)):
         return "xml"
     # `{"` also begins a .safetensors header, but only after its 8 bytes of length.
     if re.match(rb'\{\s*("|\}|$)|\[\s*(["{\]]|$)', text) and _is_text(head):
@@ -54,7 +81,8 @@ def _kind(head: bytes) -> str:
 
 def _declared_kind(head: bytes, content_type: str) -> str:
     subtype = content_type.partition(";")[0].strip().lower().rpartition("/")[2]
-    return _TEXT_TYPES.get(subtype, "") if _is_text(head) else ""
+    known = _TEXT_TYPES.get(subtype) or _TEXT_TYPES.get(subtype.rpartition("+")[2], "")  # application/hal+json
+    return known if _is_text(head) else ""
 
 
 def _is_text(head: bytes) -> bool:

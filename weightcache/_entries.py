@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_FOLDS = "leave one of them out, because some file systems (of macOS, of Windows, exFAT) give both one place"
+
+
 def read_toml(path: str) -> Mapping[str, Any]:
     """Return what a TOML file says.
 
@@ -78,7 +81,7 @@ def parse(data: Mapping[str, Any], source: str, *, is_file: bool) -> tuple[Check
         problems.add("checkpoints", "is empty; declare at least one [checkpoints.NAME]")
     checkpoints = tuple(_checkpoint(name, entry, problems) for name, entry in entries.items())
     for first, second in clashes(list(entries)):
-        problems.add(f"checkpoints.{second}", f"differs from checkpoints.{first} only in case: one place for two")
+        problems.add(f"checkpoints.{second}", f"differs from checkpoints.{first} only in case; rename one of them")
     if problems:
         raise _refusal(source, problems, is_file)
     return checkpoints
@@ -245,7 +248,7 @@ def _files(value: object, where: str, problems: _Problems) -> tuple[File, ...]:
         if sound:  # else its bytes may not even be encodable
             files.append(File(path, digest, size))
     for first, second in clashes([file.path for file in files]):
-        problems.add(f"{where}.{second!r:.120}", f"differs from {first!r:.120} only in case or Unicode form")
+        problems.add(f"{where}.{second!r:.120}", f"differs from {first!r:.120} only in case or Unicode form; {_FOLDS}")
     parents = {parent: path for path in table for parent in _parents(path)}
     for path in table:
         if path in parents:

@@ -16,7 +16,6 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
@@ -24,6 +23,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 from ._response import HttpBody, Timeouts, header_number, in_words
 from ._rules import expanded, local_path
 from ._source import Body, LocalBody, SourceError, TransientError
+from ._target import AsWritten, sent_as_written
 from ._tokens import declared_token, hub_token, refusal
 from .errors import redacted
 
@@ -57,7 +57,7 @@ class _Session(requests.Session):
         """Say that nothing is a redirect: requests would read a redirect's whole body into memory, however long."""
 
 
-class _Adapter(HTTPAdapter):
+class _Adapter(AsWritten):
     """Reads a CA bundle once; requests does it for every connection, and certifi's takes 16 ms of CPU."""
 
     def __init__(self, connections: int) -> None:
@@ -175,7 +175,9 @@ class Client:
         """Return where an answer leads, or ``None`` if it is one; empty if what it says is no URL."""
         with suppress(ValueError):  # a Location that is not UTF-8, or such as `http://[`
             target = requests.Session.get_redirect_target(self._session, response)
-            return None if target is None else urljoin(url, target)
+            joined = None if target is None else urljoin(url, target)
+            # As it is written: joining takes a URL apart and puts it together, which loses an empty query.
+            return target if target and target.startswith(("http://", "https://")) else joined
         return ""
 
     def _settings(self, url: str) -> dict[str, Any]:
@@ -190,7 +192,8 @@ class Client:
         failure: SourceError
         try:
             request = self._session.prepare_request(requests.Request("GET", url, headers=headers, auth=auth))
-            return self._session.send(request, allow_redirects=False, timeout=timeouts, **self._settings(url))
+            with sent_as_written(url):
+                return self._session.send(request, allow_redirects=False, timeout=timeouts, **self._settings(url))
         except requests.exceptions.SSLError as error:
             failure = SourceError(f"TLS: {in_words(error, 'the handshake failed')}")
         except requests.exceptions.ConnectTimeout:

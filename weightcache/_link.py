@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-from ._rules import MODAL_VOLUMES, name_problem
+from ._rules import MODAL_VOLUMES, name_problem, user_path
 from .errors import StorageError, UnknownCheckpointError
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
@@ -50,7 +50,7 @@ def absolute(path: object, what: str) -> str:
         raise TypeError(f"{what} must be a path, not {type(path).__name__}")
     if not text or "\0" in text:
         raise ValueError(f"{what} must be a path, got {text!r}")
-    return os.path.abspath(os.path.expanduser(text))
+    return os.path.abspath(user_path(text))
 
 
 def _real(path: str) -> str:

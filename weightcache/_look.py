@@ -11,7 +11,7 @@ import json
 import os
 import stat
 
-from ._rules import digest_problem, name_problem, path_problem
+from ._rules import digest_problem, name_problem, path_problem, user_path
 from ._value import Value
 from ._weights import Weights
 
@@ -43,7 +43,7 @@ class Layout:
         if not path or "\0" in path:
             raise ValueError(f"root must be the path of a directory, got {path!r}")
         # abspath, not realpath: a Volume's mount path is a symlink whose target changes from container to container.
-        self.root = os.path.abspath(os.path.expanduser(path))
+        self.root = os.path.abspath(user_path(path))
 
     @property
     def home(self) -> str:

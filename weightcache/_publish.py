@@ -8,17 +8,22 @@ Volume before anybody knew that it was there already.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _store
 from ._bring import changed_while_read
 from ._cancel import Cancel
+from ._content import HEAD, POINTER, foreign_content
 from ._fill import fill
 from ._lock import exclusive
 from ._look import weights_if_ready
 from ._progress import make_progress
+from ._rules import user_path
+from ._shards import LIMIT, is_index, lacking_shards
 from ._volume import VolumeCalls
 from .errors import ManifestError, StorageError, VolumeError
 from .manifest import Manifest
@@ -31,22 +36,38 @@ if TYPE_CHECKING:
     from ._volume import Volume
     from .manifest import Checkpoint
 
+_log = logging.getLogger("weightcache")
+
 WAIT = 300.0  # seconds without progress of another one in this container, as `ensure` has it
 
 OURS = ".weightcache"  # in a directory that is itself a root
 UNKNOWN = "0" * 64  # stands for a digest while only the names are checked
 
 
-def publish_path(
-    path: str | os.PathLike[str], name: str, layout: Layout, volume: Volume | None, *, link: bool = False
-) -> Checkpoint:
-    """See `weightcache.publish`, and `Bringer` for ``link``."""
+def publish_path(path: str | os.PathLike[str], name: str, layout: Layout, volume: Volume | None) -> Checkpoint:
+    """See `weightcache.publish`."""
+    checkpoint, own = copy_in(path, name, layout, volume)
+    for text in shard_warnings(checkpoint, own):
+        _log.warning("%s: %s", name, text)
+    return checkpoint
+
+
+def copy_in(
+    path: str | os.PathLike[str],
+    name: str,
+    layout: Layout,
+    volume: Volume | None,
+    *,
+    link: bool = False,
+    pointers: bool = False,
+) -> tuple[Checkpoint, dict[str, str]]:
+    """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``link`` see `Bringer`."""
     top = _absolute(path, name, layout)
     _store.check_root(layout)  # now: to hash what is to be published may take an hour
     calls = VolumeCalls(layout.root, volume)
     # Under the lock: it may lie on the Volume itself, where nothing may be open while another process commits.
     with exclusive(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
-        checkpoint, own = hashed(top, name, holder)
+        checkpoint, own = hashed(top, name, holder, pointers=pointers)
         ready = weights_if_ready(layout, [checkpoint]) is not None
         if ready and calls.unpushed() and not calls.commit():  # as the last call may have left it
             raise _not_committed(layout, checkpoint, calls.warnings[-1])
@@ -67,7 +88,7 @@ def publish_path(
         ).report
         if report.committed is False:
             raise _not_committed(layout, checkpoint, report.warnings[-1])
-    return checkpoint
+    return checkpoint, own
 
 
 def _not_committed(layout: Layout, checkpoint: Checkpoint, why: str) -> VolumeError:
@@ -87,7 +108,7 @@ def _absolute(path: str | os.PathLike[str], name: str, layout: Layout) -> str:
         raise TypeError(f"name must be a string, not {type(name).__name__}")
     if not given or "\0" in given:
         raise ValueError(f"path must be the path of a file or a directory, got {given!r}")
-    top = os.path.abspath(os.path.expanduser(given))
+    top = os.path.abspath(user_path(given))
     real, root, home = (os.path.realpath(each) for each in (top, layout.root, layout.home))
     if os.path.commonpath([real, root]) == real:
         raise ValueError(f"{top} holds the root {layout.root} itself; publish what lies beside or below it")
@@ -106,14 +127,22 @@ class _Found(NamedTuple):
     modified: int  # nanoseconds
 
 
-def hashed(top: str, name: str, holder: Holder | None = None) -> tuple[Checkpoint, dict[str, str]]:
-    """Return what checkpoint lies at ``top``, and where each of its digests is. ``holder`` shows it to who waits.
+def hashed(
+    top: str, name: str, holder: Holder | None = None, *, pointers: bool = False
+) -> tuple[Checkpoint, dict[str, str]]:
+    """Return what checkpoint lies at ``top``, and where each of its digests is.
+
+    Args:
+        top: A file, or a directory of files.
+        name: What the checkpoint is called.
+        holder: Shows other processes that this one makes progress.
+        pointers: Whether a Git LFS pointer is published like any other file.
 
     Raises:
-        ManifestError: A name is against the rules, or something is no file.
+        ManifestError: A name is against the rules, or something is no file, or a pointer to one.
         StorageError: It cannot be read, or changed meanwhile.
     """
-    found = _survey(top, name)
+    found = _survey(top, name, pointers=pointers)
     if holder is not None:
         holder.begin("hashing what is to be published", sum(file.size for file in found.values()))
 
@@ -127,7 +156,7 @@ def hashed(top: str, name: str, holder: Holder | None = None) -> tuple[Checkpoin
             holder.advance(_store.HASH_CHUNK)
 
     digests = _store.in_parallel(sha256, list(found.values()), tick)
-    then = _survey(top, name)
+    then = _survey(top, name, pointers=True)  # the same ones, or it has changed
     if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
         raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
     pins = {inner: (digest, found[inner].size) for inner, digest in zip(found, digests, strict=True)}
@@ -145,7 +174,17 @@ def _declared(name: str, pins: Mapping[str, tuple[str, int]], *, is_directory: b
     return Manifest.load({"checkpoints": {name: entry}})[name]
 
 
-def _survey(top: str, name: str) -> dict[str, _Found]:
+def shard_warnings(checkpoint: Checkpoint, own: Mapping[str, str]) -> list[str]:
+    """Say of each index of shards what it names that is not there. ``own``: where each digest lies."""
+    warnings = []
+    for file in checkpoint.files:
+        if is_index(file.path) and (file.size or 0) <= LIMIT:
+            with suppress(OSError), open(own[file.sha256], "rb") as stream:
+                warnings.append(lacking_shards(file.path, stream.read(LIMIT), {each.path for each in checkpoint.files}))
+    return [text for text in warnings if text]
+
+
+def _survey(top: str, name: str, *, pointers: bool) -> dict[str, _Found]:
     """Return every file to be published, by its path in the checkpoint.
 
     Raises:
@@ -161,7 +200,8 @@ def _survey(top: str, name: str) -> dict[str, _Found]:
             leads_nowhere = path != top and os.path.islink(path) and not os.path.exists(path)
             seen = os.lstat(path) if leads_nowhere else os.stat(path)
             found[inner] = _Found(path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
-            if problem := _problem(path, seen):
+            problem = _problem(path, seen) or ("" if pointers else _pointer_problem(path, seen.st_size))
+            if problem:
                 problems.append(f"{inner!r:.120} {problem}")
     except OSError as error:
         raise StorageError.of(error, "read", error.filename or top) from None
@@ -186,6 +226,14 @@ def _entries(top: str) -> Iterator[str]:
         kept = {each for each in folders if each != OURS and not os.path.islink(os.path.join(folder, each))}
         yield from (os.path.join(folder, each) for each in [*folders, *names] if each not in kept)
         folders[:] = kept
+
+
+def _pointer_problem(path: str, size: int) -> str:
+    if not 0 < size <= HEAD:  # Git LFS makes none that is longer
+        return ""
+    with open(path, "rb") as stream:
+        is_pointer = foreign_content(stream.read(HEAD), name=path) == POINTER
+    return "is a Git LFS pointer, and not the file itself: run `git lfs pull` in its clone" if is_pointer else ""
 
 
 def _problem(path: str, seen: os.stat_result) -> str | None:

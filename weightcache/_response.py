@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import urllib3
 
+from ._disposition import suggested_name
 from ._source import Body, ChangedError, RangeError, SourceError, TransientError, WrongBytesError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class HttpBody(Body):
             raise RangeError("HTTP 416: it has no such range")
         if status not in (200, 206):
             raise _status_error(response)
+        self.content_type = response.headers.get("Content-Type", "")
         etag = response.headers.get("ETag", "")
         self.validator = etag if etag.startswith('"') else None
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -86,6 +88,10 @@ class HttpBody(Body):
         self._plain: Any = original if known and not self._decode else None
         self._read_ahead = True
         self._window_ends, self._window_got = time.monotonic() + self._timeouts.window, 0
+
+    @property
+    def suggested_name(self) -> str:
+        return suggested_name(self._response.headers.get("Content-Disposition", ""), self._response.url or "")
 
     def read_into(self, view: memoryview) -> int:
         failure: SourceError

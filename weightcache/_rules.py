@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-from .errors import redacted
+from .errors import StorageError, redacted
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -27,6 +27,31 @@ _LOCAL = r"file:(?://(?:localhost)?)?(/(?!/).*)"
 _HUB_BRANCH = r"hf://[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?(?:@[^/@]+)?(?:/.+)?"
 MOVES = "names no commit: want hf://REPO@COMMIT[/PATH] with its 40 hex digits, since a branch or tag moves"
 _HUB = r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)@([0-9a-f]{40})(?:/(.+))?"
+
+
+def user_path(path: str) -> str:
+    """Return ``path`` with ``~`` or ``~user`` at its beginning replaced by that home directory.
+
+    Raises:
+        StorageError: There is no such home, as in a container whose user id is random and has no entry in
+            ``/etc/passwd``. `os.path.expanduser` leaves the path as it is then, which names a directory called ``~``.
+    """
+    if not path.startswith("~"):
+        return path
+    user, _, _ = path.partition("/")
+    home = os.path.expanduser(user)
+    if user == "~" and "HOME" in os.environ:
+        why = f"HOME is {os.environ['HOME']!r:.200}, which is not a directory"
+        good = os.environ["HOME"] != ""  # an empty one makes `/weights` of `~/weights`
+    else:
+        why, good = "HOME is not set, and this user has no home" if user == "~" else "there is no such user", True
+    if good and home != user and os.path.isabs(home) and os.path.isdir(home):
+        return os.path.expanduser(path)
+    raise StorageError(
+        f"cannot expand {user} in {path}: {why}",
+        hint=f"give an absolute path{', or set HOME' if user == '~' else f'; a directory of that name is ./{user}'}",
+        path=path,
+    )
 
 
 def name_problem(name: str) -> str | None:
@@ -66,16 +91,12 @@ def digest_problem(digest: str) -> str | None:
 
 def url_problem(url: str, *, directory: bool) -> str | None:
     """Say why ``url`` cannot be a mirror of a file (or of a ``directory``), or ``None``."""
-    if not url.isprintable() or any(mark in url for mark in " \\#"):
-        return "holds a space, control character, backslash or fragment; percent-encode it"
+    if url.startswith("hf:"):
+        return _hub_problem(url, directory)
     if "${" in url and (problem := _reference_problem(url)):
         return problem
-    if url.startswith("hf:"):
-        if not (match := re.fullmatch(_HUB, url)):
-            return MOVES if re.fullmatch(_HUB_BRANCH, url) else "want hf://REPO@COMMIT[/PATH]"
-        if match[3] is None:
-            return None if directory else "names a whole repository; add /PATH, or declare `files`"
-        return path_problem(match[3])
+    if not url.isprintable() or any(mark in url for mark in " \\#"):
+        return "holds a space, control character, backslash or fragment; percent-encode it"
     if url.startswith("file:"):
         if not re.fullmatch(_LOCAL, url):
             return "want an absolute file:///path on this machine"
@@ -89,6 +110,15 @@ def url_problem(url: str, *, directory: bool) -> str | None:
     return None if right else "is not a URL with a host"
 
 
+def _hub_problem(url: str, directory: bool) -> str | None:
+    """The path is that of the file in its repository, with whatever characters it has: nothing in it is decoded."""
+    if not (match := re.fullmatch(_HUB, url, re.DOTALL)):
+        return MOVES if re.fullmatch(_HUB_BRANCH, url, re.DOTALL) else "want hf://REPO@COMMIT[/PATH]"
+    if match[3] is None:
+        return None if directory else "names a whole repository; add /PATH, or declare `files`"
+    return path_problem(match[3])
+
+
 def _reference_problem(url: str) -> str | None:
     before, _, query = url.partition("?")
     if "${" in before or not url.startswith(("http://", "https://")):
@@ -100,7 +130,7 @@ def _reference_problem(url: str) -> str | None:
 
 def variables(url: str) -> list[str]:
     """Return the environment variables that stand in a URL as ``${VARIABLE}``."""
-    return re.findall(_REFERENCE, url) if "${" in url else []
+    return re.findall(_REFERENCE, url) if "${" in url and not url.startswith("hf:") else []
 
 
 def expanded(url: str) -> str:
@@ -139,12 +169,9 @@ def auth_problem(auth: str) -> str | None:
 
 
 def hub_parts(url: str) -> tuple[str, str, str] | None:
-    """Return repository, commit and path (decoded, perhaps empty) of an ``hf://`` URL; ``None`` for any other."""
-    if not (match := re.fullmatch(_HUB, url)):
-        return None
-    from urllib.parse import unquote
-
-    return match[1], match[2], unquote(match[3] or "")
+    """Return repository, commit and path (perhaps empty) of an ``hf://`` URL; ``None`` for any other."""
+    match = re.fullmatch(_HUB, url)
+    return (match[1], match[2], match[3] or "") if match else None
 
 
 def hub_page(url: str) -> str:
@@ -162,12 +189,12 @@ def resolved_url(url: str, inner: str) -> str:
     """Return the URL to request for a mirror ``url``: of the file ``inner`` below it, or of itself if that is empty.
 
     ``hf://`` becomes https. The Hub's address is ``HF_ENDPOINT``, by default https://huggingface.co, and a file is
-    at ``/REPO/resolve/COMMIT/PATH`` (huggingface_hub's ``hf_hub_url``).
+    at ``/REPO/resolve/COMMIT/PATH`` (huggingface_hub's ``hf_hub_url``), whose PATH is percent-encoded here.
     """
-    from urllib.parse import quote, unquote
+    from urllib.parse import quote
 
     if match := re.fullmatch(_HUB, url):
-        path = "/".join(quote(part) for part in (unquote(match[3] or ""), inner) if part)
+        path = "/".join(quote(part) for part in (match[3], inner) if part)
         return f"{hub_endpoint()}/{match[1]}/resolve/{match[2]}/{path}"
     if not inner:
         return url
@@ -176,9 +203,11 @@ def resolved_url(url: str, inner: str) -> str:
 
 
 def name_from_url(url: str) -> str:
-    """Return the last path segment of ``url``, percent-decoded; empty if it has none."""
-    if match := re.fullmatch(_HUB, url) or re.fullmatch(_LOCAL, url):
-        path = match[match.lastindex or 0]
+    """Return the last path segment of ``url``, percent-decoded but for an ``hf://`` one; empty if it has none."""
+    if match := re.fullmatch(_HUB, url):
+        return (match[3] or "").rpartition("/")[2]
+    if match := re.fullmatch(_LOCAL, url):
+        path = match[1]
     else:
         path = url.partition("://")[2].partition("?")[0].partition("/")[2]
     segment = path.rpartition("/")[2]
@@ -187,6 +216,11 @@ def name_from_url(url: str) -> str:
 
         segment = unquote(segment)
     return segment
+
+
+def has_ending(name: str) -> bool:
+    """Whether a file's name has an ending such as ``.pt``; ``138296`` and ``v1.5`` have none."""
+    return re.fullmatch(r".+\.[0-9]*[A-Za-z][A-Za-z0-9_-]*", name) is not None
 
 
 def clashes(names: list[str]) -> Iterator[tuple[str, str]]:

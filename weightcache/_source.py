@@ -60,6 +60,7 @@ class Body(ABC):
         validator: Strong ETag, or ``None``.
         resumable: Whether another request may continue it.
         end: Where in the file it ends, or ``None`` if it does not say.
+        content_type: The Content-Type of the answer; empty if there is none.
     """
 
     offset: int = 0
@@ -67,6 +68,12 @@ class Body(ABC):
     total: int | None = None
     validator: str | None = None
     resumable: bool = True
+    content_type: str = ""
+
+    @property
+    def suggested_name(self) -> str:
+        """The name that the answer gives to the file; empty if it gives none."""
+        return ""
 
     @abstractmethod
     def read_into(self, view: memoryview) -> int:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._response import status_in_words
+from ._rules import user_path
 from ._source import SourceError
 
 if TYPE_CHECKING:
@@ -48,17 +49,18 @@ def hub_token() -> Token | None:
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if value := os.environ.get(variable, "").strip():
             return _checked(value, variable, f"environment variable {variable}")
-    path = _token_file()
-    with suppress(OSError, UnicodeDecodeError), open(path, encoding="utf-8") as stream:
-        if value := stream.read(1 << 16).strip():
-            return _checked(value, path, path)
+    with suppress(OSError, UnicodeDecodeError):  # a StorageError is an OSError: without a home there is no such file
+        path = _token_file()
+        with open(path, encoding="utf-8") as stream:
+            value = stream.read(1 << 16).strip()
+        return _checked(value, path, path) if value else None
     return None
 
 
 def _token_file() -> str:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return os.path.expandvars(os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or f"{home}/token"))
+    return os.path.expandvars(user_path(os.environ.get("HF_TOKEN_PATH") or f"{home}/token"))
 
 
 def _checked(value: str, origin: str, where: str) -> Token:

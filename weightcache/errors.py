@@ -44,7 +44,12 @@ __all__ = [
 
 
 def redacted(url: str) -> str:
-    """Return ``url`` without user name, password, query and fragment: signed URLs are secrets."""
+    """Return ``url`` without user name, password, query and fragment: signed URLs are secrets.
+
+    An ``hf://`` URL has none of them: ``@`` stands before its commit, and ``?`` and ``#`` are parts of a file's name.
+    """
+    if url.startswith("hf://"):
+        return url
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url.partition("?")[0].partition("#")[0]

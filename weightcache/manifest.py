@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ._checkpoint import Checkpoint, File
 from ._entries import parse, read_toml
+from ._rules import user_path
 from ._value import Value
 from .errors import UnknownCheckpointError
 
@@ -43,6 +44,7 @@ class Manifest(Value):
         Raises:
             ManifestError: The file is missing, not UTF-8 or not TOML, or anything in it is wrong. All problems
                 are listed, each with its place.
+            StorageError: The path begins with ``~``, and there is no home.
             TypeError: ``source`` is none of the accepted kinds.
         """
         if isinstance(source, cls):
@@ -52,7 +54,7 @@ class Manifest(Value):
         path: object = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
         if not isinstance(path, str):
             raise TypeError(f"manifest must be a path, a mapping or a Manifest, not {type(source).__name__}")
-        path = os.path.expanduser(path)
+        path = user_path(path)
         return cls(parse(read_toml(path), path, is_file=True), path)
 
     def select(self, only: Collection[str] | None) -> tuple[Checkpoint, ...]:

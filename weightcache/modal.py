@@ -24,6 +24,7 @@ from contextlib import suppress
 
 from ._ensure import aensure, ensure
 from ._prefetch import prefetch, prefetch_files
+from ._rules import user_path
 from .errors import ManifestError
 from .manifest import Manifest
 
@@ -226,7 +227,7 @@ def add_library(image: modal.Image) -> modal.Image:
 def add_manifest(image: modal.Image, manifest: ManifestSource, place: str) -> modal.Image:
     """Return ``image`` with ``manifest`` at ``place``."""
     if isinstance(manifest, (str, os.PathLike)):  # the file itself, so that `modal serve` sees when it changes
-        return image.add_local_file(os.path.abspath(os.path.expanduser(manifest)), place)
+        return image.add_local_file(os.path.abspath(user_path(os.fspath(manifest))), place)
     import atexit
     import shutil
     import tempfile
@@ -245,7 +246,7 @@ def to_toml(manifest: Manifest) -> str:
 
 def _find(path: str, caller: Any) -> str:
     """Return where the manifest is: beside the file that asks for it, else as the working directory has it."""
-    path = os.path.expanduser(path)
+    path = user_path(path)
     if isinstance(caller, str):
         beside = os.path.join(os.path.dirname(os.path.abspath(caller)), path)
         if os.path.exists(beside):

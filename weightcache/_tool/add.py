@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from weightcache._look import Layout
-from weightcache._rules import name_from_url, name_problem, variables
+from weightcache._rules import has_ending, name_from_url, name_problem, user_path, variables
 from weightcache._tool.draft import UNKNOWN, Draft, HubUrl, Pin, drafts
 from weightcache._tool.edit import ManifestFile
 from weightcache._tool.pin import Keep, add_common_arguments, bring, expect, kept, refuse_odd_digest, row
@@ -63,7 +64,8 @@ def add(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.expect and len(names) != 1:
         raise ValueError("--expect is of one checkpoint, and this adds several")
     with kept(options.root) as keep:
-        found = _from_directory(places) if places else [_from_urls(options, keep)]
+        expected = options.expect is not None
+        found = _from_directory(places, expected=expected) if places else [_from_urls(options, keep)]
         for draft in found:
             expect(draft, options.expect)
         pinned = [draft.checkpoint() for draft in found]
@@ -95,7 +97,7 @@ def _refuse_secret(url: str) -> None:
             f"{redacted(url)}: what stands before the @ would be written into the manifest; leave it out, and let "
             "~/.netrc or --auth hold it"
         )
-    for name, value in parse_qsl(parts.query):
+    for name, value in parse_qsl(parts.query if parts.scheme in ("http", "https") else ""):
         if name.lower() in SIGNATURES and not variables(value):
             raise ValueError(
                 f"{redacted(url)}: the query's {name} would be written into the manifest; "
@@ -139,7 +141,23 @@ def _from_urls(options: argparse.Namespace, keep: Keep | None) -> Draft:
     if not draft.is_directory and not draft.pins:
         draft.pins = {draft.placeholder().files[0].path: Pin()}
     bring(draft, keep, options)
+    if draft.takes_names and not options.file:
+        _take_suggested_name(draft)
     return draft
+
+
+def _take_suggested_name(draft: Draft) -> None:
+    """Call the file as its mirror does where the URL ends in a number or word; offer that name where it differs."""
+    [(path, pin)] = draft.pins.items()
+    if pin.suggested_name in ("", path):
+        return
+    if has_ending(path):
+        draft.warn(
+            f"the server calls it {pin.suggested_name}; --file {shlex.quote(pin.suggested_name)} takes that name"
+        )
+        return
+    draft.pins = {pin.suggested_name: pin}
+    pin.evidence += "; named as the server does"
 
 
 def _declared(options: argparse.Namespace) -> Draft:
@@ -151,13 +169,17 @@ def _declared(options: argparse.Namespace) -> Draft:
     if options.file:
         entry["file"] = options.file
     elif hub and hub.path and not options.from_sha256sums:
-        entry["file"] = name_from_url(hub.at("0" * 40))
+        entry["file"] = _name_on_the_hub(hub)
     elif options.from_sha256sums and (hub is None or hub.path):
         entry["file"] = "-"  # a directory, or a name that comes from the list
     [draft] = drafts({"checkpoints": {options.name: entry}}, "the command line")
     if entry.get("file") == "-":
         draft.pins = {}
     return draft
+
+
+def _name_on_the_hub(hub: HubUrl) -> str:
+    return hub.path.rpartition("/")[2]
 
 
 def _take_sums(draft: Draft, options: argparse.Namespace) -> None:
@@ -180,9 +202,10 @@ def _listed(digests: Mapping[str, str], url: str) -> str:
     Raises:
         ValueError: Several may be, with other digests.
     """
-    name = name_from_url(url)
+    hub = HubUrl.parse(url)
+    name = _name_on_the_hub(hub) if hub else name_from_url(url)
     found = [path for path in digests if path.rpartition("/")[2] == name]
-    where = unquote(url.partition("?")[0])
+    where = url if hub else unquote(url.partition("?")[0])
     if len(nearest := [path for path in found if "/" in path and where.endswith(f"/{path}")]) == 1:
         found = nearest
     if len({digests[path] for path in found}) > 1:
@@ -190,10 +213,17 @@ def _listed(digests: Mapping[str, str], url: str) -> str:
     return found[0] if found else ""
 
 
-def _from_directory(places: Sequence[tuple[str, str]]) -> list[Draft]:
-    from weightcache._publish import hashed
+def _from_directory(places: Sequence[tuple[str, str]], *, expected: bool) -> list[Draft]:
+    from weightcache._publish import hashed, shard_warnings
 
-    return [_local(hashed(path, name)[0]) for name, path in places]
+    found = []
+    for name, path in places:
+        checkpoint, own = hashed(path, name, pointers=expected)
+        draft = _local(checkpoint)
+        for text in shard_warnings(checkpoint, own):
+            draft.warn(text)
+        found.append(draft)
+    return found
 
 
 def _places(options: argparse.Namespace, manifest: str) -> list[tuple[str, str]]:
@@ -201,7 +231,7 @@ def _places(options: argparse.Namespace, manifest: str) -> list[tuple[str, str]]
 
     But the manifest and the root, which may lie there as well: both change by being added to.
     """
-    top = os.path.abspath(os.path.expanduser(options.from_dir))
+    top = os.path.abspath(user_path(options.from_dir))
     if not os.path.isdir(top):
         raise ValueError(f"--from-dir {top} is no directory")
     if options.name:
@@ -241,11 +271,12 @@ def _local(checkpoint: Checkpoint) -> Draft:
 
 
 def _publish(options: argparse.Namespace, places: Sequence[tuple[str, str]], pinned: Sequence[Checkpoint]) -> None:
-    from weightcache._publish import publish_path
+    from weightcache._publish import copy_in
 
     layout = Layout(options.root)
     for checkpoint, (name, path) in zip(pinned, places, strict=True):
-        if publish_path(path, name, layout, None, link=options.link) != checkpoint:
+        pointers = options.expect is not None
+        if copy_in(path, name, layout, None, link=options.link, pointers=pointers)[0] != checkpoint:
             raise ManifestError(
                 path, [f"changed after {name} was declared; correct its entry with `weightcache publish {path} {name}`"]
             )

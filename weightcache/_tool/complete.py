@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-import sys
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
+from weightcache._content import HEAD
 from weightcache._progress import make_progress
+from weightcache._rules import resolved_url
 from weightcache._source import SourceError
 from weightcache._tool.draft import HubUrl, Pin
 from weightcache._tool.hub import chosen, nothing_there, snapshot
+from weightcache._tool.judge import refusal, unfit
 from weightcache._tool.measure import Reader
+from weightcache._tool.shards import warn_of_lacking_shards
 from weightcache.errors import IntegrityError, redacted
 
 if TYPE_CHECKING:
@@ -42,14 +45,14 @@ def complete(
         keep: Returns a path to which the next file that must be downloaded is written; ``None`` for nowhere.
         include: Globs of the files wanted, as ``hf download`` takes them; none for all.
         exclude: Globs of those not wanted.
-        expected: Whether the user knows the digest and says so: then digits in a name are no evidence.
+        expected: Whether the user knows the digest and says so: then neither the name nor the bytes are judged.
         quiet: Show no progress.
 
     Returns:
         Where each downloaded digest was kept.
 
     Raises:
-        DownloadError: No mirror delivers, or the Hub does not answer, or has no such thing.
+        DownloadError: No mirror delivers, or one delivers no weights, or the Hub does not answer, or has no such thing.
         IntegrityError: Two of them say different things.
         ManifestError: The Hub lists what no manifest may say.
         ValueError: Nothing is selected, or the extra ``hf`` is needed and not installed.
@@ -61,8 +64,9 @@ def complete(
         _take_what_is_published(draft, *found)
         draft.check(draft.urls[0])
     with closing(Reader(draft.urls, draft.auth, draft.name)) as reader:
-        own = _measure(draft, reader, keep, found, quiet=quiet)
-        _ask_for_sizes(draft, reader)
+        own = _measure(draft, reader, keep, found, strict=not expected, quiet=quiet)
+        _ask_mirrors(draft, reader, strict=not expected)
+        warn_of_lacking_shards(draft, reader, _paths(*found) if found else None)
     for path, pin in draft.pins.items():
         _compare_with_name(draft.name, path, pin, strict=not expected)
     return own
@@ -87,24 +91,31 @@ def _list_files(
 ) -> None:
     assert found is not None  # a draft without a list has an hf:// URL
     hub, said = found
-    base = f"{hub.path}/" if hub.path else ""
-    paths = [file.path[len(base) :] for file in said.files if file.path.startswith(base)]
-    if not paths:
+    if not (paths := _paths(hub, said)):
         raise nothing_there(hub, said, draft.name)
     taken = chosen(paths, include, exclude, f"of {draft.name} at {draft.urls[0]}")
     draft.pins, draft.knows_files = {path: Pin() for path in sorted(taken)}, True
+
+
+def _paths(hub: HubUrl, said: Snapshot) -> list[str]:
+    """Return what lies below the path of a URL."""
+    base = f"{hub.path}/" if hub.path else ""
+    return [file.path[len(base) :] for file in said.files if file.path.startswith(base)]
 
 
 def _take_what_is_published(draft: Draft, hub: HubUrl, said: Snapshot) -> None:
     files = {file.path: file for file in said.files}
     for path, pin in draft.pins.items():
         file = files.get(hub.inside(path, is_directory=draft.is_directory))
+        if file is None and not draft.is_directory:
+            raise nothing_there(hub, said, draft.name)
         if file is None:
             raise _disagreement(draft, path, f"in {hub.repository} at {said.commit[:12]}", "missing", draft.urls[0])
         if file.sha256 and pin.sha256 not in ("", file.sha256):
             raise _disagreement(draft, path, pin.sha256, file.sha256, draft.urls[0])
         if file.sha256 and not pin.sha256:
             pin.sha256, pin.evidence = file.sha256, f"published by the Hub ({hub.repository})"
+            pin.is_published = True
         if pin.size is None and (file.sha256 or file.size):
             pin.size = file.size
 
@@ -115,6 +126,7 @@ def _measure(
     keep: Callable[[], str] | None,
     found: tuple[HubUrl, Snapshot] | None,
     *,
+    strict: bool,
     quiet: bool,
 ) -> dict[str, str]:
     checkpoint = draft.placeholder()
@@ -128,10 +140,10 @@ def _measure(
             inner = file.path if draft.is_directory else ""
             measured, url = reader.measure(inner, file.size, target, partial(progress.advance, track))
             progress.close(track)
-            _take(draft, file.path, measured, url)
             wanted = git_ids.get(found[0].inside(file.path, is_directory=draft.is_directory)) if found else None
+            _take(draft, file.path, measured, url, is_git_s=measured.git_id == wanted, strict=strict)
             if wanted and measured.git_id not in ("", wanted):
-                raise _disagreement(draft, file.path, f"Git's {wanted}", f"Git's {measured.git_id}", url)
+                raise _disagreement(draft, file.path, f"Git's {wanted}", f"Git's {measured.git_id}", redacted(url))
             if target:
                 own[measured.sha256] = target
     finally:
@@ -139,30 +151,45 @@ def _measure(
     return own
 
 
-def _take(draft: Draft, path: str, measured: Measured, url: str) -> None:
-    pin = draft.pins[path]
+def _take(draft: Draft, path: str, measured: Measured, url: str, *, is_git_s: bool, strict: bool) -> None:
+    pin, opening = draft.pins[path], measured.opening
+    pin.foreign = unfit(path, opening, is_directory=draft.is_directory, is_git_s=is_git_s)
+    if pin.foreign and strict:
+        raise refusal(draft, path, url, pin.foreign, opening, measured.sha256)
     pin.sha256, pin.size = measured.sha256, measured.size
-    pin.evidence = f"computed here from {url}"
+    pin.head, pin.suggested_name = opening.head, opening.suggested_name
+    pin.evidence = f"computed here from {redacted(resolved_url(url, path if draft.is_directory else ''))}"
     if not measured.git_id:
         pin.evidence += "; it did not announce a length: look whether this is all"
-    if measured.is_page:
-        pin.evidence += "; it is a web page: look whether the URL is that of the file itself"
+    if pin.foreign:
+        pin.evidence += f"; it is {pin.foreign}"
 
 
-def _ask_for_sizes(draft: Draft, reader: Reader) -> None:
-    """Take sizes from the first mirror that tells, and refuse a mirror that has another one."""
+def _ask_mirrors(draft: Draft, reader: Reader, *, strict: bool) -> None:
+    """Take sizes from the first mirror that tells, and refuse a mirror that has another one or gives no weights."""
     for path, pin in draft.pins.items():
-        inner = path if draft.is_directory else ""
-        for url in draft.urls if pin.size is None or len(draft.urls) > 1 else ():
+        for url in draft.urls if _is_unseen(draft, pin) else ():
             try:
-                size = reader.size(url, inner)
+                opening = reader.opening(url, path if draft.is_directory else "")
             except SourceError as error:
-                print(f"weightcache: {draft.name}: {redacted(url)} does not give {path}: {error}", file=sys.stderr)
+                draft.warn(f"{redacted(url)} does not give {path}: {error}")
                 continue
+            what = unfit(path, opening, is_directory=draft.is_directory) if opening.head != pin.head else ""
+            if what and strict:
+                raise refusal(draft, path, url, what, opening)
+            pin.suggested_name = pin.suggested_name or opening.suggested_name
             if pin.size is None:
-                pin.size = size
-            if size not in (None, pin.size):
-                raise _disagreement(draft, path, f"{pin.size} bytes", f"{size} bytes", redacted(url))
+                pin.size = opening.size
+            if opening.size not in (None, pin.size):
+                raise _disagreement(draft, path, f"{pin.size} bytes", f"{opening.size} bytes", redacted(url))
+
+
+def _is_unseen(draft: Draft, pin: Pin) -> bool:
+    """Whether a mirror must be asked that gave no bytes of a file yet.
+
+    What the Hub publishes is not downloaded. Of a few bytes, it may be the digest of a pointer that was uploaded.
+    """
+    return pin.size is None or len(draft.urls) > 1 or (pin.is_published and pin.size <= HEAD)
 
 
 def _compare_with_name(name: str, path: str, pin: Pin, *, strict: bool) -> None:

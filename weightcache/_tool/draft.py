@@ -7,10 +7,11 @@ by the one set of rules.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from weightcache.errors import ManifestError, UnknownCheckpointError
 from weightcache.manifest import Checkpoint, File, Manifest
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 UNKNOWN = "0" * 64  # stands for a digest while everything else is checked
 _NO_COMMIT = "0" * 40
-# A revision is a branch, a tag or a commit; a slash in it is written %2F, since what follows the slash is a path.
-_HUB = re.compile(r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)(?:@([^/@]+))?(?:/(.+))?")
+# A revision is a branch, a tag or a commit; a slash in it is written %2F, since what follows the slash is a path. In
+# the path nothing is decoded.
+_HUB = re.compile(r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)(?:@([^/@]+))?(?:/(.+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,32 @@ class HubUrl:
             return self.path
         return f"{self.path}/{path}" if self.path else path
 
-    def at(self, commit: str) -> str:
-        """Return the URL of the same thing at a commit."""
-        return f"hf://{self.repository}@{commit}{f'/{self.path}' if self.path else ''}"
+    def at(self, revision: str) -> str:
+        """Return the URL of the same thing at another revision."""
+        return f"hf://{self.repository}@{quote(revision, safe='')}{f'/{self.path}' if self.path else ''}"
 
 
 @dataclass
 class Pin:
-    """What is known of one file, and where its digest comes from, in words."""
+    """What is known of one file.
+
+    Attributes:
+        sha256: Its digest; empty if it is not known.
+        size: Its length in bytes, if known.
+        evidence: Where the digest comes from, in words.
+        foreign: What its bytes are, if they are no weights but were expected; empty otherwise.
+        head: Its first bytes, if they were read and judged.
+        suggested_name: What its mirror calls it; empty if it does not say.
+        is_published: Whether the Hub publishes the digest, and nothing was downloaded for it.
+    """
 
     sha256: str = ""
     size: int | None = None
     evidence: str = "the manifest"
+    foreign: str = ""
+    head: bytes | None = None
+    suggested_name: str = ""
+    is_published: bool = False
 
 
 @dataclass
@@ -77,6 +93,7 @@ class Draft:
     Attributes:
         pins: By path. Of a single file there is one, under the name that it will be published by.
         knows_files: Whether ``pins`` lists every file. A single file always does.
+        warnings: What the user should know, and what stops nothing.
     """
 
     name: str
@@ -85,6 +102,12 @@ class Draft:
     is_directory: bool = False
     pins: dict[str, Pin] = field(default_factory=dict)
     knows_files: bool = True
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Say it now, and once more in the result."""
+        self.warnings.append(text)
+        print(f"weightcache: {self.name}: {text}", file=sys.stderr)
 
     def unpinned(self) -> list[str]:
         """Say what keeps `ensure` from taking it."""
@@ -93,6 +116,11 @@ class Draft:
         if not self.knows_files:
             lacking.append("the list of its files")
         return lacking + [f"the sha256 of {path}" for path, pin in self.pins.items() if not pin.sha256]
+
+    @property
+    def takes_names(self) -> bool:
+        """Whether its mirrors may know a name for its file. A path on the Hub has one."""
+        return not self.is_directory and not any(map(HubUrl.parse, self.urls))
 
     def lacks_sizes(self) -> bool:
         return any(pin.size is None for pin in self.pins.values())

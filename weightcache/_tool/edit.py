@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from weightcache._entries import parse_toml
+from weightcache._rules import user_path
 from weightcache._tool.draft import drafts
 from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Manifest
@@ -36,13 +37,14 @@ class ManifestFile:
     """
 
     def __init__(self, path: str, *, writes: bool = False) -> None:
-        self.path = os.path.realpath(os.path.expanduser(path))
+        opened = user_path(path)  # by its own name: a pipe has no real path
+        self.path = os.path.realpath(opened)
         self._shown = path
         self._before: bytes | None = None
         if writes and (problem := self._unwritable()):
             raise ManifestError(path, [problem])
         try:
-            with open(os.path.expanduser(path), "rb") as stream:  # by its own name: a pipe has no real path
+            with open(opened, "rb") as stream:
                 self._before = stream.read()
         except FileNotFoundError:
             pass

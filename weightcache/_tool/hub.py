@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
 from weightcache._response import header_number
 from weightcache._rules import hub_endpoint
@@ -41,6 +44,10 @@ class Snapshot(NamedTuple):
 
     commit: str
     files: tuple[HubFile, ...]
+
+    def has(self, path: str) -> bool:
+        """Whether there is a file or a directory at ``path``."""
+        return any(file.path == path or file.path.startswith(f"{path}/") for file in self.files)
 
 
 def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
@@ -82,8 +89,13 @@ def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
 def nothing_there(url: HubUrl, said: Snapshot, name: str) -> DownloadError:
     """Return the error of a path at which a repository has neither a file nor a directory."""
     page = f"{redacted(hub_endpoint())}/{url.repository}"
-    what = url.path or "files"
-    return _error(name, url, f"{page} has no {what} at {said.commit[:12]}", f"look at {page}/tree/{said.commit}")
+    why = f"{page} has no {url.path or 'files'} at {said.commit[:12]}"
+    plain = unquote(url.path)
+    if plain != url.path and said.has(plain):
+        right = replace(url, path=plain)
+        why += f"; it has {plain}"
+        return _error(name, url, why, f"write {shlex.quote(right.at(url.revision))}, plainly and not percent-encoded")
+    return _error(name, url, why, f"look at {page}/tree/{said.commit}")
 
 
 def chosen(paths: list[str], include: Sequence[str], exclude: Sequence[str], where: str) -> list[str]:
@@ -118,6 +130,7 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         HfHubHTTPError,
         HFValidationError,
         LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -156,7 +169,9 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         if not _is_network(error):
             raise
         why = f"{endpoint} cannot be reached ({type(error).__name__})"
-        hint = "look at the network, and at HF_ENDPOINT and HF_HUB_OFFLINE; nothing was changed"
+        hint = "look at the network, and at HF_ENDPOINT; nothing was changed"
+        if isinstance(error, OfflineModeIsEnabled):
+            why, hint = f"{endpoint} was not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to pin from the Hub"
     raise _error(name, url, why, hint)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache import _fetch
 from weightcache._cancel import Cancel
+from weightcache._content import HEAD
 from weightcache._http import Client
 from weightcache._rules import hub_page, resolved_url
 from weightcache._source import RangeError, SourceError, TransientError, WrongBytesError
@@ -29,6 +30,22 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20  # bytes
 
 
+class Opening(NamedTuple):
+    """The beginning of a mirror's answer.
+
+    Attributes:
+        size: Length of the whole file in bytes, or ``None`` if the mirror does not say.
+        head: The first `HEAD` bytes; all of a shorter file.
+        content_type: The Content-Type header; empty if there is none.
+        suggested_name: What the mirror calls the file; empty if it does not say.
+    """
+
+    size: int | None
+    head: bytes
+    content_type: str
+    suggested_name: str
+
+
 class Measured(NamedTuple):
     """What a mirror delivered.
 
@@ -37,13 +54,13 @@ class Measured(NamedTuple):
         size: How many there were.
         git_id: What Git calls a file of these bytes; empty if the mirror did not announce their number, and so
             perhaps broke off before the end.
-        is_page: Whether it begins as a web page does: one about the file perhaps, or one that wants a login.
+        opening: How it begins, and what was said of it.
     """
 
     sha256: str
     size: int
     git_id: str
-    is_page: bool
+    opening: Opening
 
 
 class Reader:
@@ -66,7 +83,7 @@ class Reader:
     def measure(
         self, inner: str, size: int | None, keep: str | None, advance: Callable[[int], None]
     ) -> tuple[Measured, str]:
-        """Read a file to its end; return what it is, and the mirror that gave it.
+        """Read a file to its end; return what it is, and the mirror that gave it, as it was declared.
 
         Args:
             inner: Path of the file below each URL, or empty if the URLs name it themselves.
@@ -83,7 +100,7 @@ class Reader:
         for url in self._urls:
             try:
                 with _written(keep) as stream:
-                    return self._read(url, inner, size, stream, advance), redacted(resolved_url(url, inner))
+                    return self._read(url, inner, size, stream, advance), url
             except SourceError as error:
                 attempts.append(Attempt(redacted(resolved_url(url, inner)), str(error), 1))
                 hint = hint or error.hint
@@ -108,18 +125,30 @@ class Reader:
             hint = f"give it a URL; weights of your own `weightcache publish PATH {self._name}` brings, and prints"
         return DownloadError(message, hint=hint or "nothing was changed; look at the URL, or try again", **about)
 
-    def size(self, url: str, inner: str) -> int | None:
-        """Ask one mirror how long a file is; ``None`` if it does not say.
+    def opening(self, url: str, inner: str) -> Opening:
+        """Ask one mirror how a file begins, and how long it is.
 
         Raises:
             SourceError: It does not give the file at all.
         """
         try:
-            with closing(self._open(url, inner, 0, 1)) as body:
-                return body.total
+            with closing(self._open(url, inner, 0, HEAD)) as body:
+                return _opening(body)
         except RangeError:  # an empty file has no first byte
             with closing(self._open(url, inner, 0, None)) as body:
-                return body.total
+                return _opening(body)
+
+    def small(self, url: str, inner: str, limit: int) -> bytes:
+        """Return a file of at most ``limit`` bytes.
+
+        Raises:
+            SourceError: The mirror does not give it, or it is longer.
+        """
+        with closing(self._open(url, inner, 0, None)) as body:
+            data = _read(body, limit + 1)
+        if len(data) > limit:
+            raise SourceError(f"it has more than {limit} bytes")
+        return data
 
     def _open(
         self,
@@ -172,13 +201,12 @@ class _SoFar:
         self._buffer = bytearray(CHUNK)
         self.size = 0
         self.validator: str | None = None
-        self._head = b""
         self.forget()
 
     def forget(self) -> None:
         """Begin again."""
         self._advance(-self.size)
-        self.size, self.validator = 0, None
+        self.size, self.validator, self._head = 0, None, b""
         self._sha256 = hashlib.sha256()
         self._git = hashlib.sha1(usedforsecurity=False)
         if self._stream is not None:
@@ -200,7 +228,7 @@ class _SoFar:
             self._git.update(f"blob {body.total}\0".encode())  # how Git names a file: by a digest over its length, too
         view = memoryview(self._buffer)
         while count := body.read_into(view):
-            self._head = self._head if self.size else bytes(view[: min(count, 64)])
+            self._head += bytes(view[: min(count, max(0, HEAD - self.size))])
             self._sha256.update(view[:count])
             self._git.update(view[:count])
             self._keep(view[:count])
@@ -213,8 +241,8 @@ class _SoFar:
         if self._wanted not in (None, self.size):
             raise WrongBytesError(f"{self._wanted} bytes", f"{self.size} bytes")
         git_id = "" if body.total is None else self._git.hexdigest()
-        is_page = self._head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
-        return Measured(self._sha256.hexdigest(), self.size, git_id, is_page)
+        opening = Opening(self.size, self._head, body.content_type, body.suggested_name)
+        return Measured(self._sha256.hexdigest(), self.size, git_id, opening)
 
     def _keep(self, data: memoryview) -> None:
         if self._stream is not None:
@@ -223,6 +251,17 @@ class _SoFar:
                     data = data[self._stream.write(data) :]
             except OSError as error:
                 raise StorageError.of(error, "write to", self._stream.name) from None
+
+
+def _read(body: Body, limit: int) -> bytes:
+    data, buffer = b"", memoryview(bytearray(min(limit, CHUNK)))
+    while len(data) < limit and (count := body.read_into(buffer[: limit - len(data)])):
+        data += buffer[:count]
+    return data
+
+
+def _opening(body: Body) -> Opening:
+    return Opening(body.total, _read(body, HEAD), body.content_type, body.suggested_name)
 
 
 @contextmanager

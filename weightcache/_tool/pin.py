@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weightcache._container import Writer
 from weightcache._look import Layout
 from weightcache._partial import STAGED
-from weightcache._rules import digest_problem
+from weightcache._rules import digest_problem, has_ending, user_path
 from weightcache._store import refuse_links
 from weightcache._tool.draft import drafts, select
 from weightcache._tool.edit import ManifestFile, require_tomlkit
@@ -52,7 +52,7 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
         ValueError: The options do not go together.
     """
     refuse_odd_digest(options.expect)
-    path = os.path.expanduser(options.manifest)
+    path = user_path(options.manifest)
     file = ManifestFile(path, writes=not (options.check or options.check_upstream or options.print))
     if not file.exists:
         raise ManifestError(path, ["there is no such file"])
@@ -77,6 +77,7 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
     with kept(options.root) as keep:
         for draft in todo:
             bring(draft, keep, options)
+            _offer_name(draft)
         for draft in wanted:
             expect(draft, options.expect)
         pinned = [draft.checkpoint() for draft in todo]
@@ -85,6 +86,13 @@ def pin(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
         if keep is not None:
             keep.land([draft.checkpoint() for draft in wanted], quiet=options.quiet)
     return [row(draft, changed=draft.name in changed) for draft in wanted], 0
+
+
+def _offer_name(draft: Draft) -> None:
+    """Say what a mirror calls a file that is called by the end of its URL, such as a number."""
+    for path, pin in draft.pins.items():
+        if draft.takes_names and pin.suggested_name not in ("", path) and not has_ending(path):
+            draft.warn(f"the server calls it {pin.suggested_name}; `file` in its entry takes a name")
 
 
 def row(draft: Draft, *, changed: bool) -> dict[str, Any]:
@@ -96,6 +104,7 @@ def row(draft: Draft, *, changed: bool) -> dict[str, Any]:
         "digest": checkpoint.digest,
         "urls": [redacted(url) for url in draft.urls],
         "files": {path: {"sha256": p.sha256, "size": p.size, "from": p.evidence} for path, p in draft.pins.items()},
+        "warnings": draft.warnings,
         "entry": f"{checkpoint}\n",
     }
 
@@ -114,8 +123,9 @@ def expect(draft: Draft, sha256: str | None) -> None:
     """
     found = draft.checkpoint().digest
     if sha256 is not None and found != sha256.lower():
+        foreign = "".join(f"\n  {path} is {pin.foreign}" for path, pin in draft.pins.items() if pin.foreign)
         raise IntegrityError(
-            f"checkpoint {draft.name} is not what was expected\n  expected {sha256}\n  actual   {found}",
+            f"checkpoint {draft.name} is not what was expected\n  expected {sha256}\n  actual   {found}{foreign}",
             hint="nothing was changed; ask the publisher, or another mirror",
             checkpoint=draft.name,
             file="",

@@ -22,8 +22,12 @@ def publish(options: argparse.Namespace) -> int:
     checkpoint = weightcache.publish(options.path, name=options.name, root=options.root, volume=options.mounted)
     path = Layout(options.root).published(checkpoint)
     if options.json:
+        from weightcache._publish import shard_warnings  # not at the top: `status` need not wait for requests
+
+        own = {file.sha256: Layout(options.root).file(checkpoint, file) for file in checkpoint.files}
         files = {file.path: {"sha256": file.sha256, "size": file.size} for file in checkpoint.files}
         told = {"name": checkpoint.name, "path": path, "digest": checkpoint.digest, "files": files}
+        told["warnings"] = shard_warnings(checkpoint, own)
         print(json.dumps({**told, "entry": f"{checkpoint}\n"}, indent=1))
     else:
         # Nothing else, so that `>> weights.toml` declares it; first a line end, which that file may lack.

@@ -11,13 +11,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import weightcache
-from weightcache._look import RECEIPT_FORMAT, Layout, read_receipt
+from weightcache._content import HEAD, POINTER, foreign_content
+from weightcache._look import RECEIPT_FORMAT, Layout, read_bytes, read_receipt
 from weightcache._tool.remote import connect, translated
 from weightcache.errors import StorageError
 from weightcache.manifest import Manifest
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     import modal
 
@@ -57,6 +59,8 @@ def push(options: argparse.Namespace) -> list[Row]:
     sizes = {each.name: _sizes(layout, each) for each in able}
     total = sum(sum(each.values()) for each in sizes.values())
     for each in able:
+        for path in _pointers(layout, each, sizes[each.name]):
+            _say(f"{each.name}: {path} is a Git LFS pointer, and not the file itself; the manifest has its digest")
         _say(f"{each.name}: {len(each.files)} file(s), {sum(sizes[each.name].values()) / 1e6:.1f} MB to {_place(each)}")
     if able:
         _say(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal takes what it has already by its digest")
@@ -76,6 +80,14 @@ def push(options: argparse.Namespace) -> list[Row]:
         }
         for each in checkpoints
     ]
+
+
+def _pointers(layout: Layout, checkpoint: Checkpoint, sizes: dict[str, int]) -> Iterator[str]:
+    for file in checkpoint.files:
+        if sizes[file.path] <= HEAD:
+            head = read_bytes(layout.file(checkpoint, file), HEAD) or b""
+            if foreign_content(head, name=file.path) == POINTER:
+                yield file.path
 
 
 def _is_there(volume: modal.Volume, checkpoint: Checkpoint) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weightcache._source import SourceError
 from weightcache._tool.draft import HubUrl
 from weightcache._tool.hub import snapshot
+from weightcache._tool.judge import unfit
 from weightcache._tool.measure import Reader
 from weightcache.errors import DownloadError, redacted
 
@@ -42,12 +44,15 @@ def _moved(draft: Draft) -> Iterator[str]:
 def _lost(draft: Draft, reader: Reader, url: str) -> Iterator[str]:
     for path, pin in draft.pins.items():
         try:
-            size = reader.size(url, path if draft.is_directory else "")
+            opening = reader.opening(url, path if draft.is_directory else "")
         except SourceError as error:
             yield f"{redacted(url)} gives no {path}: {error}"
             continue
-        if None not in (size, pin.size) and size != pin.size:
-            yield f"{redacted(url)} has {size} bytes of {path}, pinned are {pin.size}"
+        what = unfit(path, opening, is_directory=draft.is_directory)
+        if what and (opening.size != len(opening.head) or hashlib.sha256(opening.head).hexdigest() != pin.sha256):
+            yield f"{redacted(url)} sends {what}, and not {path}"
+        elif None not in (opening.size, pin.size) and opening.size != pin.size:
+            yield f"{redacted(url)} has {opening.size} bytes of {path}, pinned are {pin.size}"
 
 
 def _moved_on(draft: Draft, hub: HubUrl) -> Iterator[str]:
