@@ -120,6 +120,23 @@ def test_a_storage_without_a_tensor_has_the_length_of_its_record(
         load_state_dict(path)
 
 
+def test_storages_that_have_exchanged_their_lengths_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is as long as some record, and the first reaches into the second."""
+    monkeypatch.setattr("weightcache.torch._load.CHUNK", 0)  # mapped
+    value = {"a": torch.ones(1000)[:5], "b": torch.ones(500), "c": torch.ones(2000)[:5]}
+    path = save(tmp_path / "weights.pt", value)
+    short, long = b"M\xe8\x03tq", b"M\xd0\x07tq"
+    whole = path.read_bytes()
+    assert whole.count(short) == whole.count(long) == 1
+    first, second = whole.index(short), whole.index(long)
+    assert first < second
+    path.write_bytes(whole[:first] + long + whole[first + 5 : second] + short + whole[second + 5 :])
+    with pytest.raises(LoadError, match="a storage is said to have"):
+        load_state_dict(path)
+
+
 def per_tensor() -> Any:
     return torch.quantize_per_tensor(torch.arange(77.0), 0.5, 0, torch.qint8)
 
