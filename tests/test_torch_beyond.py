@@ -93,6 +93,50 @@ def test_a_file_that_is_mapped_is_looked_at_as_well(tmp_path: Path, monkeypatch:
         load_state_dict(path)
 
 
+def test_an_array_of_objects_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.empty((2, 2), dtype=object)
+    array[1, 1] = [SPARSE["coo above"]()]
+    path = save(tmp_path / "weights.pt", {"a": torch.ones(3)})
+    monkeypatch.setattr(torch, "load", lambda *_, **__: {"x": array})
+    with pytest.raises(LoadError, match="sparse tensor"):
+        load_state_dict(path)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated:UserWarning")
+def test_a_storage_without_a_tensor_has_the_length_of_its_record(
+    tmp_path: Path, typed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightcache.torch._load.CHUNK", 0)  # mapped
+    storage = torch.ones(1000).storage()
+    path = save(tmp_path / "weights.pt", {"x": storage if typed else storage.untyped(), "w": torch.ones(3)})
+    assert load_state_dict(path)["x"].nbytes() == 4000
+    claimed = b"M\xe8\x03tq" if typed else b"M\xa0\x0ftq"
+    whole = path.read_bytes()
+    assert whole.count(claimed) == 1
+    path.write_bytes(whole.replace(claimed, claimed[:1] + b"\xe0\x03" + claimed[3:]))
+    with pytest.raises(LoadError, match="a storage is said to have"):
+        load_state_dict(path)
+
+
+def test_storages_that_have_exchanged_their_lengths_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is as long as some record, and the first reaches into the second."""
+    monkeypatch.setattr("weightcache.torch._load.CHUNK", 0)  # mapped
+    value = {"a": torch.ones(1000)[:5], "b": torch.ones(500), "c": torch.ones(2000)[:5]}
+    path = save(tmp_path / "weights.pt", value)
+    short, long = b"M\xe8\x03tq", b"M\xd0\x07tq"
+    whole = path.read_bytes()
+    assert whole.count(short) == whole.count(long) == 1
+    first, second = whole.index(short), whole.index(long)
+    assert first < second
+    path.write_bytes(whole[:first] + long + whole[first + 5 : second] + short + whole[second + 5 :])
+    with pytest.raises(LoadError, match="a storage is said to have"):
+        load_state_dict(path)
+
+
 def per_tensor() -> Any:
     return torch.quantize_per_tensor(torch.arange(77.0), 0.5, 0, torch.qint8)
 

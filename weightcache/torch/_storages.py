@@ -34,13 +34,13 @@ def check_tensors(torch: Any, loaded: object, sizes: Counter[int] | None, path: 
         path: The file.
     """
     spans = {}
-    for tensor, in_containers in _tensors(torch, loaded):
-        if fault := fault_of(torch, tensor):
+    for value, in_containers in _tensors(torch, loaded):
+        if isinstance(value, torch.Tensor) and (fault := fault_of(torch, value)):
             raise LoadError(path, [fault], hint=_HINT)
         # What an object computes of itself when it is made has memory of its own.
-        for part in _parts(torch, tensor) if in_containers else ():
-            storage = part.untyped_storage()
-            spans[part.device, storage.data_ptr()] = storage.nbytes()
+        for storage in _storages(torch, value) if in_containers else ():
+            if storage.nbytes() and storage.data_ptr():
+                spans[storage.device, storage.data_ptr()] = storage.nbytes()
     if sizes is not None:
         _compare(spans, sizes, path)
 
@@ -63,20 +63,23 @@ def _compare(spans: dict[tuple[Any, int], int], sizes: Counter[int], path: str) 
         end = begin + size
 
 
-def _parts(torch: Any, tensor: Any) -> list[Any]:
-    """Return the plain tensors that hold the data of ``tensor``, as far as they have memory."""
-    if tensor.layout is torch.sparse_coo:
-        parts = [tensor.detach()._indices(), tensor.detach()._values()]  # noqa: SLF001 (of one that is not coalesced)
-    elif type(tensor) in {torch.Tensor, torch.nn.Parameter} and tensor.layout is torch.strided:
-        parts = [tensor]
-    else:
-        parts = []  # compressed ones may have copied what was not contiguous; subclasses hold tensors as attributes
-    return [part for part in parts if part.untyped_storage().nbytes() and part.untyped_storage().data_ptr()]
+def _storages(torch: Any, value: Any) -> list[Any]:
+    """Return the memory that holds the data of a tensor, if it is that which the file says; of a storage, itself."""
+    if isinstance(value, torch.UntypedStorage):
+        return [value]
+    if value.layout is torch.sparse_coo:
+        parts = [value.detach()._indices(), value.detach()._values()]  # noqa: SLF001 (of one that is not coalesced)
+        return [part.untyped_storage() for part in parts if part.layout is torch.strided]
+    if type(value) in {torch.Tensor, torch.nn.Parameter} and value.layout is torch.strided:
+        return [value.untyped_storage()]
+    return []  # compressed ones may have copied what was not contiguous; subclasses hold tensors as attributes
 
 
 def _tensors(torch: Any, loaded: object) -> Iterator[tuple[Any, bool]]:
-    """Yield every tensor below ``loaded``, and whether only containers and tensors are above it."""
-    waiting, seen = [(loaded, True)], {}
+    """Yield every tensor and storage below ``loaded``, and whether only containers and tensors are above it."""
+    containers = (dict, list, tuple, set, frozenset, torch.storage.TypedStorage)
+    waiting: list[tuple[Any, bool]] = [(loaded, True)]
+    seen: dict[int, Any] = {}
     while waiting:
         value, in_containers = waiting.pop()
         if id(value) in seen or isinstance(value, _ENDS):
@@ -85,7 +88,12 @@ def _tensors(torch: Any, loaded: object) -> Iterator[tuple[Any, bool]]:
         if isinstance(value, torch.Tensor):
             yield value, in_containers
             below = [vars(value), value._backward_hooks, value.grad if value.is_leaf else None]  # noqa: SLF001
+        elif isinstance(value, torch.UntypedStorage):
+            yield value, in_containers
+            below = []
         else:
-            in_containers = in_containers and isinstance(value, (dict, list, tuple, set, frozenset))
-            below = gc.get_referents(value)
+            in_containers = in_containers and isinstance(value, containers)
+            # An array of objects in numpy does not show them to the garbage collector.
+            has_objects = getattr(getattr(value, "dtype", None), "hasobject", False)
+            below = value.ravel().tolist() if has_objects else gc.get_referents(value)
         waiting.extend((each, in_containers) for each in below)
