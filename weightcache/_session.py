@@ -173,7 +173,8 @@ def _failure(error: Exception, proxy: Proxy | None, timeouts: Timeouts, seconds:
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return TransientError(f"no connection within {timeouts.connect:g} s{through}")
     if isinstance(error, requests.exceptions.Timeout):
-        return TransientError(f"no answer within {seconds:g} s{through}")
+        limit = re.search(r"read timeout=([0-9.]{1,20})", str(error))  # shorter in a handshake
+        return TransientError(f"no answer within {float(limit[1]) if limit else seconds:g} s{through}")
     if isinstance(error, requests.exceptions.ConnectionError):
         return TransientError(in_words(error, "the connection failed") + through)
     if isinstance(error, _NO_PROXY_URL):
