@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 class Proxy(NamedTuple):
     """A proxy, without its user name and password, and the variable that names it."""
 
-    address: str
+    address: str  # with its scheme if that is neither http nor https
     variable: str
+
+    @property
+    def is_of_no_kind(self) -> bool:
+        """Whether it is asked in a way that requests does not know."""
+        return "://" in self.address and not self.address.startswith("socks")
 
     def __str__(self) -> str:
         return f"the proxy {self.address} ({self.variable})"
@@ -52,7 +57,7 @@ def proxy_mistake(proxy: Proxy | None) -> SourceError:
     """Return the error of a request that cannot even be begun because of its proxy."""
     if proxy is None:
         return SourceError("the request cannot be made: its URL is none that can be asked")
-    if "socks" in proxy.address:
+    if proxy.address.startswith("socks"):
         return SourceError(
             f"{proxy} speaks SOCKS, and the package for it (PySocks) is not installed",
             hint=f'pip install "requests[socks]", or unset {proxy.variable}',

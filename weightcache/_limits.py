@@ -40,10 +40,10 @@ def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
 
 def _quotas(value: str) -> Iterator[float]:
     for item in re.findall(r'(?:"(?:[^"\\]|\\.)*"|[^",])+', value):
-        parameters = dict(re.findall(r";\s*([a-z]+)\s*=\s*(-?[0-9.]{1,18})", re.sub(r'"(?:[^"\\]|\\.)*"', "", item)))
+        parameters = dict(re.findall(r";\s*([a-z]+)\s*=\s*(-?[0-9.]+)", re.sub(r'"(?:[^"\\]|\\.)*"', "", item)))
         if _is_exhausted(parameters.get("r")):
             yield _seconds(parameters.get("t"), is_time=False) or 0.0
-    members = dict(re.findall(r"(?:^|,)\s*([a-z]+)\s*=\s*(-?[0-9.]{1,18})", value))
+    members = dict(re.findall(r"(?:^|,)\s*([a-z]+)\s*=\s*(-?[0-9.]+)", value))
     if _is_exhausted(members.get("remaining")):
         yield _seconds(members.get("reset"), is_time=False) or 0.0
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
 LONGEST = 160  # characters that are shown
+PART = 6  # characters of a secret that are one, too
 _KEYS = ("code", "error", "errors", "message", "msg", "detail", "title", "error_description", "reason")
 _HIDDEN = "…"
 
@@ -68,6 +69,8 @@ def _is_secret(word: str, secrets: Collection[str]) -> bool:
     bare = word.strip("'\"`.,;:!?()[]{}<>")
     if any(bare == secret or (len(secret) >= 4 and secret in word) for secret in secrets):
         return True
+    if any(secret[at : at + PART] in word for secret in secrets for at in range(len(secret) - PART + 1)):
+        return True  # a part of one, as in "the key beginning with hf_abc"
     if "://" in word or "@" in word or re.search(r"[?&=]\S", word):
         return True
     runs = re.findall(r"[A-Za-z0-9+/_~.%-]{16,}", word)

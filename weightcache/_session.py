@@ -177,7 +177,7 @@ def _failure(error: Exception, proxy: Proxy | None, timeouts: Timeouts, seconds:
         return TransientError(f"no answer within {float(limit[1]) if limit else seconds:g} s{through}")
     if isinstance(error, requests.exceptions.ConnectionError):
         return TransientError(in_words(error, "the connection failed") + through)
-    if isinstance(error, _NO_PROXY_URL):
+    if isinstance(error, _NO_PROXY_URL) or (proxy and proxy.is_of_no_kind):
         return proxy_mistake(proxy)
     if isinstance(error, UnicodeError) and (problem := netrc_problem()):
         return SourceError(problem, hint="correct the netrc file", asked=False)
