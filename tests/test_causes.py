@@ -81,7 +81,14 @@ ANSWERS: dict[str, tuple[str, int, dict[str, str], bytes, str, str]] = {
         "AuthenticationFailed: Server failed to authenticate the request.",
         "new signed URL",
     ),
-    "a private bucket": ("", 403, {}, xml("AccessDenied", "Access Denied"), "AccessDenied: Access Denied", "browser"),
+    "a private bucket": (
+        "",
+        403,
+        {},
+        xml("AccessDenied", "Access Denied"),
+        "AccessDenied: Access Denied",
+        "signed URL",
+    ),
     "JSON": (
         "",
         403,
@@ -197,6 +204,22 @@ def test_a_page_that_a_redirect_led_to(origin: Origin, cdn: Origin, root: Path) 
     error = failing(root, origin.url("/w.pt"))
     assert "HTTP 401 Unauthorized from localhost, to which it redirects" in str(error)
     assert "auth" not in error.hint
+
+
+def test_a_local_file_that_is_a_pointer(root: Path, tmp_path: Path) -> None:
+    """As in a clone made without Git LFS."""
+    (tmp_path / "w.pt").write_bytes(POINTER)
+    for size in (True, False):
+        error = failing(root, (tmp_path / "w.pt").as_uri(), size=size)
+        assert "a Git LFS pointer" in str(error)
+
+
+def test_a_signature_of_the_host_itself(origin: Origin, root: Path) -> None:
+    origin.put("/w.pt", DATA, always=redirect(f"/s{SIGNED}"))
+    origin.put("/s", DATA, always=answer(403, body=EXPIRED))
+    error = failing(root, origin.url("/w.pt"))
+    assert "Request has expired" in str(error)
+    assert "try again" in error.hint
 
 
 def test_a_page_costs_no_byte_of_an_earlier_run(origin: Origin, root: Path) -> None:

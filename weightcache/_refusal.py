@@ -68,9 +68,7 @@ def refused(response: requests.Response, asked: Asked, proxy: Proxy | None, seco
     if status == 416 and asked.ranged:
         return RangeError("HTTP 416: it has no such range")
     head = read_head(response, HEAD, seconds) if status >= 400 else b""
-    headers: dict[str, str | bytes] = dict(response.request.headers)
-    secrets = secrets_in(headers, asked.url, response.url or "")
-    words = said(head, secrets)
+    words = said(head, secrets_in(dict(response.request.headers), asked.url, response.url or ""))
     text = status_in_words(response)
     after = seconds_to_wait(response.headers)
     if status == 403 and after is None and "rate limit" in words.lower():
@@ -80,24 +78,32 @@ def refused(response: requests.Response, asked: Asked, proxy: Proxy | None, seco
         return TransientError(f"{text}{says}", after or 0.0, crowded=status in CROWDED)
     if status == 407:
         return proxy_refusal(proxy, text)
+    return _final(response, asked, head, words)
+
+
+def _final(response: requests.Response, asked: Asked, head: bytes, words: str) -> SourceError:
+    """Return the error of a refusal that does not pass; ``words`` is what the server says in its body, ``head``."""
+    status, url = response.status_code, response.url or ""
     host = led_to(response, asked.url)
-    text += f" from {host}, to which it redirects" if host else ""
-    sent = _sent(response, asked)
+    text = status_in_words(response) + (f" from {host}, to which it redirects" if host else "")
+    says = f"; it says: {words}" if words else ""
+    if not says and head and (what := foreign(head, response, url, "")):
+        says = f", with {what}"
     code = re.sub("[^A-Za-z]", "", response.headers.get("X-Error-Code", ""))[:40]
     if "disabled" in response.headers.get("X-Error-Message", ""):
         code = "DisabledRepo"
-    if code or (asked.hub and not host and status in (401, 403)):
-        return _refused_by_hub(text, sent if status in (401, 403) else "", code, asked)
-    says = f"; it says: {words}" if words else ""
-    if not says and head and (what := foreign(head, response, response.url or "", "")):
-        says = f", with {what}"
-    if status in (400, 401, 403) and is_signed(response.url or ""):
-        return _refused_signature(f"{text}; {sent}{says}", response)
-    if status in (401, 403):
-        if (challenged := "challenge" in response.headers.get("cf-mitigated", "")) or _REFUSES_CLIENT.search(head):
-            what = "wants a browser that solves a challenge" if challenged else "refuses this client (its User-Agent)"
-            return SourceError(f"{text}: the host {what}{says}", hint="no token helps there; add another mirror")
-        return _not_permitted(f"{text}; {sent}", says, response, asked, elsewhere=bool(host))
+    is_refused = status in (401, 403)
+    sent = f"; {_sent(response, asked)}" if is_refused else ""
+    if code or (asked.hub and not host and is_refused):
+        return _refused_by_hub(f"{text}{sent}", code, asked)
+    if status in (400, 401, 403) and is_signed(url):
+        return _refused_signature(f"{text}{sent}{says}", response, declared=url == asked.url)
+    challenged = "challenge" in response.headers.get("cf-mitigated", "")
+    if is_refused and (challenged or _REFUSES_CLIENT.search(head)):
+        what = "wants a browser that solves a challenge" if challenged else "refuses this client (its User-Agent)"
+        return SourceError(f"{text}: the host {what}{says}", hint="no token helps there; add another mirror")
+    if is_refused:
+        return _not_permitted(text + sent, says, response, asked, is_bucket=b"<Error>" in head)
     meaning = f": {_MEANING[status]}" if status in _MEANING else ""
     return SourceError(f"{text}{meaning}{says}")
 
@@ -117,42 +123,47 @@ def _sent(response: requests.Response, asked: Asked) -> str:
     )
 
 
-def _not_permitted(text: str, says: str, response: requests.Response, asked: Asked, *, elsewhere: bool) -> SourceError:
+def _not_permitted(text: str, says: str, response: requests.Response, asked: Asked, *, is_bucket: bool) -> SourceError:
+    elsewhere = bool(led_to(response, asked.url))
     if _has_password(response):
         return SourceError(text + says, hint="look whether they are valid here")
     if asked.origin:
         hint = "" if elsewhere else f"look whether the token in {asked.auth or asked.origin} is valid here"
         return SourceError(text + says, hint=hint)
-    problem = netrc_problem()
-    if problem:
+    if problem := netrc_problem():
         return SourceError(f"{text}{says}; {problem}", hint="correct the netrc file")
-    scheme = response.headers.get("WWW-Authenticate", "").partition(" ")[0].lower()
+    if is_bucket and not asked.served:
+        return SourceError(
+            text + says, hint="a private bucket wants a signed URL; a public one has no such file, perhaps"
+        )
     # A token is one cause of a 403 among many: where the host gives another one, `auth` is no advice.
-    advised = not (elsewhere or asked.served) and (response.status_code == 401 or not says)
-    if advised and scheme in ("basic", "digest", "ntlm", "negotiate"):
+    if elsewhere or asked.served or (says and response.status_code == 403):
+        return SourceError(text + says, hint="" if asked.served else "open the URL in a browser to see what it wants")
+    scheme = response.headers.get("WWW-Authenticate", "").partition(" ")[0].lower()
+    if scheme in ("basic", "digest", "ntlm", "negotiate"):
         return SourceError(text + says, hint="give its user name and password in a netrc file (see NETRC)")
-    if advised:
-        return SourceError(f"{text} (no `auth` is declared){says}", hint="declare `auth` if it needs a token")
-    return SourceError(text + says, hint="" if asked.served else "open the URL in a browser to see what it wants")
+    return SourceError(f"{text} (no `auth` is declared){says}", hint="declare `auth` if it needs a token")
 
 
-def _refused_signature(text: str, response: requests.Response) -> SourceError:
+def _refused_signature(text: str, response: requests.Response, *, declared: bool) -> SourceError:
     if "Authorization" in response.request.headers:
         return SourceError(
             f"{text}; its URL is signed as well, and that is all that such a host accepts",
             hint="a signed URL takes no other permission: remove `auth` and what stands before the @",
         )
+    text += "; its URL is signed, and the signature has expired or is not valid"
+    if not declared:
+        return SourceError(text, hint="the host that redirects there has signed it: try again, or add another mirror")
     return SourceError(
-        f"{text}; its URL is signed, and the signature has expired or is not valid",
+        text,
         hint="get a new signed URL; `${VARIABLE}` in the query of the declared one keeps it out of the manifest",
     )
 
 
-def _refused_by_hub(text: str, sent: str, code: str, asked: Asked) -> SourceError:
+def _refused_by_hub(text: str, code: str, asked: Asked) -> SourceError:
     page = asked.hub
     where = page or "its repository"
     token = asked.origin or "HF_TOKEN (or run `hf auth login`)"
-    text = "; ".join(filter(None, [text, sent]))
     if code == "GatedRepo":
         what = f"{text}; {where} is gated"
         return SourceError(what, hint=f"accept its licence at {where}, and use the token of that account in {token}")

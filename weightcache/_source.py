@@ -15,7 +15,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 
-from ._content import foreign_content
+from ._content import HEAD, foreign_content
 
 _WHAT_TO_DO = {
     "an HTML page": "open the URL in a browser: perhaps the host wants a login or a click first, or has a page about "
@@ -126,7 +126,8 @@ class LocalBody(Body):
             if not stat.S_ISREG(found.st_mode):
                 raise SourceError("is not a regular file")
             if size is not None and size != found.st_size:
-                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes")
+                came = self.foreign(os.pread(self._descriptor, HEAD, 0), path)
+                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes", came)
             self.offset, self.end, self.total = start, found.st_size, found.st_size
             os.lseek(self._descriptor, start, os.SEEK_SET)
         except BaseException:

@@ -164,7 +164,7 @@ class Connection(threading.Thread):
         )
         with closing(body), shared.stop.interrupting(body.interrupt):
             with shared.lock:
-                task.interrupt = body.interrupt
+                task.interrupt, task.foreign = body.interrupt, body.foreign
                 if not self._schedule.answered(task, body, clock()):
                     return
             while True:

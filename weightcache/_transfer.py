@@ -197,7 +197,6 @@ class Transfer:
             raise ChangedError("the file changed between two requests (length)")
         mirror.delivered = task.answered = True
         mirror.ranges = mirror.ranges and body.resumable
-        task.foreign = body.foreign
         # Another ETag is no other file: nodes of one host often have each its own. The digest says whether it is, and
         # if it is, the mirror may send the file once more, in one answer.
         self._versions.add((mirror.url, body.validator or task))
