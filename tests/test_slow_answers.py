@@ -157,13 +157,14 @@ def secure_origin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ori
 
 
 @contextmanager
-def raw_server(answer: Callable[[socket.socket, threading.Event], object]) -> Iterator[int]:
-    """Give each connection to ``answer`` after its first bytes; yield the port."""
+def raw_server(answer: Callable[[socket.socket, threading.Event], object], *, greeted: bool = True) -> Iterator[int]:
+    """Give each connection to ``answer``, after its first bytes if it is ``greeted`` with some; yield the port."""
     stopping, threads = threading.Event(), list[threading.Thread]()
 
     def serve(connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            connection.recv(65536)
+            if greeted:
+                connection.recv(65536)
             answer(connection, stopping)
 
     def accept() -> None:
@@ -221,6 +222,46 @@ def test_what_comes_before_the_first_request(
         assert weights["sam2"].read_bytes() == DATA
         with pytest.raises(DownloadError, match=said):
             ensure(one(DATA, url, name="other"), root=root / "other", progress=False)
+
+
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_proxy_that_speaks_tls_itself(
+    drips: bool, mirror: Origin, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS within TLS; the bundle of the environment is asked about the proxy's certificate, too."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    mirror.put("/b", DATA)
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def proxy(connection: socket.socket, stopping: threading.Event) -> None:
+        with context.wrap_socket(connection, server_side=True) as client:
+            client.recv(65536)
+            if drips:
+                dripping(b"HTTP/1.1 200 OK\r\n\r\n", HANDSHAKE)(client, stopping)
+                return
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            with socket.create_connection((secure.host, secure.port)) as server:
+                back = threading.Thread(target=pump, args=(server, client))
+                back.start()
+                pump(client, server)
+                server.shutdown(socket.SHUT_RDWR)
+                back.join()
+
+    with Origin(tls=context, host="localhost") as secure, raw_server(proxy, greeted=False) as port:
+        secure.put("/a", DATA)
+        monkeypatch.setenv("https_proxy", f"https://127.0.0.1:{port}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        urls = [secure.url("/a"), *([mirror.url("/b")] if drips else [])]
+        weights = ensure(one(DATA, *urls), root=root, progress=False)
+    assert weights["sam2"].read_bytes() == DATA
 
 
 def test_redirects_have_one_deadline_together(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

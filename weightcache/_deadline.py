@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import http.client
 import io
+import socket
+import threading
 import time
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -20,14 +23,13 @@ class TimedStream(io.RawIOBase):
         socket_stream: The stream below, without a deadline.
     """
 
-    def __init__(self, socket_stream: io.RawIOBase, socket: Any) -> None:
-        self.socket_stream, self._socket = socket_stream, socket
-        self._deadline: float | None = None
-        self.limit(socket.gettimeout())
+    def __init__(self, socket_stream: io.RawIOBase, sock: Any) -> None:
+        self.socket_stream, self._socket = socket_stream, sock
+        self.limit(sock.gettimeout())
 
     def limit(self, seconds: float | None) -> None:
         """Let every read end within ``seconds`` from now; ``None`` is no limit."""
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._deadline: float | None = None if seconds is None else time.monotonic() + seconds
 
     def unlimit(self, timeout: float) -> None:
         """Let a read wait for ``timeout`` seconds for its first byte, and for no other deadline."""
@@ -64,12 +66,39 @@ class _TimedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(TimedStream(self.fp.detach(), sock))
 
 
+class _TimedConnection:
+    """What makes a connection of urllib3 one that no server can hold up."""
+
+    response_class = _TimedResponse
+    proxy: Any
+    sock: Any
+    timeout: float | None
+
+    def connect(self) -> None:
+        if getattr(self.proxy, "scheme", "") != "https" or not self.timeout:
+            super().connect()  # type: ignore[misc]  # a handshake is one call, which keeps to the timeout
+            return
+        # TLS within TLS is urllib3's own work, of many reads: another thread ends it.
+        timer = threading.Timer(self.timeout, self._cut_off)
+        timer.daemon = True
+        with suppress(RuntimeError):  # no thread left
+            timer.start()
+        try:
+            super().connect()  # type: ignore[misc]
+        finally:
+            timer.cancel()
+
+    def _cut_off(self) -> None:
+        with suppress(OSError, AttributeError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
 @cache
 def timed(connection: type[Any]) -> type[Any]:
     """Return a connection class of urllib3 whose answers have a deadline."""
-    if getattr(connection, "response_class", None) is _TimedResponse:
+    if issubclass(connection, _TimedConnection):
         return connection
-    return type(connection.__name__, (connection,), {"response_class": _TimedResponse})
+    return type(connection.__name__, (_TimedConnection, connection), {})
 
 
 def stream_of(response: Any) -> TimedStream | None:

@@ -79,6 +79,7 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, connections: int) -> None:
         self._contexts: dict[str, ssl.SSLContext] = {}
+        self._bundle = DEFAULT_CA_BUNDLE_PATH
         super().__init__(pool_maxsize=connections)  # all of them are kept alive
 
     def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
@@ -88,9 +89,16 @@ class _Adapter(HTTPAdapter):
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
         host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
+        if verify:
+            self._bundle = verify if isinstance(verify, str) else DEFAULT_CA_BUNDLE_PATH
         if host["scheme"] == "https" and verify:
-            pool["ssl_context"] = self._context(verify if isinstance(verify, str) else DEFAULT_CA_BUNDLE_PATH)
+            pool["ssl_context"] = self._context(self._bundle)
         return host, pool
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        if proxy.lower().startswith("https:"):  # else urllib3 would ask the system's certificates about the proxy's
+            options["proxy_ssl_context"] = self._context(self._bundle)
+        return super().proxy_manager_for(proxy, **options)
 
     def _context(self, bundle: str) -> ssl.SSLContext:
         if bundle not in self._contexts:
@@ -198,7 +206,10 @@ def _proxy_failure(error: Exception, proxy: Proxy | None) -> SourceError:
             if proxy
             else "",
         )
-    return TransientError(f"{where}: {in_words(error, 'it refused')}")
+    words = in_words(error, "it refused")
+    if words.startswith("certificate verify failed"):
+        return SourceError(f"{where}: TLS: {words}", hint=advice_on_certificates())
+    return TransientError(f"{where}: {words}")
 
 
 def _tls_failure(error: Exception, through: str) -> SourceError:
