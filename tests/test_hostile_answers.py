@@ -40,6 +40,12 @@ HEADS: dict[str, bytes] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first request be for a part."""
+    monkeypatch.setattr("weightcache._transfer.PART", BLOCK)
+
+
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("size", [True, False])
 def test_an_answer_that_no_server_should_give(
