@@ -1,33 +1,25 @@
-"""Mirrors over HTTP: one session with its redirects, proxies, netrc and TLS.
-
-No reason ever quotes an exception of requests: those hold the URL with its query, and a signed query is a secret.
-"""
+"""Mirrors over HTTP: a file, or a part of it, asked for where its URL leads."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-import ssl
+import time
 from contextlib import closing, suppress
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING
 
-import requests
-import urllib3
-from requests.auth import AuthBase
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3.util.ssl_ import create_urllib3_context
-
-from ._response import HttpBody, Timeouts, header_number, in_words
+from ._answer import READ_HEAD, header_number
+from ._refusal import Asked, refused
+from ._response import WHOLE, HttpBody, Timeouts
 from ._rules import expanded, local_path
+from ._session import Bearer, Session
 from ._source import Body, LocalBody, SourceError, TransientError
-from ._target import AsWritten, sent_as_written
-from ._tokens import declared_token, hub_token, refusal
+from ._tokens import declared_token, hub_token
 from .errors import redacted
 
 if TYPE_CHECKING:
+    import requests
+
     from ._cancel import Cancel
 
 _log = logging.getLogger("weightcache")
@@ -36,67 +28,15 @@ MAX_REDIRECTS = 10
 TIMEOUTS = Timeouts()
 
 
-class _Bearer(AuthBase):
-    """Sends a token to the host of the declared URL and to no other one.
-
-    An `AuthBase` and not a header: requests would let netrc replace a header, also after a redirect.
-    """
-
-    def __init__(self, session: requests.Session, declared: str, token: str, origin: str) -> None:
-        self._session, self._declared, self._token, self.origin = session, declared, token, origin
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.pop("Authorization", None)
-        if not self._session.should_strip_auth(self._declared, request.url or ""):  # type: ignore[no-untyped-call]
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Say that nothing is a redirect: requests would read a redirect's whole body into memory, however long."""
-
-
-class _Adapter(AsWritten):
-    """Reads a CA bundle once; requests does it for every connection, and certifi's takes 16 ms of CPU."""
-
-    def __init__(self, connections: int) -> None:
-        self._contexts: dict[str, ssl.SSLContext] = {}
-        super().__init__(pool_maxsize=connections)  # all of them are kept alive
-
-    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
-        host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
-        if host["scheme"] == "https" and verify:
-            pool["ssl_context"] = self._context(verify if isinstance(verify, str) else DEFAULT_CA_BUNDLE_PATH)
-        return host, pool
-
-    def _context(self, bundle: str) -> ssl.SSLContext:
-        if bundle not in self._contexts:
-            context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
-            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
-            self._contexts[bundle] = context
-        return self._contexts[bundle]
-
-    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
-        conn.ca_certs = conn.ca_cert_dir = None  # they are in the context
-
-
 class Client:
     """Requests of one `ensure`: a session with its connections, proxies, netrc and TLS settings."""
 
     def __init__(self, cancel: Cancel, connections: int) -> None:
         self._cancel = cancel
-        self._session = _Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _Adapter(connections))
+        self._session = Session(connections)
         # Where redirects led: a hub that signs URLs is asked once, and not for each part.
         self._targets: dict[str, str] = {}
-        self._known_settings: dict[tuple[str, str], dict[str, Any]] = {}
-        with suppress(PackageNotFoundError):  # the package may be mounted without its metadata
-            self._session.headers["User-Agent"] = f"weightcache/{version('weightcache')}"
-        # identity: sizes, ranges and digests speak of the file's bytes, not of a compressed form.
-        self._session.headers["Accept-Encoding"] = "identity"
+        self._served: set[str] = set()
 
     def close(self) -> None:
         self._session.close()
@@ -110,7 +50,7 @@ class Client:
         start: int,
         end: int | None,
         size: int | None,
-        validator: str | None,
+        validator: str | None = None,
     ) -> Body:
         """Request ``url`` from ``start`` to ``end`` (exclusive; ``None`` is the end of the file).
 
@@ -122,7 +62,8 @@ class Client:
             start: Offset of the first byte wanted. The body may begin at 0 instead: look at its ``offset``.
             end: Offset after the last byte wanted.
             size: Declared size of the file, if any.
-            validator: Strong ETag of the bytes before ``start``: if it changed, the whole file is sent.
+            validator: Strong ETag of the bytes before ``start``, where no digest is known that can judge them: if it
+                changed, the whole file is sent.
 
         Raises:
             SourceError: One of the five kinds.
@@ -136,9 +77,15 @@ class Client:
         def answer(at: str) -> Body:
             response, self._targets[url] = self._follow(at, headers, bearer)
             try:
-                if response.status_code in (401, 403):
-                    raise refusal(response, bearer.origin if bearer else "", auth, hub)
-                return HttpBody(response, TIMEOUTS, "Range" in headers, start, size, validator)
+                ranged = "Range" in headers
+                if response.status_code not in WHOLE and response.status_code != 206:
+                    asked = Asked(address, ranged, bearer.origin if bearer else "", auth, hub, url in self._served)
+                    raise refused(
+                        response, asked, self._session.proxy(response.url or ""), min(READ_HEAD, TIMEOUTS.stall)
+                    )
+                body = HttpBody(response, TIMEOUTS, address, ranged, start, size, validator)
+                self._served.add(url)
+                return body
             except BaseException:
                 self._targets.pop(url, None)
                 response.close()
@@ -153,16 +100,20 @@ class Client:
                 _log.info("%s: %s where it led before; asking it again", redacted(url), error)  # signed URLs expire
         return answer(address)
 
-    def _bearer(self, url: str, auth: str | None, hub: str) -> _Bearer | None:
+    def _bearer(self, url: str, auth: str | None, hub: str) -> Bearer | None:
         found = declared_token(auth) if auth is not None else hub_token() if hub else None
-        return _Bearer(self._session, url, found.value, found.origin) if found else None
+        return Bearer(self._session, url, found.value, found.origin) if found else None
 
-    def _follow(self, url: str, headers: dict[str, str], auth: _Bearer | None) -> tuple[requests.Response, str]:
+    def _follow(self, url: str, headers: dict[str, str], auth: Bearer | None) -> tuple[requests.Response, str]:
         # By hand: every hop is checked, and the token goes only where it belongs.
+        ends = time.monotonic() + 2 * TIMEOUTS.stall
         for _ in range(MAX_REDIRECTS + 1):
             self._cancel.check()
-            response = self._get(url, headers, auth)
-            if (target := self._redirect(url, response)) is None:
+            seconds = min(TIMEOUTS.stall, ends - time.monotonic())
+            if seconds <= 0:
+                raise TransientError(f"its redirects took longer than {2 * TIMEOUTS.stall:g} s")
+            response = self._session.ask(url, headers, auth, TIMEOUTS, seconds)
+            if (target := self._session.redirect(url, response)) is None:
                 return response, url
             _let_go(response)
             url = target
@@ -170,48 +121,6 @@ class Client:
                 shown = re.sub("[^ -~]", "", redacted(url))
                 raise SourceError(f"redirects to {shown or 'no URL'}; only http and https are followed")
         raise SourceError(f"more than {MAX_REDIRECTS} redirects, the last to {redacted(url)}")
-
-    def _redirect(self, url: str, response: requests.Response) -> str | None:
-        """Return where an answer leads, or ``None`` if it is one; empty if what it says is no URL."""
-        with suppress(ValueError):  # a Location that is not UTF-8, or such as `http://[`
-            target = requests.Session.get_redirect_target(self._session, response)
-            joined = None if target is None else urljoin(url, target)
-            # As it is written: joining takes a URL apart and puts it together, which loses an empty query.
-            return target if target and target.startswith(("http://", "https://")) else joined
-        return ""
-
-    def _settings(self, url: str) -> dict[str, Any]:
-        """Return the environment's proxies and CA bundle for a host; to look for them takes longer than to ask it."""
-        host = urlsplit(url)[:2]
-        if host not in self._known_settings:
-            self._known_settings[host] = dict(self._session.merge_environment_settings(url, {}, True, None, None))
-        return self._known_settings[host]
-
-    def _get(self, url: str, headers: dict[str, str], auth: _Bearer | None) -> requests.Response:
-        timeouts = (TIMEOUTS.connect, TIMEOUTS.stall)
-        failure: SourceError
-        try:
-            request = self._session.prepare_request(requests.Request("GET", url, headers=headers, auth=auth))
-            with sent_as_written(url):
-                return self._session.send(request, allow_redirects=False, timeout=timeouts, **self._settings(url))
-        except requests.exceptions.SSLError as error:
-            failure = SourceError(f"TLS: {in_words(error, 'the handshake failed')}")
-        except requests.exceptions.ConnectTimeout:
-            failure = TransientError(f"no connection within {TIMEOUTS.connect:g} s")
-        except requests.exceptions.Timeout:
-            failure = TransientError(f"no answer within {TIMEOUTS.stall:g} s")
-        except requests.exceptions.ProxyError as error:
-            failure = TransientError(f"proxy: {in_words(error, 'it refused')}")
-        except requests.exceptions.ConnectionError as error:
-            failure = TransientError(in_words(error, "the connection failed"))
-        except (
-            requests.exceptions.RequestException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-            ValueError,
-        ) as error:
-            failure = SourceError(f"the request cannot be made ({type(error).__name__})")
-        raise failure  # outside the handler: no context with the URL's query hangs on it
 
 
 def _part(start: int, end: int | None, validator: str | None) -> dict[str, str]:
@@ -234,7 +143,11 @@ def _address(url: str) -> str:
 
 
 def _let_go(response: requests.Response) -> None:
-    """Read the short body of a redirect, so that the connection serves again; close on a long one."""
+    """Read the short body of a redirect, so that the connection serves again; close on a long one.
+
+    The deadline of its head holds for the body too.
+    """
     with closing(response), suppress(Exception):
-        if (header_number(response.headers.get("Content-Length")) or 1 << 30) <= 1 << 16:
+        length = header_number(response.headers.get("Content-Length"))
+        if length is not None and length <= 1 << 16:
             response.raw.read(decode_content=False)

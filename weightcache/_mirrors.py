@@ -54,7 +54,7 @@ class Mirror:
     shared: bool = True  # whether it gives them to several connections at once
     delivered: bool = False  # whether it sent any bytes of the body
     alone: bool = False  # take nothing from elsewhere: it is to be judged by what it sends
-    validator: str | None = None  # strong ETag
+    came: str = ""  # what the file begins as, if that is not as weights do
 
     @property
     def parallel(self) -> bool:
@@ -96,7 +96,7 @@ class Mirrors:
         """
         if mirror is not self.current:
             return "", 0.0  # it was given up meanwhile
-        if isinstance(error, WrongBytesError) and mirror.delivered:
+        if isinstance(error, WrongBytesError) and mirror.delivered and error.landed:
             if mixed and not mirror.alone:
                 # Bytes of an earlier run, another response or another mirror may be at fault: once more, alone.
                 mirror.alone = True
@@ -148,8 +148,10 @@ class Mirrors:
         if wrong is not None:
             return IntegrityError(
                 f"checkpoint {checkpoint.name}: {attempts[0].url} delivers another {file.path} than the declared one"
-                f"\n  expected {wrong.expected}\n  actual   {wrong.actual}{lines if len(attempts) > 1 else ''}",
-                hint="nothing was published; if the publisher replaced the file on purpose, pin the new sha256, "
+                f"\n  expected {wrong.expected}\n  actual   {wrong.actual}{f', {wrong.came}' if wrong.came else ''}"
+                f"{lines if len(attempts) > 1 else ''}",
+                hint=wrong.hint
+                or "nothing was published; if the publisher replaced the file on purpose, pin the new sha256, "
                 "else take it from another mirror",
                 expected=wrong.expected.removeprefix("sha256 "),
                 actual=wrong.actual.removeprefix("sha256 "),

@@ -1,11 +1,10 @@
-"""One HTTP response as a `Body`: what it says of itself, its bytes, and the ways in which it fails.
+"""One answer that gives a file or a part of it: what it says of itself, its bytes, and the ways in which it fails.
 
 No reason ever quotes an exception of requests: those hold the URL with its query, and a signed query is a secret.
 """
 
 from __future__ import annotations
 
-import email.utils
 import fcntl
 import http.client
 import io
@@ -16,18 +15,25 @@ from array import array
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 
+from ._answer import READ_HEAD, foreign, header_number, in_words, read_head
+from ._content import HEAD
+from ._deadline import stream_of
 from ._disposition import suggested_name
 from ._source import Body, ChangedError, RangeError, SourceError, TransientError, WrongBytesError
 
 if TYPE_CHECKING:
     import requests
 
-_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
-_SYSTEM_MESSAGE = re.compile(r"\[Errno -?\d+\] ([A-Za-z ,]+)|(certificate verify failed: [^(]+)")
+# 201: of a request that made the file. 203: through a proxy that says that it may have changed it. The digest judges.
+WHOLE = frozenset({200, 201, 203})
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+_ETAG = re.compile('"[!#-~]*"')
+# Others (aws-chunked, binary, none, utf-8) are put there by mistake and say nothing of the bytes.
+_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
 
 
 @dataclass
@@ -36,7 +42,8 @@ class Timeouts:
 
     Attributes:
         connect: Seconds until a connection stands.
-        stall: Seconds without a byte after which a connection is replaced.
+        stall: Seconds without a byte of the file after which a connection is replaced. An answer's head, whatever
+            comes before it, and the body of a redirect have as long in all; all redirects together twice as long.
         window: Seconds over which a connection must bring ``window_bytes``, or it is replaced as well.
         window_bytes: See ``window``.
     """
@@ -48,50 +55,73 @@ class Timeouts:
 
 
 class HttpBody(Body):
-    """See `Body`."""
+    """See `Body`.
+
+    Args:
+        response: The answer, with status 206 or one of `WHOLE`.
+        timeouts: How long to wait for its bytes.
+        declared: The URL that was asked first, with its variables filled in.
+        ranged: Whether a part was asked for.
+        start: From which byte on.
+        size: The declared length of the file, if any.
+        validator: Strong ETag that the answer must have, if any.
+    """
 
     def __init__(
         self,
         response: requests.Response,
         timeouts: Timeouts,
+        declared: str,
         ranged: bool,
         start: int,
         size: int | None,
         validator: str | None,
     ) -> None:
-        self._response, self._timeouts = response, timeouts
-        status = response.status_code
-        if status == 416 and ranged:
-            raise RangeError("HTTP 416: it has no such range")
-        if status not in (200, 206):
-            raise _status_error(response)
+        self._response, self._timeouts, self._declared = response, timeouts, declared
         self.content_type = response.headers.get("Content-Type", "")
         etag = response.headers.get("ETag", "")
-        self.validator = etag if etag.startswith('"') else None
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        self.validator = etag if _ETAG.fullmatch(etag) else None
         length = header_number(response.headers.get("Content-Length"))
-        # A server that labels a .gz file as gzip-encoded sends the file itself: its length tells.
-        self._decode = encoding not in ("", "identity") and (length is None or length != size)
-        self.resumable = not self._decode
-        if status == 206:
-            if self._decode:
-                raise RangeError(f"a part of a {encoding}-encoded body is of no use")
-            if validator and self.validator and self.validator != validator:
-                raise ChangedError("the file changed between two requests (ETag)")
-            self.offset, self.end, self.total = _content_range(response, ranged, start)
-        elif not self._decode:
-            self.end = self.total = length
-        if None not in (self.total, size) and self.total != size:
-            raise WrongBytesError(f"{size} bytes", f"{self.total} bytes")
-        original = getattr(response.raw, "_original_response", None)  # requests itself takes its cookies from there
-        known = isinstance(original, http.client.HTTPResponse) and not original.chunked and original.length is not None
-        self._plain: Any = original if known and not self._decode else None
+        self._plain: Any = None
         self._read_ahead = True
+        if response.status_code == 206:
+            self.offset, self.end, self.total = _content_range(response, ranged, start)
+        else:
+            self.end = self.total = length
+        encoding = _encoding(response)
+        # A server that labels a .gz file as gzip-encoded sends the file itself: its length tells.
+        self._decode = bool(encoding) and (self.total is None or self.total != size)
+        self.resumable = not self._decode
+        if self._decode and response.status_code == 206:
+            raise RangeError(f"a part of a {encoding}-encoded body is of no use")
+        if validator and self.validator and self.validator != validator and response.status_code == 206:
+            raise ChangedError("the file changed between two requests (ETag)")
+        if self._decode:
+            self.end = self.total = None
+            response.raw.headers["Content-Encoding"] = encoding
+        if None not in (self.total, size) and self.total != size:
+            raise self._another_size(size)
+        original = getattr(response.raw, "_original_response", None)
+        known = isinstance(original, http.client.HTTPResponse) and not original.chunked and original.length is not None
+        if (stream := stream_of(response)) and known and not self._decode:
+            self._plain = original
+            stream.unlimit(self._timeouts.stall)
         self._window_ends, self._window_got = time.monotonic() + self._timeouts.window, 0
 
     @property
     def suggested_name(self) -> str:
         return suggested_name(self._response.headers.get("Content-Disposition", ""), self._response.url or "")
+
+    def _another_size(self, size: int | None) -> WrongBytesError:
+        head = b""
+        if not self.offset and self.total:
+            head = read_head(self._response, min(HEAD, self.total), min(READ_HEAD, self._timeouts.stall))
+        name = unquote(urlsplit(self._declared).path)
+        came = self.foreign(head, name) if head or not self.total else ""
+        return WrongBytesError(f"{size} bytes", f"{self.total} bytes", came)
+
+    def foreign(self, head: bytes, name: str) -> str:
+        return foreign(head, self._response, self._declared, name)
 
     def read_into(self, view: memoryview) -> int:
         failure: SourceError
@@ -101,7 +131,8 @@ class HttpBody(Body):
             failure = TransientError(f"it sent nothing for {self._timeouts.stall:g} s")
         except urllib3.exceptions.DecodeError:
             failure = SourceError("its compressed body cannot be decoded")
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError, AttributeError) as error:
+            # AttributeError: of a response that another thread interrupts.
             failure = TransientError(in_words(error, "the connection broke off"))
         else:
             self._window_got += count
@@ -117,7 +148,10 @@ class HttpBody(Body):
         raw: Any = self._response.raw
         plain = self._plain
         if plain is None:
-            data = raw.read(len(view), decode_content=True) if self._decode else raw.read1(len(view))
+            # Sizes of chunks and trailers are read along, and may be endless: a byte of the file must come in time.
+            if stream := stream_of(self._response):
+                stream.limit(self._timeouts.stall)
+            data = raw.read1(len(view), decode_content=self._decode)
             view[: len(data)] = data
             return len(data)
         if not plain.length:
@@ -139,10 +173,11 @@ class HttpBody(Body):
             self._read_ahead = len(view) < io.DEFAULT_BUFFER_SIZE
             return len(data)
         # Straight to where the bytes are wanted. TLS hands out one record of 16 KiB a call: then all that is at hand.
-        count = got = stream.raw.readinto(view) or 0
+        below: Any = stream.raw.socket_stream  # type: ignore[attr-defined]
+        count = got = below.readinto(view) or 0
         while got and count < len(view) and self.is_ready(1):
             try:
-                got = stream.raw.readinto(view[count:]) or 0
+                got = below.readinto(view[count:]) or 0
             except OSError:
                 break  # the next call fails again, and this one has something to return
             count += got
@@ -165,28 +200,10 @@ class HttpBody(Body):
         self._response.close()
 
 
-def status_in_words(response: requests.Response) -> str:
-    """Return the status of an answer, with what of the server's reason is safe to show."""
-    return f"HTTP {response.status_code} {re.sub('[^ -~]', '', response.reason or '')[:60]}".rstrip()
-
-
-def _status_error(response: requests.Response) -> SourceError:
-    status, text = response.status_code, status_in_words(response)
-    if status in _TRANSIENT_STATUS:
-        after = _retry_after(response.headers.get("Retry-After"))
-        return TransientError(text, after, crowded=status in (429, 503))
-    return SourceError(text)
-
-
-def _retry_after(value: str | None) -> float:
-    """Return the seconds that a Retry-After header asks for: a number, or a date (RFC 9110, 10.2.3)."""
-    if not value:
-        return 0.0
-    if (seconds := header_number(value)) is not None:
-        return float(seconds)
-    with suppress(ValueError, TypeError, OverflowError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
+def _encoding(response: requests.Response) -> str:
+    """Return what of a Content-Encoding changes the bytes, or nothing."""
+    named = (each.strip().lower() for each in response.headers.get("Content-Encoding", "").split(","))
+    return ", ".join(each for each in named if each in _CODINGS)
 
 
 def _content_range(response: requests.Response, ranged: bool, start: int) -> tuple[int, int, int | None]:
@@ -195,14 +212,3 @@ def _content_range(response: requests.Response, ranged: bool, start: int) -> tup
     if not ranged or not match or int(match[1]) != start or int(match[2]) < start:
         raise RangeError(f"HTTP 206 with Content-Range {re.sub('[^ -~]', '', value)[:60]!r}, wanted from {start}")
     return start, int(match[2]) + 1, None if match[3] == "*" else int(match[3])
-
-
-def header_number(value: str | None) -> int | None:
-    text = (value or "").strip()
-    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
-
-
-def in_words(error: BaseException, otherwise: str) -> str:
-    """Return what of an exception's text is safe to show."""
-    match = _SYSTEM_MESSAGE.search(str(error))
-    return (match[1] or match[2]).strip() if match else otherwise

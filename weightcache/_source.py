@@ -15,6 +15,18 @@ import os
 import stat
 from abc import ABC, abstractmethod
 
+from ._content import HEAD, foreign_content
+
+_WHAT_TO_DO = {
+    "an HTML page": "open the URL in a browser: perhaps the host wants a login or a click first, or has a page about "
+    "the file; give the URL of the file itself",
+    "a Git LFS pointer": "the file lies in Git LFS: give the URL that its host offers for the download (of the Hub "
+    "/resolve/, of GitHub media.githubusercontent.com/media/)",
+    "a JSON document": "open the URL to see what the host says; give the URL of the file itself",
+    "an XML document": "open the URL to see what the host says; give the URL of the file itself",
+    "an empty file": "the host has an empty file there; give a URL that has the bytes, or upload them again",
+}
+
 
 class SourceError(Exception):
     """This mirror cannot give the file; the text says why, and ``hint`` what the user can do, if anything.
@@ -44,11 +56,18 @@ class ChangedError(RangeError):
 
 
 class WrongBytesError(SourceError):
-    """The mirror gives a whole file that is not the declared one."""
+    """The mirror gives a whole file that is not the declared one.
 
-    def __init__(self, expected: str, actual: str) -> None:
-        super().__init__(f"wrong bytes: expected {expected}, got {actual}")
-        self.expected, self.actual = expected, actual
+    ``came`` says what it is instead, as `foreign_content` does, where that is known; ``landed`` is whether bytes of it
+    may be on the disk.
+    """
+
+    def __init__(self, expected: str, actual: str, came: str = "", *, landed: bool = True) -> None:
+        super().__init__(
+            f"wrong bytes: expected {expected}, got {actual}{f'; what came is {came}' if came else ''}",
+            hint=next((hint for what, hint in _WHAT_TO_DO.items() if what in came), ""),
+        )
+        self.expected, self.actual, self.came, self.landed = expected, actual, came, landed
 
 
 class Body(ABC):
@@ -84,6 +103,10 @@ class Body(ABC):
             SourceError: It cannot be read at all.
         """
 
+    def foreign(self, head: bytes, name: str) -> str:
+        """Say what a file that begins with ``head`` is instead of weights called ``name``; empty if it may be them."""
+        return foreign_content(head, name=name)
+
     def is_ready(self, count: int) -> bool:  # noqa: ARG002 (a file always is)
         """Whether a read of up to ``count`` bytes has all of them at hand."""
         return True
@@ -110,7 +133,8 @@ class LocalBody(Body):
             if not stat.S_ISREG(found.st_mode):
                 raise SourceError("is not a regular file")
             if size is not None and size != found.st_size:
-                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes")
+                came = self.foreign(os.pread(self._descriptor, HEAD, 0), path)
+                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes", came)
             self.offset, self.end, self.total = start, found.st_size, found.st_size
             os.lseek(self._descriptor, start, os.SEEK_SET)
         except BaseException:

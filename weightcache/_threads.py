@@ -161,11 +161,10 @@ class Connection(threading.Thread):
             start=start,
             end=end,
             size=transfer.job.file.size,
-            validator=task.mirror.validator,
         )
         with closing(body), shared.stop.interrupting(body.interrupt):
             with shared.lock:
-                task.interrupt = body.interrupt
+                task.interrupt, task.foreign = body.interrupt, body.foreign
                 if not self._schedule.answered(task, body, clock()):
                     return
             while True:
@@ -226,7 +225,7 @@ class Connection(threading.Thread):
                 if task.revoked:
                     return False
                 if not count and piece.end is not None:
-                    raise TransientError(f"the connection ended at byte {piece.position} of {task.transfer.length}")
+                    raise task.transfer.ended(task)
                 if not count:
                     task.transfer.end(task)
                     return block.filled > 0 and self._claim(task)
@@ -237,7 +236,8 @@ class Connection(threading.Thread):
                     return self._claim(task)
             if block.filled == size:
                 if body.read_into(memoryview(bytearray(1))):
-                    raise WrongBytesError(f"{declared} bytes", f"more than {declared} bytes")
+                    came = task.transfer.foreign(task)
+                    raise WrongBytesError(f"{declared} bytes", f"more than {declared} bytes", came)
                 with shared.lock:
                     return self._claim(task)
 

@@ -1,18 +1,14 @@
-"""Tokens: which one a request may carry, and what a user is told whose token was refused. No token is ever shown."""
+"""Tokens: which one a request may carry. No token is ever shown."""
 
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from ._response import status_in_words
 from ._rules import user_path
 from ._source import SourceError
-
-if TYPE_CHECKING:
-    import requests
 
 _TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its variables
 
@@ -69,34 +65,11 @@ def _checked(value: str, origin: str, where: str) -> Token:
     return Token(value, origin)
 
 
-def refusal(response: requests.Response, origin: str, auth: str | None, hub: str) -> SourceError:
-    """Return what a 401 or 403 means: which token was tried, and what to do.
+def is_signed(url: str) -> bool:
+    """Whether the query of a URL holds a signature, which is all the permission that its host accepts.
 
-    Args:
-        response: The answer.
-        origin: Where the token was found that was sent; empty if none was.
-        auth: What the checkpoint declares.
-        hub: Page of the Hub's repository, or empty.
+    S3 and what speaks its protocol (X-Amz-Signature, older: Signature), Google (X-Goog-Signature), Azure (sig),
+    CloudFront and the Hub's storage (Signature). With a user name besides it, S3 refuses the request.
     """
-    # requests itself sends what netrc has for the host, or what stands before an @ in the URL.
-    basic = not origin and "Authorization" in response.request.headers
-    sent = f"the token from {origin} was sent" if origin else "no token was sent"
-    text = f"{status_in_words(response)}; {'a user name and password (netrc, or the URL) were sent' if basic else sent}"
-    if not hub:
-        lacking = "" if origin or basic else " (no `auth` is declared)"
-        hint = f"look whether the token in {auth} is valid here" if auth else "declare `auth` if it needs a token"
-        return SourceError(text + lacking, hint="look whether they are valid here" if basic else hint)
-    # X-Error-Code is the Hub's own word for why (huggingface_hub's utils/_http.py reads it, too).
-    code = re.sub("[^A-Za-z]", "", response.headers.get("X-Error-Code", ""))[:40]
-    token = origin or "HF_TOKEN (or run `hf auth login`)"
-    if code == "GatedRepo":
-        return SourceError(
-            f"{text}; {hub} is gated",
-            hint=f"accept its licence at {hub}, and use the token of that account in {token}",
-        )
-    return SourceError(
-        f"{text}{f'; {code}' if code else ''}",
-        hint=f"look whether {hub} exists, and whether the token in {token} may read it"
-        if origin
-        else f"look whether {hub} exists; if it is private, set {token}",
-    )
+    keys = {each.partition("=")[0].lower() for each in urlsplit(url).query.split("&")}
+    return "sig" in keys or any(key.endswith("signature") for key in keys)

@@ -11,9 +11,10 @@ from bisect import insort
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ._content import HEAD
 from ._partial import BLOCK
 from ._pieces import PART, Block, Piece
-from ._source import ChangedError, SourceError, WrongBytesError
+from ._source import ChangedError, SourceError, TransientError, WrongBytesError
 from .errors import redacted
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Task:
     revoked: bool = False
     holds: bool = False  # whether the mirror pauses with this connection
     interrupt: Callable[[], object] = field(default=lambda: None)  # ends a read in progress
+    foreign: Callable[[bytes, str], str] = field(default=lambda _head, _name: "")  # see `Body.foreign`
 
     def revoke(self) -> None:
         """Take the piece away; the connection finds out at its next step."""
@@ -179,8 +181,6 @@ class Transfer:
             return False
         if body.offset != task.piece.position:  # it sends the whole file
             if len(self.tasks) > 1:
-                if mirror.validator and body.validator and mirror.validator != body.validator:
-                    raise ChangedError("the file changed between two requests (ETag)")
                 mirror.shared = False  # who has a response reads on in it, and nobody else asks
                 return False
             self._begin()
@@ -197,7 +197,8 @@ class Transfer:
             raise ChangedError("the file changed between two requests (length)")
         mirror.delivered = task.answered = True
         mirror.ranges = mirror.ranges and body.resumable
-        mirror.validator = body.validator
+        # Another ETag is no other file: nodes of one host often have each its own. The digest says whether it is, and
+        # if it is, the mirror may send the file once more, in one answer.
         self._versions.add((mirror.url, body.validator or task))
         return True
 
@@ -212,6 +213,20 @@ class Transfer:
         """Note that a stream ended whose length nobody knew."""
         self.length = task.piece.end = task.piece.position
 
+    def ended(self, task: Task) -> SourceError:
+        """Return the error of a stream that ended too soon: it broke off, or it was something else."""
+        position = task.piece.position
+        if came := self.foreign(task):
+            return WrongBytesError(f"{self.length} bytes", f"{position} bytes", came, landed=False)
+        return TransientError(f"the connection ended at byte {position} of {self.length}")
+
+    def foreign(self, task: Task) -> str:
+        """Say what the block of a task is instead of the beginning of weights, if it is that; else empty."""
+        block = task.piece.block
+        if block is None or block.start or not block.filled:
+            return ""
+        return task.foreign(bytes(block.data[:HEAD]), self.job.file.path)
+
     def land(self, task: Task) -> bool:
         """Note that a task's block is on the disk and waits for the hash. ``False``: the task goes no further."""
         task.writing = False
@@ -219,6 +234,8 @@ class Transfer:
         if self._reset or block is None:
             return False
         self.landed[block.start] = block
+        if not block.start and not piece.kept:
+            task.mirror.came = self.foreign(task)
         piece.start, piece.block = block.start + block.filled, None
         if piece.kept:
             self._versions.add("kept")
@@ -284,7 +301,8 @@ class Transfer:
             self.length, self.pieces, self.verified = self.hashed, [], True
             self.job.source = redacted(mirror.url)
         elif self.length is not None:
-            error = WrongBytesError(f"sha256 {self.job.file.sha256}", f"sha256 {actual}")
+            came = mirror.came if self.length else "an empty file"
+            error = WrongBytesError(f"sha256 {self.job.file.sha256}", f"sha256 {actual}", came)
             mirror.delivered = True
             self._again(self.mirrors.blame(mirror, error, mixed=self._mixed, others=False, setbacks=0, arrived=0)[0])
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
-from weightcache._response import header_number
+from weightcache._limits import seconds_to_wait
 from weightcache._rules import hub_endpoint
 from weightcache._source import SourceError
 from weightcache._tokens import declared_token, hub_token
 from weightcache.errors import DownloadError, redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from weightcache._tokens import Token
     from weightcache._tool.draft import HubUrl
@@ -157,8 +157,8 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         why, hint = f"{page}: HTTP {status}".rstrip(), "nothing was changed; try again"
         if status in (401, 403):
             why, hint = f"{why}; {sent}", f"look whether the token in {where} is valid and may read it"
-        elif seconds := _seconds_to_wait(error.response.headers):
-            hint = f"nothing was changed; try again in {seconds} seconds"
+        elif seconds := seconds_to_wait(error.response.headers):
+            hint = f"nothing was changed; try again in {seconds:.0f} seconds"
     except HFValidationError:
         raise  # the user's own mistake
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -173,12 +173,6 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         if isinstance(error, OfflineModeIsEnabled):
             why, hint = f"{endpoint} was not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to pin from the Hub"
     raise _error(name, url, why, hint)
-
-
-def _seconds_to_wait(headers: Mapping[str, str]) -> int:
-    """Return how long a refusal says to wait; 0 if it does not say. The Hub has its limits in every answer."""
-    exceeded = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*([0-9]+)", headers.get("RateLimit", ""))
-    return header_number(headers.get("Retry-After")) or (header_number(exceeded[1]) if exceeded else None) or 0
 
 
 def _is_network(error: Exception) -> bool:
