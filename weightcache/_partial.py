@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from ._container import Writer
 from ._look import list_names, read_bytes
+from ._writeback import WriteBack
 from .errors import StorageError
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class PartialFile:
         self.path = f"{partial.path}/{file.sha256}"
         self.reused = 0
         self._data = -1
+        self._write_back = WriteBack()
 
     def open(self) -> None:
         """Open it for writing. Not sooner than it is needed: a checkpoint may have more files than a process may open.
@@ -205,6 +207,10 @@ class PartialFile:
             raise StorageError.of(error, "write to the journal of", self.path) from None
         self._own[block] = (len(data), checksum)
         self._partial.recorded = True
+        try:
+            self._write_back.wrote(self._data, len(data))
+        except OSError as error:
+            raise StorageError.of(error, "write to", self.path) from None
 
     def take(self, block: int) -> bytes | None:
         """Return a block that is already there, in our own data or in another writer's (then it is copied).
