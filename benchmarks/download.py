@@ -502,7 +502,7 @@ def table(title: str, told: Told, rounds: int, floor: float) -> list[str]:
     return lines + [f"| {CONTESTANTS[name].label} | failed: {why} | | | | | | |" for name, why in failed.items()]
 
 
-# A case, the peers of which the slower one counts, their name in the table, and the most that weightcache may take of it.
+# A case, the peers of which the slower one counts, their name in the table, and the most that weightcache may take.
 BESIDE = (
     ("shaped-tls", ("aria2",), "aria2c", 0.75),
     ("disk", ("requests", "write"), "`requests.get` or of the plain write, the longer", 1.05),
