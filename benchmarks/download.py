@@ -1,8 +1,9 @@
 """Download and verify, weightcache beside its peers, in one run on one machine.
 
-nginx serves stand-ins of the true sizes (examples/fashion_crop/weights.toml) on loopback: plain, over TLS, and through
-``shaper.c``, which gives every connection 40 MB/s and 20 ms. Each figure is a fresh process that ends with the bytes in
-a file, their sha256 compared with the declared one; bare curl, which compares nothing, shows what the bytes alone cost.
+nginx serves stand-ins of the true sizes (examples/fashion_crop/weights.toml) on loopback: plain, over TLS, and both
+through ``shaper.c``, which gives every connection 40 MB/s and 20 ms. Each figure is a fresh process that ends with the
+bytes in a file, their sha256 compared with the declared one; bare curl, which compares nothing, shows what the bytes
+alone cost, and a plain write with its fsync what the disk does.
 The contestants take turns, each round in another order, so that the noise of the machine meets all of them alike.
 
     python benchmarks/download.py [--rounds N] [--case NAME,…] [--only NAME,…] [--quick] [--json FILE]
@@ -158,6 +159,17 @@ for file in job["files"]:
     check(file["path"], file["sha256"])
 """
 
+WRITE = """\
+room = memoryview(bytearray(1 << 20))
+began = time.perf_counter()
+for file in job["files"]:
+    with open(job["from"] + "/" + file["name"], "rb", buffering=0) as source:
+        with open(file["path"], "wb", buffering=0) as stream:
+            while count := source.readinto(room):
+                stream.write(room[:count])
+            os.fsync(stream.fileno())
+"""
+
 
 def python(lines: str) -> Callable[[Job], list[str]]:
     return lambda job: [sys.executable, "-c", f"{CHILD}{lines}print(time.perf_counter() - began)", job["json"]]
@@ -184,6 +196,7 @@ class Contestant:
     needs: str  # a module or a program
     command: Callable[[Job], list[str]]
     verified: str = "by itself"  # how the bytes are; by us: it does not, so this benchmark does it within its time
+    disk: bool = False  # takes part only where the disk counts
     many: bool = False  # connections; one alone takes 18 s on the shaped line, each time alike, and runs there once
 
 
@@ -196,14 +209,23 @@ CONTESTANTS = {
     "pooch": Contestant("`pooch.retrieve`", "pooch", python(POOCH)),
     "hub": Contestant("`hf_hub_download`", "huggingface_hub", python(HUB), AFTER),
     "hf_transfer": Contestant(
-        "`hf_transfer`, 16 connections", "hf_transfer", python(HF_TRANSFER.replace("CONNECTIONS", "16")), AFTER, True
+        "`hf_transfer`, 16 connections",
+        "hf_transfer",
+        python(HF_TRANSFER.replace("CONNECTIONS", "16")),
+        AFTER,
+        many=True,
     ),
     "hf_transfer-100": Contestant(  # as huggingface_hub called it
-        "`hf_transfer`, 100 connections", "hf_transfer", python(HF_TRANSFER.replace("CONNECTIONS", "100")), AFTER, True
+        "`hf_transfer`, 100 connections",
+        "hf_transfer",
+        python(HF_TRANSFER.replace("CONNECTIONS", "100")),
+        AFTER,
+        many=True,
     ),
     "obstore": Contestant("`obstore.get`", "obstore", python(OBSTORE), LOOP),
     "requests": Contestant("`requests.get`", "requests", python(REQUESTS), LOOP),
     "urlretrieve": Contestant("`urllib.request.urlretrieve`", "urllib", python(URLRETRIEVE), AFTER),
+    "write": Contestant("no download: written from memory and fsynced", "os", python(WRITE), NOT, disk=True),
 }
 
 
@@ -211,7 +233,7 @@ CONTESTANTS = {
 class Case:
     title: str
     checkpoints: tuple[str, ...]
-    link: str  # plain, tls or shaped
+    link: str  # plain, tls, shaped or shaped-tls
     disk: bool = False
 
 
@@ -223,6 +245,7 @@ CASES = {
     "disk": Case("694 MB, plain loopback, onto a disk", ONE, "plain", disk=True),
     "both-disk": Case("694 and 898 MB, TLS on loopback, onto a disk", BOTH, "tls", disk=True),
     "shaped": Case(f"694 MB, {RATE} MB/s a connection, {ROUND_TRIP} ms, into /dev/shm", ONE, "shaped"),
+    "shaped-tls": Case(f"694 MB, TLS, {RATE} MB/s a connection, {ROUND_TRIP} ms, into /dev/shm", ONE, "shaped-tls"),
 }
 
 
@@ -273,7 +296,7 @@ def running(*command: str | Path, told: int | None = None) -> Iterator[subproces
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[tuple[dict[str, str], dict[str, int]]]:
-    """Start nginx and two shapers, one of them without any limit; yield the base URLs and the shapers' process ids."""
+    """Start nginx and three shapers, one without any limit; yield the base URLs and the process ids of two."""
     nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if not nginx or not shutil.which("cc") or not find_spec("trustme"):
         sys.exit("nginx, cc and trustme are needed")
@@ -282,16 +305,18 @@ def serving(folder: Path) -> Iterator[tuple[dict[str, str], dict[str, int]]]:
     plain, tls = free_port(), free_port()
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder, plain=plain, tls=tls, commit=COMMIT))
     folder.chmod(0o755)  # its workers run as nobody when started as root
-    line = (folder / "shaper", "0", str(plain))
+    shaper, limits = folder / "shaper", (str(RATE), str(ROUND_TRIP))
     with (
         running(nginx, "-c", folder / "nginx.conf", "-e", folder / "error.log") as origin,
-        running(*line, str(RATE), str(ROUND_TRIP), told=subprocess.PIPE) as shaped,
-        running(*line, "0", "0", told=subprocess.PIPE) as free,
+        running(shaper, "0", str(plain), *limits, told=subprocess.PIPE) as shaped,
+        running(shaper, "0", str(tls), *limits, told=subprocess.PIPE) as shaped_tls,
+        running(shaper, "0", str(plain), "0", "0", told=subprocess.PIPE) as free,
     ):
         urls = {"plain": f"http://127.0.0.1:{plain}", "tls": f"https://127.0.0.1:{tls}"}
-        for name, shaper in (("shaped", shaped), ("free", free)):
-            assert shaper.stdout
-            urls[name] = f"http://127.0.0.1:{int(shaper.stdout.readline())}"
+        for name, line in (("shaped", shaped), ("shaped-tls", shaped_tls), ("free", free)):
+            assert line.stdout
+            scheme = "https" if name.endswith("tls") else "http"
+            urls[name] = f"{scheme}://127.0.0.1:{int(line.stdout.readline())}"
         while True:  # until it listens; it ends if it cannot
             if origin.poll() is not None:
                 sys.exit(f"nginx ended: {(folder / 'error.log').read_text()}")
@@ -363,7 +388,8 @@ class Field:
             {**file, "url": f"{self.base}/{file['name']}", "path": f"{self.into}/{file['name']}"} for file in files
         ]
         job = {"base": self.base, "into": str(self.into), "files": placed, "commit": COMMIT}
-        job |= {"ca": f"{self.folder}/ca.pem" if self.link == "tls" else "", "json": f"{self.folder}/job.json"}
+        job |= {"ca": f"{self.folder}/ca.pem" if self.link.endswith("tls") else "", "json": f"{self.folder}/job.json"}
+        job["from"] = f"{self.folder}/files"
         Path(job["json"]).write_text(json.dumps(job))
         return job
 
@@ -371,7 +397,7 @@ class Field:
         # Bytecode as in any installed environment: see benchmarks/hit.py. No proxy stands between two ends of loopback.
         kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         kept.pop("PYTHONDONTWRITEBYTECODE", None)
-        if self.link == "tls":
+        if self.link.endswith("tls"):
             kept |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), f"{self.folder}/ca.pem")
         kept |= {"HF_HOME": f"{self.folder}/hub", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         return {**kept, "PYTHONPYCACHEPREFIX": f"{self.folder}/bytecode", "TMPDIR": str(self.folder)}
@@ -476,6 +502,14 @@ def table(title: str, told: Told, rounds: int, floor: float) -> list[str]:
     return lines + [f"| {CONTESTANTS[name].label} | failed: {why} | | | | | | |" for name, why in failed.items()]
 
 
+# A case, the peers of which the slower one counts, their name in the table, and the most that weightcache may take.
+BESIDE = (
+    ("shaped-tls", ("aria2",), "aria2c", 0.75),
+    ("disk", ("requests", "write"), "`requests.get` or of the plain write, the longer", 1.05),
+    ("both-disk", ("requests", "write"), "`requests.get` or of the plain write, the longer", 1.05),
+)
+
+
 def targets(cases: Told) -> list[Told]:
     """Compare weightcache with what was wanted of it, where that was measured."""
     rows: list[tuple[str, float, float, float]] = []
@@ -484,7 +518,7 @@ def targets(cases: Told) -> list[Told]:
         if "weightcache" not in ran:
             continue
         ours = ran.pop("weightcache")
-        against = [("curl", "bare curl", 1.1)] if case == "one" else [("aria2", "aria2c", 0.8)]
+        against = [("curl", "bare curl", 1.1)] if case == "one" else [("aria2", "aria2c", 0.65)]
         verifying = [name for name in ran if CONTESTANTS[name].verified != NOT]
         if case == "one" and verifying:
             best = min(verifying, key=lambda name: least(ran[name]))
@@ -495,6 +529,11 @@ def targets(cases: Told) -> list[Told]:
                 rows.append((f"{case}: time ÷ that of {what}", wanted, *ratios))
         rows.append((f"{case}: CPU, s", cpu, least(ours, "cpu"), median(ours, "cpu")))
         rows.append((f"{case}: peak memory, the largest, MB", memory, peak(ours), peak(ours)))
+    for case, others, what, wanted in BESIDE:
+        ran = finished(cases.get(case, {}))
+        if {"weightcache", *others} <= ran.keys():
+            ratios = (each(ran["weightcache"]) / max(each(ran[name]) for name in others) for each in (least, median))
+            rows.append((f"{case}: time ÷ that of {what}", wanted, *ratios))
     verdicts = ("no", "by the minimum only", "by the median only", "yes")
     return [
         {"what": what, "at most": wanted, "minimum": smallest, "median": middle}
@@ -525,7 +564,7 @@ the disk: {disk}. {peers}.
 
 Times are the least of all rounds, but for the medians. In process: from the call to the verified file, without the
 start of the interpreter and imports; for a program, the whole process. Above 1 in "÷ weightcache" the peer is slower.
-CPU is the least, peak memory the largest. weightcache and aria2c fsync the file, the others do not.
+CPU is the least, peak memory the largest. weightcache, aria2c and the plain write fsync the file, the others do not.
 """
 
 LINE = """
@@ -610,10 +649,11 @@ def main() -> None:
         for name in options.case:
             case = CASES[name]
             single = options.rounds
-            if case.link == "shaped":
+            if case.link.startswith("shaped"):
                 single = 0 if options.quick else 1
                 result["line alone"] = line_alone(urls, shapers, "/" + files[ONE[0]]["name"])
             turns = {each: options.rounds if CONTESTANTS[each].many else single for each in options.only}
+            turns = {name: 0 if CONTESTANTS[name].disk and not case.disk else count for name, count in turns.items()}
             turns = {each: count for each, count in turns.items() if count and each not in missing}
             field = Field(Path(temporary), Path(disk if case.disk else temporary, "into"), case.link, urls[case.link])
             result["cases"][name] = measure(field, case, turns, files)

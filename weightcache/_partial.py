@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from ._container import Writer, in_modal_container
 from ._journal import BLOCK, Blocks, Journal, age, append, block_checksum, block_line, opened_line, wiped_line
 from ._look import list_names
+from ._writeback import WriteBack
 from .errors import StorageError
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class PartialFile:
         self.reused = 0
         self.size = -1
         self._data = -1
+        self._write_back = WriteBack()
 
     def open(self) -> None:
         """Open it for writing. Not sooner than it is needed: a checkpoint may have more files than a process may open.
@@ -221,6 +223,22 @@ class PartialFile:
             raise StorageError.of(error, "write to the journal of", self.path) from None
         self._own[block] = (len(data), checksum)
         self._partial.recorded = True
+        try:
+            self._write_back.wrote(self._data, len(data))
+        except OSError as error:
+            self._distrust()
+            raise StorageError.of(error, "write to", self.path) from None
+
+    def _distrust(self) -> None:
+        """Let no later run take a block of this file: which of them the disk lacks is not known.
+
+        After a write-back that failed, Linux keeps the pages in memory and calls them clean (fsync(2)): they would pass
+        every checksum, and the next fsync would succeed, until they are read from the disk again.
+        """
+        with suppress(OSError):
+            os.ftruncate(self._data, 0)
+        with suppress(OSError):
+            self._partial.append(wiped_line(self._sha256))
 
     def take(self, block: int) -> bytes | None:
         """Return a block that is already there, in our own data or in another writer's (then it is copied).
@@ -277,7 +295,11 @@ class PartialFile:
         """
         try:
             os.ftruncate(self._data, size)
-            os.fsync(self._data)
+            try:
+                os.fsync(self._data)
+            except OSError:
+                self._distrust()
+                raise
             if os.fstat(self._data).st_nlink != 1:  # gone, or somebody made it another name
                 raise VanishedError(self.path)
             self.size = size

@@ -9,9 +9,10 @@ import fcntl
 import http.client
 import io
 import re
+import ssl
+import sys
 import termios
 import time
-from array import array
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,12 @@ from ._disposition import suggested_name
 from ._source import Body, ChangedError, RangeError, SourceError, TransientError, WrongBytesError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import requests
 
+RECORD_OVERHEAD = 22  # bytes that a record of TLS 1.3 has beside the data; TLS 1.2 has 7 more, which is near enough
+MANY = 1 << 30
 # 201: of a request that made the file. 203: through a proxy that says that it may have changed it. The digest judges.
 WHOLE = frozenset({200, 201, 203})
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
@@ -173,24 +178,29 @@ class HttpBody(Body):
             self._read_ahead = len(view) < io.DEFAULT_BUFFER_SIZE
             return len(data)
         # Straight to where the bytes are wanted. TLS hands out one record of 16 KiB a call: then all that is at hand.
-        below: Any = stream.raw.socket_stream  # type: ignore[attr-defined]
-        count = got = below.readinto(view) or 0
-        while got and count < len(view) and self.is_ready(1):
+        receive, at_hand = _receiver(stream.raw.socket_stream), 0  # type: ignore[attr-defined]
+        count = got = receive(view)
+        while got and count < len(view):
+            if at_hand <= 0 and (at_hand := self._queued()) <= 0:
+                break
             try:
-                got = below.readinto(view[count:]) or 0
+                got = receive(view[count:])
             except OSError:
                 break  # the next call fails again, and this one has something to return
-            count += got
+            count, at_hand = count + got, at_hand - got - RECORD_OVERHEAD
         return count
+
+    def _queued(self) -> int:
+        """Return how many bytes the kernel holds; for a socket that cannot say, any number."""
+        with suppress(OSError):
+            held = fcntl.ioctl(self._plain.fp.fileno(), termios.FIONREAD, bytes(4))
+            return int.from_bytes(held, sys.byteorder)
+        return MANY
 
     def is_ready(self, count: int) -> bool:
         if self._plain is None or self._read_ahead or not self._plain.length:
             return True
-        queued = array("i", [0])
-        with suppress(OSError):
-            fcntl.ioctl(self._plain.fp.fileno(), termios.FIONREAD, queued)
-            return bool(queued[0] >= min(count, self._plain.length))
-        return True
+        return bool(self._queued() >= min(count, self._plain.length))
 
     def interrupt(self) -> None:
         with suppress(Exception):  # the read may have ended by itself
@@ -204,6 +214,18 @@ def _encoding(response: requests.Response) -> str:
     """Return what of a Content-Encoding changes the bytes, or nothing."""
     named = (each.strip().lower() for each in response.headers.get("Content-Encoding", "").split(","))
     return ", ".join(each for each in named if each in _CODINGS)
+
+
+def _receiver(stream: Any) -> Callable[[memoryview], int]:
+    """Return what reads from a socket's stream into a buffer.
+
+    Of TLS it is the socket's own method: three functions written in Python lie between that one and the stream's, and
+    each record of 16 KiB is a call.
+    """
+    sock = getattr(stream, "_sock", None)
+    if isinstance(sock, ssl.SSLSocket):
+        return lambda view: sock.read(len(view), view)  # type: ignore[return-value]  # with a buffer it is a count
+    return lambda view: stream.readinto(view) or 0
 
 
 def _content_range(response: requests.Response, ranged: bool, start: int) -> tuple[int, int, int | None]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from ._container import Writer
 from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
 from ._partial import UNFINISHED_RECEIPT, VanishedError
+from ._writeback import WriteBack
 from .errors import StorageError
 
 if TYPE_CHECKING:
@@ -64,12 +65,14 @@ def copy(source: str, target: str, check: Callable[[], None]) -> Hashed:
         StorageError: ``source`` cannot be read, or ``target`` cannot be written.
         VanishedError: Somebody swept the partial.
     """
+    write_back = WriteBack()
 
     def write(chunk: memoryview) -> None:
         rest = chunk
         try:
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
+            write_back.wrote(descriptor, len(chunk))
         except OSError as error:
             raise StorageError.of(error, "write to", target) from None
         check()
