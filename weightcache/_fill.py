@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from . import _store, _story
 from ._bring import Bringer, Work
 from ._container import Writer
+from ._descriptors import closed_when_interrupted
 from ._lock import Holder, Waiting, exclusive
 from ._look import Look, look
 from ._progress import make_progress
@@ -39,6 +40,7 @@ JOIN = 0.5  # seconds; a beat that hangs longer may come after the release, and 
 REPORT_EVERY = 10.0  # seconds between two lines that say which container is waited for
 
 
+@closed_when_interrupted
 def fill(
     layout: Layout,
     checkpoints: Sequence[Checkpoint],

@@ -18,6 +18,7 @@ from ._weights import Weights
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from io import FileIO
     from typing import Any
 
     from ._results import State
@@ -90,22 +91,40 @@ class Look(Value):
 
 READY = Look("ready", receipt=True)
 
+_reading: set[FileIO] = set()  # what is open at the moment
+
 
 def read_bytes(path: str) -> bytes | None:
-    """Return a small file's bytes in three system calls, or ``None`` if it cannot be read."""
+    """Return a small file's bytes in few system calls, or ``None`` if it cannot be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(path, "rb", buffering=0, opener=_open) as stream:
+            _reading.add(stream)
+            try:
+                chunks = []
+                while chunk := stream.read(1 << 20):
+                    chunks.append(chunk)
+                return b"".join(chunks)
+            finally:
+                _reading.discard(stream)
     except OSError:
         return None
+
+
+def _open(path: str, flags: int) -> int:
+    numbers: list[int] = []
     try:
-        chunks = []
-        while chunk := os.read(descriptor, 1 << 20):
-            chunks.append(chunk)
-        return b"".join(chunks)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+        # As `_descriptors` does it, which a hit need not import: Ctrl-C cannot come between the call and the list.
+        numbers.extend(map(os.open, (path,), (flags | os.O_NONBLOCK,)))
+        return numbers[0]
+    except BaseException:
+        for number in numbers:
+            os.close(number)
+        raise
+
+
+def _forked() -> None:
+    while _reading:  # a copy that is open on a Volume makes commits fail for as long as the child lives
+        _reading.pop().close()
 
 
 def read_receipt(path: str) -> dict[str, Any] | None:
@@ -213,3 +232,7 @@ def weights_if_ready(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Weigh
             return None
     paths = {checkpoint.name: layout.published(checkpoint) for checkpoint in checkpoints}
     return Weights(paths, None, checkpoints, layout.root)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

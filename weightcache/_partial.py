@@ -24,6 +24,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ._container import Writer
+from ._descriptors import Descriptor, opened
 from ._look import list_names, read_bytes
 from .errors import StorageError
 
@@ -99,7 +100,7 @@ class Partial:
         self.inherited = dict[str, Blocks]()
         self._files = dict[str, PartialFile]()
         self.recorded = False  # whether any block was journaled by this writer
-        self._journal = -1
+        self._journal = Descriptor()
         # The richest dead one becomes ours; the others give what it lacks and are swept when all is done.
         for journal in sorted(dead, key=lambda each: each.bytes, reverse=True):
             if not self.inherited and journal.bytes:
@@ -110,9 +111,7 @@ class Partial:
             self.donors.append(journal)
         try:
             os.makedirs(self.path, exist_ok=True)
-            self._journal = os.open(
-                f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
-            )
+            self._journal.open(f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             self.append(f"\nopened {time.time():.0f}\n")  # the newline ends a line that a crash cut off
         except OSError as error:
             if self.inherited:
@@ -135,9 +134,7 @@ class Partial:
         """Close every file of it."""
         for file in self._files.values():
             file.close()
-        if self._journal >= 0:
-            os.close(self._journal)
-            self._journal = -1
+        self._journal.close_quietly()  # a line that is lost costs a block
 
     def file(self, file: File) -> PartialFile:
         """Return the partial of one file."""
@@ -152,7 +149,7 @@ class Partial:
 
     def append(self, line: str) -> None:
         """Add to the journal."""
-        os.write(self._journal, line.encode("ascii"))
+        os.write(self._journal.number, line.encode("ascii"))
 
 
 class PartialFile:
@@ -170,7 +167,7 @@ class PartialFile:
         self._donated = [(j.path, dict(j.blocks[file.sha256])) for j in partial.donors if file.sha256 in j.blocks]
         self.path = f"{partial.path}/{file.sha256}"
         self.reused = 0
-        self._data = -1
+        self._data = Descriptor()
 
     def open(self) -> None:
         """Open it for writing. Not sooner than it is needed: a checkpoint may have more files than a process may open.
@@ -180,7 +177,7 @@ class PartialFile:
             VanishedError: The partial was swept or taken.
         """
         try:
-            self._data = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            self._data.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise VanishedError(self.path) from None
         except OSError as error:
@@ -195,7 +192,7 @@ class PartialFile:
         checksum, offset, rest = block_checksum(data), block * BLOCK, data
         try:
             while rest:
-                written = os.pwrite(self._data, rest, offset)
+                written = os.pwrite(self._data.number, rest, offset)
                 offset, rest = offset + written, rest[written:]
         except OSError as error:
             raise StorageError.of(error, "write to", self.path) from None
@@ -211,7 +208,7 @@ class PartialFile:
 
         ``None`` if nobody has it, or what is there does not have the journaled checksum.
         """
-        if (data := _read_block(self._data, block, self._own.pop(block, None))) is not None:
+        if (data := _read_block(self._data.number, block, self._own.pop(block, None))) is not None:
             self._own[block] = (len(data), block_checksum(data))
             self.reused += len(data)
             return data
@@ -219,11 +216,8 @@ class PartialFile:
             if (expected := blocks.pop(block, None)) is None:
                 continue
             with suppress(OSError):  # it may be swept or taken over at any moment
-                source = os.open(f"{path}/{self._sha256}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    data = _read_block(source, block, expected)
-                finally:
-                    os.close(source)
+                with opened(f"{path}/{self._sha256}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as source:
+                    data = _read_block(source.number, block, expected)
                 if data is not None:
                     self.write(block, memoryview(data))
                     self.reused += len(data)
@@ -244,7 +238,7 @@ class PartialFile:
         try:
             # Truncation makes every journaled block fail its checksum, also after a crash right here; the line spares
             # a later run from asking for each of them alone.
-            os.ftruncate(self._data, 0)
+            os.ftruncate(self._data.number, 0)
             self._partial.append(f"wiped {self._sha256}\n")
         except OSError as error:
             raise StorageError.of(error, "truncate", self.path) from None
@@ -260,19 +254,19 @@ class PartialFile:
             VanishedError: The data was swept or taken meanwhile.
         """
         try:
-            os.ftruncate(self._data, size)
-            os.fsync(self._data)
-            if os.fstat(self._data).st_nlink == 0:
+            os.ftruncate(self._data.number, size)
+            os.fsync(self._data.number)
+            if os.fstat(self._data.number).st_nlink == 0:
                 raise VanishedError(self.path)
+            self._data.close()  # some file systems report here that they did not keep what was written
         except OSError as error:
             raise StorageError.of(error, "write to", self.path) from None
         finally:
             self.close()
 
     def close(self) -> None:
-        if self._data >= 0:
-            os.close(self._data)
-            self._data = -1
+        """Close it, complete or not. What is lost of its blocks fails their checksums."""
+        self._data.close_quietly()
 
 
 def _read_block(descriptor: int, block: int, expected: tuple[int, int] | None) -> bytes | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import _store
 from ._bring import changed_while_read
 from ._cancel import Cancel
+from ._descriptors import closed_when_interrupted
 from ._fill import fill
 from ._lock import exclusive
 from ._look import weights_if_ready
@@ -37,6 +38,7 @@ OURS = ".weightcache"  # in a directory that is itself a root
 UNKNOWN = "0" * 64  # stands for a digest while only the names are checked
 
 
+@closed_when_interrupted
 def publish_path(
     path: str | os.PathLike[str], name: str, layout: Layout, volume: Volume | None, *, link: bool = False
 ) -> Checkpoint:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from ._container import Writer
+from ._descriptors import Descriptor, opened
 from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
 from ._partial import UNFINISHED_RECEIPT, VanishedError
 from .errors import StorageError
@@ -57,32 +58,30 @@ def copy(source: str, target: str, check: Callable[[], None]) -> str:
     """
 
     def write(chunk: memoryview) -> None:
-        rest = chunk
         try:
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            written.write(chunk)
         except OSError as error:
             raise StorageError.of(error, "write to", target) from None
         check()
 
-    try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    except FileNotFoundError:
-        raise VanishedError(target) from None
-    except OSError as error:
-        raise StorageError.of(error, "write to", target) from None
-    try:
-        digest = _read(source, write)
+    with Descriptor() as written:
         try:
-            os.fsync(descriptor)
+            written.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise VanishedError(target) from None
         except OSError as error:
             raise StorageError.of(error, "write to", target) from None
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError.of(error, "read", source) from None
-    finally:
-        os.close(descriptor)
+        try:
+            digest = _read(source, write)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError.of(error, "read", source) from None
+        try:
+            os.fsync(written.number)
+            written.close()  # some file systems report here that they did not keep what was written
+        except OSError as error:
+            raise StorageError.of(error, "write to", target) from None
     return digest
 
 
@@ -90,15 +89,11 @@ def _read(path: str, take: Callable[[memoryview], None]) -> str:
     """Give a file's bytes to ``take``, chunk by chunk, and return their sha256."""
     digest, buffer = hashlib.sha256(), bytearray(HASH_CHUNK)
     view = memoryview(buffer)
-    with open(path, "rb", buffering=0, opener=_without_blocking) as stream:
-        while count := stream.readinto(buffer):
+    with opened(path, os.O_RDONLY | os.O_NONBLOCK) as stream:  # a fifo in its place has no writer to wait for
+        while count := os.readv(stream.number, [buffer]):
             digest.update(view[:count])
             take(view[:count])
     return digest.hexdigest()
-
-
-def _without_blocking(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a fifo that took a file's path has no writer to wait for
 
 
 def wrong_files(
@@ -278,11 +273,10 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sources: Sequence[str]
     try:
         for folder in (os.path.dirname(path), layout.partials):
             os.makedirs(folder, exist_ok=True)  # a commit of a Volume reloads, and that may drop empty directories
-        with open(fresh, "w", encoding="utf-8") as stream:
-            json.dump(receipt, stream, indent=1)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with opened(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as stream:
+            stream.write(f"{json.dumps(receipt, indent=1)}\n".encode())
+            os.fsync(stream.number)
+            stream.close()
         os.replace(fresh, path)
         with suppress(FileNotFoundError):
             os.unlink(path.removesuffix("json") + "pruning")  # a prune that died half-way must not go on with it
