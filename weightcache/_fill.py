@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _store, _story
+from ._background import may_be_daemons
 from ._bring import Bringer, Work
 from ._container import Writer
 from ._descriptors import closed_when_interrupted
@@ -209,7 +210,7 @@ class _House:
             return not over.wait(seconds)
 
         thread = threading.Thread(
-            target=lambda: _story.run(beat(pause)), name="weightcache-lease", daemon=True
+            target=lambda: _story.run(beat(pause)), name="weightcache-lease", daemon=may_be_daemons()
         )  # a daemon: at the end of the interpreter nobody waits for a Dict
         try:
             thread.start()

@@ -12,10 +12,10 @@ import json
 import os
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from ._background import share
 from ._container import Writer
 from ._descriptors import Descriptor, opened
 from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
@@ -117,19 +117,26 @@ def wrong_files(
 
 def in_parallel(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], check: Callable[[], None]) -> list[R]:
     """Do ``work``, which hashes, for each item. It must call what it is given often: that ends it where one failed."""
-    stop = False
+    left, results, failed = iter(range(len(items))), dict[int, R](), list[BaseException]()
 
     def check_both() -> None:
         check()
-        if stop:
+        if failed:
             raise InterruptedError
 
-    with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="weightcache-hash") as pool:
+    def run() -> None:
         try:
-            return list(pool.map(lambda item: work(item, check_both), items))
-        except BaseException:
-            stop = True  # else leaving the pool would wait until gigabytes are hashed
-            raise
+            for index in left:
+                if failed:
+                    return
+                results[index] = work(items[index], check_both)
+        except BaseException as error:  # noqa: BLE001 (it is raised below, in the caller's thread)
+            failed.append(error)
+
+    share(run, min(_HASH_THREADS, len(items)) - 1, "weightcache-hash", failed)
+    if failed:
+        raise failed[0]
+    return [results[index] for index in range(len(items))]
 
 
 def check_root(layout: Layout) -> None:

@@ -13,11 +13,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from weightcache._background import remedy
 from weightcache._descriptors import Descriptor, opened
 from weightcache._look import Layout, receipted_files, receipted_places
 from weightcache._prefetched import CHUNK
 from weightcache._store import check_root
-from weightcache.errors import NotCachedError, StorageError
+from weightcache.errors import NotCachedError, StorageError, WeightCacheError
 
 if TYPE_CHECKING:
     import argparse
@@ -130,6 +131,14 @@ def _open(path: str) -> Descriptor:
         raise StorageError.of(error, "read", path) from None
 
 
+def _start(workers: Sequence[threading.Thread]) -> None:
+    for worker in workers:
+        try:
+            worker.start()
+        except RuntimeError as error:
+            raise WeightCacheError(f"a thread that reads cannot be started: {error}", hint=remedy(error)) from None
+
+
 def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
     """Read all pieces, so many reads at once; return the seconds that it took."""
     reads = iter([(path, at, min(chunk, end - at)) for path, start, end in pieces for at in range(start, end, chunk)])
@@ -155,8 +164,7 @@ def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
             if path not in descriptors:
                 descriptors[path] = _open(path)
         began = time.perf_counter()
-        for worker in workers:
-            worker.start()
+        _start(workers)
         for worker in workers:
             worker.join()
         seconds = time.perf_counter() - began
