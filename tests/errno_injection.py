@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import errno
+import faulthandler
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ import threading
 import time
 import traceback
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,10 +61,37 @@ CALLS: dict[str, list[tuple[Any, str]]] = {
     "close": [(os, "close")],
     "start": [(threading.Thread, "start")],
 }
-SYSTEM_CALLS = (
-    "openat,mkdir,rename,unlink,unlinkat,rmdir,link,symlink,write,pwrite64,fsync,fdatasync,ftruncate,read,pread64,readv,"
-    "newfstatat,fstat,getdents64,readlink,flock,close,lseek,clone3,socket,fcntl"
-).split(",")
+SYSTEM_CALLS = [
+    "openat",
+    "mkdir",
+    "rename",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "link",
+    "symlink",
+    "write",
+    "pwrite64",
+    "fsync",
+    "fdatasync",
+    "ftruncate",
+    "read",
+    "pread64",
+    "readv",
+    "newfstatat",
+    "fstat",
+    "getdents64",
+    "readlink",
+    "flock",
+    "close",
+    "lseek",
+    "clone3",
+    "socket",
+    "fcntl",
+]
+
+
+HANG = 60.0  # seconds
 
 
 class BrokenError(Exception):
@@ -123,10 +151,14 @@ def digest(data: bytes) -> str:
 class World:
     """Where the scenarios happen, and what must be true after each of them."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder, self.count = folder, 0
+    def __init__(self, folder: str, name: str = "case") -> None:
+        self.folder, self.name, self.count = folder, name, 0
         dice = random.Random(1)
-        self.large, self.small, self.shared = dice.randbytes(2 * BLOCK + 5), dice.randbytes(70_001), dice.randbytes(9000)
+        self.large, self.small, self.shared = (
+            dice.randbytes(2 * BLOCK + 5),
+            dice.randbytes(70_001),
+            dice.randbytes(9000),
+        )
         self.known = {digest(data) for data in (self.large, self.small, self.shared, b"")}
         for path, data in {
             "large": self.large,
@@ -189,10 +221,10 @@ class World:
     def prepared(self, scenario: str) -> str:
         """Return a root as the scenario begins with."""
         if scenario not in self._templates:
-            self._templates[scenario] = f"{self.folder}/templates/{scenario}"
+            self._templates[scenario] = f"{self.folder}/{self.name}-templates/{scenario}"
             self._begin(scenario, self._templates[scenario])
         self.count += 1
-        root = f"{self.folder}/{self.count}/root"
+        root = f"{self.folder}/{self.name}-{self.count}/root"
         os.makedirs(os.path.dirname(root))
         if os.path.isdir(self._templates[scenario]):
             shutil.copytree(self._templates[scenario], root)
@@ -235,15 +267,15 @@ class World:
         if scenario not in ("heal", "prune"):  # where a receipt is withdrawn first
             self._receipts_have_data(root)
         self.act(scenario, root)
-        if scenario == "prune":
-            if left := [name for _, _, names in os.walk(root) for name in names]:
-                raise BrokenError(f"prune left {left}")
+        if scenario == "prune" and (left := [name for _, _, names in os.walk(root) for name in names]):
+            raise BrokenError(f"prune left {left}")
         weights = ensure(self.manifest, root=root, progress=False)
         self._only_right_files(root, set())
         if bad := [each for each in verify(self.manifest, root=root) if each.state != "ready"]:
             raise BrokenError(f"not ready: {bad}")
         if digest(weights["a"].read_bytes()) != digest(self.large):
             raise BrokenError("wrong bytes")
+        prune(self.manifest, root=root, dry_run=False)  # what could not be removed, and is not noticed by a hit
         # Where the container's own disk failed, a writer could not know which container it is in: swept after a day.
         if left := [name for name in os.listdir(f"{root}/.weightcache/partial") if f".{container_id(root)}-" in name]:
             raise BrokenError(f"partials are left: {left}")
@@ -346,6 +378,11 @@ def attempt(world: World, case: Case) -> Outcome:
     return Outcome(said, calls[0], text)
 
 
+def short_waits() -> None:
+    """Do not wait long before another try."""
+    _fetch.RETRIES, _volume.BACKOFF = _fetch.Retries(tries=2, base=0.001, cap=0.002), (0.0, 0.0)
+
+
 @contextmanager
 def world_here() -> Iterator[World]:
     """Make a world in a folder of its own, with short waits and a container-local directory of its own."""
@@ -353,7 +390,7 @@ def world_here() -> Iterator[World]:
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where fsync costs nothing
     with tempfile.TemporaryDirectory(prefix="errno-", dir=in_memory) as folder:
         os.mkdir(f"{folder}/local")
-        _fetch.RETRIES, _volume.BACKOFF = _fetch.Retries(tries=2, base=0.001, cap=0.002), (0.0, 0.0)
+        short_waits()
         os.environ["TMPDIR"], tempfile.tempdir = f"{folder}/local", None
         try:
             with warnings.catch_warnings():
@@ -371,7 +408,9 @@ def drawn(dice: random.Random) -> Case:
     """Draw a case."""
     call = dice.choice(list(CALLS))
     when = dice.choice((*range(1, 13), 15, 20, 25, 30, 40, 60))
-    return Case(dice.choice(SCENARIOS), call, dice.choice(ERRORS), when, dice.random() < 0.3 and call != "close")
+    error = dice.choice(ERRORS)
+    lasting = dice.random() < 0.3 and call != "close" and error != "EINTR"  # which Python itself tries again
+    return Case(dice.choice(SCENARIOS), call, error, when, lasting)
 
 
 def main() -> int:
@@ -380,21 +419,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=Case.parse, help="only this one")
     parser.add_argument("--strace", action="store_true", help="let the kernel fail")
+    parser.add_argument("--verbose", action="store_true", help="print each case before it is run")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    if options.strace:
-        from errno_strace import Traced
-
-        run: Callable[[World, Case], Outcome] = Traced().attempt
-    else:
-        run = attempt
     began, count, broken, dice = time.monotonic(), 0, 0, random.Random(options.seed)
-    with world_here() as world:
+    with ExitStack() as stack:
+        world, run = stack.enter_context(world_here()), attempt
+        if options.strace:
+            from errno_strace import Traced
+
+            run = stack.enter_context(Traced(world)).attempt
         while time.monotonic() - began < options.seconds:
             case = options.case or drawn(dice)
             if options.strace and not options.case:
                 case = case._replace(call=dice.choice(SYSTEM_CALLS))
             count += 1
+            faulthandler.dump_traceback_later(HANG, file=sys.stdout, exit=True)
+            if options.verbose:
+                print(case, flush=True)
             try:
                 outcome = run(world, case)
             except BaseException as error:
@@ -407,6 +449,7 @@ def main() -> int:
                     print(f"{case}: {outcome}")
             if options.case:
                 break
+    faulthandler.cancel_dump_traceback_later()
     print(f"{count} cases in {time.monotonic() - began:.0f} s, {broken} broken")
     return bool(broken)
 

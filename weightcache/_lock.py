@@ -28,6 +28,7 @@ _log = logging.getLogger("weightcache")
 REPORT_EVERY = 10.0  # seconds between two lines that say who is waited for
 POLL = 0.05  # seconds between two tries
 BEAT = 1.0  # seconds between two notes of the holder
+VAIN = 20  # tries after which nobody holds a file that is not there
 NAMELESS = "another process"  # a holder that has no note yet, or can write none
 
 _gates: dict[str, threading.Lock] = {}
@@ -169,15 +170,15 @@ def exclusive(
     while not gate.acquire(timeout=POLL):
         waiting.tick()
     try:
-        lock = _kernel_lock(_note(root, "lock"), waiting.tick)
+        path = _note(root, "lock")
+        lock = _kernel_lock(path, waiting.tick)
         holder = Holder(root)
         try:
             holder.begin("looking")
             yield holder, waiting
         finally:
             holder.clear()
-            if lock is not None:
-                lock.release()
+            _release(lock, path)
     finally:
         gate.release()
 
@@ -200,14 +201,13 @@ def reload_gate(root: str) -> Iterator[None]:
                 holder=NAMELESS,
             )
 
-    lock = None
+    lock, path = None, _note(root, "gate")
     with suppress(LockTimeoutError):  # then without: it only guards a look
-        lock = _kernel_lock(_note(root, "gate"), tick)
+        lock = _kernel_lock(path, tick)
     try:
         yield
     finally:
-        if lock is not None:
-            lock.release()
+        _release(lock, path)
 
 
 def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
@@ -215,15 +215,33 @@ def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
     if not path:
         _log.warning("no container-local directory for locks: going on without; a download may be made twice")
         return None
-    lock = FileLock(path, fallback_to_soft=False)
+    lock, vain = FileLock(path, fallback_to_soft=False), 0
     while True:
         try:
             lock.acquire(timeout=POLL, poll_interval=POLL / 2)
             return lock
         except Timeout:
             tick()
+            vain = 0 if os.path.lexists(path) else vain + 1
+            problem: Exception | str = "the file cannot be made"  # else somebody would hold it
+            if vain < VAIN:
+                continue
         except WeightCacheError:
             raise
         except (OSError, NotImplementedError, RuntimeError) as error:
-            _log.warning("no lock on %s (%s): going on without; a download may be made twice", path, error)
-            return None
+            problem = error
+        _log.warning("no lock on %s (%s): going on without; a download may be made twice", path, problem)
+        return None
+
+
+def _release(lock: FileLock | None, path: str) -> None:
+    """Let go of a lock and remove its file, which would otherwise stay for each root that was ever used.
+
+    Removed while it is locked: what waits opens the path again for each try, and a lock on a file that has no name
+    any more counts for nothing (filelock looks at the number of links). So no two hold it at once.
+    """
+    if lock is not None:
+        with suppress(OSError):
+            os.unlink(path)
+        with suppress(OSError, RuntimeError):  # gone with its descriptor in any case
+            lock.release()

@@ -17,7 +17,6 @@ A dead writer's partial is taken over by rename. Any other one is never touched:
 from __future__ import annotations
 
 import os
-import shutil
 import time
 import zlib
 from contextlib import suppress
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 from ._container import Writer
 from ._descriptors import Descriptor, opened
 from ._look import list_names, read_bytes
+from ._removal import remove
 from .errors import StorageError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Partial:
     def discard(self) -> None:
         """Remove it with everything in it: its checkpoint is published."""
         self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove(self.path)
 
     def append(self, line: str) -> None:
         """Add to the journal."""
@@ -302,20 +302,25 @@ def stale_partials(layout: Layout) -> list[str]:
     return stale
 
 
+def _receipted(layout: Layout) -> set[str]:
+    """Return the full digests that have a receipt, by its name alone."""
+    names = (f"{layout.receipts}/{name}" for name in list_names(layout.receipts))
+    return {entry.removesuffix(".json") for path in names for entry in list_names(path) if entry.endswith(".json")}
+
+
 def sweep(layout: Layout, published: set[str]) -> list[str]:
     """Remove partials that nobody continues, and return their paths.
 
-    Those are the stale ones, and a dead writer's of this container whose checkpoint (a full digest in
-    ``published``) is there.
+    Those are the stale ones, and a dead writer's of this container whose checkpoint is there: its full digest is in
+    ``published``, or has a receipt, as where a process was killed before its own sweep.
     """
+    over_digests = {UNFINISHED_RECEIPT, *published, *_receipted(layout)}
     over = [
         path
         for path, digest, writer in _writers(layout)
-        if digest in {UNFINISHED_RECEIPT, *published} and writer is not None and writer.is_dead_here(layout.root)
+        if digest in over_digests and writer is not None and writer.is_dead_here(layout.root)
     ]
     removed = sorted({*over, *stale_partials(layout)})
     for path in removed:
-        shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):
-            os.unlink(path)  # a receipt that a killed process did not finish
+        remove(path)
     return removed
