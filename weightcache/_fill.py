@@ -15,6 +15,7 @@ from ._container import Writer
 from ._descriptors import closed_when_interrupted
 from ._lock import Holder, Waiting, exclusive
 from ._look import Look, look
+from ._notes import remove_old_notes
 from ._progress import make_progress
 from ._results import CheckpointReport, Report
 from ._volume import VolumeCalls
@@ -62,6 +63,7 @@ def fill(
     first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
     say = make_progress(progress, []).say
     with exclusive(layout.root, wait=wait, say=say, check=cancel.check) as (holder, waiting):
+        remove_old_notes(layout.root)
         bringer = Bringer(layout, holder, offline, rehash, progress, cancel, own or {}, link)
         house = _House(layout, checkpoints, calls, bringer, holder, say, cancel, rehash)
         between = None if offline or volume is None else house.lease(volume, lease, wait)

@@ -245,3 +245,18 @@ def _release(lock: FileLock | None, path: str) -> None:
             os.unlink(path)
         with suppress(OSError, RuntimeError):  # gone with its descriptor in any case
             lock.release()
+
+
+@contextmanager
+def if_free(path: str) -> Iterator[bool]:
+    """Hold the lock on ``path`` if nobody does, and remove its file; yields whether it is held."""
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError, RuntimeError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _release(lock, path)

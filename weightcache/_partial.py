@@ -16,6 +16,7 @@ A dead writer's partial is taken over by rename. Any other one is never touched:
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import zlib
@@ -44,6 +45,13 @@ Blocks = dict[int, tuple[int, int]]  # block number -> (length in bytes, crc32)
 
 class VanishedError(Exception):
     """The partial was swept or taken by somebody else; its writer starts again."""
+
+
+def failure(error: OSError, doing: str, path: str) -> VanishedError | StorageError:
+    """Return what comes out for an ``error`` that was met while ``doing`` something to ``path`` in a partial."""
+    if error.errno in (errno.ENOENT, errno.ESTALE):  # stale: a reload put another directory in its place
+        return VanishedError(path)
+    return StorageError.of(error, doing, path)
 
 
 class _Journal:
@@ -178,10 +186,8 @@ class PartialFile:
         """
         try:
             self._data.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise VanishedError(self.path) from None
         except OSError as error:
-            raise StorageError.of(error, "write to", self.path) from None
+            raise failure(error, "write to", self.path) from None
 
     def write(self, block: int, data: memoryview) -> None:
         """Write a block, and then journal it. Several threads may, each its own block.
@@ -195,11 +201,11 @@ class PartialFile:
                 written = os.pwrite(self._data.number, rest, offset)
                 offset, rest = offset + written, rest[written:]
         except OSError as error:
-            raise StorageError.of(error, "write to", self.path) from None
+            raise failure(error, "write to", self.path) from None
         try:
             self._partial.append(f"{self._sha256} {block} {len(data)} {checksum:08x}\n")
         except OSError as error:
-            raise StorageError.of(error, "write to the journal of", self.path) from None
+            raise failure(error, "write to the journal of", self.path) from None
         self._own[block] = (len(data), checksum)
         self._partial.recorded = True
 
@@ -241,7 +247,7 @@ class PartialFile:
             os.ftruncate(self._data.number, 0)
             self._partial.append(f"wiped {self._sha256}\n")
         except OSError as error:
-            raise StorageError.of(error, "truncate", self.path) from None
+            raise failure(error, "truncate", self.path) from None
         self._own.clear()
         self._donated.clear()
         self.reused = 0
@@ -260,7 +266,7 @@ class PartialFile:
                 raise VanishedError(self.path)
             self._data.close()  # some file systems report here that they did not keep what was written
         except OSError as error:
-            raise StorageError.of(error, "write to", self.path) from None
+            raise failure(error, "write to", self.path) from None
         finally:
             self.close()
 

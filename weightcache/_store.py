@@ -19,7 +19,7 @@ from ._background import share
 from ._container import Writer
 from ._descriptors import Descriptor, opened
 from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
-from ._partial import UNFINISHED_RECEIPT, VanishedError
+from ._partial import UNFINISHED_RECEIPT, VanishedError, failure
 from .errors import StorageError
 
 if TYPE_CHECKING:
@@ -46,6 +46,18 @@ def hash_file(path: str, check: Callable[[], None]) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ESTALE:
+            return _hash_again(path, check)
+        raise StorageError.of(error, "read", path) from None
+
+
+def _hash_again(path: str, check: Callable[[], None]) -> str | None:
+    """Hash the file that a reload put in the place of one that was being read."""
+    try:
+        return _read(path, lambda _: check())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
         raise StorageError.of(error, "read", path) from None
 
 
@@ -67,10 +79,8 @@ def copy(source: str, target: str, check: Callable[[], None]) -> str:
     with Descriptor() as written:
         try:
             written.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise VanishedError(target) from None
         except OSError as error:
-            raise StorageError.of(error, "write to", target) from None
+            raise failure(error, "write to", target) from None
         try:
             digest = _read(source, write)
         except StorageError:
@@ -81,7 +91,7 @@ def copy(source: str, target: str, check: Callable[[], None]) -> str:
             os.fsync(written.number)
             written.close()  # some file systems report here that they did not keep what was written
         except OSError as error:
-            raise StorageError.of(error, "write to", target) from None
+            raise failure(error, "write to", target) from None
     return digest
 
 
