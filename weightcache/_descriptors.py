@@ -14,6 +14,7 @@ from _thread import get_ident
 from _weakref import ref
 from contextlib import suppress
 from functools import wraps
+from itertools import count
 
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing
 if TYPE_CHECKING:
@@ -23,21 +24,41 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     R = TypeVar("R")
+    H = TypeVar("H", bound="Held")
 
 PATIENCE = 1.0  # seconds that a fork waits for files that other threads are opening or closing at the moment
 
-_known: set[ref[Descriptor]] = set()
+_held: set[ref[Held]] = set()
+_numbers = count(1)
 
 
-class Descriptor:
+class Held:
+    """What must be let go of, by the thread that made it, if Ctrl-C comes where it was about to do so."""
+
+    __slots__ = ("__weakref__", "_maker", "_number")
+
+    def __init__(self) -> None:
+        self._maker, self._number = get_ident(), next(_numbers)
+        _held.add(ref(self, _held.discard))
+
+    def close_quietly(self) -> None:
+        """Let go of it. May be called again."""
+        raise NotImplementedError
+
+    def was_made_since(self, number: int) -> bool:
+        """Whether this thread made it after the one with that number."""
+        return self._maker == get_ident() and self._number > number
+
+
+class Descriptor(Held):
     """One open file, or none. A context manager that closes it, for files that are only read: no error comes out."""
 
-    __slots__ = ("__weakref__", "_numbers", "busy")
+    __slots__ = ("_numbers", "busy")
 
     def __init__(self) -> None:
         self._numbers: list[int] = []  # at most one
         self.busy = 0  # the thread that opens or closes it at the moment
-        _known.add(ref(self, _known.discard))
+        super().__init__()
 
     def open(self, path: str, flags: int, permissions: int = 0o666) -> None:
         """Open a file, not inherited by programs that are started.
@@ -97,7 +118,8 @@ class Descriptor:
         self.close_quietly()
 
     def __del__(self) -> None:
-        self.close_quietly()
+        with suppress(AttributeError):  # where Ctrl-C came before it had any
+            self.close_quietly()
 
 
 def opened(path: str, flags: int, permissions: int = 0o666) -> Descriptor:
@@ -112,48 +134,44 @@ def opened(path: str, flags: int, permissions: int = 0o666) -> Descriptor:
 
 
 def closed_when_interrupted(function: Callable[P, R]) -> Callable[P, R]:
-    """Let ``function`` leave no file open when Ctrl-C ends it, however long the exception is kept.
+    """Let ``function`` leave no file open and no lock held when Ctrl-C ends it.
 
-    An interruption can come just before a file is closed. The file is closed with the last reference to it, and a
-    kept exception holds its traceback, which holds what was in every frame.
+    An interruption can come just before a file is closed. It is closed with the last reference to it, but an exception
+    that is kept holds its traceback, which holds what was in every frame.
     """
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        begun = next(_numbers)
         try:
             return function(*args, **kwargs)
         except BaseException as error:
             if not isinstance(error, Exception):
-                _clear_frames(error)
+                for each in _all(Held):
+                    if each.was_made_since(begun):
+                        each.close_quietly()
             raise
 
     return call
 
 
-def _clear_frames(error: BaseException | None) -> None:
-    while error is not None:
-        trace = error.__traceback__
-        while trace is not None:
-            with suppress(RuntimeError):  # it still runs
-                trace.tb_frame.clear()
-            trace = trace.tb_next
-        error = error.__context__
+def _all(kind: type[H]) -> list[H]:
+    return [each for known in _held.copy() if isinstance(each := known(), kind)]
 
 
 def _before_fork() -> None:
     """Wait for other threads to have opened or closed what they are at: a child could not know these numbers."""
     me, until = get_ident(), time.monotonic() + PATIENCE
-    while any(each is not None and each.busy not in (0, me) for each in [known() for known in _known.copy()]):
+    while any(each.busy not in (0, me) for each in _all(Descriptor)):
         if time.monotonic() > until:  # a Volume that hangs must not hang the program
             return
         time.sleep(0.0005)
 
 
 def _forked() -> None:
-    for known in _known.copy():
-        if (descriptor := known()) is not None:
-            descriptor.busy = 0
-            descriptor.close_quietly()
+    for each in _all(Descriptor):
+        each.busy = 0
+        each.close_quietly()
 
 
 if hasattr(os, "register_at_fork"):

@@ -241,8 +241,11 @@ def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None
     Raises:
         StorageError: The disk is full.
     """
-    with suppress(FileNotFoundError):
-        os.unlink(target)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(target)
+    except OSError as error:
+        raise StorageError.of(error, "replace", target) from None
     try:
         try:
             os.link(source, target)
