@@ -71,7 +71,8 @@ class Actor:
     container: str
     mirror: str  # "good", "other" (bytes of the right length), "short", "breaks"
     names: list[str]
-    dies_at: int = -1
+    dies_at: int = -1  # the number of the call that it does not survive
+    only_names: bool = False  # whether only calls that change the name of a file are counted
     turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     calls: int = 0
     killed: bool = False
@@ -109,19 +110,18 @@ class RootWorld:
         self.trace: list[str] = []
         self.deaths = self.takeovers = 0
         for _ in range(choice([1, 2, 2, 3])):
-            names = choice([["a"], ["b", "a"], ["a", "b"], ["c"], ["c", "a"], ["a", "b", "c"]])
-            mirror = choice(
-                ["good", "good", "other"] if self.mistakes else ["good", "good", "other", "short", "breaks"]
+            names = choice([["a"], ["b"], ["b", "a"], ["a", "b"], ["c"], ["c", "a"], ["a", "b", "c"]])
+            mirrors = (
+                ["good", "good", "other"] if self.mistakes else ["good", "good", "other", "other", "short", "breaks"]
             )
-            self.add(
-                "here" if self.mistakes else choice(["here", "here", "there"]),
-                mirror,
-                names,
-                choice([-1, self.dice.randrange(1, 90)]),
-            )
+            container = "here" if self.mistakes else choice(["here", "here", "there"])
+            dies_at = choice([-1, self.dice.randrange(1, 90), self.dice.randrange(1, 9)])
+            self.add(container, choice(mirrors), names, dies_at, only_names=choice([False, True]))
 
-    def add(self, container: str, mirror: str, names: list[str], dies_at: int = -1) -> Actor:
-        actor = Actor(len(self.actors), container, mirror, names, dies_at)
+    def add(
+        self, container: str, mirror: str, names: list[str], dies_at: int = -1, *, only_names: bool = False
+    ) -> Actor:
+        actor = Actor(len(self.actors), container, mirror, names, dies_at, only_names)
         self.actors.append(actor)
         return actor
 
@@ -135,7 +135,7 @@ class RootWorld:
             return self.real[name](*arguments, **options)  # a note on the container's own disk
         if actor.killed:
             raise KilledError
-        actor.calls += 1
+        actor.calls += name in ("link", "rename", "replace") or not actor.only_names
         if actor.calls == actor.dies_at:
             actor.killed = True
             raise KilledError

@@ -17,7 +17,8 @@ from origin import Origin
 from support import blob, one, partials, sha256
 from weightcache import Checkpoint, StorageError, ensure, prune, status
 from weightcache._container import Writer
-from weightcache._journal import BLOCK, Journal, age, append
+from weightcache._descriptors import opened
+from weightcache._journal import BLOCK, Journal, age
 from weightcache._look import Layout
 from weightcache._partial import STALE, Partial
 from weightcache.manifest import Manifest
@@ -122,9 +123,8 @@ def test_a_short_write_is_an_error_and_not_ignored(root: Path, monkeypatch: pyte
 def test_a_line_is_written_whole_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:3]))
-    descriptor = os.open(tmp_path / "journal", os.O_WRONLY | os.O_CREAT)
-    append(descriptor, f"wiped {SHA}\n")
-    os.close(descriptor)
+    with opened(str(tmp_path / "journal"), os.O_WRONLY | os.O_CREAT) as journal:
+        journal.write(f"wiped {SHA}\n".encode())
     assert (tmp_path / "journal").read_text() == f"wiped {SHA}\n"
 
 

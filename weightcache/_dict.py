@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from ._background import may_be_daemons
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -91,7 +93,7 @@ def _bounded(operation: Callable[[], Any], limit: float | None = None) -> Any:
         except BaseException as error:  # noqa: BLE001 (it is the caller's to judge)
             results.put((None, error))
 
-    threading.Thread(target=work, name="weightcache-dict", daemon=True).start()
+    threading.Thread(target=work, name="weightcache-dict", daemon=may_be_daemons()).start()
     limit = LIMIT if limit is None else limit
     try:
         result, error = results.get(timeout=limit)

@@ -12,6 +12,7 @@ import random
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
+from ._background import remedy
 from ._cancel import Cancel
 from ._http import Client
 from ._mirrors import Retries
@@ -94,7 +95,7 @@ class _Conductor:
                 return False  # those that run bring everything, later
             raise DownloadError(
                 f"a thread of the download cannot be started: {error}",
-                hint="raise the limit of processes (ulimit -u, or that of the container)",
+                hint=remedy(error),
             ) from None
         self._threads.append(thread)
         return True

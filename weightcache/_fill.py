@@ -9,10 +9,13 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _store, _story
+from ._background import may_be_daemons
 from ._bring import Bringer, Work
 from ._container import Writer
+from ._descriptors import closed_when_interrupted
 from ._lock import Holder, Waiting, exclusive
 from ._look import Look, look
+from ._notes import remove_old_notes
 from ._progress import make_progress
 from ._results import CheckpointReport, Report
 from ._volume import VolumeCalls
@@ -39,6 +42,7 @@ JOIN = 0.5  # seconds; a beat that hangs longer may come after the release, and 
 REPORT_EVERY = 10.0  # seconds between two lines that say which container is waited for
 
 
+@closed_when_interrupted
 def fill(
     layout: Layout,
     checkpoints: Sequence[Checkpoint],
@@ -59,6 +63,7 @@ def fill(
     first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
     say = make_progress(progress, []).say
     with exclusive(layout.root, wait=wait, say=say, check=cancel.check) as (holder, waiting):
+        remove_old_notes(layout.root)
         bringer = Bringer(layout, holder, offline, rehash, progress, cancel, own or {}, link)
         house = _House(layout, checkpoints, calls, bringer, holder, say, cancel, rehash)
         between = None if offline or volume is None else house.lease(volume, lease, wait)
@@ -207,7 +212,7 @@ class _House:
             return not over.wait(seconds)
 
         thread = threading.Thread(
-            target=lambda: _story.run(beat(pause)), name="weightcache-lease", daemon=True
+            target=lambda: _story.run(beat(pause)), name="weightcache-lease", daemon=may_be_daemons()
         )  # a daemon: at the end of the interpreter nobody waits for a Dict
         try:
             thread.start()

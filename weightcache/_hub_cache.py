@@ -148,9 +148,16 @@ def _write_reference(home: str, commit: str, root: str) -> None:
     refuse_volume(path, root)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        replace_by(lambda fresh: _write(fresh, commit), home, path)  # not made in refs: it would be a reference
+        # Not made in refs: it would be a reference.
+        while not replace_by(lambda fresh: _write(fresh, commit), lambda fresh: _says(fresh, commit), home, path):
+            pass
     except OSError as error:
         raise storage_error(error, "write", path) from error
+
+
+def _says(path: str, text: str) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(len(text) + 1) == text.encode()
 
 
 def _write(path: str, text: str) -> None:

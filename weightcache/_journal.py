@@ -93,17 +93,6 @@ def wiped_line(sha256: str) -> str:
     return f"wiped {sha256}\n"
 
 
-def append(descriptor: int, line: str) -> None:
-    """Add a line, whole.
-
-    Raises:
-        OSError: The disk is full or failed. A short write is tried again, so that its cause is raised and not ignored.
-    """
-    rest = line.encode("ascii")
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
 def block_checksum(data: bytes | memoryview) -> int:
     """Return the crc32 of the first 8 bytes of every 4096 of a block, and of its last ones that make no 8.
 

@@ -7,8 +7,10 @@ need not have; so none is ever made there. What is no link of ours is never repl
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 
 from ._rules import MODAL_VOLUMES, name_problem, user_path
 from .errors import StorageError, UnknownCheckpointError
@@ -135,8 +137,8 @@ def make_link(target: str, path: str, root: str, may_replace: Callable[[str, str
                 with suppress(FileExistsError):
                     os.symlink(target, path)
             elif may_replace(path, target):
-                replace_by(lambda fresh: os.symlink(target, fresh), folder, path)
-                return
+                if replace_by(partial(os.symlink, target), lambda fresh: link_text(fresh) == target, folder, path):
+                    return
             else:
                 return
     except StorageError:
@@ -145,16 +147,28 @@ def make_link(target: str, path: str, root: str, may_replace: Callable[[str, str
         raise storage_error(error, "link", path) from error
 
 
-def replace_by(make: Callable[[str], object], folder: str, path: str) -> None:
-    """Put at ``path`` what ``make`` makes of a path in ``folder``, by rename."""
-    fresh = f"{folder}/.weightcache-{os.urandom(8).hex()}"
+def replace_by(make: Callable[[str], object], is_made: Callable[[str], bool], folder: str, path: str) -> bool:
+    """Put at ``path``, by rename, what ``make`` makes of a path in ``folder``; ``False`` if it is to be tried again.
+
+    The path in ``folder`` is the same for each call, so that the next one finds what a killed process left there, and
+    renames it if ``is_made`` says that it is what is wanted. Another process may be at the same.
+    """
+    fresh = f"{folder}/.weightcache-{zlib.crc32(os.fsencode(path)):08x}"
     try:
-        make(fresh)
-        os.replace(fresh, path)
+        with suppress(FileExistsError):
+            make(fresh)
+        if is_made(fresh):
+            os.replace(fresh, path)
+            return True
+        os.unlink(fresh)
+    except FileNotFoundError:
+        if not os.path.isdir(folder):
+            raise
     except OSError:
         with suppress(OSError):
             os.unlink(fresh)
         raise
+    return False
 
 
 def storage_error(error: OSError, doing: str, path: str) -> StorageError:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from ._container import note_path, write_note
+from ._descriptors import Held
 from .errors import LockTimeoutError, StorageError, WeightCacheError
 
 if TYPE_CHECKING:
@@ -28,20 +29,13 @@ _log = logging.getLogger("weightcache")
 REPORT_EVERY = 10.0  # seconds between two lines that say who is waited for
 POLL = 0.05  # seconds between two tries
 BEAT = 1.0  # seconds between two notes of the holder
+VAIN = 20  # tries after which nobody holds a file that is not there
 NAMELESS = "another process"  # a holder that has no note yet, or can write none
 
-_gates: dict[str, threading.Lock] = {}
-_gates_lock = threading.Lock()
-
-
-def _forget_gates() -> None:
-    """A fork while another thread held a gate would leave it closed for ever in the child."""
-    global _gates_lock  # noqa: PLW0603
-    _gates.clear()
-    _gates_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_gates)
+# By root, what the call made that has passed the gate. Not a lock: to set a key where there is none is one step, also
+# for Ctrl-C, and shows who did it; a lock that was just acquired would stay so if the next line is never reached.
+_gates: dict[str, _Held] = {}
+os.register_at_fork(after_in_child=_gates.clear)  # the thread that has passed is not in the child
 
 
 def _note(root: str, suffix: str) -> str:
@@ -164,22 +158,45 @@ def exclusive(
         LockTimeoutError: The holder made no progress for ``wait`` seconds.
     """
     waiting = Waiting(root, wait, say, check)
-    with _gates_lock:
-        gate = _gates.setdefault(os.path.realpath(root), threading.Lock())
-    while not gate.acquire(timeout=POLL):
-        waiting.tick()
+    held = _Held(_note(root, "lock"), gate=os.path.realpath(root))
     try:
-        lock = _kernel_lock(_note(root, "lock"), waiting.tick)
+        while _gates.setdefault(held.gate, held) is not held:
+            time.sleep(POLL / 10)
+            waiting.tick()
+        held.lock = _kernel_lock(held.path, waiting.tick)
         holder = Holder(root)
         try:
             holder.begin("looking")
             yield holder, waiting
         finally:
             holder.clear()
-            if lock is not None:
-                lock.release()
     finally:
-        gate.release()
+        held.close_quietly()
+
+
+class _Held(Held):
+    """What one caller holds: the gate of a root for threads, and a kernel's lock for processes."""
+
+    __slots__ = ("gate", "lock", "path")
+
+    def __init__(self, path: str, gate: str = "") -> None:
+        self.path, self.gate = path, gate
+        self.lock: FileLock | None = None
+        super().__init__()
+
+    def close_quietly(self) -> None:
+        """Let go of both, and remove the lock's file, which would stay for each root that was ever used.
+
+        Removed while it is locked: what waits opens the path again for each try, and a lock on a file that has no name
+        any more counts for nothing (filelock looks at the number of links). So no two hold it at once.
+        """
+        if self.lock is not None and self.lock.is_locked:
+            with suppress(OSError):
+                os.unlink(self.path)
+            with suppress(OSError, RuntimeError):  # gone with its descriptor in any case
+                self.lock.release()
+        if _gates.get(self.gate) is self:
+            del _gates[self.gate]
 
 
 @contextmanager
@@ -200,14 +217,13 @@ def reload_gate(root: str) -> Iterator[None]:
                 holder=NAMELESS,
             )
 
-    lock = None
-    with suppress(LockTimeoutError):  # then without: it only guards a look
-        lock = _kernel_lock(_note(root, "gate"), tick)
+    held = _Held(_note(root, "gate"))
     try:
+        with suppress(LockTimeoutError):  # then without: it only guards a look
+            held.lock = _kernel_lock(held.path, tick)
         yield
     finally:
-        if lock is not None:
-            lock.release()
+        held.close_quietly()
 
 
 def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
@@ -215,15 +231,34 @@ def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
     if not path:
         _log.warning("no container-local directory for locks: going on without; a download may be made twice")
         return None
-    lock = FileLock(path, fallback_to_soft=False)
+    lock, vain = FileLock(path, fallback_to_soft=False), 0
     while True:
         try:
             lock.acquire(timeout=POLL, poll_interval=POLL / 2)
             return lock
         except Timeout:
             tick()
+            vain = 0 if os.path.lexists(path) else vain + 1
+            problem: Exception | str = "the file cannot be made"  # else somebody would hold it
+            if vain < VAIN:
+                continue
         except WeightCacheError:
             raise
         except (OSError, NotImplementedError, RuntimeError) as error:
-            _log.warning("no lock on %s (%s): going on without; a download may be made twice", path, error)
-            return None
+            problem = error
+        _log.warning("no lock on %s (%s): going on without; a download may be made twice", path, problem)
+        return None
+
+
+@contextmanager
+def if_free(path: str) -> Iterator[bool]:
+    """Hold the lock on ``path`` if nobody does, and remove its file; yields whether it is held."""
+    held = _Held(path)
+    try:
+        with suppress(Timeout, OSError, NotImplementedError, RuntimeError):
+            lock = FileLock(path, fallback_to_soft=False)
+            lock.acquire(timeout=0)
+            held.lock = lock
+        yield held.lock is not None
+    finally:
+        held.close_quietly()

@@ -18,6 +18,7 @@ from ._weights import Weights
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from io import FileIO
     from typing import Any
 
     from ._results import State
@@ -104,6 +105,8 @@ class Look(Value):
 
 READY = Look("ready", receipt=True)
 
+_reading: set[FileIO] = set()  # what is open at the moment
+
 
 def read_bytes(path: str, limit: int) -> bytes | None:
     """Return the first ``limit`` bytes of a regular file, or ``None`` if it is none or cannot be read.
@@ -111,21 +114,37 @@ def read_bytes(path: str, limit: int) -> bytes | None:
     A link is not followed: it could lead to ``/dev/zero``. The limit is for a planted file of many gigabytes.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with open(path, "rb", buffering=0, opener=_open) as stream:
+            _reading.add(stream)
+            try:
+                found = os.fstat(stream.fileno())
+                rest = min(found.st_size, limit) if stat.S_ISREG(found.st_mode) else 0
+                chunks = []
+                while rest > 0 and (chunk := stream.read(rest)):
+                    chunks.append(chunk)
+                    rest -= len(chunk)
+                return b"".join(chunks)
+            finally:
+                _reading.discard(stream)
     except OSError:
         return None
+
+
+def _open(path: str, flags: int) -> int:
+    numbers: list[int] = []
     try:
-        found = os.fstat(descriptor)
-        rest = min(found.st_size, limit) if stat.S_ISREG(found.st_mode) else 0
-        chunks = []
-        while rest > 0 and (chunk := os.read(descriptor, rest)):
-            chunks.append(chunk)
-            rest -= len(chunk)
-        return b"".join(chunks)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+        # As `_descriptors` does it, which a hit need not import: Ctrl-C cannot come between the call and the list.
+        numbers.extend(map(os.open, (path,), (flags | os.O_NONBLOCK | os.O_NOFOLLOW,)))
+        return numbers[0]
+    except BaseException:
+        for number in numbers:
+            os.close(number)
+        raise
+
+
+def _forked() -> None:
+    while _reading:  # a copy that is open on a Volume makes commits fail for as long as the child lives
+        _reading.pop().close()
 
 
 def read_receipt(path: str, limit: int = RECEIPT_BYTES) -> dict[str, Any] | None:
@@ -242,3 +261,7 @@ def weights_if_ready(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Weigh
             return None
     paths = {checkpoint.name: layout.published(checkpoint) for checkpoint in checkpoints}
     return Weights(paths, None, checkpoints, layout.root)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

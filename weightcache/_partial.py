@@ -19,15 +19,16 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import signal
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ._container import Writer, in_modal_container
-from ._journal import BLOCK, Blocks, Journal, age, append, block_checksum, block_line, opened_line, wiped_line
-from ._look import list_names
+from ._descriptors import Descriptor, opened
+from ._journal import BLOCK, Blocks, Journal, age, block_checksum, block_line, opened_line, wiped_line
+from ._look import list_directories, list_names
+from ._removal import remove
 from ._writeback import WriteBack
 from .errors import StorageError
 
@@ -57,6 +58,13 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 class VanishedError(Exception):
     """The partial was swept or taken by somebody else; its writer starts again."""
+
+
+def failure(error: OSError, doing: str, path: str) -> VanishedError | StorageError:
+    """Return what comes out for an ``error`` that was met while ``doing`` something to ``path`` in a partial."""
+    if error.errno in (errno.ENOENT, errno.ESTALE):  # stale: a reload put another directory in its place
+        return VanishedError(path)
+    return StorageError.of(error, doing, path)
 
 
 def _writers(layout: Layout) -> Iterator[tuple[str, str, Writer]]:
@@ -89,17 +97,15 @@ class Partial:
         self.inherited = dict[str, Blocks]()
         self._files = dict[str, PartialFile]()
         self.recorded = False  # whether any block was journaled by this writer
-        self._journal = -1
+        self._journal = Descriptor()
         # The richest dead one becomes ours; the others give what it lacks and are swept when all is done.
         for journal in sorted(dead, key=lambda each: each.bytes, reverse=True):
             if self.inherited or not journal.bytes or not self._take_over(journal):
                 self.donors.append(journal)
         try:
             os.makedirs(self.path, exist_ok=True)
-            self._journal = os.open(
-                f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
-            )
-            append(self._journal, opened_line())
+            self._journal.open(f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+            self.append(opened_line())
         except OSError as error:
             if self.inherited:
                 self.close()
@@ -117,7 +123,7 @@ class Partial:
             # Copies that were not published share their bytes with a published file: they are never written to.
             # So does a journal with another name elsewhere, which somebody planted.
             if not _DIGEST.fullmatch(name) and not (name == "journal" and _has_one_name(f"{self.path}/{name}")):
-                _remove(f"{self.path}/{name}")
+                remove(f"{self.path}/{name}")
         return True
 
     def __enter__(self) -> Partial:
@@ -134,9 +140,7 @@ class Partial:
         """Close every file of it."""
         for file in self._files.values():
             file.close()
-        if self._journal >= 0:
-            os.close(self._journal)
-            self._journal = -1
+        self._journal.close_quietly()  # a line that is lost costs a block
 
     def file(self, file: File) -> PartialFile:
         """Return the partial of one file."""
@@ -147,11 +151,15 @@ class Partial:
     def discard(self) -> None:
         """Remove it with everything in it: its checkpoint is published."""
         self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove(self.path)
 
     def append(self, line: str) -> None:
-        """Add to the journal."""
-        append(self._journal, line)
+        """Add a line to the journal, whole.
+
+        Raises:
+            OSError: The disk is full or failed. After a short write the rest is tried, so that the cause is raised.
+        """
+        self._journal.write(line.encode("ascii"))
 
 
 class PartialFile:
@@ -175,7 +183,7 @@ class PartialFile:
         self.path = f"{partial.path}/{file.sha256}"
         self.reused = 0
         self.size = -1
-        self._data = -1
+        self._data = Descriptor()
         self._write_back = WriteBack()
 
     def open(self) -> None:
@@ -185,16 +193,14 @@ class PartialFile:
             StorageError: It cannot be opened.
             VanishedError: The partial was swept or taken.
         """
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_NOFOLLOW
         try:
             if not _is_only_ours(self.path):
                 self._set_aside()
                 flags |= os.O_CREAT | os.O_EXCL
-            self._data = os.open(self.path, flags, 0o666)
-        except FileNotFoundError:
-            raise VanishedError(self.path) from None
+            self._data.open(self.path, flags)
         except OSError as error:
-            raise StorageError.of(error, "write to", self.path) from None
+            raise failure(error, "write to", self.path) from None
 
     def _set_aside(self) -> None:
         """Let the file of an earlier writer, if there is one, give its blocks like another writer's."""
@@ -213,21 +219,21 @@ class PartialFile:
         checksum, offset, rest = block_checksum(data), block * BLOCK, data
         try:
             while rest:
-                written = os.pwrite(self._data, rest, offset)
+                written = os.pwrite(self._data.number, rest, offset)
                 offset, rest = offset + written, rest[written:]
         except OSError as error:
-            raise StorageError.of(error, "write to", self.path) from None
+            raise failure(error, "write to", self.path) from None
         try:
             self._partial.append(block_line(self._sha256, block, len(data), checksum))
         except OSError as error:
-            raise StorageError.of(error, "write to the journal of", self.path) from None
+            raise failure(error, "write to the journal of", self.path) from None
         self._own[block] = (len(data), checksum)
         self._partial.recorded = True
         try:
-            self._write_back.wrote(self._data, len(data))
+            self._write_back.wrote(self._data.number, len(data))
         except OSError as error:
             self._distrust()
-            raise StorageError.of(error, "write to", self.path) from None
+            raise failure(error, "write to", self.path) from None
 
     def _distrust(self) -> None:
         """Let no later run take a block of this file: which of them the disk lacks is not known.
@@ -236,7 +242,7 @@ class PartialFile:
         every checksum, and the next fsync would succeed, until they are read from the disk again.
         """
         with suppress(OSError):
-            os.ftruncate(self._data, 0)
+            os.ftruncate(self._data.number, 0)
         with suppress(OSError):
             self._partial.append(wiped_line(self._sha256))
 
@@ -245,7 +251,7 @@ class PartialFile:
 
         ``None`` if nobody has it, or what is there does not have the journaled checksum.
         """
-        if (data := _read_block(self._data, block, self._own.pop(block, None))) is not None:
+        if (data := _read_block(self._data.number, block, self._own.pop(block, None))) is not None:
             self._own[block] = (len(data), block_checksum(data))
             self.reused += len(data)
             return data
@@ -253,11 +259,8 @@ class PartialFile:
             if (expected := blocks.pop(block, None)) is None:
                 continue
             with suppress(OSError):  # it may be swept or taken over at any moment
-                source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    data = _read_block(source, block, expected)
-                finally:
-                    os.close(source)
+                with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as source:
+                    data = _read_block(source.number, block, expected)
                 if data is not None:
                     self.write(block, memoryview(data))
                     self.reused += len(data)
@@ -278,10 +281,10 @@ class PartialFile:
         try:
             # Truncation makes every journaled block fail its checksum, also after a crash right here; the line spares
             # a later run from asking for each of them alone.
-            os.ftruncate(self._data, 0)
+            os.ftruncate(self._data.number, 0)
             self._partial.append(wiped_line(self._sha256))
         except OSError as error:
-            raise StorageError.of(error, "truncate", self.path) from None
+            raise failure(error, "truncate", self.path) from None
         self._own.clear()
         self._donated.clear()
         self.reused = 0
@@ -294,24 +297,24 @@ class PartialFile:
             VanishedError: The data was swept or taken meanwhile.
         """
         try:
-            os.ftruncate(self._data, size)
+            os.ftruncate(self._data.number, size)
+            if os.fstat(self._data.number).st_nlink != 1:  # gone, or somebody made it another name
+                raise VanishedError(self.path)
             try:
-                os.fsync(self._data)
+                os.fsync(self._data.number)
+                self._data.close()  # some file systems report here that they did not keep what was written
             except OSError:
                 self._distrust()
                 raise
-            if os.fstat(self._data).st_nlink != 1:  # gone, or somebody made it another name
-                raise VanishedError(self.path)
             self.size = size
         except OSError as error:
-            raise StorageError.of(error, "write to", self.path) from None
+            raise failure(error, "write to", self.path) from None
         finally:
             self.close()
 
     def close(self) -> None:
-        if self._data >= 0:
-            os.close(self._data)
-            self._data = -1
+        """Close it, complete or not. What is lost of its blocks fails their checksums."""
+        self._data.close_quietly()
 
 
 def _read_block(descriptor: int, block: int, expected: tuple[int, int] | None) -> bytes | None:
@@ -340,23 +343,22 @@ def _is_only_ours(path: str) -> bool:
     F_SETLEASE), on this machine. Where there are no leases, another machine may share the file, but not on Modal: there
     each container has its own copy of a Volume.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        found = os.fstat(descriptor)
+    with Descriptor() as file:
+        try:
+            file.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            found = os.fstat(file.number)
+        except OSError:
+            return False
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             return False
-        # Whoever opens it in this moment breaks the lease, and the default signal for that would end this process.
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as error:
-        refused = error.errno in (errno.EAGAIN, errno.EACCES, errno.EPERM)
-        return not refused and in_modal_container()
-    finally:
-        os.close(descriptor)
+        try:
+            # Opening it in this moment breaks the lease, and the default signal for that would end this process.
+            fcntl.fcntl(file.number, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(file.number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file.number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            refused = error.errno in (errno.EAGAIN, errno.EACCES, errno.EPERM)
+            return not refused and in_modal_container()
     return True
 
 
@@ -370,25 +372,23 @@ def stale_partials(layout: Layout) -> list[str]:
     return stale
 
 
+def _receipted(layout: Layout) -> set[str]:
+    """Return the full digests that have a receipt, by its name alone."""
+    names = (f"{layout.receipts}/{name}" for name in list_directories(layout.receipts))
+    return {entry.removesuffix(".json") for path in names for entry in list_names(path) if entry.endswith(".json")}
+
+
 def sweep(layout: Layout, published: set[str]) -> list[str]:
     """Remove partials that nobody continues, and return their paths.
 
-    Those are the stale ones, and a dead writer's of this container whose checkpoint (a full digest in
-    ``published``) is there.
+    Those are the stale ones, and a dead writer's of this container whose checkpoint is there: its full digest is in
+    ``published``, or has a receipt, as where a process was killed before its own sweep.
     """
+    over_digests = {UNFINISHED_RECEIPT, STAGED, *published, *_receipted(layout)}
     over = [
-        path
-        for path, digest, writer in _writers(layout)
-        if digest in {UNFINISHED_RECEIPT, STAGED, *published} and writer.is_dead_here(layout.root)
+        path for path, digest, writer in _writers(layout) if digest in over_digests and writer.is_dead_here(layout.root)
     ]
     removed = sorted({*over, *stale_partials(layout)})
     for path in removed:
-        _remove(path)
+        remove(path)
     return removed
-
-
-def _remove(path: str) -> None:
-    """Remove a file, or a directory with all that is in it; a link is removed and not followed."""
-    shutil.rmtree(path, ignore_errors=True)
-    with suppress(OSError):
-        os.unlink(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 
+from ._descriptors import Descriptor
+
 # Bytes of a read. Not below the block of a volume, or several threads would wait for one block; and not cut smaller,
 # though a buffer that fits into the processor's cache would be copied faster: after each read a thread waits for the
 # interpreter's lock, which the imports beside it give away every 5 ms.
@@ -19,7 +21,7 @@ class PrefetchedFile:
         self.left = -(-size // CHUNK)  # chunks
         self.reading = 0  # threads that read it
         self.problem = ""  # why it is given up
-        self.descriptor = -1
+        self.descriptor = Descriptor()
         self.opening = threading.Lock()
         self.memory = -1  # a memfd, which stays until the handle is closed
         self.owed = 0  # bytes of memory that it was promised and has not taken yet
@@ -37,13 +39,12 @@ class PrefetchedFile:
     def open(self) -> int:
         """Return a descriptor; it is opened again after a pause, if it is still the same file."""
         with self.opening:
-            if self.descriptor < 0:
-                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-                if not self.is_same(os.fstat(descriptor)):
-                    os.close(descriptor)
+            if self.descriptor.number < 0:
+                self.descriptor.open(self.path, os.O_RDONLY)
+                if not self.is_same(os.fstat(self.descriptor.number)):
+                    self.descriptor.close_quietly()
                     raise ChangedMeanwhileError("it changed while it was read")
-                self.descriptor = descriptor
-            return self.descriptor
+            return self.descriptor.number
 
     def is_same(self, found: os.stat_result) -> bool:
         return (found.st_size, found.st_mtime_ns) == (self.size, self.modified)
@@ -64,15 +65,12 @@ class PrefetchedFile:
 
     def close(self) -> None:
         """Close what is open on the Volume."""
-        # First forgotten: the number can be another's as soon as it is closed, and a fork may happen in between.
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        self.descriptor.close_quietly()
 
     def forget(self) -> None:
         """Give the memory back."""
         with self.writing:  # a read that hung may end now, and must not write to what gets this number next
-            memory, self.memory = self.memory, -1  # as in close
+            memory, self.memory = self.memory, -1
             if memory >= 0:
                 os.close(memory)
 

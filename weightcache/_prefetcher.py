@@ -10,6 +10,7 @@ import time
 from typing import NamedTuple
 
 from . import _pauses
+from ._background import may_be_daemons
 from ._memory import free_memory, promised
 from ._prefetched import CHUNK, PrefetchedFile, read_chunk, said
 
@@ -98,7 +99,7 @@ class Prefetch:
     def _start(self, count: int) -> None:
         for number in range(count):
             # Daemons: an interpreter that ends does not wait for a read that hangs.
-            thread = threading.Thread(target=self._work, name=f"weightcache-prefetch-{number}", daemon=True)
+            thread = threading.Thread(target=self._work, name=f"weightcache-prefetch-{number}", daemon=may_be_daemons())
             try:
                 thread.start()
             except RuntimeError as error:

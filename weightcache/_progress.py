@@ -128,7 +128,10 @@ class BarProgress(Progress):
         super().__init__(files)
         from tqdm import tqdm
 
-        self._tqdm = tqdm
+        class Bar(tqdm):  # type: ignore[type-arg]  # only its stub is generic
+            monitor_interval = 0  # no thread of its own, which would outlive the bars
+
+        self._tqdm = Bar
         # A terminal without a size (`docker run -t` in a script) says 0 columns, and tqdm would show nothing.
         self._wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
         self._all: Any = self._bar("all", self.total, 0) if self.count > 1 else None

@@ -18,6 +18,7 @@ from . import _store
 from ._bring import changed_while_read
 from ._cancel import Cancel
 from ._content import HEAD, POINTER, foreign_content
+from ._descriptors import closed_when_interrupted
 from ._fill import fill
 from ._lock import exclusive
 from ._look import weights_if_ready
@@ -52,6 +53,7 @@ def publish_path(path: str | os.PathLike[str], name: str, layout: Layout, volume
     return checkpoint
 
 
+@closed_when_interrupted
 def copy_in(
     path: str | os.PathLike[str],
     name: str,

@@ -16,6 +16,7 @@ import stat
 from abc import ABC, abstractmethod
 
 from ._content import HEAD, foreign_content
+from ._descriptors import Descriptor
 
 _WHAT_TO_DO = {
     "an HTML page": "open the URL in a browser: perhaps the host wants a login or a click first, or has a page about "
@@ -123,29 +124,29 @@ class LocalBody(Body):
     """A ``file:`` URL: a regular file, copied."""
 
     def __init__(self, path: str, start: int, size: int | None) -> None:
+        self._descriptor = Descriptor()
         try:
             # O_NONBLOCK: opening a FIFO would otherwise wait for a writer for ever.
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise SourceError(error.strerror or "cannot be opened") from None
-        try:
-            found = os.fstat(self._descriptor)
+            self._descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            found = os.fstat(self._descriptor.number)
             if not stat.S_ISREG(found.st_mode):
                 raise SourceError("is not a regular file")
             if size is not None and size != found.st_size:
-                came = self.foreign(os.pread(self._descriptor, HEAD, 0), path)
+                came = self.foreign(os.pread(self._descriptor.number, HEAD, 0), path)
                 raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes", came)
             self.offset, self.end, self.total = start, found.st_size, found.st_size
-            os.lseek(self._descriptor, start, os.SEEK_SET)
-        except BaseException:
+            os.lseek(self._descriptor.number, start, os.SEEK_SET)
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                raise SourceError(error.strerror or "cannot be opened") from None
             raise
 
     def read_into(self, view: memoryview) -> int:
         try:
-            return os.readv(self._descriptor, [view])
+            return os.readv(self._descriptor.number, [view])
         except OSError as error:
             raise TransientError(error.strerror or "cannot be read") from None
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._descriptor.close_quietly()

@@ -13,13 +13,14 @@ import json
 import os
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from ._background import share
 from ._container import Writer
+from ._descriptors import Descriptor, opened
 from ._look import RECEIPT_FORMAT, receipted_files, receipted_places
-from ._partial import UNFINISHED_RECEIPT, VanishedError
+from ._partial import UNFINISHED_RECEIPT, VanishedError, failure
 from ._writeback import WriteBack
 from .errors import StorageError
 
@@ -43,7 +44,7 @@ class Hashed(NamedTuple):
     size: int
 
 
-def hash_file(path: str, check: Callable[[], None], *, follow: bool = False) -> Hashed | None:
+def hash_file(path: str, check: Callable[[], None], *, follow: bool = False, again: bool = True) -> Hashed | None:
     """Hash a regular file; ``None`` if there is none, or only a link to one and links are not to be followed.
 
     Raises:
@@ -55,6 +56,8 @@ def hash_file(path: str, check: Callable[[], None], *, follow: bool = False) -> 
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        if error.errno == errno.ESTALE and again:  # a reload put another file in the place of the one being read
+            return hash_file(path, check, follow=follow, again=False)
         raise StorageError.of(error, "read", path) from None
 
 
@@ -68,50 +71,42 @@ def copy(source: str, target: str, check: Callable[[], None]) -> Hashed:
     write_back = WriteBack()
 
     def write(chunk: memoryview) -> None:
-        rest = chunk
         try:
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            write_back.wrote(descriptor, len(chunk))
+            written.write(chunk)
+            write_back.wrote(written.number, len(chunk))
         except OSError as error:
             raise StorageError.of(error, "write to", target) from None
         check()
 
-    try:
-        # A file that an earlier writer left there may be a published one under another name: never written to.
-        with suppress(FileNotFoundError):
-            os.unlink(target)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    except FileNotFoundError:
-        raise VanishedError(target) from None
-    except OSError as error:
-        raise StorageError.of(error, "write to", target) from None
-    try:
-        copied = _read(source, write, follow=True)
+    with Descriptor() as written:
         try:
-            os.fsync(descriptor)
+            # A file that an earlier writer left there may be a published one under another name: never written to.
+            with suppress(FileNotFoundError):
+                os.unlink(target)
+            written.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
         except OSError as error:
-            raise StorageError.of(error, "write to", target) from None
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError.of(error, "read", source) from None
-    finally:
-        os.close(descriptor)
+            raise failure(error, "write to", target) from None
+        try:
+            copied = _read(source, write, follow=True)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError.of(error, "read", source) from None
+        try:
+            os.fsync(written.number)
+            written.close()  # some file systems report here that they did not keep what was written
+        except OSError as error:
+            raise failure(error, "write to", target) from None
     return copied
 
 
 def _read(path: str, take: Callable[[memoryview], None], *, follow: bool) -> Hashed:
     """Give a file's bytes to ``take``, chunk by chunk, and return what they are."""
-
-    def opener(path: str, flags: int) -> int:
-        # A fifo that took a file's path has no writer to wait for.
-        return os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
-
     digest, size, buffer = hashlib.sha256(), 0, bytearray(HASH_CHUNK)
     view = memoryview(buffer)
-    with open(path, "rb", buffering=0, opener=opener) as stream:
-        while count := stream.readinto(buffer):
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)  # a fifo in its place has no writer
+    with opened(path, flags) as stream:
+        while count := os.readv(stream.number, [buffer]):
             digest.update(view[:count])
             size += count
             take(view[:count])
@@ -140,19 +135,26 @@ def right_files(
 
 def in_parallel(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], check: Callable[[], None]) -> list[R]:
     """Do ``work``, which hashes, for each item. It must call what it is given often: that ends it where one failed."""
-    stop = False
+    left, results, failed = iter(range(len(items))), dict[int, R](), list[BaseException]()
 
     def check_both() -> None:
         check()
-        if stop:
+        if failed:
             raise InterruptedError
 
-    with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="weightcache-hash") as pool:
+    def run() -> None:
         try:
-            return list(pool.map(lambda item: work(item, check_both), items))
-        except BaseException:
-            stop = True  # else leaving the pool would wait until gigabytes are hashed
-            raise
+            for index in left:
+                if failed:
+                    return
+                results[index] = work(items[index], check_both)
+        except BaseException as error:  # noqa: BLE001 (it is raised below, in the caller's thread)
+            failed.append(error)
+
+    share(run, min(_HASH_THREADS, len(items)) - 1, "weightcache-hash", failed)
+    if failed:
+        raise failed[0]
+    return [results[index] for index in range(len(items))]
 
 
 def check_root(layout: Layout) -> None:
@@ -337,11 +339,10 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, in
     try:
         for folder in (os.path.dirname(path), layout.partials):
             os.makedirs(folder, exist_ok=True)  # a commit of a Volume reloads, and that may drop empty directories
-        with open(fresh, "w", encoding="utf-8") as stream:
-            json.dump(receipt, stream, indent=1)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with opened(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as stream:
+            stream.write(f"{json.dumps(receipt, indent=1)}\n".encode())
+            os.fsync(stream.number)
+            stream.close()
         os.replace(fresh, path)
         with suppress(FileNotFoundError):
             os.unlink(path.removesuffix("json") + "pruning")  # a prune that died half-way must not go on with it

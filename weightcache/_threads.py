@@ -12,6 +12,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from ._background import may_be_daemons
 from ._cancel import Cancel, CancelledByCallerError
 from ._partial import BLOCK
 from ._pieces import Block
@@ -95,7 +96,7 @@ class Connection(threading.Thread):
     """Takes one task after another, and brings its blocks to the disk and into memory."""
 
     def __init__(self, shared: Shared, number: int) -> None:
-        super().__init__(name=f"weightcache-connection-{number}", daemon=True)
+        super().__init__(name=f"weightcache-connection-{number}", daemon=may_be_daemons())
         self._shared, self._schedule = shared, shared.schedule
 
     def run(self) -> None:
@@ -265,7 +266,7 @@ class Hasher(threading.Thread):
     """Takes the blocks of all files in order, from memory."""
 
     def __init__(self, shared: Shared) -> None:
-        super().__init__(name="weightcache-hasher", daemon=True)
+        super().__init__(name="weightcache-hasher", daemon=may_be_daemons())
         self._shared, self._schedule = shared, shared.schedule
 
     def run(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._descriptors import closed_when_interrupted
 from ._lock import exclusive
 from ._look import receipted_files, receipted_places
 from ._partial import stale_partials, sweep
@@ -34,6 +35,7 @@ WAIT = 300.0  # seconds without progress of a download in this container, as `en
 BEGUN = "pruning"  # ending of a receipt whose place is being deleted
 
 
+@closed_when_interrupted
 def verify_places(layout: Layout, checkpoints: Sequence[Checkpoint], seen: list[Status]) -> list[Status]:
     """Hash every file that is there; see `weightcache.verify`."""
     present = [
@@ -65,6 +67,7 @@ def _extra_files(layout: Layout, checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(sorted(path for path in found if path not in known))
 
 
+@closed_when_interrupted
 def prune_places(
     layout: Layout, kept: set[tuple[str, str]], *, volume: Volume | None, dry_run: bool, older_than: float
 ) -> list[Path]:

@@ -61,8 +61,8 @@ class VolumeCalls:
 
     def about_to_write(self) -> None:
         """Note, for every process of this container, that the root will hold what no commit has taken."""
-        with suppress(OSError, StorageError), open(note_path(self._root, "unpushed"), "w", encoding="utf-8"):
-            pass
+        with suppress(OSError, StorageError), open(note_path(self._root, "unpushed"), "w", encoding="utf-8") as note:
+            note.write(os.path.realpath(self._root))  # by which it is seen later that this root is gone
 
     def unpushed(self) -> bool:
         """Whether this container wrote what no commit has taken."""

@@ -228,6 +228,9 @@ class StorageError(WeightCacheError, OSError):
             errno.EROFS: "the root is mounted read-only; fill it from a container that may write",
             errno.EACCES: "give this user write permission to the root",
             errno.ENOTDIR: "root must be a directory",
+            errno.EMFILE: "raise the limit of open files (ulimit -n), or close files that the program does not need",
+            errno.ENFILE: "the machine has no room for more open files: end programs that have many",
+            errno.ESTALE: "the Volume was reloaded, or the file was replaced, while it was in use: call it again",
         }
         if doing == "read":
             hints |= {errno.EACCES: "let this user read it", errno.ENOENT: "give the path of something that is there"}

@@ -13,10 +13,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from weightcache._background import remedy
+from weightcache._descriptors import Descriptor, opened
 from weightcache._look import Layout, receipted_files, receipted_places
 from weightcache._prefetched import CHUNK
 from weightcache._store import check_root
-from weightcache.errors import NotCachedError, StorageError
+from weightcache.errors import NotCachedError, StorageError, WeightCacheError
 
 if TYPE_CHECKING:
     import argparse
@@ -115,27 +117,32 @@ def _shares(sizes: dict[str, int], limit: int) -> list[list[Piece]]:
 def _drop(pieces: Sequence[Piece]) -> None:
     """Ask the kernel to forget what it has of the files. A volume may ignore it; then only a new container is cold."""
     for path in {path for path, _, _ in pieces}:
-        descriptor = _open(path)
-        try:
+        with _open(path) as descriptor:
             if hasattr(os, "posix_fadvise"):
                 for each, start, end in pieces:
                     if each == path:
-                        os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+                        os.posix_fadvise(descriptor.number, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
-def _open(path: str) -> int:
+def _open(path: str) -> Descriptor:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return opened(path, os.O_RDONLY)
     except OSError as error:
         raise StorageError.of(error, "read", path) from None
+
+
+def _start(workers: Sequence[threading.Thread]) -> None:
+    for worker in workers:
+        try:
+            worker.start()
+        except RuntimeError as error:
+            raise WeightCacheError(f"a thread that reads cannot be started: {error}", hint=remedy(error)) from None
 
 
 def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
     """Read all pieces, so many reads at once; return the seconds that it took."""
     reads = iter([(path, at, min(chunk, end - at)) for path, start, end in pieces for at in range(start, end, chunk)])
-    descriptors: dict[str, int] = {}
+    descriptors: dict[str, Descriptor] = {}
     lock, failed = threading.Lock(), list[OSError]()
 
     def work(view: memoryview) -> None:
@@ -145,7 +152,7 @@ def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
                     if (read := next(reads, None)) is None or failed:
                         return
                 path, at, count = read
-                while count > 0 and (got := os.preadv(descriptors[path], [view[:count]], at)):
+                while count > 0 and (got := os.preadv(descriptors[path].number, [view[:count]], at)):
                     at, count = at + got, count - got
         except OSError as error:
             failed.append(error)
@@ -157,14 +164,13 @@ def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
             if path not in descriptors:
                 descriptors[path] = _open(path)
         began = time.perf_counter()
-        for worker in workers:
-            worker.start()
+        _start(workers)
         for worker in workers:
             worker.join()
         seconds = time.perf_counter() - began
     finally:
         for descriptor in descriptors.values():
-            os.close(descriptor)
+            descriptor.close_quietly()
     if failed:
         raise StorageError.of(failed[0], "read", pieces[0][0]) from None
     return max(seconds, 1e-9)

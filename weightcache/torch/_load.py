@@ -10,6 +10,7 @@ import stat
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+from weightcache._descriptors import opened
 from weightcache._prefetch import prefetch_files
 from weightcache._prefetched import CHUNK
 from weightcache.errors import LoadError, StorageError
@@ -123,20 +124,17 @@ def _usable(torch: Any, device: Any, name: str) -> Any:
 def _open(path: str, name: str) -> Iterator[int]:
     """Open what lies at ``path``: the file ``name``, or a copy of it in memory."""
     # Non-blocking, so that a pipe in this place is refused below and not waited for.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        before = os.fstat(descriptor)
+    with opened(path, os.O_RDONLY | os.O_NONBLOCK) as file:
+        before = os.fstat(file.number)
         if stat.S_ISDIR(before.st_mode):
             problem = f"cannot read {name}: it is a directory, and not a regular file"
             raise StorageError(problem, hint=directory_hint(path), path=name)
         if not stat.S_ISREG(before.st_mode):
             raise StorageError(f"cannot read {name}: not a regular file", hint="give the path of a file", path=name)
-        yield descriptor
-        after = os.fstat(descriptor)
+        yield file.number
+        after = os.fstat(file.number)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise LoadError(name, ["was written to while it was read"], hint="load it again when it is complete")
-    finally:
-        os.close(descriptor)
 
 
 def _kind(torch: Any, file: int, name: str) -> Kind:
