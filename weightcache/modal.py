@@ -137,6 +137,7 @@ class WeightVolume:
         offline: bool = False,
         rehash: bool = False,
         wait: float = 300.0,
+        patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
     ) -> Weights:
         """Return the verified path of every checkpoint, fetching what is missing, as `weightcache.ensure`.
@@ -156,6 +157,7 @@ class WeightVolume:
             offline=offline,
             rehash=rehash,
             wait=wait,
+            patience=patience,
             progress=progress,
         )
 
@@ -167,6 +169,7 @@ class WeightVolume:
         offline: bool = False,
         rehash: bool = False,
         wait: float = 300.0,
+        patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
     ) -> Weights:
         """Do what `ensure` does in a thread, so that the event loop goes on: `weightcache.aensure`."""
@@ -179,6 +182,7 @@ class WeightVolume:
             offline=offline,
             rehash=rehash,
             wait=wait,
+            patience=patience,
             progress=progress,
         )
 
