@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_fetch, "RETRIES", _fetch.Retries(tries=3, base=0.001, cap=0.01))
+    monkeypatch.setattr(_fetch, "RETRIES", _fetch.Retries(tries=3, base=0.001, cap=0.01, refusals=0.0))
     monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5.0, stall=5.0))
     monkeypatch.setattr(_volume, "BACKOFF", (0.001, 0.001))
     for name in ("MODAL_TASK_ID", "MODAL_IS_REMOTE", "WEIGHTCACHE_ROOT", "NETRC"):

@@ -211,7 +211,7 @@ class RootWorld:
     def ensure(self, actor: Actor) -> None:
         layout, cancel, holder = Layout(self.root), Cancel(), _Silent()
         checkpoints = self.manifest.select(actor.names)
-        bringer = Bringer(layout, holder, False, False, False, cancel, {}, False)  # type: ignore[arg-type]
+        bringer = Bringer(layout, holder, False, False, 180.0, False, cancel, {}, False)  # type: ignore[arg-type]
         calls = VolumeCalls(self.root, None)
         house = _House(layout, checkpoints, calls, bringer, holder, lambda _: None, cancel, False)  # type: ignore[arg-type]
         if _story.run(_story.tell(house, None, house)):

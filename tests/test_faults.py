@@ -80,7 +80,7 @@ def test_a_mirror_that_always_fails(
 ) -> None:
     origin.put("/a", DATA, always=fault)
     with pytest.raises(DownloadError) as caught:
-        quiet(one(DATA, origin.url("/a?sig=secret")), root)
+        quiet(one(DATA, origin.url("/a?sig=secret")), root, patience=0)
     assert type(caught.value) is error
     assert origin.url("/a") in str(caught.value)
     assert text in str(caught.value)

@@ -30,7 +30,7 @@ def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
 @pytest.fixture(autouse=True)
 def no_relief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no other connection bring what a held one owes, however long another process takes to start."""
-    monkeypatch.setattr("weightcache._schedule.STALLED", 600.0)
+    monkeypatch.setattr("weightcache._relief.STALLED", 600.0)
 
 
 class Filling:

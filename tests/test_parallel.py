@@ -401,7 +401,7 @@ def test_a_mirror_that_freezes_is_left_for_the_next_one(
 ) -> None:
     """Who takes over from a stalled connection is not taken over from again: its timeout speaks for the mirror."""
     monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5, stall=1.0))
-    monkeypatch.setattr("weightcache._schedule.STALLED", 0.1)
+    monkeypatch.setattr("weightcache._relief.STALLED", 0.1)
     origin.put("/a", DATA, faults=[None] * 3, always=stalled(0), rate=SLOW)
     mirror.put("/b", DATA)
     weights = quiet(one(DATA, origin.url("/a"), mirror.url("/b")), root)
@@ -411,7 +411,7 @@ def test_a_mirror_that_freezes_is_left_for_the_next_one(
 
 
 def test_a_slow_disk_is_not_a_stalled_mirror(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache._schedule.STALLED", 0.1)
+    monkeypatch.setattr("weightcache._relief.STALLED", 0.1)
     write, slow = os.pwrite, [1, 5, 9]
 
     def pwrite(descriptor: int, data: memoryview, offset: int) -> int:

@@ -77,6 +77,7 @@ class Bringer:
         holder: Holder,
         offline: bool,
         rehash: bool,
+        patience: float,
         progress: bool | ProgressCallback | None,
         cancel: Cancel,
         own: Mapping[str, str],
@@ -84,6 +85,7 @@ class Bringer:
     ) -> None:
         self.layout, self._holder, self.own, self._link = layout, holder, own, link
         self._offline, self._rehash, self._progress, self._cancel = offline, rehash, progress, cancel
+        self._patience = patience
 
     def find_missing(self, todo: Sequence[Work]) -> None:
         """Tell which files must be brought. What a receipt speaks for is believed, unless all is to be hashed."""
@@ -201,7 +203,14 @@ class Bringer:
 
         self._holder.begin("downloading", progress.total or 0)
         try:
-            fetch(jobs, progress=progress, holder=self._holder, cancel=self._cancel, on_verified=on_verified)
+            fetch(
+                jobs,
+                patience=self._patience,
+                progress=progress,
+                holder=self._holder,
+                cancel=self._cancel,
+                on_verified=on_verified,
+            )
         finally:
             progress.end()
             for job in jobs:

@@ -32,6 +32,7 @@ def ensure(
     offline: bool = False,
     rehash: bool = False,
     wait: float = 300.0,
+    patience: float = 180.0,
     progress: bool | ProgressCallback | None = None,
 ) -> Weights:
     """Return the verified path of every checkpoint, fetching what is missing.
@@ -53,6 +54,9 @@ def ensure(
         rehash: Hash every published file, and heal what is wrong.
         wait: Seconds without any progress after which another one's download is not waited for any longer: in this
             container that is an error, and between containers this one then downloads for itself.
+        patience: Seconds that a mirror which has delivered bytes of this download may give nothing before it is given
+            up. Another mirror is asked meanwhile if there is one. A mirror that never delivered is given up after five
+            tries, within seconds. Keep it below the ``wait`` of others: they see no progress meanwhile.
         progress: ``None`` for bars on a terminal and plain lines elsewhere (to stderr), ``False`` for nothing, or
             a function called with name, bytes done and bytes in all (``None`` if a size is not declared).
 
@@ -67,7 +71,7 @@ def ensure(
         VolumeError: The volume lost what was committed.
         TypeError, ValueError: An argument is of the wrong kind.
     """
-    return _ensure(manifest, root, volume, lease, only, offline, rehash, wait, progress, None)
+    return _ensure(manifest, root, volume, lease, only, offline, rehash, wait, patience, progress, None)
 
 
 async def aensure(
@@ -80,6 +84,7 @@ async def aensure(
     offline: bool = False,
     rehash: bool = False,
     wait: float = 300.0,
+    patience: float = 180.0,
     progress: bool | ProgressCallback | None = None,
 ) -> Weights:
     """Do what `ensure` does in a thread, so that the event loop goes on.
@@ -95,7 +100,7 @@ async def aensure(
 
     cancel = Cancel()
     work = asyncio.get_running_loop().run_in_executor(
-        None, _ensure, manifest, root, volume, lease, only, offline, rehash, wait, progress, cancel
+        None, _ensure, manifest, root, volume, lease, only, offline, rehash, wait, patience, progress, cancel
     )
     try:
         return await asyncio.shield(work)
@@ -120,13 +125,15 @@ def _ensure(
     offline: bool,
     rehash: bool,
     wait: float,
+    patience: float,
     progress: bool | ProgressCallback | None,
     cancel: Cancel | None,
 ) -> Weights:
     checkpoints = Manifest.load(manifest).select(only)
     layout = Layout(root)
-    if not isinstance(wait, (int, float)) or isinstance(wait, bool) or not wait >= 0:
-        raise ValueError(f"wait must be a number of seconds, 0 or more, not {wait!r}")
+    for name, seconds in (("wait", wait), ("patience", patience)):
+        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
+            raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress must be None, a bool or a function, not {type(progress).__name__}")
     if not (lease is None or lease == "auto" or all(callable(getattr(lease, n, None)) for n in ("put", "get", "pop"))):
@@ -145,6 +152,7 @@ def _ensure(
         offline=offline,
         rehash=rehash,
         wait=wait,
+        patience=patience,
         progress=progress,
         cancel=cancel or Cancel(),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ._background import remedy
@@ -37,12 +38,15 @@ JOIN = 0.5  # seconds that the end waits for threads; what still waits for a mir
 def fetch(
     jobs: Sequence[Job],
     *,
+    patience: float,
     progress: Progress,
     holder: Holder,
     cancel: Cancel,
     on_verified: Callable[[Job], None],
 ) -> None:
     """Fetch every job's file into its partial; call ``on_verified`` as each one is complete, verified and durable.
+
+    ``patience`` is as `ensure` has it: seconds.
 
     Raises:
         IntegrityError: The first mirror that failed a file delivered wrong bytes, and no other one helped.
@@ -53,7 +57,7 @@ def fetch(
     with ExitStack() as stack:
         stop = Cancel()
         client = stack.enter_context(closing(Client(stop, connections=CONNECTIONS)))
-        shared = Shared(Schedule(jobs, RETRIES, random.uniform, CONNECTIONS), client, stop)
+        shared = Shared(Schedule(jobs, replace(RETRIES, patience=patience), random.uniform, CONNECTIONS), client, stop)
         conductor = _Conductor(shared, progress, holder, cancel)
         stack.callback(conductor.end)
         stack.enter_context(cancel.interrupting(conductor.look))
@@ -125,6 +129,10 @@ class _Conductor:
     def _show(self) -> None:
         with self._shared.lock:
             arrived = [(transfer, transfer.arrived) for transfer in self._schedule.open_transfers()]
+            notes, self._schedule.notes = self._schedule.notes, []
+        for note in notes:
+            if self._progress.shows_lines:
+                self._progress.say(note)
         for transfer, count in arrived:
             job = transfer.job
             if transfer not in self._tracks:

@@ -56,15 +56,16 @@ def fill(
     cancel: Cancel,
     own: Mapping[str, str] | None = None,
     link: bool = False,
+    patience: float = 180.0,
 ) -> Weights:
-    """Make every checkpoint ready; see `ensure` for the arguments and errors, and `Bringer` for the last two."""
+    """Make every checkpoint ready; see `ensure` for arguments and errors, and `Bringer` for ``own`` and ``link``."""
     _store.check_root(layout)
     calls = VolumeCalls(layout.root, volume)
     first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
     say = make_progress(progress, []).say
     with exclusive(layout.root, wait=wait, say=say, check=cancel.check) as (holder, waiting):
         remove_old_notes(layout.root)
-        bringer = Bringer(layout, holder, offline, rehash, progress, cancel, own or {}, link)
+        bringer = Bringer(layout, holder, offline, rehash, patience, progress, cancel, own or {}, link)
         house = _House(layout, checkpoints, calls, bringer, holder, say, cancel, rehash)
         between = None if offline or volume is None else house.lease(volume, lease, wait)
         lost = _story.run(_story.tell(house, between, house))

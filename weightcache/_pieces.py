@@ -1,14 +1,19 @@
-"""What is handed around in a download: files to fetch, blocks in memory, and pieces of a file."""
+"""What is handed around in a download: files to fetch, blocks in memory, pieces of a file, and who has them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ._partial import BLOCK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._host import Host
+    from ._mirrors import Mirror
     from ._partial import PartialFile
+    from ._transfer import Transfer
     from .manifest import Checkpoint, File
 
 PART = 8 * BLOCK  # bytes that one request asks for where several connections share a file
@@ -64,3 +69,39 @@ class Piece:
     @property
     def position(self) -> int:
         return self.start + (self.block.filled if self.block else 0)
+
+
+@dataclass(eq=False)
+class Task:
+    """A piece in the hands of one connection.
+
+    Times are in seconds, by the clock of the engine.
+    """
+
+    transfer: Transfer
+    mirror: Mirror
+    piece: Piece
+    began: float
+    setbacks: int  # of the mirror when it began
+    crowd: int = 0  # requests to its server when it began, itself included
+    received: int = 0
+    moved: float = 0.0  # when bytes came last
+    since: float = 0.0  # when the block in progress began, and what there was of it
+    had: int = 0
+    answered: bool = False
+    reading: bool = False  # whether the connection waits for the mirror, and not for us
+    writing: bool = False  # whether the block is on its way to the disk: it cannot be taken away any more
+    inherited: bool = False  # whether it was taken from a stalled connection
+    revoked: bool = False
+    paused: bool = False  # whether its connection waits before it tries again
+    holds: Mirror | Host | None = None  # what pauses with it
+    rival: Task | None = None  # another one that fetches the same block: the first to have it whole wins
+    copy: bool = False  # whether the block is the rival's, until it has won
+    races: int = 0  # rivals that it had
+    interrupt: Callable[[], object] = field(default=lambda: None)  # ends a read in progress
+    foreign: Callable[[bytes, str], str] = field(default=lambda _head, _name: "")  # see `Body.foreign`
+
+    def revoke(self) -> None:
+        """Take the piece away; the connection finds out at its next step."""
+        self.revoked = True
+        self.interrupt()

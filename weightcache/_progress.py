@@ -37,7 +37,12 @@ class Progress:
 
     Args:
         files: Every file to be fetched, with its checkpoint.
+
+    Attributes:
+        shows_lines: Whether a user sees what `say` says; what matters is in the log as well.
     """
+
+    shows_lines = False
 
     def __init__(self, files: list[tuple[Checkpoint, File]]) -> None:
         sizes = [file.size for _, file in files]
@@ -86,6 +91,8 @@ class CallbackProgress(Progress):
 class LineProgress(Progress):
     """Prints a plain line every ten seconds and one at the end: for logs."""
 
+    shows_lines = True
+
     def __init__(self, files: list[tuple[Checkpoint, File]]) -> None:
         super().__init__(files)
         self._began = time.monotonic()
@@ -123,6 +130,8 @@ class LineProgress(Progress):
 
 class BarProgress(Progress):
     """One tqdm bar a file and one for all: for terminals."""
+
+    shows_lines = True
 
     def __init__(self, files: list[tuple[Checkpoint, File]]) -> None:
         super().__init__(files)

@@ -10,22 +10,27 @@ bounds the memory whatever the order of arrival, and cannot deadlock, since the 
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from . import _relief
+from ._host import Hosts
 from ._mirrors import Mirrors
 from ._partial import BLOCK
 from ._pieces import PART, Block
-from ._source import TransientError
-from ._transfer import Task, Transfer
+from ._relief import STALLED, Pace
+from ._transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ._mirrors import Retries
-    from ._pieces import Job
+    from ._pieces import Job, Task
     from ._source import Body, SourceError
     from .errors import DownloadError
+
+_log = logging.getLogger("weightcache")
 
 # How these were found: docs/decisions/0008-when-one-connection-becomes-many.md
 CONNECTIONS = 24  # at most, for all files together
@@ -33,7 +38,6 @@ SPARE_PARTS = 2  # of the window, beyond one for each of many: who has finished 
 FAST = 200e6  # bytes a second that a connection brings, while it is waited for, if it is not slow
 PROBATION = 0.05  # seconds of waiting after which that is judged
 ANSWER = 0.001  # seconds of every answer that are no sign of a slow link
-STALLED = 1.0  # seconds without a byte after which somebody idle takes over
 RUN = 8  # blocks that the hasher takes at once: fewer turns at the lock, 3 % less CPU among 24 connections
 FILES = 32  # open at once: of 10,000 small ones nobody needs more
 
@@ -42,17 +46,19 @@ class Schedule:
     """All files of one download."""
 
     def __init__(self, jobs: Sequence[Job], retries: Retries, jitter: Callable[..., float], limit: int) -> None:
-        self.transfers = [Transfer(job, Mirrors(job.checkpoint, job.file, retries, jitter)) for job in jobs]
+        hosts = Hosts(limit)
+        self.transfers = [Transfer(job, Mirrors(job.checkpoint, job.file, retries, jitter, hosts)) for job in jobs]
         self.many = False  # whether one connection proved slow
         self.allowed = 1  # connections
         self.tasks: set[Task] = set()
         self.error: DownloadError | None = None
-        self._limit = limit
-        self._shrunk, self._delivered = 0.0, 0  # when connections were given up last, and parts delivered since
+        self.notes: list[str] = []  # what a user who watches is to see
+        self._limit, self._patience = limit, retries.patience
+        self._pausing = 0  # connections that wait before they try again
         self._first = 0  # the first transfer that is not verified
         self._finished = 0  # transfers whose files are closed
         self._waited = self._brought = 0.0  # seconds and bytes of the probation
-        self.latency, self._rate = 0.05, 0.0  # of what connections did lately: seconds to an answer, bytes a second
+        self.pace = Pace()
         self._free: list[bytearray] = []  # of BLOCK bytes; used again, because fresh pages cost as much as the copy
 
     @property
@@ -80,53 +86,36 @@ class Schedule:
         """
         if self.error or len(self.tasks) >= self.allowed:
             return None
+        task = self._take_piece(now) or self._relieve(now)
+        if task is not None:
+            self.tasks.add(task)
+        return task
+
+    def _take_piece(self, now: float) -> Task | None:
+        """Hand out the first piece; that of a file that fails last, since it must not keep the others waiting."""
+        failing: tuple[Transfer, int] | None = None
         for transfer, below in self._reachable():
             if not transfer.opened:
                 transfer.open()
                 self._judge(transfer)
-            if task := transfer.take(below, whole=not self.many, now=now):
-                if task.piece.kept:
-                    self._free.clear()  # kept blocks take the place of those in memory
-                self.tasks.add(task)
-                return task
-        return self._steal(now)
+            if transfer.is_failing and failing is None and transfer.can_take(below):
+                failing = transfer, below
+                continue
+            # What goes before a file that fails must have room for a block, or it would be given back at once.
+            if task := transfer.take(below - BLOCK + 1 if failing else below, whole=not self.many, now=now):
+                return self._taken(task)
+        task = failing[0].take(failing[1], whole=not self.many, now=now) if failing else None
+        return self._taken(task) if task else None
 
-    def _steal(self, now: float) -> Task | None:
-        """Split what the slowest connection has left, if somebody idle would end it sooner."""
-        pending = any(transfer.pieces for transfer, _ in self._reachable())
-        best: tuple[float, Task, int] | None = None
-        for task in self.tasks:
-            piece = task.piece
-            if piece.end is None or piece.kept or not task.transfer.parallel or task.revoked:
-                continue
-            age, stalled = now - task.began, task.reading and now - task.moved >= max(STALLED, 4 * self.latency)
-            if stalled and task.inherited and not task.received:
-                continue  # the second one in a row: its own timeout speaks for the mirror
-            # A young one has hardly begun to be fast. And a cut costs a connection: only where no other work is left.
-            young = age < STALLED if pending else age < 4 * self.latency
-            rate = 0.0 if stalled else self._rate if young else task.received / age
-            if not stalled and (not rate or (pending and rate > self._rate / 4)):
-                continue
-            start = piece.start if stalled else piece.start + BLOCK
-            left, usual = piece.end - start, max(self._rate, rate, 1.0)
-            keep = int(rate * (self.latency * usual + left) / (usual + rate))
-            cut = start + -(-keep // BLOCK) * BLOCK
-            gain = (piece.end - cut) / rate - 2 * self.latency if rate else float("inf")
-            if cut < piece.end and gain > 0 and (best is None or gain > best[0]):
-                best = gain, task, cut
-        if best is None:
-            return None
-        _, victim, cut = best
-        rest = victim.transfer.cut(victim, cut)
-        if cut == victim.piece.start:
-            # A copy: the victim may still be reading into its own.
-            rest.block = victim.piece.block and victim.piece.block.copy()
-            victim.piece.block = None
-            victim.revoke()
-        task = victim.transfer.hand_out(rest, victim.mirror, whole=False, now=now)
-        task.inherited = victim.revoked
-        self.tasks.add(task)
+    def _taken(self, task: Task) -> Task:
+        if task.piece.kept:
+            self._free.clear()  # kept blocks take the place of those in memory
         return task
+
+    def _relieve(self, now: float) -> Task | None:
+        """Let somebody idle help the slowest connection."""
+        pending = any(transfer.pieces for transfer, _ in self._reachable())
+        return _relief.split(self.tasks, self.pace, now, pending=pending) or _relief.race(self.tasks, self.pace, now)
 
     def may_begin(self, task: Task) -> bool:
         """Whether the next block of a task lies in the window."""
@@ -149,9 +138,11 @@ class Schedule:
         if piece.block is None:
             if length is not None and length - piece.start < BLOCK:
                 buffer = bytearray(length - piece.start)
+                del self._free[-1:]  # it takes the place of one
             else:
                 buffer = self._free.pop() if self._free else bytearray(BLOCK)
             piece.block = Block(piece.start, buffer)
+        task.since, task.had = task.moved, piece.block.filled
         return piece.block
 
     def answered(self, task: Task, body: Body, now: float) -> bool:
@@ -161,9 +152,13 @@ class Schedule:
             ChangedError: The file is not the one that it was.
         """
         seconds, task.moved, begun = now - task.began, now, task.transfer.begun
-        self.latency += (seconds - self.latency) / 4
+        self.pace.latency += (seconds - self.pace.latency) / 4
         self._watch(0, max(0.0, seconds - ANSWER))
         is_of_use = task.transfer.answered(task, body)
+        if task.answered:
+            host, mirror = task.mirror.host, task.mirror
+            host.answered(now)
+            host.limited, mirror.refused = host.limited or mirror.refused, False
         self._tidy(task.transfer, begun)
         return is_of_use
 
@@ -171,7 +166,22 @@ class Schedule:
         """Note ``count`` bytes that a connection waited for, for ``waited`` seconds."""
         task.transfer.arrive(task, count)
         task.moved = now
+        if not task.piece.kept:
+            host = task.mirror.host
+            host.moved = now
+            if host.outage is not None:
+                self._note(f"{host.name} gives again what is asked of it, after {now - host.outage:.0f} s")
+                host.outage = None
         self._watch(count, waited)
+
+    def _note(self, text: str) -> None:
+        _log.warning("%s", text)
+        self.notes.append(text)
+
+    def claim(self, task: Task) -> None:
+        """Note that a task has its block whole, and writes it."""
+        task.writing = True
+        task.transfer.claim(task)
 
     def _watch(self, count: int, waited: float) -> None:
         self._brought += count
@@ -193,7 +203,8 @@ class Schedule:
         for transfer, _ in self._reachable():
             left = 1 if transfer.length is None else transfer.length - transfer.arrived
             blocks += max(1, -(-left // BLOCK))
-        return min(self.allowed, blocks)
+        # One more of many is there for a last block that is slow. A pause keeps nobody from the rest.
+        return min(self._limit, self.allowed + self._pausing, blocks + self.many + self._pausing)
 
     def look(self, now: float) -> float | None:
         """Look at the clock: may a connection that brings nothing be slow, or stalled? Return when to look again."""
@@ -221,12 +232,9 @@ class Schedule:
         if task in self.tasks:
             self.tasks.discard(task)
             if task.received >= BLOCK and not task.piece.kept:
-                rate = task.received / max(now - task.began, 1e-3)
-                self._rate += (rate - self._rate) / 4 if self._rate else rate
-            if self.many and task.piece.start == task.piece.end and self.allowed < self._limit:
-                self._delivered += 1
-                if self._delivered >= self.allowed:
-                    self.allowed, self._delivered = self.allowed + 1, 0
+                self.pace.note(task.received / max(now - task.began, 1e-3))
+            if task.received and not task.revoked and task.piece.start == task.piece.end:
+                task.mirror.host.gave_a_part()
             begun = task.transfer.begun
             task.transfer.release(task)
             self._tidy(task.transfer, begun)
@@ -236,19 +244,29 @@ class Schedule:
         """Note that a request failed; return for how many seconds its connection pauses before it may `resume`."""
         self.tasks.discard(task)
         begun = task.transfer.begun
-        if isinstance(error, TransientError) and error.crowded and task.began >= self._shrunk:
-            # As TCP does: half of them once for a wave of refusals, and one more after each round that went well.
-            delivering = sum(each.received > 0 for each in self.tasks)
-            self.allowed, self._shrunk, self._delivered = max(1, delivering, self.allowed // 2), now, 0
-        pause = task.transfer.failed(task, error)
+        verdict = task.transfer.failed(task, error, now)
         self._tidy(task.transfer, begun)
         self._judge(task.transfer)
-        return pause
+        if verdict is None or not verdict.pause:
+            return 0.0
+        if verdict.holds is not None:
+            verdict.holds.pausing += 1
+        task.holds, task.paused = verdict.holds, True
+        self._pausing += 1
+        if verdict.outage and task.mirror.host.outage is None:
+            task.mirror.host.outage = now
+            name, patience = task.mirror.host.name, self._patience
+            self._note(f"{name} gives nothing any more ({error}); it is tried again for up to {patience:.0f} s")
+        return verdict.pause
 
     def resume(self, task: Task) -> None:
         """Note that the pause after a failed task is over."""
-        task.mirror.pausing -= task.holds
-        task.holds = False
+        if task.paused:
+            self._pausing -= 1
+            task.paused = False
+        if task.holds is not None:
+            task.holds.pausing -= 1
+            task.holds = None
 
     def next_blocks(self) -> tuple[Transfer, list[Block]] | None:
         """Return what the hash takes in next, as far as it is here. It stays in memory until it is `hashed`."""

@@ -20,9 +20,9 @@ from ._source import SourceError, TransientError, WrongBytesError
 
 if TYPE_CHECKING:
     from ._http import Client
+    from ._pieces import Task
     from ._schedule import Schedule
     from ._source import Body
-    from ._transfer import Task
 
 TELL_EVERY = 0.1  # seconds between two wake-ups of the caller to show progress
 # One of many connections rests before a read that would bring less than SHORT: to wake up costs more than to copy.
@@ -137,6 +137,7 @@ class Connection(threading.Thread):
         except SourceError as error:
             with shared.lock:
                 pause = self._schedule.failed(task, error, clock())
+                shared.news.notify()  # the user is told of an outage
         finally:
             with shared.lock:
                 task.writing = False
@@ -144,7 +145,7 @@ class Connection(threading.Thread):
                 shared.wake()
         if pause:
             shared.stop.sleep(pause)
-        if task.holds:
+        if pause:
             with shared.lock:
                 self._schedule.resume(task)
                 shared.wake()
@@ -203,7 +204,9 @@ class Connection(threading.Thread):
 
     def _claim(self, task: Task) -> bool:
         """Whether a connection may touch the partial: the block cannot be taken from it any more. The lock is held."""
-        task.writing, task.reading = not (self._shared.stopped or task.revoked), False
+        task.reading = False
+        if not (self._shared.stopped or task.revoked):
+            self._schedule.claim(task)
         return task.writing
 
     def _fill(self, task: Task, block: Block, body: Body) -> bool:
@@ -216,7 +219,7 @@ class Connection(threading.Thread):
         while True:
             began = clock()
             if self._schedule.many and not body.is_ready(min(SHORT, size - block.filled)):
-                time.sleep(min(REST, self._schedule.latency / 4))
+                time.sleep(min(REST, self._schedule.pace.latency / 4))
             try:
                 count = body.read_into(view[block.filled : size])
             except TransientError as error:

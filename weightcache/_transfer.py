@@ -8,47 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from bisect import insort
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from . import _race
 from ._content import HEAD
+from ._mirrors import Failure
 from ._partial import BLOCK
-from ._pieces import PART, Block, Piece
-from ._source import ChangedError, SourceError, TransientError, WrongBytesError
+from ._pieces import PART, Block, Piece, Task
+from ._source import ChangedError, RangeError, TransientError, WrongBytesError
 from .errors import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ._mirrors import Consequence, Mirror, Mirrors
+    from ._mirrors import Consequence, Mirror, Mirrors, Verdict
     from ._pieces import Job
-    from ._source import Body
-
-
-@dataclass(eq=False)
-class Task:
-    """A piece in the hands of one connection."""
-
-    transfer: Transfer
-    mirror: Mirror
-    piece: Piece
-    began: float  # seconds, by the clock of the engine
-    setbacks: int  # of the mirror when it began
-    received: int = 0
-    moved: float = 0.0  # when bytes came last
-    answered: bool = False
-    reading: bool = False  # whether the connection waits for the mirror, and not for us
-    writing: bool = False  # whether the block is on its way to the disk: it cannot be taken away any more
-    inherited: bool = False  # whether it was taken from a stalled connection
-    revoked: bool = False
-    holds: bool = False  # whether the mirror pauses with this connection
-    interrupt: Callable[[], object] = field(default=lambda: None)  # ends a read in progress
-    foreign: Callable[[bytes, str], str] = field(default=lambda _head, _name: "")  # see `Body.foreign`
-
-    def revoke(self) -> None:
-        """Take the piece away; the connection finds out at its next step."""
-        self.revoked = True
-        self.interrupt()
+    from ._source import Body, SourceError
 
 
 class Transfer:
@@ -62,6 +35,7 @@ class Transfer:
         self.hashed = self.arrived = 0  # bytes that went into the hash; bytes that are here, the kept ones included
         self._reset: Consequence = ""
         self.begun = 0  # how many times
+        self.raced = 0  # bytes that were fetched twice, by rivals
 
     def open(self) -> None:
         """Open the partial and see what it has.
@@ -84,13 +58,15 @@ class Transfer:
         self.pieces = self._kept_and_lacking(Piece(0, self.length))
 
     def _kept_and_lacking(self, rest: Piece) -> list[Piece]:
-        """Cut ``rest``, which reaches to the end of the file, into what the partial holds and what it lacks."""
+        """Cut ``rest``, which is nobody's, into what the partial holds of it and what it lacks."""
         mirror, pieces, position = self.mirrors.current, list[Piece](), rest.start
         takes = mirror is not None and mirror.ranges and not mirror.alone
         for number, length in sorted(self.job.partial.present().items() if takes else ()):
             start = number * BLOCK
             if start < position or length != (BLOCK if self.length is None else min(BLOCK, self.length - start)):
                 continue
+            if rest.end is not None and start + length > rest.end:
+                break  # what lies beyond is in other hands
             if start > position:
                 pieces.append(Piece(position, start))
             if pieces and pieces[-1].kept and pieces[-1].end == start:
@@ -98,8 +74,8 @@ class Transfer:
             else:
                 pieces.append(Piece(start, start + length, kept=True))
             position = start + length
-        if self.length is None or position < self.length:
-            pieces.append(Piece(position, self.length))
+        if rest.end is None or position < rest.end:
+            pieces.append(Piece(position, rest.end))
         if rest.block and not pieces[0].kept:
             pieces[0].block = rest.block
         elif rest.block:
@@ -116,6 +92,12 @@ class Transfer:
         mirror = self.mirrors.current
         return mirror is not None and mirror.parallel and not mirror.pausing and not self._reset
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last request failed, so that other files may go first."""
+        mirror = self.mirrors.current
+        return mirror is not None and mirror.failing
+
     def can_take(self, below: int, *, without: Task | None = None) -> bool:
         """Whether the first piece may be handed out.
 
@@ -127,7 +109,7 @@ class Transfer:
         if mirror is None or self._reset or not self.pieces or self.pieces[0].start >= below:
             return False
         piece = self.pieces[0]
-        if not piece.kept and (mirror.pausing or (tasks and not mirror.parallel)):
+        if not piece.kept and (mirror.pausing or not mirror.host.has_room(without) or (tasks and not mirror.parallel)):
             return False
         if piece.end is None and piece.start:  # only the digest can say whether the file ends here
             return not tasks and self.hashed >= piece.start
@@ -142,12 +124,28 @@ class Transfer:
 
     def hand_out(self, piece: Piece, mirror: Mirror, *, whole: bool, now: float) -> Task:
         task = Task(self, mirror, piece, now, mirror.setbacks, moved=now)
-        self.tasks.add(task)
-        mirror.requests += not piece.kept
+        self._add(task)
         # The first request is for a part in any case: it shows whether the link is slow, and the mirror gives parts.
         if not whole or not mirror.delivered:
             self.shorten(task)
         return task
+
+    def _add(self, task: Task) -> None:
+        self.tasks.add(task)
+        if not task.piece.kept:
+            task.mirror.requests += 1
+            task.mirror.host.tasks.add(task)
+            task.crowd = len(task.mirror.host.tasks)
+
+    def race(self, holder: Task, now: float) -> Task:
+        """Let another connection fetch the block that a task has begun, from where that is."""
+        task = _race.rival(holder, self.mirrors.current or holder.mirror, now)
+        self._add(task)
+        return task
+
+    def claim(self, task: Task) -> None:
+        """Note that a task has its block whole: nobody else fetches it any more."""
+        _race.won_by(task)
 
     def shorten(self, task: Task) -> None:
         """Cut a task at the end of the part it is in; the rest is nobody's."""
@@ -204,10 +202,11 @@ class Transfer:
 
     def arrive(self, task: Task, count: int) -> None:
         """Note ``count`` more bytes."""
-        self.arrived += count
+        self.arrived += 0 if task.copy else count
         task.received += count
         if not task.piece.kept:
             self.job.received += count
+            task.mirror.moved, task.mirror.failing = True, False
 
     def end(self, task: Task) -> None:
         """Note that a stream ended whose length nobody knew."""
@@ -251,11 +250,13 @@ class Transfer:
     def release(self, task: Task) -> None:
         """Take a task from its connection; what is left of it is nobody's."""
         self.tasks.discard(task)
+        task.mirror.host.tasks.discard(task)
+        _race.ended(task)
         piece = task.piece
-        if piece.block is not None and (task.revoked or not piece.block.filled or piece.kept):
-            self.arrived -= piece.block.filled
+        if piece.block is not None and (task.revoked or not piece.block.filled or piece.kept or task.copy):
+            self.arrived -= 0 if task.copy else piece.block.filled
             piece.block = None
-        if piece.end is None or piece.start < piece.end:
+        if not task.copy and (piece.end is None or piece.start < piece.end):
             insort(self.pieces, piece, key=_start)
         self._settle()
 
@@ -266,31 +267,41 @@ class Transfer:
         piece.start = lacking.end or 0
         insort(self.pieces, lacking, key=_start)
 
-    def failed(self, task: Task, error: SourceError) -> float:
-        """Draw the consequences of a failed request; return for how many seconds its connection pauses."""
-        mirror = task.mirror
+    def failed(self, task: Task, error: SourceError, now: float) -> Verdict | None:
+        """Draw the consequences of a failed request. ``None``: it was taken away before, and says nothing."""
+        mirror, host = task.mirror, task.mirror.host
         mirror.requests -= not error.asked
         others = any(each.mirror is mirror and each.received for each in self.tasks - {task})
+        is_refusal = error.asked and not (task.received or task.answered or isinstance(error, RangeError))
+        beyond = is_refusal and host.is_beyond(task)
         was_whole = not mirror.ranges or mirror.alone
         self.release(task)
         if task.revoked or self._reset:
-            return 0.0
-        pausing = mirror.pausing
-        reset, pause = self.mirrors.blame(
-            mirror,
+            return None
+        if is_refusal and (beyond or mirror.delivered or isinstance(error, TransientError)):
+            crowded = isinstance(error, TransientError) and error.crowded
+            host.refused(task, now, crowded=crowded)
+        failure = Failure(
             error,
+            now,
+            self.arrived,
+            task.setbacks,
             mixed=self._mixed,
             others=others,
-            setbacks=task.setbacks,
-            arrived=self.arrived,
+            beyond=beyond,
+            answered=task.answered,
+            received=task.received > 0,
         )
-        task.holds = mirror.pausing > pausing
-        if reset:
-            self._again(reset)
-        elif mirror is not self.mirrors.current and was_whole and self.pieces and not self.pieces[-1].kept:
-            # The next mirror gives parts, perhaps: what the partial holds beyond this point is of use again.
-            self.pieces += self._kept_and_lacking(self.pieces.pop())
-        return pause
+        verdict = self.mirrors.blame(mirror, failure)
+        if verdict.reset:
+            self._again(verdict.reset)
+        elif mirror is not self.mirrors.current and was_whole:
+            # The next mirror gives parts, perhaps: what the partial holds of what is still lacking need not be sent.
+            # Each piece is cut for itself: between two of them may lie what has landed, or what a connection fetches.
+            pieces, self.pieces = self.pieces, []
+            for piece in pieces:
+                self.pieces += [piece] if piece.kept else self._kept_and_lacking(piece)
+        return verdict
 
     def judge(self) -> None:
         """Compare the digest as soon as every byte went into it, and begin again if it is not the declared one."""
@@ -304,7 +315,7 @@ class Transfer:
             came = mirror.came if self.length else "an empty file"
             error = WrongBytesError(f"sha256 {self.job.file.sha256}", f"sha256 {actual}", came)
             mirror.delivered = True
-            self._again(self.mirrors.blame(mirror, error, mixed=self._mixed, others=False, setbacks=0, arrived=0)[0])
+            self._again(self.mirrors.blame(mirror, Failure(error, 0.0, 0, mixed=self._mixed)).reset)
 
     def _is_lacking(self) -> bool:
         """Whether bytes are still to come. Without a known length only the digest can say that none is."""

@@ -138,6 +138,7 @@ class WeightVolume:
         offline: bool = False,
         rehash: bool = False,
         wait: float = 300.0,
+        patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
     ) -> Weights:
         """Return the verified path of every checkpoint, fetching what is missing, as `weightcache.ensure`.
@@ -157,6 +158,7 @@ class WeightVolume:
             offline=offline,
             rehash=rehash,
             wait=wait,
+            patience=patience,
             progress=progress,
         )
 
@@ -168,6 +170,7 @@ class WeightVolume:
         offline: bool = False,
         rehash: bool = False,
         wait: float = 300.0,
+        patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
     ) -> Weights:
         """Do what `ensure` does in a thread, so that the event loop goes on: `weightcache.aensure`."""
@@ -180,6 +183,7 @@ class WeightVolume:
             offline=offline,
             rehash=rehash,
             wait=wait,
+            patience=patience,
             progress=progress,
         )
 

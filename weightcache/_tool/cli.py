@@ -88,6 +88,7 @@ def _ensure(options: argparse.Namespace) -> int:
         offline=options.offline,
         rehash=options.rehash,
         wait=options.wait,
+        patience=options.patience,
         progress=False if options.quiet else None,
     )
     rows = [{"name": name, "path": str(weights[name]), **asdict(weights.report[name])} for name in weights]

@@ -102,6 +102,13 @@ def _ensure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long another's download may make no progress (default: 300)",
     )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="how long a mirror that delivered may give nothing (default: 180)",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 

@@ -116,7 +116,7 @@ def _words(options: argparse.Namespace, places: list[str]) -> list[str]:
     for place in places:
         words += ["--manifest", place]
     words += [f"--{flag}" for flag in ("json", "offline", "rehash", "quiet", "yes") if getattr(options, flag, False)]
-    for setting in ("wait", "older_than", "size"):
+    for setting in ("wait", "patience", "older_than", "size"):
         if hasattr(options, setting):
             words += [f"--{setting.replace('_', '-')}", str(getattr(options, setting))]
     return words

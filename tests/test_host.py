@@ -1,0 +1,147 @@
+"""How many connections a server gets: what it bears is found out once, and asked for again ever more seldom."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from support import blob, one
+from weightcache import Manifest
+from weightcache._host import Host
+from weightcache._mirrors import Retries
+from weightcache._pieces import PART, Job, Task
+from weightcache._schedule import Schedule
+from weightcache._source import Body, SourceError, TransientError
+
+SIZE = 4000 * PART
+
+
+class Nowhere:
+    """A partial without a disk."""
+
+    def open(self) -> None:
+        pass
+
+    def present(self) -> dict[int, int]:
+        return {}
+
+
+class Answer(Body):
+    def __init__(self, task: Task) -> None:
+        self.offset, self.end, self.total = task.piece.position, task.piece.end, SIZE
+
+    def read_into(self, view: memoryview) -> int:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+class Line:
+    """One file of one server that allows so many connections, and the requests that it refused."""
+
+    def __init__(self, bears: int, limit: int = 24, refusal: SourceError | None = None) -> None:
+        checkpoint = Manifest.load({"checkpoints": {"c": {"urls": ["http://h/a"], "sha256": "0" * 64, "size": SIZE}}})[
+            "c"
+        ]
+        disk: Any = Nowhere()
+        self.schedule = Schedule([Job(checkpoint, checkpoint.files[0], disk)], Retries(base=0.0), random.uniform, limit)
+        self.bears, self.refused, self.now = bears, 0, 0.0
+        self.refusal = refusal or SourceError("HTTP 403 Forbidden")
+        self.serving: list[Task] = []
+
+    @property
+    def host(self) -> Host:
+        mirror = self.schedule.transfers[0].mirrors.current
+        assert mirror is not None
+        return mirror.host
+
+    def ask(self) -> None:
+        """Let idle connections ask for what they may."""
+        self.now += 1.0
+        asked = []
+        while (task := self.schedule.take(self.now)) is not None:
+            asked.append(task)
+        self.now += 1.0
+        for task in asked:
+            if len(self.serving) < self.bears:
+                self.serving.append(task)
+                assert self.schedule.answered(task, Answer(task), self.now)
+                self.schedule.arrive(task, 1, 0.0, self.now)
+            else:
+                self.refused += 1
+                self.schedule.failed(task, self.refusal, self.now)
+                self.schedule.resume(task)
+
+    def finish(self) -> None:
+        """Let the oldest connection end its part."""
+        self.now += 1.0
+        task = self.serving.pop(0)
+        task.piece.start, task.piece.block = task.piece.end or 0, None
+        self.schedule.transfers[0].hashed = task.piece.start  # the window moves on
+        self.schedule.release(task, self.now)
+
+    def begin(self) -> None:
+        self.ask()
+        self.schedule.look(self.now + 100)  # it says nothing for a while: many from now on
+
+
+def test_a_server_that_allows_few_connections_is_soon_asked_for_no_more() -> None:
+    for bears in (1, 2, 3):
+        for refusal in (SourceError("HTTP 404 Not Found"), TransientError("HTTP 503", crowded=True)):
+            line = Line(bears, refusal=refusal)
+            line.begin()
+            line.ask()
+            assert line.host.allowed == bears
+            first = line.refused
+            for _ in range(500):
+                line.finish()
+                line.ask()
+            assert first <= 23
+            assert line.refused - first <= 10, line.refused
+            assert line.schedule.error is None
+
+
+def test_a_server_that_bears_more_again_gets_more() -> None:
+    line = Line(1)
+    line.begin()
+    line.ask()
+    assert line.host.allowed == 1
+    line.bears = 24
+    for _ in range(80):
+        line.finish()
+        line.ask()
+    assert line.host.allowed == 24
+
+
+def test_a_server_that_answers_nobody_is_asked_by_one_and_then_by_all() -> None:
+    line = Line(24)
+    line.begin()
+    line.ask()
+    assert len(line.serving) == 24
+    for task in line.serving:
+        line.schedule.failed(task, TransientError("the connection broke off"), line.now)
+        line.schedule.resume(task)
+    line.serving.clear()
+    line.bears, line.refusal = 0, TransientError("Connection refused")
+    line.ask()
+    first = line.refused
+    assert first <= 24 + 1
+    for _ in range(5):
+        line.ask()
+    assert line.host.silent
+    line.bears = 24
+    line.ask()
+    line.ask()
+    assert len(line.serving) == 24
+
+
+def test_two_servers_are_judged_each_for_itself() -> None:
+    limited, free = Line(1), Line(24)
+    limited.begin()
+    limited.ask()
+    free.begin()
+    free.ask()
+    assert (limited.host.allowed, free.host.allowed) == (1, 24)
+    assert blob(1)
+    assert one(b"", "http://h/a")
