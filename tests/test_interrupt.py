@@ -92,7 +92,7 @@ def write_and_read(root: Path, manifest: dict[str, Any]) -> None:
         data.finish(len(DATA))
         _store.copy(data.path, f"{partial.path}/copy", lambda: None)
         assert _store.hash_file(data.path, lambda: None)
-        assert read_bytes(f"{partial.path}/journal")
+        assert read_bytes(f"{partial.path}/journal", 1 << 20)
         partial.discard()
 
 

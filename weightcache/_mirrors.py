@@ -208,12 +208,14 @@ class Mirrors:
     def _is_patient(self, mirror: Mirror) -> bool:
         """Whether an outage of a mirror is waited out: it delivered, or its server did other files until then."""
         moved = mirror.host.moved
-        return mirror.moved or (moved is not None and moved <= self._since)
+        return mirror.host.name != "" and mirror.moved or (moved is not None and moved <= self._since)
 
     def _is_over(self, mirror: Mirror, failure: Failure) -> bool:
         """Whether a mirror is to be given up, that serves nobody else."""
         retries, silent, host = self._retries, failure.now - self._since, mirror.host
         too_often = mirror.failures >= retries.tries
+        if not host.name:  # a file of this machine: it has no outage, and bears every connection
+            return failure.is_final or too_often
         if failure.is_final:
             knows_it = mirror.delivered or host.limited
             if failure.answered or not failure.error.asked or not (knows_it or host.moved is not None):
