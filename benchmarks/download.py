@@ -233,10 +233,12 @@ CONTESTANTS = {
 class Case:
     title: str
     checkpoints: tuple[str, ...]
-    link: str  # plain, tls, shaped or shaped-tls
+    link: str  # plain, tls, shaped, shaped-tls or throttled-N
     disk: bool = False
+    alone: bool = False  # only weightcache: other clients may wait for the slow connection for hours
 
 
+THROTTLED = (6_000, 400)  # bytes a second
 ONE, BOTH = ("groundingdino",), ("groundingdino", "sam2")
 CASES = {
     "one": Case("694 MB, plain loopback, into /dev/shm", ONE, "plain"),
@@ -246,6 +248,15 @@ CASES = {
     "both-disk": Case("694 and 898 MB, TLS on loopback, onto a disk", BOTH, "tls", disk=True),
     "shaped": Case(f"694 MB, {RATE} MB/s a connection, {ROUND_TRIP} ms, into /dev/shm", ONE, "shaped"),
     "shaped-tls": Case(f"694 MB, TLS, {RATE} MB/s a connection, {ROUND_TRIP} ms, into /dev/shm", ONE, "shaped-tls"),
+    **{
+        f"throttled-{slow}": Case(
+            f"694 MB, {RATE} MB/s a connection, {ROUND_TRIP} ms, one connection of them {slow} bytes/s",
+            ONE,
+            f"throttled-{slow}",
+            alone=True,
+        )
+        for slow in THROTTLED
+    },
 }
 
 
@@ -296,7 +307,7 @@ def running(*command: str | Path, told: int | None = None) -> Iterator[subproces
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[tuple[dict[str, str], dict[str, int]]]:
-    """Start nginx and three shapers, one without any limit; yield the base URLs and the process ids of two."""
+    """Start nginx and the shapers, one without any limit; yield the base URLs and the process ids of two."""
     nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if not nginx or not shutil.which("cc") or not find_spec("trustme"):
         sys.exit("nginx, cc and trustme are needed")
@@ -311,9 +322,17 @@ def serving(folder: Path) -> Iterator[tuple[dict[str, str], dict[str, int]]]:
         running(shaper, "0", str(plain), *limits, told=subprocess.PIPE) as shaped,
         running(shaper, "0", str(tls), *limits, told=subprocess.PIPE) as shaped_tls,
         running(shaper, "0", str(plain), "0", "0", told=subprocess.PIPE) as free,
+        contextlib.ExitStack() as stack,
     ):
+        throttled = [
+            (
+                f"throttled-{slow}",
+                stack.enter_context(running(shaper, "0", str(plain), *limits, str(slow), told=subprocess.PIPE)),
+            )
+            for slow in THROTTLED
+        ]
         urls = {"plain": f"http://127.0.0.1:{plain}", "tls": f"https://127.0.0.1:{tls}"}
-        for name, line in (("shaped", shaped), ("shaped-tls", shaped_tls), ("free", free)):
+        for name, line in (("shaped", shaped), ("shaped-tls", shaped_tls), ("free", free), *throttled):
             assert line.stdout
             scheme = "https" if name.endswith("tls") else "http"
             urls[name] = f"{scheme}://127.0.0.1:{int(line.stdout.readline())}"
@@ -534,6 +553,12 @@ def targets(cases: Told) -> list[Told]:
         if {"weightcache", *others} <= ran.keys():
             ratios = (each(ran["weightcache"]) / max(each(ran[name]) for name in others) for each in (least, median))
             rows.append((f"{case}: time ÷ that of {what}", wanted, *ratios))
+    alone = finished(cases.get("shaped", {})).get("weightcache")
+    for slow in THROTTLED:
+        ours = finished(cases.get(f"throttled-{slow}", {})).get("weightcache")
+        if alone and ours:
+            ratios = (each(ours) / each(alone) for each in (least, median))
+            rows.append((f"one connection at {slow} bytes/s: time ÷ that without it", 2.0, *ratios))
     verdicts = ("no", "by the minimum only", "by the median only", "yes")
     return [
         {"what": what, "at most": wanted, "minimum": smallest, "median": middle}
@@ -655,6 +680,8 @@ def main() -> None:
             turns = {each: options.rounds if CONTESTANTS[each].many else single for each in options.only}
             turns = {name: 0 if CONTESTANTS[name].disk and not case.disk else count for name, count in turns.items()}
             turns = {each: count for each, count in turns.items() if count and each not in missing}
+            if case.alone:
+                turns = {each: count for each, count in turns.items() if each == "weightcache"}
             field = Field(Path(temporary), Path(disk if case.disk else temporary, "into"), case.link, urls[case.link])
             result["cases"][name] = measure(field, case, turns, files)
     result["targets"] = targets(result["cases"])

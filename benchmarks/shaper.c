@@ -2,7 +2,10 @@
  * A long, narrow line on loopback: a TCP proxy that gives every connection its own rate, round trip and slow start.
  *
  *     cc -O2 -o shaper shaper.c -lm
- *     ./shaper LISTEN_PORT ORIGIN_PORT MB_PER_SECOND ROUND_TRIP_MS      e.g.  ./shaper 8001 8000 40 20
+ *     ./shaper LISTEN_PORT ORIGIN_PORT MB_PER_SECOND ROUND_TRIP_MS [SLOW]      e.g.  ./shaper 8001 8000 40 20
+ *
+ * With SLOW, bytes a second, one connection is throttled: the fourth one after a time without any. Its bytes come in
+ * pieces of a tenth of a second.
  *
  * Port 0 lets the kernel choose; the port in use is the first line of standard output. A rate of 0 is no limit and no
  * slow start. It listens and connects on 127.0.0.1 only, and runs until it is killed.
@@ -37,14 +40,18 @@ enum {
     PIPE = 1 << 20,               /* bytes; twice what is on its way at 40 MB/s and 20 ms, for pages filled in part */
     SOCKET_BUFFER = 256 << 10,    /* bytes; more would be a reservoir that no real line has */
     FIRST_WINDOW = 10 * 1460,     /* bytes, RFC 6928 */
+    THROTTLED = 4,                /* which connection is the slow one */
 };
 static const double TICK = 0.5e-3; /* seconds; what falls due within one is done together: fewer wake-ups */
 
 static double rate, round_trip;   /* bytes a second, seconds */
+static double slow;               /* bytes a second of a throttled connection; 0 if there is none */
+static int accepted;              /* connections since there was none */
 static int pipe_size;
 
 struct way {                      /* one direction of a connection */
     int from, to, in, out;        /* sockets, and the two ends of the pipe between them */
+    double rate, most;            /* bytes a second, and bytes in one piece */
     double free_at;               /* when the last byte taken has left the sender */
     double round_end;             /* slow start: until then the window is what may leave */
     double window, left;          /* bytes a round trip, and what is left of them in this one */
@@ -85,11 +92,11 @@ static int take(struct way *w, double t) {
         if (new_round) {
             if (w->left < 1)  /* a window that was not used up does not grow */
                 w->window *= 2;
-            if (w->window >= rate * round_trip)
+            if (w->window >= w->rate * round_trip)
                 w->window = INFINITY;  /* from here on the rate is the limit */
             w->left = w->window;
         }
-        ssize_t n = splice(w->from, 0, w->in, 0, fmin(CHUNK, w->left), SPLICE_F_NONBLOCK);
+        ssize_t n = splice(w->from, 0, w->in, 0, fmin(w->most, w->left), SPLICE_F_NONBLOCK);
         if (n < 0 && errno == EAGAIN) {  /* the pipe has no page left, or the sender has nothing to send? */
             int unread = 0;
             ioctl(w->from, FIONREAD, &unread);
@@ -107,7 +114,7 @@ static int take(struct way *w, double t) {
         double leave = w->waiting ? open : t;
         if (new_round)
             w->round_end = leave + round_trip;
-        w->free_at = leave + n / rate;
+        w->free_at = leave + n / w->rate;
         w->waiting = 1;
         w->left -= n;
         int tail = (w->head + w->count++) % CHUNKS;
@@ -140,7 +147,7 @@ static int give(struct way *w, double t) {
     return 1;
 }
 
-static void start(struct way *w, int from, int to, int size, double at) {
+static void start(struct way *w, int from, int to, int size, double at, double speed) {
     int ends[2], yes = 1, buffer = SOCKET_BUFFER;
     if (pipe2(ends, O_NONBLOCK) || fcntl(ends[1], F_SETPIPE_SZ, size) < 0)
         die("no pipe of this size (/proc/sys/fs/pipe-max-size)");
@@ -149,7 +156,9 @@ static void start(struct way *w, int from, int to, int size, double at) {
     fcntl(to, F_SETFL, O_NONBLOCK);
     w->from = from, w->to = to, w->in = ends[1], w->out = ends[0];
     w->free_at = at;
-    w->window = w->left = isinf(rate) ? INFINITY : FIRST_WINDOW;
+    w->rate = speed;
+    w->most = speed < rate ? fmax(1, speed / 10) : CHUNK;
+    w->window = w->left = isinf(speed) ? INFINITY : FIRST_WINDOW;
 }
 
 static void open_connection(int client, const struct sockaddr_in *origin) {
@@ -158,12 +167,14 @@ static void open_connection(int client, const struct sockaddr_in *origin) {
         close(client), close(upstream);
         return;
     }
+    accepted = open_connections ? accepted + 1 : 1;
+    double speed = slow > 0 && accepted == THROTTLED ? slow : rate;
     struct connection *c = all[open_connections++] = calloc(1, sizeof *c);
     if (!c)
         die("calloc");
     /* The kernel has long shaken hands with the client: the round trip of that is made up for by its first bytes. */
-    start(&c->up, client, upstream, 64 << 10, now() + round_trip);
-    start(&c->down, upstream, client, pipe_size, 0);
+    start(&c->up, client, upstream, 64 << 10, now() + round_trip, rate);
+    start(&c->down, upstream, client, pipe_size, 0, speed);
 }
 
 static void close_connection(int i) {
@@ -191,12 +202,13 @@ static int wait_for(const struct way *w, double t, struct pollfd *set, double *w
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) {
-        fprintf(stderr, "usage: %s LISTEN_PORT ORIGIN_PORT MB_PER_SECOND ROUND_TRIP_MS\n", argv[0]);
+    if (argc != 5 && argc != 6) {
+        fprintf(stderr, "usage: %s LISTEN_PORT ORIGIN_PORT MB_PER_SECOND ROUND_TRIP_MS [SLOW]\n", argv[0]);
         return 2;
     }
     rate = atof(argv[3]) > 0 ? atof(argv[3]) * 1e6 : INFINITY;
     round_trip = atof(argv[4]) / 1e3;
+    slow = argc == 6 ? atof(argv[5]) : 0;
     pipe_size = isinf(rate) ? PIPE : (int)fmax(PIPE, rate * round_trip);
     signal(SIGPIPE, SIG_IGN);
 

@@ -83,7 +83,7 @@ def test_without_races_the_block_is_waited_for(origin: Origin, root: Path, monke
 def test_a_server_without_ranges_is_not_raced(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, ranges=False, rate=30e6)
     assert quiet(one(DATA, origin.url("/a")), root).report["sam2"].bytes_fetched == len(DATA)
-    assert origin.gets() <= 2  # the second one finds out that it gives no parts
+    assert origin.gets() <= 24  # each connection finds out at most once that it gives no parts
 
 
 def test_a_link_where_all_are_slow_fetches_nothing_twice(origin: Origin, root: Path) -> None:
