@@ -54,7 +54,7 @@ scenarios: .venv-fashion/.test ## how long the example takes to start, beside th
 	.venv-fashion/bin/python -m pip install --quiet --requirement tests/fashion/requirements.txt
 	touch $@
 
-simulate: .venv/.test      ## 20,000 seeds of the simulation of many containers; SEEDS=n for more
+simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers and of one root; SEEDS=n for more
 	$(BIN)/python tests/simulate.py --seeds $(or $(SEEDS),20000)
 
 newest-modal:              ## the tests of Modal's client against its newest version; tells, and never fails

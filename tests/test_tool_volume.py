@@ -110,6 +110,8 @@ def test_the_words_of_the_container() -> None:
             "--rehash",
             "--wait",
             "7.0",
+            "--patience",
+            "180.0",
         ]
     )
     words = ["prune", "--volume", "v", "-m", "x", "-m", "y", "--yes", "--older-than", "0"]

@@ -208,7 +208,7 @@ class Mirrors:
     def _is_patient(self, mirror: Mirror) -> bool:
         """Whether an outage of a mirror is waited out: it delivered, or its server did other files until then."""
         moved = mirror.host.moved
-        return mirror.host.name != "" and mirror.moved or (moved is not None and moved <= self._since)
+        return mirror.moved or (moved is not None and moved <= self._since)
 
     def _is_over(self, mirror: Mirror, failure: Failure) -> bool:
         """Whether a mirror is to be given up, that serves nobody else."""
