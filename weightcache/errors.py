@@ -169,7 +169,7 @@ class DownloadError(WeightCacheError, OSError):
     Attributes:
         checkpoint: Name of the checkpoint.
         file: Path of the file within it.
-        attempts: One cause per URL, in the order of trial. The first is the one that the message names.
+        attempts: One cause per URL, as declared. The first is the one that the message names.
     """
 
     checkpoint: str
