@@ -15,36 +15,15 @@ import weightcache
 from origin import Exchange, Origin, broken, hang_up
 from origin import status as answer
 from support import blob, one
+from test_host import SIZE, Answer, Nowhere
 from weightcache import DownloadError, Manifest, ensure
 from weightcache._mirrors import Retries
-from weightcache._pieces import PART, Job, Task
+from weightcache._pieces import Job, Task
 from weightcache._schedule import Schedule
-from weightcache._source import Body, SourceError, TransientError
+from weightcache._source import SourceError, TransientError
 
 MB = 1 << 20
 DATA = blob(12 * MB + 77)
-SIZE = 40 * PART
-
-
-class Nowhere:
-    """A partial without a disk."""
-
-    def open(self) -> None:
-        pass
-
-    def present(self) -> dict[int, int]:
-        return {}
-
-
-class Answer(Body):
-    def __init__(self, task: Task) -> None:
-        self.offset, self.end, self.total = task.piece.position, task.piece.end, SIZE
-
-    def read_into(self, view: memoryview) -> int:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
 
 
 class Line:
