@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from weightcache import Manifest
-from weightcache._host import Host
+from weightcache._host import Host, Hosts
 from weightcache._mirrors import Retries
 from weightcache._pieces import PART, Job, Task
 from weightcache._schedule import Schedule
@@ -135,9 +135,16 @@ def test_a_server_that_answers_nobody_is_asked_by_one_and_then_by_all() -> None:
 
 
 def test_two_servers_are_judged_each_for_itself() -> None:
-    limited, free = Line(1), Line(24)
-    limited.begin()
-    limited.ask()
-    free.begin()
-    free.ask()
-    assert (limited.host.allowed, free.host.allowed) == (1, 24)
+    hosts = Hosts(24)
+    limited, free = hosts.of("http://user@h:80/a"), hosts.of("http://g/a")
+    assert hosts.of("http://h:80/b?x") is limited
+    checkpoint = Manifest.load({"checkpoints": {"c": {"urls": ["http://h/a"], "sha256": "0" * 64}}})["c"]
+    job: Any = Job(checkpoint, checkpoint.files[0], Nowhere())  # type: ignore[arg-type]
+    schedule = Schedule([job], Retries(), random.uniform, 24)
+    served = schedule.take(0.0)
+    assert served is not None
+    limited.tasks.add(served)
+    limited.answered(1.0)
+    served.answered = True
+    limited.refused(served, 2.0, crowded=False)
+    assert (limited.allowed, free.allowed) == (1, 24)
