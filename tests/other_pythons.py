@@ -17,7 +17,10 @@ from pathlib import Path
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 AT_ONCE = 2
 # What takes minutes and rests on no version of Python: the protocol on a model, and the machinery of the tests itself.
-ONCE = ("control_plane", "cost", "fashion_app", "how_to", "schedule", "simulation", "slowvol", "tool_volume")
+ONCE = (
+    *("control_plane", "cost", "errno", "fashion_app", "how_to", "outage", "race", "root_simulation", "schedule"),
+    *("simulation", "slowvol", "tool_volume"),
+)
 TESTS = (
     "-m",
     "pytest",
