@@ -84,7 +84,7 @@ def check(path, sha256):
 """
 
 WEIGHTCACHE = """\
-import filelock, requests, weightcache, weightcache._fetch, weightcache._fill
+import filelock, requests, weightcache, weightcache._transfer.download, weightcache._engine.host
 began = time.perf_counter()
 checkpoints = {file["checkpoint"]: {"urls": [file["url"]], "sha256": file["sha256"], "size": file["size"]}
                for file in job["files"]}

@@ -27,16 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from origin import Origin
-from weightcache import (
-    DownloadError,
-    IntegrityError,
-    Manifest,
-    WeightCacheError,
-    Weights,
-    ensure,
-    status,
-    verify,
-)
+from weightcache import DownloadError, IntegrityError, Manifest, WeightCacheError, Weights, ensure, status, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,8 +15,9 @@ import pytest
 from hub import Hub, isolated_client
 from origin import Origin
 from support import forbidden
-from weightcache import _fetch, _http, _volume
-from weightcache._tool.cli import main
+from weightcache._coordination import volume
+from weightcache._transfer import client, download
+from weightcache.cli.main import main
 
 if find_spec("groundingdino") is None:
     collect_ignore = ["fashion"]  # it needs the example's own environment: `make test` runs it there, after the others
@@ -30,9 +31,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_fetch, "RETRIES", _fetch.Retries(tries=3, base=0.001, cap=0.01, refusals=0.0))
-    monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5.0, stall=5.0))
-    monkeypatch.setattr(_volume, "BACKOFF", (0.001, 0.001))
+    monkeypatch.setattr(download, "RETRIES", download.Retries(tries=3, base=0.001, cap=0.01, refusals=0.0))
+    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5.0, stall=5.0))
+    monkeypatch.setattr(volume, "BACKOFF", (0.001, 0.001))
     for name in ("MODAL_TASK_ID", "MODAL_IS_REMOTE", "WEIGHTCACHE_ROOT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:
@@ -47,7 +48,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no connection be called slow, whatever this machine is busy with: for tests that count what was sent."""
-    monkeypatch.setattr("weightcache._schedule.PROBATION", 60.0)
+    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 60.0)
 
 
 @pytest.fixture

@@ -24,13 +24,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from weightcache import _bring, _journal, _partial, _store, _story
-from weightcache._bring import Bringer
-from weightcache._cancel import Cancel
-from weightcache._container import Writer
-from weightcache._fill import _House
-from weightcache._look import Layout
-from weightcache._volume import VolumeCalls
+from weightcache._coordination.volume import VolumeCalls
+from weightcache._engine import install, reconcile
+from weightcache._engine.host import _House
+from weightcache._engine.install import Bringer
+from weightcache._runtime.cancel import Cancel
+from weightcache._runtime.identity import Writer
+from weightcache._store import files as store_files
+from weightcache._store import journal as store_journal
+from weightcache._store import partials
+from weightcache._store.layout import Layout
 from weightcache.errors import DownloadError, IntegrityError, StorageError, WeightCacheError
 from weightcache.manifest import Manifest
 
@@ -214,7 +217,7 @@ class RootWorld:
         bringer = Bringer(layout, holder, False, False, 180.0, False, cancel, {}, False)  # type: ignore[arg-type]
         calls = VolumeCalls(self.root, None)
         house = _House(layout, checkpoints, calls, bringer, holder, lambda _: None, cancel, False)  # type: ignore[arg-type]
-        if _story.run(_story.tell(house, None, house)):
+        if reconcile.run(reconcile.tell(house, None, house)):
             raise StorageError("vanished", hint="", path=self.root)
 
     def run_actor(self, actor: Actor) -> None:
@@ -308,15 +311,15 @@ def _patched(world: RootWorld) -> Iterator[None]:
         def patch(target: Any, name: str, value: Any) -> None:
             stack.enter_context(mock.patch.object(target, name, value))
 
-        world.real_fcntl = _partial.fcntl.fcntl  # type: ignore[attr-defined]
-        for module in (_partial, _journal):
+        world.real_fcntl = partials.fcntl.fcntl  # type: ignore[attr-defined]
+        for module in (partials, store_journal):
             patch(module, "BLOCK", BLOCK)
         for name in CALLS:
             patch(os, name, lambda *a, _name=name, **o: world.call(_name, *a, **o))
-        patch(_partial.fcntl, "fcntl", world.lease)
-        patch(_bring, "fetch", world.fetch)
-        patch(_bring, "make_progress", lambda *a: _Silent())
-        patch(_store, "in_parallel", lambda work, items, check: [work(item, check) for item in items])
+        patch(partials.fcntl, "fcntl", world.lease)
+        patch(install, "fetch", world.fetch)
+        patch(install, "make_progress", lambda *a: _Silent())
+        patch(store_files, "in_parallel", lambda work, items, check: [work(item, check) for item in items])
         patch(Writer, "new", world.new_writer)
         patch(Writer, "is_here", lambda writer, root: world.is_here(writer))
         patch(Writer, "is_dead_here", lambda writer, root: world.is_dead_here(writer))

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from weightcache import DownloadError, NotCachedError
-from weightcache._lease import EXPIRY, LOOK, POLL, Lease
-from weightcache._partial import STALE, VanishedError
-from weightcache._story import tell
+from weightcache._coordination.lease import EXPIRY, LOOK, POLL, Lease
+from weightcache._engine.reconcile import tell
+from weightcache._store.partial_file import VanishedError
+from weightcache._store.partials import STALE
 
 T = TypeVar("T")
 Blocks = tuple[Any, ...]

@@ -59,9 +59,11 @@ def partials(root: Path) -> list[Path]:
 
 PRELUDE = """
 import json, logging, os, sys
-from weightcache import _fetch, _http, _volume, ensure
-_fetch.RETRIES.base = 0.01
-_volume.BACKOFF = (0.01, 0.01)
+from weightcache._transfer import download, client
+from weightcache._coordination import volume
+from weightcache import ensure
+download.RETRIES.base = 0.01
+volume.BACKOFF = (0.01, 0.01)
 """
 
 

@@ -12,8 +12,8 @@ from hub import File, Hub, pointer
 from origin import Exchange, Origin
 from support import blob, sha256
 from weightcache import Manifest, ManifestError, publish
-from weightcache._tool.judge import advice, unfit
-from weightcache._tool.measure import Opening
+from weightcache.cli.hash_remote import Opening
+from weightcache.cli.refuse_content import advice, unfit
 
 DATA = blob(5000)
 REAL = sha256(DATA)

@@ -12,8 +12,8 @@ import pytest
 
 from support import blob, one
 from weightcache import ensure
-from weightcache._rules import resolved_url
-from weightcache._target import request_target
+from weightcache._transfer.request_target import request_target
+from weightcache.manifest.urls import resolved_url
 
 DATA = blob(1000)
 COMMIT = "0123456789abcdef" * 2 + "01234567"

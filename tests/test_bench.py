@@ -12,10 +12,10 @@ import pytest
 
 from support import blob
 from weightcache import NotCachedError, StorageError, publish
-from weightcache._prefetched import CHUNK
-from weightcache._tool import bench
-from weightcache._tool.bench import MIB, WAYS
-from weightcache._tool.cli import main
+from weightcache._prefetch.file import CHUNK
+from weightcache.cli import bench
+from weightcache.cli.bench import MIB, WAYS
+from weightcache.cli.main import main
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from origin import Origin
 from origin import status as answer
 from support import blob, one, sha256
 from test_look import toml_of
-from weightcache._container import note_path
-from weightcache._tool import doctor
-from weightcache._tool.cli import main
+from weightcache._runtime.identity import note_path
+from weightcache.cli import doctor
+from weightcache.cli.main import main
 
 DATA = blob(200_000)
 
@@ -76,7 +76,7 @@ def test_all_verbs(manifest: Path, root: Path, capsys: pytest.CaptureFixture[str
 
 def test_what_only_looks_loads_nothing_that_downloads(manifest: Path, root: Path) -> None:
     code = (
-        "import sys; from weightcache._tool.cli import main; main(sys.argv[1:]); "
+        "import sys; from weightcache.cli.main import main; main(sys.argv[1:]); "
         "print([name for name in ('requests', 'tqdm', 'modal', 'tomlkit', 'huggingface_hub') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, "status", "-m", manifest, "--root", root]

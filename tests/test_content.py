@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from weightcache._content import foreign_content
+from weightcache._store.file_kind import foreign_content
 
 
 @pytest.mark.parametrize(

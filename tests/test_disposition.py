@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from origin import Exchange, Origin
 from support import blob, sha256
 from weightcache import Manifest, ensure
-from weightcache._disposition import suggested_name
-from weightcache._rules import has_ending, path_problem
+from weightcache._transfer.content_disposition import suggested_name
+from weightcache.manifest.urls import has_ending
+from weightcache.manifest.validate import path_problem
 
 DATA = blob(5000)
 

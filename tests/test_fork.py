@@ -15,8 +15,10 @@ import pytest
 
 from origin import Origin
 from support import blob, child, finish, one, sha256, until
-from weightcache import _descriptors, _lock, ensure, prune, publish, verify
-from weightcache._descriptors import Descriptor, opened
+from weightcache import ensure, prune, publish, verify
+from weightcache._coordination import lock as coordination_lock
+from weightcache._runtime import descriptors
+from weightcache._runtime.descriptors import Descriptor, opened
 
 DATA = blob((3 << 20) + 7)
 
@@ -188,8 +190,10 @@ def test_a_child_waits_for_its_parent(source: Path, root: Path, monkeypatch: pyt
         code = 1
         try:
             signal.alarm(60)
-            tick = _lock.Waiting.tick
-            monkeypatch.setattr(_lock.Waiting, "tick", lambda waiting: (os.write(tell, b"."), tick(waiting)))
+            tick = coordination_lock.Waiting.tick
+            monkeypatch.setattr(
+                coordination_lock.Waiting, "tick", lambda waiting: (os.write(tell, b"."), tick(waiting))
+            )
             code = 0 if ensure(manifest, root=root, progress=False).report["sam2"].outcome == "waited" else 2
         finally:
             os._exit(code)
@@ -226,7 +230,7 @@ def test_a_fork_waits_until_a_file_is_open_or_closed(tmp_path: Path, monkeypatch
 
 
 def test_a_fork_does_not_wait_for_a_volume_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_descriptors, "PATIENCE", 0.01)
+    monkeypatch.setattr(descriptors, "PATIENCE", 0.01)
     hanging = Descriptor()
     hanging.busy = -1  # a thread that is inside a call
     with forked():
@@ -237,7 +241,7 @@ def test_a_child_of_a_hit_keeps_no_receipt(source: Path, root: Path, monkeypatch
     manifest = one(DATA, f"file://{source}")
     ensure(manifest, root=root, progress=False)
     code = """
-    import os, signal, threading, weightcache._look as look, warnings
+    import os, signal, threading, weightcache._store.inspect as look, warnings
     warnings.simplefilter("ignore")
     class Slow(set):
         def add(self, stream):

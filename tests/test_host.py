@@ -6,11 +6,11 @@ import random
 from typing import Any
 
 from weightcache import Manifest
-from weightcache._host import Host, Hosts
-from weightcache._mirrors import Retries
-from weightcache._pieces import PART, Job, Task
-from weightcache._schedule import Schedule
-from weightcache._source import Body, SourceError, TransientError
+from weightcache._transfer.mirrors import Retries
+from weightcache._transfer.scheduler import Schedule
+from weightcache._transfer.segments import PART, Job, Task
+from weightcache._transfer.server import Host, Hosts
+from weightcache._transfer.stream import Body, SourceError, TransientError
 
 SIZE = 4000 * PART
 

@@ -10,7 +10,7 @@ import pytest
 from origin import Origin
 from support import blob, one
 from weightcache import DownloadError, ensure
-from weightcache._partial import BLOCK
+from weightcache._store.partials import BLOCK
 
 DATA = blob(BLOCK + 777)
 NINES = b"9" * 5000  # int() of more than 4300 digits raises
@@ -43,7 +43,7 @@ HEADS: dict[str, bytes] = {
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the first request be for a part."""
-    monkeypatch.setattr("weightcache._transfer.PART", BLOCK)
+    monkeypatch.setattr("weightcache._transfer.file_transfer.PART", BLOCK)
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)

@@ -214,7 +214,9 @@ def test_many_containers_at_once(origin: Origin, tmp_path: Path) -> None:
     starts, tells = blocks("many-containers-at-once", "python")
     starts = starts.replace('"/root/weights.toml"', repr(str(manifest)))
     starts = starts.replace('"/root/data/weights"', repr(str(tmp_path / "weights")))
-    patient = "from weightcache import _schedule\n_schedule.PROBATION = 60.0\n"  # a held request is not called slow
+    patient = (
+        "from weightcache._transfer import scheduler\nscheduler.PROBATION = 60.0\n"  # a held request is not called slow
+    )
     code = f"{patient}class volume:\n    commit = reload = staticmethod(lambda: None)\n{starts}{tells}"
     first = child(code)
     assert reached.wait(60)

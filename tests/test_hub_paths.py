@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from hub import File, Hub
 from support import blob, sha256
 from weightcache import Manifest, ensure
-from weightcache._entries import parse_toml
-from weightcache._rules import hub_parts, name_from_url, path_problem, resolved_url, url_problem, variables
-from weightcache._target import request_target
-from weightcache._tool.draft import HubUrl
+from weightcache._transfer.request_target import request_target
+from weightcache.cli.draft import HubUrl
 from weightcache.errors import redacted
+from weightcache.manifest.parse import parse_toml
+from weightcache.manifest.urls import hub_parts, name_from_url, resolved_url, url_problem, variables
+from weightcache.manifest.validate import path_problem
 
 DATA = blob(5000)
 COMMIT = "0123456789abcdef" * 2 + "01234567"

@@ -15,9 +15,13 @@ import weightcache
 from origin import Origin, broken
 from origin import status as answer
 from support import blob, child, directory, finish, one, partials, sha256, visible
-from weightcache import DownloadError, StorageError, _partial, _store, ensure, status, verify
-from weightcache._container import Writer, container_id
-from weightcache._partial import BLOCK
+from weightcache import DownloadError, StorageError, ensure, status, verify
+from weightcache._runtime.identity import Writer, container_id
+from weightcache._store import files as store_files
+from weightcache._store import partial_file
+from weightcache._store import partials as store_partials
+from weightcache._store import receipts as store_receipts
+from weightcache._store.partials import BLOCK
 
 DATA = blob(3 * BLOCK + 100)
 WRONG = blob(len(DATA), 9)
@@ -113,7 +117,7 @@ def test_a_copy_that_was_not_published_is_not_written_to(root: Path, monkeypatch
     monkeypatch.setattr(os, "link", no_links)
     other = root.parent / "other"
     other.write_bytes(WRONG)
-    assert _store.link_or_copy(str(other), str(root / "0.copy"), sha256(WRONG), lambda: None)
+    assert store_files.link_or_copy(str(other), str(root / "0.copy"), sha256(WRONG), lambda: None)
     assert source.read_bytes() == DATA
 
 
@@ -128,7 +132,7 @@ def test_a_receipt_has_the_size_that_was_hashed(
     """Somebody cuts the published file before its receipt is written: it is no hit, and healed."""
     origin.put("/a", DATA)
     manifest = one(DATA, origin.url("/a"), size=size)
-    real, cuts = _store.write_receipt, []
+    real, cuts = store_receipts.write_receipt, []
 
     def cut(layout: Any, checkpoint: Any, *arguments: Any) -> None:
         if not cuts:
@@ -136,7 +140,7 @@ def test_a_receipt_has_the_size_that_was_hashed(
             os.truncate(cuts[0], 0)
         real(layout, checkpoint, *arguments)
 
-    monkeypatch.setattr(_store, "write_receipt", cut)
+    monkeypatch.setattr(store_files, "write_receipt", cut)
     weights = quiet(manifest, root)
     assert cuts
     assert weights["sam2"].read_bytes() == DATA
@@ -188,9 +192,9 @@ def living(origin: Origin, root: Path) -> Any:
     """A process that has two blocks of wrong bytes in an open partial, and writes on when it is given a line."""
     (root / ".weightcache/partial").mkdir(parents=True)
     code = """
-    from weightcache._container import Writer
-    from weightcache._look import Layout
-    from weightcache._partial import Partial
+    from weightcache._runtime.identity import Writer
+    from weightcache._store.inspect import Layout
+    from weightcache._store.partials import Partial
     from weightcache.manifest import Manifest
     [checkpoint] = Manifest.load(json.loads(sys.argv[1]))
     with Writer.new(sys.argv[2]) as writer, Partial(Layout(sys.argv[2]), checkpoint, writer) as partial:
@@ -219,7 +223,7 @@ def test_a_living_writer_that_is_taken_for_dead_changes_nothing_that_is_publishe
     origin.put("/a", DATA)
     monkeypatch.setattr(Writer, "is_dead_here", lambda writer, root: True)
     if not leases:
-        monkeypatch.setattr(_partial.fcntl, "fcntl", lambda *arguments: no_leases())
+        monkeypatch.setattr(store_partials.fcntl, "fcntl", lambda *arguments: no_leases())
     path = quiet(one(DATA, origin.url("/a")), root)["sam2"]
     living.communicate("go\n", timeout=60)
     assert path.read_bytes() == DATA
@@ -250,13 +254,13 @@ def test_a_dead_writers_file_is_taken_over_and_not_copied(origin: Origin, root: 
 def test_without_leases_only_modal_is_trusted(on_modal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"x")
-    assert _partial._is_only_ours(str(path))
-    monkeypatch.setattr(_partial.fcntl, "fcntl", lambda *arguments: no_leases())
+    assert partial_file._is_only_ours(str(path))
+    monkeypatch.setattr(store_partials.fcntl, "fcntl", lambda *arguments: no_leases())
     monkeypatch.delenv("MODAL_IS_REMOTE", raising=False)
     monkeypatch.delenv("MODAL_TASK_ID", raising=False)
     if on_modal:
         monkeypatch.setenv("MODAL_TASK_ID", "ta-1")
-    assert _partial._is_only_ours(str(path)) is on_modal
+    assert partial_file._is_only_ours(str(path)) is on_modal
 
 
 # Who is alive --------------------------------------------------------------------------------------------------
@@ -265,7 +269,7 @@ IDENTITY = """
 import os, sys
 real = os.readlink
 os.readlink = lambda path, **options: f"pid:[{os.getpid()}]" if str(path).endswith("/ns/pid") else real(path, **options)
-from weightcache._container import container_id
+from weightcache._runtime.identity import container_id
 print(container_id(sys.argv[1]))
 """
 
@@ -281,15 +285,15 @@ def test_processes_of_one_container_have_one_identity_where_each_has_another_nam
 
 @pytest.mark.parametrize("what", ["boot", "host", "namespace", "task"])
 def test_two_hosts_with_one_temporary_directory_differ(what: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weightcache import _container
+    from weightcache._runtime import identity
 
     before = container_id(str(root))
     if what == "boot":
-        monkeypatch.setattr(_container, "_boot_id", lambda: "another")
+        monkeypatch.setattr(identity, "_boot_id", lambda: "another")
     elif what == "host":
         monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "another", "", "", "")))
     elif what == "namespace":
-        monkeypatch.setattr(_container, "process_start", lambda pid: 123456789)
+        monkeypatch.setattr(identity, "process_start", lambda pid: 123456789)
     else:
         monkeypatch.setenv("MODAL_TASK_ID", "ta-another")
     assert container_id(str(root)) != before

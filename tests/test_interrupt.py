@@ -16,11 +16,14 @@ import pytest
 
 import weightcache
 from support import blob, one
-from weightcache import _lock, _store
-from weightcache._container import Writer
-from weightcache._descriptors import closed_when_interrupted
-from weightcache._look import Layout, read_bytes
-from weightcache._partial import Partial
+from weightcache._coordination import lock
+from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._runtime.identity import Writer
+from weightcache._store import files as store_files
+from weightcache._store import root as store_root
+from weightcache._store.inspect import read_bytes
+from weightcache._store.layout import Layout
+from weightcache._store.partials import Partial
 from weightcache.manifest import Manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # inside a finaliser
@@ -83,15 +86,15 @@ def write_and_read(root: Path, manifest: dict[str, Any]) -> None:
     [checkpoint] = Manifest.load(manifest)
     [file] = checkpoint.files
     layout = Layout(str(root))
-    _store.make_root(layout)
+    store_root.make_root(layout)
     with Writer.new(layout.root) as writer, Partial(layout, checkpoint, writer) as partial:
         data = partial.file(file)
         data.open()
         data.write(0, memoryview(DATA))
         assert data.take(0) == DATA
         data.finish(len(DATA))
-        _store.copy(data.path, f"{partial.path}/copy", lambda: None)
-        assert _store.hash_file(data.path, lambda: None)
+        store_files.copy(data.path, f"{partial.path}/copy", lambda: None)
+        assert store_files.hash_file(data.path, lambda: None)
         assert read_bytes(f"{partial.path}/journal", 1 << 20)
         partial.discard()
 
@@ -139,7 +142,7 @@ def test_the_gate_of_a_root_opens_again(root: Path) -> None:
     """Also where it comes just after the gate was passed, and the exception is kept."""
 
     def pass_gate() -> None:
-        with _lock.exclusive(str(root), wait=1, say=lambda _: None, check=lambda: None):
+        with lock.exclusive(str(root), wait=1, say=lambda _: None, check=lambda: None):
             pass
 
     pass_gate()

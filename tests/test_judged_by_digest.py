@@ -13,7 +13,7 @@ import pytest
 from origin import Exchange, Origin, Resource, broken
 from support import blob, one, sha256
 from weightcache import DownloadError, IntegrityError, ensure
-from weightcache._partial import BLOCK
+from weightcache._store.partials import BLOCK
 
 DATA = blob(3 * BLOCK + 77)
 OTHER = blob(len(DATA), 9)

@@ -17,11 +17,14 @@ import weightcache
 from origin import Origin, hang_up
 from origin import status as answer
 from support import blob, one
-from weightcache import DownloadError, NotCachedError, _dict, _fill, _lease, ensure
-from weightcache._container import Writer
-from weightcache._lease import BEAT, EXPIRY, Head, Lease
-from weightcache._partial import BLOCK
-from weightcache._story import run
+from weightcache import DownloadError, NotCachedError, ensure
+from weightcache._coordination import kv
+from weightcache._coordination import lease as coordination_lease
+from weightcache._coordination.lease import BEAT, EXPIRY, Head, Lease
+from weightcache._engine import host
+from weightcache._engine.reconcile import run
+from weightcache._runtime.identity import Writer
+from weightcache._store.partials import BLOCK
 
 DATA = blob(2 * BLOCK + 5)
 X, Y = "a" * 64, "b" * 64
@@ -90,7 +93,7 @@ def clock() -> Time:
 
 
 def lease(found: FakeDict, clock: Time, me: str, wait: float = 300.0) -> Lease:
-    store = _dict.open_store(found, object())  # type: ignore[arg-type]
+    store = kv.open_store(found, object())  # type: ignore[arg-type]
     assert store is not None
     return Lease(store, clock, me, wait=wait)
 
@@ -306,10 +309,10 @@ def test_ones_own_head_does_not_keep_one_waiting(found: FakeDict, clock: Time) -
 
 
 def test_a_dict_that_hangs_has_an_end(monkeypatch: pytest.MonkeyPatch, found: FakeDict) -> None:
-    monkeypatch.setattr(_dict, "LIMIT", 0.05)
+    monkeypatch.setattr(kv, "LIMIT", 0.05)
     answered = threading.Event()
     monkeypatch.setattr(found, "get", lambda key: answered.wait(30.0))
-    store = _dict.open_store(found, object())  # type: ignore[arg-type]
+    store = kv.open_store(found, object())  # type: ignore[arg-type]
     assert store is not None
     with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
         run(store.get("x"))
@@ -329,9 +332,9 @@ class Volume:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lease, "POLL", (0.01, 0.01))
-    monkeypatch.setattr(_lease, "LOOK", 0.02)
-    monkeypatch.setattr(_lease, "TRIES", (0.001,) * 3)
+    monkeypatch.setattr(coordination_lease, "POLL", (0.01, 0.01))
+    monkeypatch.setattr(coordination_lease, "LOOK", 0.02)
+    monkeypatch.setattr(coordination_lease, "TRIES", (0.001,) * 3)
 
 
 def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
@@ -408,7 +411,7 @@ def test_what_another_process_brought_needs_no_lease(
     origin.put("/a", DATA)
     manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
     quiet(manifest, theirs)
-    exclusive = _fill.exclusive
+    exclusive = host.exclusive
 
     @contextmanager
     def late(*args: Any, **options: Any) -> Iterator[Any]:
@@ -416,16 +419,16 @@ def test_what_another_process_brought_needs_no_lease(
             os.rename(theirs, root)  # what the last holder of the lock did
             yield held
 
-    monkeypatch.setattr(_fill, "exclusive", late)
-    monkeypatch.setattr(_dict, "open_store", lambda *_: pytest.fail("a Dict was looked for"))
+    monkeypatch.setattr(host, "exclusive", late)
+    monkeypatch.setattr(kv, "open_store", lambda *_: pytest.fail("a Dict was looked for"))
     quiet(manifest, root, lease=found)
 
 
 def test_no_beat_comes_after_the_release(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lease, "BEAT", 0.01)
-    monkeypatch.setattr(_fill, "JOIN", 60.0)  # however late this machine lets the beat go on
+    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
+    monkeypatch.setattr(host, "JOIN", 60.0)  # however late this machine lets the beat go on
     manifest = one(DATA, origin.url("/a"))
     key, beating, released = f"{digest(manifest)}/head", threading.Event(), threading.Event()
     put = found.put
@@ -452,7 +455,7 @@ def test_a_read_only_root_waits_for_who_fills_the_volume(
     manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
     quiet(manifest, theirs)
     root.mkdir()
-    monkeypatch.setattr("weightcache._store.is_read_only", lambda layout: True)
+    monkeypatch.setattr("weightcache._store.root.is_read_only", lambda layout: True)
     key = f"{digest(manifest)}/head"
     found[key] = (1, "ta-123", "held", 0, 17)
 
@@ -486,7 +489,7 @@ def test_a_keyboard_interrupt_says_so_too(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("weightcache._bring.fetch", interrupted)
+    monkeypatch.setattr("weightcache._engine.install.fetch", interrupted)
     manifest = one(DATA, origin.url("/a"))
     with pytest.raises(KeyboardInterrupt):
         quiet(manifest, root, lease=found)
@@ -496,7 +499,7 @@ def test_a_keyboard_interrupt_says_so_too(
 def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lease, "BEAT", 0.01)
+    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
     hangs, over, put = threading.Event(), threading.Event(), found.put
     answers: list[bool] = []
 
@@ -511,8 +514,8 @@ def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(found, "put", hanging)
-    monkeypatch.setattr("weightcache._bring.fetch", interrupted)
-    monkeypatch.setattr(_dict, "LIMIT", 60.0)
+    monkeypatch.setattr("weightcache._engine.install.fetch", interrupted)
+    monkeypatch.setattr(kv, "LIMIT", 60.0)
     with pytest.raises(KeyboardInterrupt):
         quiet(one(DATA, origin.url("/a")), root, lease=found)
     assert answers == []  # it did not wait for the Dict, which answers only now
@@ -596,7 +599,7 @@ def test_a_place_that_vanishes_is_warned_of_once(
 def test_the_holder_beats_while_it_downloads(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lease, "BEAT", 0.01)
+    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
     manifest = one(DATA, origin.url("/a"))
     key, beaten = f"{digest(manifest)}/head", threading.Event()
     put = found.put

@@ -12,7 +12,7 @@ from origin import Origin
 from origin import status as answer
 from support import blob, one
 from weightcache import DownloadError, ensure
-from weightcache._limits import seconds_to_wait
+from weightcache._transfer.rate_limits import seconds_to_wait
 
 DATA = blob(5000)
 
@@ -101,7 +101,7 @@ def test_it_is_left_alone_as_long_as_it_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("weightcache._cancel.Cancel.sleep", lambda self, seconds: slept.append(seconds))
+    monkeypatch.setattr("weightcache._runtime.cancel.Cancel.sleep", lambda self, seconds: slept.append(seconds))
     origin.put("/a", DATA, faults=[answer(status, headers, body)])
     assert ensure(one(DATA, origin.url("/a")), root=root, progress=False)["sam2"].read_bytes() == DATA
     assert [round(each) for each in slept] == [waits]

@@ -19,7 +19,8 @@ import pytest
 from origin import Origin
 from support import blob, child, directory, finish, forbidden, lacking, one, start_together
 from test_look import site_hooks, toml_of
-from weightcache import ManifestError, StorageError, UnknownCheckpointError, Weights, _link, ensure
+from weightcache import ManifestError, StorageError, UnknownCheckpointError, Weights, ensure
+from weightcache._views import symlinks
 
 DINO, SAM = blob(3000, 1), blob(2000, 2)
 FOLDER = {"config.json": b"{}", "deep/vocab.txt": b"a\nb\n"}
@@ -268,7 +269,7 @@ def test_no_link_on_any_modal_volume(
     manifest: dict[str, Any], tmp_path: Path, app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mount path is a symlink there; the root may be a directory below it, and there may be another Volume."""
-    monkeypatch.setattr(_link, "MODAL_VOLUMES", f"{os.path.realpath(tmp_path)}/volumes/")
+    monkeypatch.setattr(symlinks, "MODAL_VOLUMES", f"{os.path.realpath(tmp_path)}/volumes/")
     for name in ("vo-1", "vo-2"):
         (tmp_path / "volumes" / name).mkdir(parents=True)
     (app / "weights").symlink_to(tmp_path / "volumes/vo-1")

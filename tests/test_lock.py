@@ -16,9 +16,11 @@ import pytest
 import weightcache
 from origin import Origin, gate, stalled
 from support import blob, child, one, partials, visible
-from weightcache import DownloadError, LockTimeoutError, StorageError, _lock, _partial, aensure, ensure, status
-from weightcache._container import container_id, local_directory, process_start
-from weightcache._partial import BLOCK
+from weightcache import DownloadError, LockTimeoutError, StorageError, aensure, ensure, status
+from weightcache._coordination import lock as coordination_lock
+from weightcache._runtime.identity import container_id, local_directory, process_start
+from weightcache._store import partials as store_partials
+from weightcache._store.partials import BLOCK
 
 DATA = blob(3 * BLOCK)
 
@@ -30,7 +32,7 @@ def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
 @pytest.fixture(autouse=True)
 def no_relief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no other connection bring what a held one owes, however long another process takes to start."""
-    monkeypatch.setattr("weightcache._relief.STALLED", 600.0)
+    monkeypatch.setattr("weightcache._transfer.work_stealing.STALLED", 600.0)
 
 
 class Filling:
@@ -64,7 +66,7 @@ def test_a_hit_and_a_status_do_not_wait(origin: Origin, root: Path) -> None:
 def test_waiting_ends_without_progress(
     origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lock, "BEAT", 0.0)
+    monkeypatch.setattr(coordination_lock, "BEAT", 0.0)
     with Filling(origin, root) as filling:
         with pytest.raises(LockTimeoutError) as caught:
             ensure(filling.manifest, root=root, wait=0.2)
@@ -83,9 +85,9 @@ def test_waiting_ends_without_progress(
 
 
 def test_progress_of_the_holder_makes_waiting_go_on(root: Path) -> None:
-    holder = _lock.Holder(str(root))
+    holder = coordination_lock.Holder(str(root))
     lines: list[str] = []
-    waiting = _lock.Waiting(str(root), 10.0, lines.append, lambda: None)
+    waiting = coordination_lock.Waiting(str(root), 10.0, lines.append, lambda: None)
     for step in range(5):
         holder.begin("downloading", 100)
         waiting._moved -= 9  # nine seconds later
@@ -106,26 +108,29 @@ def test_progress_of_the_holder_makes_waiting_go_on(root: Path) -> None:
 def test_who_is_waited_for_is_said_with_a_name(root: Path) -> None:
     """A holder is a moment away from its note when it has just taken the lock, or can write none."""
     lines: list[str] = []
-    waiting = _lock.Waiting(str(root), 10.0, lines.append, lambda: None)
+    waiting = coordination_lock.Waiting(str(root), 10.0, lines.append, lambda: None)
     waiting.tick()
     assert (lines, waiting.holder) == ([], "another process")
-    holder = _lock.Holder(str(root))
+    holder = coordination_lock.Holder(str(root))
     holder.begin("looking")
     waiting.tick()
     assert waiting.holder == f"process {os.getpid()} (looking)"
     assert [line.partition(" to fill")[0] for line in lines] == [f"waiting for {waiting.holder}"]
     holder.clear()
-    waiting = _lock.Waiting(str(root), 10.0, lines.append, lambda: None)
+    waiting = coordination_lock.Waiting(str(root), 10.0, lines.append, lambda: None)
     waiting._began -= 2  # two seconds later
     waiting.tick()
     assert lines[1].startswith("waiting for another process to fill")
 
 
 def test_notes_that_are_noise(root: Path) -> None:
-    assert _lock._in_words("{") == ""
-    assert _lock._in_words("[]") == ""
-    assert _lock._in_words(json.dumps({"pid": 1, "doing": "looking", "done": 0, "total": 0})) == "process 1 (looking)"
-    assert "1.0 MB" in _lock._in_words(json.dumps({"pid": 1, "doing": "x", "done": 10**6, "total": 0}))
+    assert coordination_lock._in_words("{") == ""
+    assert coordination_lock._in_words("[]") == ""
+    assert (
+        coordination_lock._in_words(json.dumps({"pid": 1, "doing": "looking", "done": 0, "total": 0}))
+        == "process 1 (looking)"
+    )
+    assert "1.0 MB" in coordination_lock._in_words(json.dumps({"pid": 1, "doing": "x", "done": 10**6, "total": 0}))
 
 
 @pytest.mark.parametrize("failure", [OSError(38, "Function not implemented"), NotImplementedError("no flock")])
@@ -136,7 +141,7 @@ def test_no_locks_at_all(
         raise failure
 
     origin.put("/a", DATA)
-    monkeypatch.setattr("weightcache._lock.FileLock.acquire", fail)
+    monkeypatch.setattr("weightcache._coordination.lock.FileLock.acquire", fail)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
     assert "going on without" in caplog.text
 
@@ -154,8 +159,8 @@ def test_no_directory_for_locks(
     origin.put("/a", DATA)
     origin.put("/b", b"other")
     quiet(one(DATA, origin.url("/a")), root)
-    monkeypatch.setattr("weightcache._container.os.lstat", lstat)
-    monkeypatch.setattr("weightcache._container.tempfile.gettempdir", fail)
+    monkeypatch.setattr("weightcache._runtime.identity.os.lstat", lstat)
+    monkeypatch.setattr("weightcache._runtime.identity.tempfile.gettempdir", fail)
     with pytest.raises(StorageError, match="no container-local directory"):
         local_directory(str(root))
     assert len(container_id(str(root))) == 12
@@ -271,17 +276,20 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
 
     @contextmanager
     def no_lock(root: str, **options: Any) -> Any:
-        yield _lock.Holder(root), _lock.Waiting(root, options["wait"], options["say"], options["check"])
+        yield (
+            coordination_lock.Holder(root),
+            coordination_lock.Waiting(root, options["wait"], options["say"], options["check"]),
+        )
 
-    journaled, append = threading.Event(), _partial.Partial.append
+    journaled, append = threading.Event(), store_partials.Partial.append
 
-    def appending(self: _partial.Partial, line: str) -> None:
+    def appending(self: store_partials.Partial, line: str) -> None:
         append(self, line)
         if not line.startswith("opened"):
             journaled.set()
 
-    monkeypatch.setattr("weightcache._fill.exclusive", no_lock)
-    monkeypatch.setattr(_partial.Partial, "append", appending)
+    monkeypatch.setattr("weightcache._engine.host.exclusive", no_lock)
+    monkeypatch.setattr(store_partials.Partial, "append", appending)
     with Filling(origin, root) as filling:
         assert journaled.wait(60)
         [theirs] = partials(root)
@@ -294,8 +302,8 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
 
 def test_hashing_is_progress_to_who_waits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[tuple[str, int]] = []
-    monkeypatch.setattr(_lock, "BEAT", 0.0)
-    monkeypatch.setattr(_lock.Holder, "_write", lambda self: noted.append((self._doing, self._done)))
+    monkeypatch.setattr(coordination_lock, "BEAT", 0.0)
+    monkeypatch.setattr(coordination_lock.Holder, "_write", lambda self: noted.append((self._doing, self._done)))
     path = Path(weightcache.status(one(DATA), root=root)[0].path)
     path.parent.mkdir(parents=True)
     path.write_bytes(DATA)

@@ -10,7 +10,7 @@ import pytest
 
 from support import directory, one, sha256
 from weightcache import Manifest, ManifestError, UnknownCheckpointError
-from weightcache._rules import local_path, resolved_url
+from weightcache.manifest.urls import local_path, resolved_url
 
 A, B = "a" * 64, "b" * 64
 COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"

@@ -13,9 +13,9 @@ import pytest
 from origin import Origin
 from support import blob, one, sha256
 from weightcache import Manifest, StorageError, ensure, prune, publish, status, verify
-from weightcache._rules import user_path
-from weightcache._tokens import hub_token
-from weightcache.modal import WeightVolume
+from weightcache._transfer.auth import hub_token
+from weightcache.manifest.validate import user_path
+from weightcache.modal.weight_volume import WeightVolume
 
 DATA = blob(1000)
 

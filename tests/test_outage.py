@@ -17,10 +17,10 @@ from origin import status as answer
 from support import blob, one
 from test_host import SIZE, Answer, Nowhere
 from weightcache import DownloadError, Manifest, ensure
-from weightcache._mirrors import Retries
-from weightcache._pieces import Job, Task
-from weightcache._schedule import Schedule
-from weightcache._source import SourceError, TransientError
+from weightcache._transfer.mirrors import Retries
+from weightcache._transfer.scheduler import Schedule
+from weightcache._transfer.segments import Job, Task
+from weightcache._transfer.stream import SourceError, TransientError
 
 MB = 1 << 20
 DATA = blob(12 * MB + 77)

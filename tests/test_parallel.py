@@ -22,10 +22,13 @@ import weightcache
 from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redirect, stalled
 from origin import status as answer
 from support import MB, PRELUDE, blob, child, directory, finish, one, partials, sha256, visible
-from weightcache import DownloadError, IntegrityError, _fetch, _http, _response, _threads, ensure
-from weightcache._partial import BLOCK, PartialFile
-from weightcache._pieces import PART
-from weightcache._schedule import CONNECTIONS, Schedule
+from weightcache import DownloadError, IntegrityError, ensure
+from weightcache._store.partial_file import PartialFile
+from weightcache._store.partials import BLOCK
+from weightcache._transfer import client, response, workers
+from weightcache._transfer import download as transfer_download
+from weightcache._transfer.scheduler import CONNECTIONS, Schedule
+from weightcache._transfer.segments import PART
 
 DATA = blob(40 * MB)
 SLOW = 8e6  # bytes a second for each connection
@@ -90,7 +93,7 @@ def test_a_slow_link_gets_many_connections(origin: Origin, root: Path) -> None:
 
 
 def test_a_connection_serves_part_after_part(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fetch, "CONNECTIONS", 2)
+    monkeypatch.setattr(transfer_download, "CONNECTIONS", 2)
     origin.put("/a", DATA, rate=2 * SLOW)
     most: list[int] = []
     origin.on_request = lambda _: most.append(origin.busy())
@@ -101,7 +104,7 @@ def test_a_connection_serves_part_after_part(origin: Origin, root: Path, monkeyp
 
 
 def test_a_fast_link_keeps_to_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache._schedule.PROBATION", 60.0)  # whatever this machine is busy with
+    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 60.0)  # whatever this machine is busy with
     origin.put("/a", DATA)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
     assert [request.headers["Range"] for request in origin.requests] == [f"bytes=0-{PART - 1}", f"bytes={PART}-"]
@@ -158,7 +161,7 @@ def test_faults_among_many_connections(faults: list[Fault | None], origin: Origi
 
 def test_a_stalled_connection_is_replaced_alone(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its timeout: somebody idle takes over, and what the others brought is not brought again."""
-    monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5, stall=600))
+    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5, stall=600))
     origin.put("/a", DATA, faults=[None, None, stalled(BLOCK + 9), stalled(0)], rate=SLOW)
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA
@@ -223,7 +226,7 @@ def test_a_redirect_is_asked_for_once(origin: Origin, mirror: Origin, root: Path
 def test_a_signed_url_that_expires_is_asked_for_again(
     connections: int, origin: Origin, mirror: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_fetch, "CONNECTIONS", connections)
+    monkeypatch.setattr(transfer_download, "CONNECTIONS", connections)
     signature = [0]
 
     def sign(exchange: Exchange) -> None:
@@ -288,7 +291,9 @@ def test_the_end_of_a_failed_download_ends_its_threads(
     with pytest.raises(DownloadError, match="b: no mirror delivered"):
         quiet(manifest, root)
     assert threads() == []
-    monkeypatch.setattr("weightcache._partial.os.pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+    monkeypatch.setattr(
+        "weightcache._store.partials.os.pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space"))
+    )
     with pytest.raises(weightcache.StorageError):
         quiet(one(DATA, origin.url("/a")), root / "b")
     assert threads() == []
@@ -381,13 +386,13 @@ def test_a_kernel_that_does_not_count_what_is_queued(
     def refuse(*_: object) -> None:
         raise OSError(25, "Inappropriate ioctl for device")
 
-    monkeypatch.setattr(_response.fcntl, "ioctl", refuse)
+    monkeypatch.setattr(response.fcntl, "ioctl", refuse)
     origin.put("/a", DATA, rate=SLOW)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
 
 
 def test_a_limit_of_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fetch, "CONNECTIONS", 1)
+    monkeypatch.setattr(transfer_download, "CONNECTIONS", 1)
     data = DATA[: 10 * MB]
     origin.put("/a", data, faults=[None, broken(BLOCK + 9)], rate=SLOW)
     most: list[int] = []
@@ -400,8 +405,8 @@ def test_a_mirror_that_freezes_is_left_for_the_next_one(
     origin: Origin, mirror: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who takes over from a stalled connection is not taken over from again: its timeout speaks for the mirror."""
-    monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5, stall=1.0))
-    monkeypatch.setattr("weightcache._relief.STALLED", 0.1)
+    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5, stall=1.0))
+    monkeypatch.setattr("weightcache._transfer.work_stealing.STALLED", 0.1)
     origin.put("/a", DATA, faults=[None] * 3, always=stalled(0), rate=SLOW)
     mirror.put("/b", DATA)
     weights = quiet(one(DATA, origin.url("/a"), mirror.url("/b")), root)
@@ -411,7 +416,7 @@ def test_a_mirror_that_freezes_is_left_for_the_next_one(
 
 
 def test_a_slow_disk_is_not_a_stalled_mirror(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache._relief.STALLED", 0.1)
+    monkeypatch.setattr("weightcache._transfer.work_stealing.STALLED", 0.1)
     write, slow = os.pwrite, [1, 5, 9]
 
     def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
@@ -420,7 +425,7 @@ def test_a_slow_disk_is_not_a_stalled_mirror(origin: Origin, root: Path, monkeyp
             time.sleep(0.6)  # the stimulus itself
         return write(descriptor, data, offset)
 
-    monkeypatch.setattr("weightcache._partial.os.pwrite", pwrite)
+    monkeypatch.setattr("weightcache._store.partials.os.pwrite", pwrite)
     origin.put("/a", DATA, rate=SLOW)
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA
@@ -429,8 +434,8 @@ def test_a_slow_disk_is_not_a_stalled_mirror(origin: Origin, root: Path, monkeyp
 
 
 def test_an_empty_file_wakes_who_waits_for_it(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = _threads.Connection.run
-    monkeypatch.setattr(_threads.Connection, "run", lambda self: (time.sleep(0.05), run(self)))  # after all others wait
+    run = workers.Connection.run
+    monkeypatch.setattr(workers.Connection, "run", lambda self: (time.sleep(0.05), run(self)))  # after all others wait
     weights = quiet(one(b"", origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == b""
     wrong = one(b"", origin.url("/a"), name="b")
@@ -459,8 +464,8 @@ def test_idle_connections_do_not_keep_each_other_awake(
             storm.wait(1.0)  # meanwhile every file that may be open is brought, and all connections are idle
         finish_file(self, size)
 
-    monkeypatch.setattr("weightcache._schedule.FAST", 1e15)
-    monkeypatch.setattr("weightcache._schedule.PROBATION", 0.0)
+    monkeypatch.setattr("weightcache._transfer.scheduler.FAST", 1e15)
+    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 0.0)
     monkeypatch.setattr(Schedule, "take", counted)
     monkeypatch.setattr(PartialFile, "finish", slowly)
     assert quiet(directory(files, origin.url("/d")), root).report.bytes_fetched == 200_000

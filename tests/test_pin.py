@@ -23,12 +23,12 @@ from origin import Origin, broken, other_bytes, stalled
 from origin import status as answer
 from support import blob, partials, sha256, visible
 from weightcache import Checkpoint, DownloadError, Manifest, ManifestError, ensure
-from weightcache._entries import parse_toml
-from weightcache._rules import path_problem
-from weightcache._tool import edit
-from weightcache._tool.complete import complete
-from weightcache._tool.draft import Draft, HubUrl
-from weightcache._tool.measure import CHUNK
+from weightcache.cli import toml_edit
+from weightcache.cli.draft import Draft, HubUrl
+from weightcache.cli.hash_remote import CHUNK
+from weightcache.cli.resolve import complete
+from weightcache.manifest.parse import parse_toml
+from weightcache.manifest.validate import path_problem
 
 DATA = blob(300_001)
 LARGE = blob(3 * CHUNK + 17, seed=3)
@@ -552,10 +552,10 @@ def test_a_hub_that_is_away(run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch)
 def test_a_hub_that_is_asked_too_often_says_when_to_try_again(
     times: int, path: str, without: list[str], hint: str, run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import client
 
     slept: list[float] = []
-    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=slept.append))  # the client would, between its own tries
+    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=slept.append))  # the client would, between its own tries
     hub.push("acme/bert", "main", FILES)
     hub.fail(times, path=path, wait=55)
     for name in without:
@@ -822,13 +822,13 @@ def test_files_that_are_declared_in_pieces(run: Any, origin: Origin) -> None:
 
 
 def steps(work: Callable[[], object]) -> int:
-    """How many instructions of `edit` something takes, and calls of anything."""
+    """How many instructions of `toml_edit` something takes, and calls of anything."""
     count, before = 0, sys.gettrace()
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal count
         count += event in ("opcode", "call")
-        frame.f_trace_opcodes = frame.f_code.co_filename == edit.__file__
+        frame.f_trace_opcodes = frame.f_code.co_filename == toml_edit.__file__
         return trace if frame.f_trace_opcodes else None
 
     sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for such a frame when tracing begins, and not later
@@ -849,7 +849,7 @@ def test_pinning_twice_as_many_files_takes_twice_as_many_steps(entry: str) -> No
         head = "[checkpoints.d.files]\n" if entry.startswith('"') else "[checkpoints.d]\n"
         lines = "".join(f"{entry.format(file.path)}\n" for file in pins)
         table = tomlkit.parse(f"{head}{lines}# about the next\n\n[checkpoints.z]\n")["checkpoints"]["d"]  # type: ignore[index]
-        return steps(lambda: edit._complete(table, Checkpoint("d", (), pins, is_directory=True)))
+        return steps(lambda: toml_edit._complete(table, Checkpoint("d", (), pins, is_directory=True)))
 
     assert 5000 < complete(200) < 2.2 * complete(100)
 
@@ -960,9 +960,9 @@ def test_the_fashion_crop_manifest_is_rebuilt(run: Any, origin: Origin, hub: Hub
 
 
 def test_a_stalled_mirror_is_left_for_the_next(run: Any, origin: Origin, mirror: Origin, monkeypatch: Any) -> None:
-    from weightcache import _http
+    from weightcache._transfer import client
 
-    monkeypatch.setattr(_http, "TIMEOUTS", _http.Timeouts(connect=5.0, stall=0.2))
+    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5.0, stall=0.2))
     origin.put("/b.pt", LARGE, always=stalled(CHUNK), etag=None)
     mirror.put("/b.pt", LARGE)
     code, out, _ = run("add", "b", origin.url("/b.pt"), mirror.url("/b.pt"))
@@ -1017,11 +1017,11 @@ def _raw(found: list[Checkpoint]) -> dict[str, Any]:
 def test_every_manifest_survives_being_written(found: list[Checkpoint]) -> None:
     with TemporaryDirectory() as folder:
         path = f"{folder}/weights.toml"
-        edit.ManifestFile(path).add(found)
+        toml_edit.ManifestFile(path).add(found)
         first = Manifest.load(path)
         assert tuple(first) == tuple(Manifest.load(_raw(found)))
         again = f"{folder}/again.toml"
-        edit.ManifestFile(again).add(list(first))
+        toml_edit.ManifestFile(again).add(list(first))
         assert Path(again).read_bytes() == Path(path).read_bytes()
 
 
@@ -1039,7 +1039,7 @@ def test_pin_changes_nothing_that_it_was_not_asked_to(found: list[Checkpoint], d
     with TemporaryDirectory() as folder:
         path = Path(folder, "weights.toml")
         path.write_bytes(before.encode())
-        edit.ManifestFile(str(path)).complete([target])
+        toml_edit.ManifestFile(str(path)).complete([target])
         after = path.read_bytes().decode()
         assert tuple(Manifest.load(path)) == tuple(Manifest.load(_raw(found)))
     assert re.sub(r"\{ sha256 = .* \}$", "{}", after, flags=re.M).count("{}") >= before.count("{}")

@@ -21,8 +21,11 @@ import volume_model
 import weightcache
 from origin import Origin
 from support import blob, directory, one, sha256
-from weightcache import Manifest, _memory, _pauses, _prefetcher, ensure, prefetch, prefetch_files
-from weightcache._prefetched import CHUNK, PrefetchedFile
+from weightcache import Manifest, ensure, prefetch, prefetch_files
+from weightcache._coordination import readers as coordination_readers
+from weightcache._prefetch import memory as prefetch_memory
+from weightcache._prefetch import reader as prefetch_reader
+from weightcache._prefetch.file import CHUNK, PrefetchedFile
 
 LARGE = blob(2 * CHUNK + 12345)
 
@@ -57,7 +60,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     for thread in threading.enumerate():
         if thread.name.startswith("weightcache-prefetch"):
             thread.join(30)
-    assert (descriptors(tmp_path), memfds(), readers(), _memory.promised) == ([], [], [], {})
+    assert (descriptors(tmp_path), memfds(), readers(), prefetch_memory.promised) == ([], [], [], {})
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "large", *, until_pause: bool = False) -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()
         self.reads: list[tuple[str, int]] = []
-        read = _prefetcher.read_chunk
+        read = prefetch_reader.read_chunk
 
         def gated(file: Any, start: int, end: int, buffer: memoryview) -> int:
             self.reads.append((os.path.basename(file.path), start))
@@ -94,7 +97,7 @@ class Gate:
                 assert self.go_on.wait(60)
             return read(file, start, end, buffer)
 
-        monkeypatch.setattr(_prefetcher, "read_chunk", gated)
+        monkeypatch.setattr(prefetch_reader, "read_chunk", gated)
         let_go = weightcache.Prefetch._let_go
 
         def letting_go(handle: weightcache.Prefetch) -> None:
@@ -265,7 +268,7 @@ def test_a_relative_path_is_where_it_was(
     files: list[Path], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files[0].parent)
-    with _pauses.all_paused():
+    with coordination_readers.all_paused():
         handle = prefetch_files("large", into="memory")
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     with handle:
@@ -325,7 +328,7 @@ def test_a_file_that_is_removed_is_read_to_its_end(files: list[Path], monkeypatc
 
 
 def test_what_does_not_fit_into_memory_is_not_read(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prefetcher, "free_memory", lambda: 1000.0)
+    monkeypatch.setattr(prefetch_reader, "free_memory", lambda: 1000.0)
     with prefetch_files(*files, into="memory") as handle:
         assert handle.path(files[0]) == str(files[0])
         assert handle.path(files[1]) != str(files[1])
@@ -365,8 +368,8 @@ def test_the_memory_of_a_container(texts: dict[str, str], free: float, monkeypat
         except KeyError:
             raise FileNotFoundError(path) from None
 
-    monkeypatch.setattr(_memory, "_text", text)
-    assert _memory.free_memory() == pytest.approx(_memory.SHARE * free)
+    monkeypatch.setattr(prefetch_memory, "_text", text)
+    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.SHARE * free)
 
 
 @pytest.mark.parametrize(
@@ -397,14 +400,14 @@ def test_the_memory_of_the_cgroup_and_of_those_around_it(
         except KeyError:
             raise FileNotFoundError(path) from None
 
-    monkeypatch.setattr(_memory, "_text", text)
-    assert _memory.free_memory() == pytest.approx(_memory.SHARE * free)
+    monkeypatch.setattr(prefetch_memory, "_text", text)
+    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.SHARE * free)
 
 
 def test_memory_is_not_promised_twice(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first is read, all of its memory seems to be free."""
-    monkeypatch.setattr(_memory, "_cgroups", list)
-    monkeypatch.setattr(_memory, "_meminfo", lambda: 1.5 * len(LARGE) / _memory.SHARE)
+    monkeypatch.setattr(prefetch_memory, "_cgroups", list)
+    monkeypatch.setattr(prefetch_memory, "_meminfo", lambda: 1.5 * len(LARGE) / prefetch_memory.SHARE)
     gate = Gate(monkeypatch)
     with prefetch_files(files[0], into="memory", threads=1) as handle:
         assert gate.reached.wait(60)
@@ -413,19 +416,19 @@ def test_memory_is_not_promised_twice(files: list[Path], monkeypatch: pytest.Mon
             assert "17 MB do not fit into memory, 8 MB are free" in second.stats.skipped[0]
         gate.go_on.set()
         assert handle.wait(60)
-        assert _memory.free_memory() == pytest.approx(1.5 * len(LARGE))  # taken, which the machine would tell
+        assert prefetch_memory.free_memory() == pytest.approx(1.5 * len(LARGE))  # taken, which the machine would tell
     with prefetch_files(files[0], into="memory") as third:
         assert third.wait(60)
 
 
 def test_a_promise_shrinks_as_memory_is_taken(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    promised, read = [], _prefetcher.read_chunk
+    promised, read = [], prefetch_reader.read_chunk
 
     def noting(*args: Any) -> int:
-        promised.append(sum(_memory.promised.values()))
+        promised.append(sum(prefetch_memory.promised.values()))
         return read(*args)
 
-    monkeypatch.setattr(_prefetcher, "read_chunk", noting)
+    monkeypatch.setattr(prefetch_reader, "read_chunk", noting)
     with prefetch_files(*files, into="memory", threads=1) as handle:
         assert handle.wait(60)
     assert promised == [len(LARGE) + 5, len(LARGE) + 5 - CHUNK, len(LARGE) + 5 - 2 * CHUNK, 5]
@@ -449,7 +452,7 @@ def test_memory_of_many_files_leaves_the_process_files_to_open(tmp_path: Path) -
 
 
 def test_the_memory_of_this_machine() -> None:
-    assert 0 < _memory.free_memory() < 1 << 50
+    assert 0 < prefetch_memory.free_memory() < 1 << 50
 
 
 def test_ensure_commits_and_reloads_with_nothing_of_a_prefetch_open(
@@ -552,7 +555,7 @@ def test_who_waits_does_not_look_at_all_files_whenever_one_is_read(
     paths = [tmp_path / str(number) for number in range(200)]
     for path in paths:
         path.write_bytes(b"x")
-    looks, is_over, read = [], PrefetchedFile.is_over.fget, _prefetcher.read_chunk
+    looks, is_over, read = [], PrefetchedFile.is_over.fget, prefetch_reader.read_chunk
 
     def looked_at(file: PrefetchedFile) -> bool:
         looks.append(file)
@@ -564,19 +567,19 @@ def test_who_waits_does_not_look_at_all_files_whenever_one_is_read(
         return read(*args)
 
     monkeypatch.setattr(PrefetchedFile, "is_over", property(looked_at))
-    monkeypatch.setattr(_prefetcher, "read_chunk", waited_for)
-    with _pauses.all_paused():
+    monkeypatch.setattr(prefetch_reader, "read_chunk", waited_for)
+    with coordination_readers.all_paused():
         handle = prefetch_files(*paths, threads=1)
     assert handle.wait(60)
     assert len(looks) < 10 * len(paths)
 
 
 def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prefetcher, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
     gate = Gate(monkeypatch)
     with prefetch_files(files[0], threads=1) as handle:
         assert gate.reached.wait(60)
-        with _pauses.all_paused():
+        with coordination_readers.all_paused():
             assert descriptors(files[0].parent) != []
         gate.go_on.set()
         assert handle.wait(60)
@@ -584,7 +587,7 @@ def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], mo
 
 def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed is the handle by then, and nobody asks again."""
-    monkeypatch.setattr(_prefetcher, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(*files, into="memory", threads=1)
     assert gate.reached.wait(60)
@@ -599,7 +602,7 @@ def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: p
 
 
 def test_what_begins_during_a_commit_waits_for_its_end(files: list[Path]) -> None:
-    with _pauses.all_paused(), _pauses.all_paused():
+    with coordination_readers.all_paused(), coordination_readers.all_paused():
         handle = prefetch_files(*files)
         assert not handle.wait(0.2)
         assert handle.stats.bytes == 0
@@ -617,7 +620,7 @@ def test_a_pause_that_is_interrupted_ends(files: list[Path], monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(weightcache.Prefetch, "_let_go", interrupted)
-        with pytest.raises(KeyboardInterrupt), _pauses.all_paused():
+        with pytest.raises(KeyboardInterrupt), coordination_readers.all_paused():
             pass
     gate.go_on.set()
     assert first.wait(60)
@@ -691,7 +694,7 @@ def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         close(descriptor)
 
-    monkeypatch.setattr(_prefetcher, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(files[0], into=into, threads=1)
     assert gate.reached.wait(60)
@@ -707,7 +710,7 @@ def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
 
 
 def test_a_child_that_was_forked_during_a_commit_reads(files: list[Path]) -> None:
-    with _pauses.all_paused(), warnings.catch_warnings():
+    with coordination_readers.all_paused(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
         if not child:

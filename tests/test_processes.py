@@ -16,16 +16,16 @@ import pytest
 from origin import Origin, gate
 from support import blob, child, finish, one, partials, sha256, start_together, until
 from weightcache import CheckpointReport, ensure
-from weightcache._partial import BLOCK
+from weightcache._store.partials import BLOCK
 
 DATA = blob(24 * BLOCK + 99)
 
 ENSURE = """
 if os.environ.get("NO_FLOCK"):
     import fcntl
-    from weightcache import _schedule
+    from weightcache._transfer import scheduler
     fcntl.flock = lambda *_: None
-    _schedule.PROBATION = 60.0  # one connection each
+    scheduler.PROBATION = 60.0  # one connection each
 weights = ensure(json.loads(sys.argv[1]), root=sys.argv[2])
 import hashlib
 digest = hashlib.sha256(weights["sam2"].read_bytes()).hexdigest()
@@ -104,8 +104,8 @@ def test_two_spellings_of_a_root_are_one_lock(origin: Origin, root: Path, tmp_pa
 
 
 WATCHED = """
-from weightcache import _schedule
-_schedule.PROBATION = 60.0  # the connection that is held is not called slow, and relieved
+from weightcache._transfer import scheduler
+scheduler.PROBATION = 60.0  # the connection that is held is not called slow, and relieved
 print("ready", flush=True)
 sys.stdin.readline()
 root = os.path.realpath(sys.argv[2])
@@ -215,7 +215,7 @@ def test_a_fork_while_a_thread_holds_the_gate(origin: Origin, root: Path) -> Non
 
 @pytest.mark.parametrize("task", ["", "ta-1"])
 def test_writers_are_told_apart(task: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weightcache._container import Writer, process_start
+    from weightcache._runtime.identity import Writer, process_start
 
     if task:
         monkeypatch.setenv("MODAL_TASK_ID", task)

@@ -14,14 +14,15 @@ import pytest
 
 from origin import Origin, broken
 from support import blob, directory, one
-from weightcache import _progress, ensure
-from weightcache._partial import BLOCK
+from weightcache import ensure
+from weightcache._store.partials import BLOCK
+from weightcache._transfer import progress as transfer_progress
 
 DATA = blob(BLOCK + 500)
 
 
 def test_lines(origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(transfer_progress, "LINE_EVERY", 0.0)
     origin.put("/a", DATA)
     ensure(one(DATA, origin.url("/a")), root=root)
     lines = capsys.readouterr().err.splitlines()
@@ -34,11 +35,11 @@ def test_lines(origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], m
 
 def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    monkeypatch.setattr("weightcache._progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("weightcache._transfer.progress.time.monotonic", lambda: now[0])
     from weightcache import Manifest
 
     checkpoint = Manifest.load(one(bytes(100_000_000 // 1000), name="x"))["x"]
-    progress = _progress.LineProgress([(checkpoint, checkpoint.files[0])])
+    progress = transfer_progress.LineProgress([(checkpoint, checkpoint.files[0])])
     track = progress.open("x", "x.pt", 100_000)
     for second in range(1, 26):
         now[0] = float(second)

@@ -14,8 +14,8 @@ from origin import Origin, broken, hang_up, other_bytes, wrong_part
 from origin import status as answer
 from support import one, partials, sha256, visible
 from weightcache import DownloadError, Manifest, ManifestError, ensure, status
-from weightcache._partial import BLOCK
-from weightcache._rules import path_problem
+from weightcache._store.partials import BLOCK
+from weightcache.manifest.validate import path_problem
 
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),

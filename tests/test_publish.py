@@ -30,9 +30,11 @@ from test_crash import STEPS
 from test_volume import Volume
 from volume_model import Switches, View
 from volume_model import Volume as Shared
-from weightcache import Checkpoint, Manifest, ManifestError, StorageError, VolumeError, _store, ensure, publish, status
-from weightcache._partial import BLOCK
-from weightcache._tool.cli import build_parser
+from weightcache import Checkpoint, Manifest, ManifestError, StorageError, VolumeError, ensure, publish, status
+from weightcache._store import files as store_files
+from weightcache._store import receipts as store_receipts
+from weightcache._store.partials import BLOCK
+from weightcache.cli.main import build_parser
 
 HERE = Path(__file__).parents[1]
 PAGE = HERE / "docs/how-to/publish-what-you-trained.md"
@@ -274,7 +276,7 @@ def test_nothing_of_ours_is_open_at_a_commit(folder: Path, root: Path) -> None:
 def test_a_volume_that_was_forgotten(
     made: Path, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(weightcache._volume, "MODAL_VOLUMES", f"{os.path.realpath(root.parent)}/")
+    monkeypatch.setattr(weightcache._coordination.volume, "MODAL_VOLUMES", f"{os.path.realpath(root.parent)}/")
     with caplog.at_level(logging.WARNING, "weightcache"):
         publish(made, name="seg", root=root)
     assert "no volume= was given" in caplog.text
@@ -403,8 +405,8 @@ def test_files_that_change_while_they_are_hashed(what: str, folder: Path, root: 
             (folder / "model.bin").unlink()
         return digests
 
-    real = _store.in_parallel
-    monkeypatch.setattr(_store, "in_parallel", meanwhile)
+    real = store_files.in_parallel
+    monkeypatch.setattr(store_files, "in_parallel", meanwhile)
     with pytest.raises(StorageError, match=r"model.*\.bin changed while it was read") as caught:
         publish(folder, name="tag", root=root)
     assert "when whatever writes it has ended" in caught.value.hint
@@ -417,9 +419,9 @@ def test_a_file_that_changes_while_it_is_copied(what: Any, folder: Path, root: P
         what(folder / "model.bin")
         return real(*arguments)
 
-    real = _store.held_files
+    real = store_receipts.held_files
     with monkeypatch.context() as patch:
-        patch.setattr(_store, "held_files", meanwhile)
+        patch.setattr(store_files, "held_files", meanwhile)
         with pytest.raises(StorageError, match=r"model\.bin"):
             publish(folder, name="tag", root=root)
     assert visible(root) == []  # none of the other files either

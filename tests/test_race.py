@@ -12,8 +12,9 @@ import pytest
 import weightcache
 from origin import Exchange, Origin
 from support import blob, one, partials
-from weightcache import _relief, ensure
-from weightcache._relief import RACED
+from weightcache import ensure
+from weightcache._transfer import work_stealing
+from weightcache._transfer.work_stealing import RACED
 
 MB = 1 << 20
 DATA = blob(24 * MB + 5)
@@ -63,7 +64,7 @@ def test_throttled_connections_hold_nothing(numbers: tuple[int, ...], origin: Or
 
 def test_without_races_the_block_is_waited_for(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above would pass for another reason."""
-    monkeypatch.setattr(_relief, "race", lambda *arguments: None)
+    monkeypatch.setattr(work_stealing, "race", lambda *arguments: None)
     throttle, ended = Throttle(origin, 3), threading.Event()
     origin.put("/a", DATA, rate=3e6, always=throttle)
 

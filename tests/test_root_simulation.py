@@ -7,10 +7,10 @@ import os
 import pytest
 
 from root_simulation import BrokenRootError, simulate_root
-from weightcache import _journal, _partial, _store
-from weightcache._bring import Bringer, Work
-from weightcache._journal import Journal
-from weightcache._partial import PartialFile, VanishedError
+from weightcache._engine.install import Bringer, Work
+from weightcache._store import files, journal, partials
+from weightcache._store.journal import Journal
+from weightcache._store.partial_file import PartialFile, VanishedError
 from weightcache.manifest import File
 
 SEEDS = 150
@@ -54,9 +54,9 @@ def _links_the_partial(
         source = verified.path
         if (work, file) != needs[0]:
             source = f"{verified.path}.copy"
-            if not _store.link_or_copy(verified.path, source, file.sha256, lambda: None):
+            if not files.link_or_copy(verified.path, source, file.sha256, lambda: None):
                 raise VanishedError(source)
-        _store.publish(self.layout, work.checkpoint, file, source)
+        files.publish(self.layout, work.checkpoint, file, source)
         work.sizes[file.path] = verified.size
         left[work.checkpoint.name] -= 1
         if not left[work.checkpoint.name]:
@@ -71,7 +71,7 @@ def _finishes_what_has_two_names(self: PartialFile, size: int) -> None:
 
 def test_a_partial_that_shares_its_bytes_with_a_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bringer, "_publish_for_all", _links_the_partial)
-    monkeypatch.setattr(_partial, "_is_only_ours", os.path.isfile)
+    monkeypatch.setattr(partials, "_is_only_ours", os.path.isfile)
     monkeypatch.setattr(PartialFile, "finish", _finishes_what_has_two_names)
     assert found(mistakes=False).startswith("G1")
 
@@ -84,26 +84,26 @@ def test_each_of_the_two_safeguards_holds_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_writing_on_in_a_living_writers_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_partial, "_is_only_ours", os.path.isfile)
+    monkeypatch.setattr(partials, "_is_only_ours", os.path.isfile)
     assert found(mistakes=True).startswith("G1")
 
 
 def test_a_seal_that_trusts_a_file_system_without_leases_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_partial, "in_modal_container", lambda: True)
+    monkeypatch.setattr(partials, "in_modal_container", lambda: True)
     assert found(mistakes=True).startswith("G1")
 
 
 class TrustsEveryLine(Journal):
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        for line in _journal._text(path).split(b"\n")[:-1]:
+        for line in journal._text(path).split(b"\n")[:-1]:
             fields = line.decode("ascii", "replace").split(" ")
             if fields[0] in ("opened", "wiped"):
                 self.opened = max(self.opened, len(fields[1]))
 
 
 def test_a_journal_that_is_believed_to_be_whole_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_partial, "Journal", TrustsEveryLine)
+    monkeypatch.setattr(partials, "Journal", TrustsEveryLine)
     assert found().startswith("G5: IndexError")
 
 

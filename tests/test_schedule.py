@@ -17,23 +17,25 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from support import blob, one
-from weightcache import DownloadError, IntegrityError, Manifest, _pieces, _race, _relief, _schedule, _transfer
-from weightcache._mirrors import Retries
-from weightcache._pieces import Block, Job, Task
-from weightcache._schedule import Schedule
-from weightcache._source import RangeError, SourceError, TransientError, WrongBytesError
-from weightcache._transfer import Transfer
+from weightcache import DownloadError, IntegrityError, Manifest
+from weightcache._transfer import file_transfer, hedge, segments, work_stealing
+from weightcache._transfer import scheduler as transfer_scheduler
+from weightcache._transfer.file_transfer import Transfer
+from weightcache._transfer.mirrors import Retries
+from weightcache._transfer.scheduler import Schedule
+from weightcache._transfer.segments import Block, Job, Task
+from weightcache._transfer.stream import RangeError, SourceError, TransientError, WrongBytesError
 
 BLOCK, PART, LIMIT = 16, 64, 6
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_schedule, "FILES", 3)
-    monkeypatch.setattr(_relief, "RACED", 4 * BLOCK)
-    for module in (_pieces, _race, _relief, _schedule, _transfer):
+    monkeypatch.setattr(transfer_scheduler, "FILES", 3)
+    monkeypatch.setattr(work_stealing, "RACED", 4 * BLOCK)
+    for module in (segments, hedge, work_stealing, transfer_scheduler, file_transfer):
         monkeypatch.setattr(module, "BLOCK", BLOCK)
-    for module in (_pieces, _schedule, _transfer):
+    for module in (segments, transfer_scheduler, file_transfer):
         monkeypatch.setattr(module, "PART", PART)
 
 
@@ -259,7 +261,7 @@ class World:
         live += sum(map(len, self.schedule._free))
         self.most = max(self.most, self.schedule.allowed)
         # One block a connection more: a file that is begun again moves the window back below blocks in hand.
-        assert live <= (self.most + _schedule.SPARE_PARTS) * PART + len(self.lanes) * BLOCK
+        assert live <= (self.most + transfer_scheduler.SPARE_PARTS) * PART + len(self.lanes) * BLOCK
 
     def run(self) -> None:
         hasher, finisher, idle = self.hasher(), 0, 0

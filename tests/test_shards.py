@@ -13,7 +13,7 @@ from hub import File, Hub
 from origin import Origin
 from support import blob, sha256
 from weightcache import Manifest, publish
-from weightcache._shards import is_index, lacking_shards
+from weightcache._store.shard_index import is_index, lacking_shards
 
 SHARDS = [f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)]
 LACKING = "model.safetensors.index.json names 4 shards, and 3 of them are not among the files of this checkpoint: "

@@ -11,9 +11,11 @@ import pytest
 
 import simulation
 from simulation import FILES, GOOD, BrokenError, House, Step, Switches, receipt, simulate
-from weightcache import DownloadError, NotCachedError, _lease, _story
-from weightcache._lease import EXPIRY, LOOK, Head, Lease
-from weightcache._partial import VanishedError
+from weightcache import DownloadError, NotCachedError
+from weightcache._coordination import lease as coordination_lease
+from weightcache._coordination.lease import EXPIRY, LOOK, Head, Lease
+from weightcache._engine import reconcile
+from weightcache._store.partial_file import VanishedError
 
 SEEDS = 300
 
@@ -111,12 +113,12 @@ async def _release_first(lease: Any, house: Any, digests: Sequence[str]) -> None
             await house.prepare(digests)
             await house.bring()
             await lease.release(digests, "done")
-            await _story._settle(house)
+            await reconcile._settle(house)
 
     await house.alongside(lease.beat, bring_and_release())
 
 
-_tell = _story.tell
+_tell = reconcile.tell
 
 
 async def _blind_tell(house: Any, lease: Any, clock: Any) -> list[str]:
@@ -126,10 +128,10 @@ async def _blind_tell(house: Any, lease: Any, clock: Any) -> list[str]:
     missing = await house.look()
     while missing:
         free = await lease.free(missing)
-        await _story._refresh(house)
+        await reconcile._refresh(house)
         missing = await house.look()
         if held := await lease.claim([digest for digest in free if digest in missing]):
-            await _story._bring_under(lease, house, held)
+            await reconcile._bring_under(lease, house, held)
             missing = [digest for digest in missing if digest not in held]
         elif missing:
             await lease.rest(missing)
@@ -143,10 +145,10 @@ async def _claims_without_reload(house: Any, lease: Any, clock: Any) -> list[str
     while missing:
         free = await lease.free(missing)
         if not reloaded or not free:
-            await _story._refresh(house)
+            await reconcile._refresh(house)
             reloaded, missing = True, await house.look()
         if held := await lease.claim([digest for digest in free if digest in missing]):
-            await _story._bring_under(lease, house, held)
+            await reconcile._bring_under(lease, house, held)
             missing = await house.look()
         elif missing:
             await lease.rest(missing)
@@ -161,11 +163,11 @@ async def _waits_while_holding(house: Any, lease: Any, clock: Any) -> list[str]:
         free = await lease.free([digest for digest in missing if digest not in held])
         held += await lease.claim(free[:1])
         if set(missing) <= set(held):
-            await _story._bring_under(lease, house, held)
+            await reconcile._bring_under(lease, house, held)
             missing, held = await house.look(), []
         else:
             await house.alongside(lease.beat, lease.rest([digest for digest in missing if digest not in held]))
-            await _story._refresh(house)
+            await reconcile._refresh(house)
             missing = [digest for digest in await house.look() if digest in missing]
             held = [digest for digest in held if digest in missing]
     return []
@@ -195,7 +197,7 @@ async def _reads_without_waiting(house: Any, lease: Any, clock: Any) -> list[str
         return await _tell(house, lease, clock)
     if missing := await house.look():
         await lease.free(missing)
-        await _story._refresh(house)
+        await reconcile._refresh(house)
         if missing := await house.look():
             await house.give_up(missing)
     return []
@@ -218,7 +220,7 @@ async def _reads_without_waiting(house: Any, lease: Any, clock: Any) -> list[str
 def test_a_wrong_story_is_found(
     name: str, wrong: Callable[..., Any], broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_story, name, wrong)
+    monkeypatch.setattr(reconcile, name, wrong)
     if name == "tell":
         monkeypatch.setattr(simulation, "tell", wrong)
     said = found()
@@ -226,7 +228,7 @@ def test_a_wrong_story_is_found(
 
 
 def test_receipts_for_data_that_no_commit_took_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_story, "_settle", _receipts_whatever)
+    monkeypatch.setattr(reconcile, "_settle", _receipts_whatever)
     rare = Switches(begin="stranger", visibility="file", commit_fails=0.7)
     assert found(switches=rare).startswith("G1")
 
@@ -317,7 +319,7 @@ def test_a_lease_that_compares_clocks_is_found(monkeypatch: pytest.MonkeyPatch) 
     ("name", "value"), [("EXPIRY", 10 * EXPIRY), ("EXPIRY", 2 * EXPIRY), ("POLL", (1.0, 60.0)), ("LOOK", 3 * LOOK)]
 )
 def test_who_waits_too_long_is_found(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lease, name, value)
+    monkeypatch.setattr(coordination_lease, name, value)
     assert found().startswith("waits")
 
 

@@ -16,10 +16,12 @@ import trustme
 
 from origin import Fault, Origin
 from support import blob, directory, one
-from weightcache import DownloadError, _fetch, _http, ensure
-from weightcache._cancel import Cancel
-from weightcache._partial import BLOCK
-from weightcache._source import SourceError
+from weightcache import DownloadError, ensure
+from weightcache._runtime.cancel import Cancel
+from weightcache._store.partials import BLOCK
+from weightcache._transfer import client as transfer_client
+from weightcache._transfer import download
+from weightcache._transfer.stream import SourceError
 
 DATA = blob(BLOCK + 777)
 GAP = 0.02  # seconds between two bytes; the stall timeout is many times as long
@@ -29,9 +31,9 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    timeouts = _http.Timeouts(connect=0.3, stall=0.3, window=0.3, window_bytes=100_000)
-    monkeypatch.setattr(_http, "TIMEOUTS", timeouts)
-    monkeypatch.setattr(_fetch, "RETRIES", _fetch.Retries(tries=2, base=0.001))
+    timeouts = transfer_client.Timeouts(connect=0.3, stall=0.3, window=0.3, window_bytes=100_000)
+    monkeypatch.setattr(transfer_client, "TIMEOUTS", timeouts)
+    monkeypatch.setattr(download, "RETRIES", download.Retries(tries=2, base=0.001))
 
 
 def drip(exchange: Any, data: bytes = b"a", *, first: bytes = b"", flood: bool = False) -> None:
@@ -80,7 +82,7 @@ SHAPES: dict[str, Fault] = {
 
 def read_whole(url: str) -> str:
     """Read a file as a connection does; return what it failed with."""
-    client = _http.Client(Cancel(), connections=1)
+    client = transfer_client.Client(Cancel(), connections=1)
     with closing(client):
         try:
             with closing(client.open(url, auth=None, hub="", start=0, end=None, size=len(DATA))) as body:

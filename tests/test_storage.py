@@ -17,8 +17,8 @@ import weightcache
 from origin import Origin
 from support import blob, child, finish, forbidden, one, visible
 from weightcache import NotCachedError, StorageError, ensure, prune, publish, status, verify
-from weightcache._look import Layout
-from weightcache._tool import bench, doctor
+from weightcache._store.layout import Layout
+from weightcache.cli import bench, doctor
 from weightcache.manifest import Manifest
 
 BIG = blob(12_000_000)
@@ -87,7 +87,9 @@ def test_a_root_that_may_not_be_read(tmp_path: Path) -> None:
         forbidden("only root can become somebody else")
     root = tmp_path / "root"
     code = """
-    from weightcache import StorageError, _fill, _lock, _upkeep, ensure, prune, status, verify
+    from weightcache._engine import host, maintenance
+    from weightcache._coordination import lock
+    from weightcache import StorageError, ensure, prune, status, verify
     os.setuid(65534)  # nobody
     manifest, root = json.loads(sys.argv[1]), sys.argv[2]
     said = []
@@ -246,7 +248,7 @@ def test_a_copy_for_which_there_is_no_room_is_a_full_disk(
     origin.put("/a", data)
     manifest = one(data, origin.url("/a"), name="a")
     manifest["checkpoints"] |= one(data, origin.url("/a"), name="b")["checkpoints"]
-    monkeypatch.setattr("weightcache._store.os.link", no_links)
+    monkeypatch.setattr("weightcache._store.files.os.link", no_links)
     with pytest.raises(StorageError, match="the disk is full"):
         quiet(manifest, small_disk / "root")
 

@@ -16,9 +16,9 @@ from origin import Exchange, Origin, broken
 from origin import status as answer
 from support import blob, directory, one, partials, sha256, until, visible
 from weightcache import DownloadError, Manifest, NotCachedError, ensure, prune, status, verify
-from weightcache._container import Writer
-from weightcache._look import Layout
-from weightcache._partial import BLOCK, block_checksum
+from weightcache._runtime.identity import Writer
+from weightcache._store.layout import Layout
+from weightcache._store.partials import BLOCK, block_checksum
 
 DATA = blob(3 * BLOCK + 12_345)
 

@@ -15,8 +15,8 @@ import requests
 import trustme
 
 from support import blob
-from weightcache import _deadline
-from weightcache._response import HttpBody, Timeouts
+from weightcache._transfer import deadline
+from weightcache._transfer.response import HttpBody, Timeouts
 
 RECORD = 16384
 DATA = blob(6 * RECORD)
@@ -44,7 +44,7 @@ def body() -> Iterator[HttpBody]:
     thread = threading.Thread(target=answer)
     thread.start()
     with trusting.wrap_socket(near, server_hostname="127.0.0.1") as client:
-        original = _deadline._TimedResponse(client, method="GET")
+        original = deadline._TimedResponse(client, method="GET")
         original.begin()
         assert sent.wait(30)
         response: Any = requests.Response()

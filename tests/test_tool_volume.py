@@ -24,9 +24,9 @@ from support import blob, directory, one, sha256
 from test_cli import run
 from test_look import toml_of
 from weightcache import Manifest
-from weightcache._tool import probe, remote
-from weightcache._tool import push as pushing
-from weightcache.modal import to_toml
+from weightcache.cli import modal_runner, volume_probe
+from weightcache.cli import push as pushing
+from weightcache.modal.weight_volume import to_toml
 
 DATA = blob(200_000)
 
@@ -67,7 +67,7 @@ def tool(plane: ControlPlane, *words: Any, stdin: str = "", **environment: str) 
         (("status", "--env", "e"), "--env needs --volume"),
         (("ensure", "--secret", "s", "--root", "/x"), "--secret needs --volume"),
         (("ensure", "--create", "--root", "/x"), "--create needs --volume"),
-        (("doctor", "--probe"), "--probe needs --volume"),
+        (("doctor", "--volume_probe"), "--volume_probe needs --volume"),
         (("push", "--root", "/x"), "--volume"),
         (("push", "--volume", "v"), "no root"),
         (("ensure", "--volume", "v", "--version", "3"), "invalid choice"),
@@ -87,17 +87,17 @@ def test_what_is_wrong_here_is_said_before_modal_is_asked(
     monkeypatch.setitem(sys.modules, "modal", None)
     assert run(capsys, "status", "--volume", "v", "-m", tmp_path / "no.toml")[0] == 2
     assert run(capsys, "status", "--volume", "v", "-m", manifest, "unknown")[0] == 2
-    for words in (("status",), ("doctor",), ("doctor", "--probe"), ("push", "--root", tmp_path)):
+    for words in (("status",), ("doctor",), ("doctor", "--volume_probe"), ("push", "--root", tmp_path)):
         code, out, err = run(capsys, *words, "--volume", "v", "-m", manifest)
         assert code == 5
         assert "pip install 'weightcache[modal]'" in out + err
 
 
 def test_the_words_of_the_container() -> None:
-    from weightcache._tool.cli import build_parser
+    from weightcache.cli.main import build_parser
 
     words = ["ensure", "a", "b", "--volume", "v", "--json", "--rehash", "--wait", "7", "--secret", "s"]
-    assert remote._words(build_parser().parse_args(words), ["/etc/m.toml"]) == (
+    assert modal_runner._words(build_parser().parse_args(words), ["/etc/m.toml"]) == (
         [
             "ensure",
             "a",
@@ -115,7 +115,7 @@ def test_the_words_of_the_container() -> None:
         ]
     )
     words = ["prune", "--volume", "v", "-m", "x", "-m", "y", "--yes", "--older-than", "0"]
-    assert remote._words(build_parser().parse_args(words), ["/1", "/2"]) == (
+    assert modal_runner._words(build_parser().parse_args(words), ["/1", "/2"]) == (
         ["prune", "--root", "/mnt/weights", "--manifest", "/1", "--manifest", "/2", "--yes", "--older-than", "0.0"]
     )
 
@@ -136,16 +136,16 @@ class Recorder:
 def test_the_container_commits_and_answers(manifest: Path, root: Path, tmp_path: Path) -> None:
     volume: Any = Recorder()
     where = ["-m", str(manifest), "--root", str(root)]
-    code, said, heard = remote.run_verb(volume, ["ensure", "--json", "-q", *where], True)
+    code, said, heard = modal_runner.run_verb(volume, ["ensure", "--json", "-q", *where], True)
     assert (code, heard) == (0, "")
     assert json.loads(said)["checkpoints"][0]["outcome"] == "downloaded"
     assert volume.calls == ["reload", "commit", "commit"]
-    assert remote.run_verb(volume, ["status", "nonsense", *where], True)[0] == 2
-    assert remote.run_verb(volume, ["nonsense"], True)[0] == 2
+    assert modal_runner.run_verb(volume, ["status", "nonsense", *where], True)[0] == 2
+    assert modal_runner.run_verb(volume, ["nonsense"], True)[0] == 2
     other = toml_of(one(b"other"), tmp_path / "other.toml")
     volume.calls.clear()
     words = ["prune", "--yes", "--older-than", "0", "-m", str(other), "--root", str(root)]
-    assert remote.run_verb(volume, words, False)[:2] == (0, f"deleted  {root}/sam2/{sha256(DATA)[:16]}\n")
+    assert modal_runner.run_verb(volume, words, False)[:2] == (0, f"deleted  {root}/sam2/{sha256(DATA)[:16]}\n")
     assert volume.calls == ["reload", "commit", "commit"]
 
 
@@ -199,7 +199,7 @@ def test_what_modal_raises_is_told_with_what_to_do() -> None:
         (raised.ResourceExhaustedError("quota"), "quota", "Modal's message"),
         (raised.FunctionTimeoutError(""), "FunctionTimeoutError", "is kept"),
     ):
-        with pytest.raises(weightcache.VolumeError) as caught, remote.translated("open it", missing="look here"):
+        with pytest.raises(weightcache.VolumeError) as caught, modal_runner.translated("open it", missing="look here"):
             raise error
         assert said in str(caught.value)
         assert hint in caught.value.hint
@@ -249,7 +249,7 @@ def test_what_the_container_is_given(plane: ControlPlane, origin: Origin, manife
     assert (function.autoscaler_settings.min_containers, list(function.secret_ids)) == (0, [])
     files = {file.filename: file.sha256_hex for each in plane.requests("MountGetOrCreate") for file in each.files}
     assert files["/etc/weightcache/manifest-0.toml"] == sha256(manifest.read_bytes())
-    assert "/root/weightcache/_ensure.py" in files
+    assert "/root/weightcache/_api.py" in files
     assert sha256(DATA) not in files.values()
 
 
@@ -404,14 +404,14 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
     volume: Any = Volume()
     folder = ".weightcache/probe-0"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(remote, "MOUNT", str(tmp_path))
-    monkeypatch.setattr(probe, "LINGER", 1.0)
-    monkeypatch.setattr(probe, "PATIENCE", 20.0)
+    monkeypatch.setattr(modal_runner, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(volume_probe, "LINGER", 1.0)
+    monkeypatch.setattr(volume_probe, "PATIENCE", 20.0)
     seen: list[dict[str, Any]] = []
-    watcher = threading.Thread(target=lambda: seen.append(probe.watch(volume, f"{folder}/seen")))
+    watcher = threading.Thread(target=lambda: seen.append(volume_probe.watch(volume, f"{folder}/seen")))
     watcher.start()
     try:
-        found = probe.write(volume, folder)
+        found = volume_probe.write(volume, folder)
     finally:
         watcher.join()
     assert found["flock_within_one_container"]["excludes"] == "True"
@@ -427,15 +427,15 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
     }
     assert seen[0]["counts_seen"][-1] == 200
     assert not (tmp_path / folder).exists()
-    assert probe.read_only(volume, folder)["write"] == "ok"
+    assert volume_probe.read_only(volume, folder)["write"] == "ok"
     assert list((tmp_path / ".weightcache").iterdir()) == []
-    assert probe._answered(lambda: {}["lost"]) == {"broke": "KeyError: 'lost'"}
+    assert volume_probe._answered(lambda: {}["lost"]) == {"broke": "KeyError: 'lost'"}
     json.dumps([found, seen])
 
 
 def test_doctor_probes(plane: ControlPlane, manifest: Path, root: Path) -> None:
     assert tool(plane, "push", "--volume", "v", "--create", "-m", manifest, "--root", root)[0] == 1
-    code, out, err = tool(plane, "doctor", "--volume", "v", "--probe")
+    code, out, err = tool(plane, "doctor", "--volume", "v", "--volume_probe")
     assert code == 0, err
     told = json.loads(out)
     assert (told["volume_version"], told["weightcache"]) == (1, weightcache.__version__)

@@ -24,7 +24,8 @@ from typing import Any
 
 import pytest
 
-from weightcache import Prefetch, _pauses, prefetch_files
+from weightcache import Prefetch, prefetch_files
+from weightcache._coordination import readers
 from weightcache.errors import LoadError, StorageError
 from weightcache.torch import _torch, load_state_dict
 
@@ -60,8 +61,8 @@ class InMemory:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, and a zip file is large, from 256 KiB on."""
-    monkeypatch.setattr("weightcache._prefetcher.CHUNK", 256 << 10)
-    monkeypatch.setattr("weightcache._prefetched.CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.reader.CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.file.CHUNK", 256 << 10)
     monkeypatch.setattr("weightcache.torch._load.CHUNK", 256 << 10)
 
 
@@ -218,7 +219,7 @@ def test_too_little_memory_is_not_called_a_damaged_file(tmp_path: Path, monkeypa
 def test_without_room_in_memory_files_are_read_plainly(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightcache._prefetcher.free_memory", lambda: 1000.0)
+    monkeypatch.setattr("weightcache._prefetch.reader.free_memory", lambda: 1000.0)
     path = write(tmp_path / "weights", weights(100_000), kind)
     gc.collect()  # what the tracebacks of other tests hold
     loaded = load_state_dict(path)
@@ -505,7 +506,7 @@ def test_nothing_of_a_file_that_is_being_loaded_is_open_during_a_commit_or_reloa
 
     def reload() -> None:
         assert reading.wait(60)
-        with _pauses.all_paused():
+        with readers.all_paused():
             held.append(held_by_process(path))
             if retimed:
                 os.utime(path, ns=(1, 1))
@@ -525,7 +526,7 @@ def test_nothing_of_a_file_that_is_being_loaded_is_open_during_a_commit_or_reloa
 def test_a_file_that_is_written_to_while_it_is_loaded_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, prefetch: bool
 ) -> None:
-    monkeypatch.setattr("weightcache._prefetcher.free_memory", lambda: 1000.0)
+    monkeypatch.setattr("weightcache._prefetch.reader.free_memory", lambda: 1000.0)
     path = write(tmp_path / "weights", weights(100_000) if kind == "large zip" else {"a": torch.ones(3)}, kind)
     memory = InMemory(path) if prefetch else None
     held = memory.path(path) if memory else path

@@ -15,7 +15,7 @@ from origin import Origin, broken
 from origin import status as answer
 from support import blob, one, partials, visible
 from weightcache import DownloadError, NotCachedError, VolumeError, ensure, prune, status
-from weightcache._partial import BLOCK
+from weightcache._store.partials import BLOCK
 
 DATA = blob(2 * BLOCK + 5)
 
@@ -204,27 +204,27 @@ def test_status_looks_again_when_the_reload_is_over(origin: Origin, root: Path) 
             root.rmdir()
             hidden.rename(root)
 
-    from weightcache import _volume
+    from weightcache._coordination import volume as coordination_volume
 
-    calls = _volume.VolumeCalls(str(root), Empty(root))
+    calls = coordination_volume.VolumeCalls(str(root), Empty(root))
     os.unlink(next(Path(os.environ["TMPDIR"]).glob("*/*.unpushed")))  # as after a commit
     filler = threading.Thread(target=calls.refresh)
     filler.start()
     assert empty.wait(60)
     states: list[str] = []
-    from weightcache import _lock
+    from weightcache._coordination import lock
 
-    real = _lock._kernel_lock
+    real = lock._kernel_lock
 
     def noticed(path: str, tick: Any) -> Any:
         looked.set()  # the first look, at an empty root, is over
         return real(path, tick)
 
-    _lock._kernel_lock = noticed  # type: ignore[assignment]
+    lock._kernel_lock = noticed  # type: ignore[assignment]
     try:
         states = [seen.state for seen in status(manifest, root=root)]
     finally:
-        _lock._kernel_lock = real
+        lock._kernel_lock = real
     filler.join()
     assert states == ["ready"]
 
@@ -278,7 +278,7 @@ def test_warnings_of_the_place(
     assert "vanishes with this container" in warning
     (tmp_path / "volumes" / "vo-1").mkdir(parents=True)
     (tmp_path / "mount").symlink_to(tmp_path / "volumes" / "vo-1")
-    monkeypatch.setattr("weightcache._volume.MODAL_VOLUMES", f"{tmp_path}/volumes/")
+    monkeypatch.setattr("weightcache._coordination.volume.MODAL_VOLUMES", f"{tmp_path}/volumes/")
     [warning] = quiet(manifest, tmp_path / "mount").report.warnings
     assert "no volume= was given" in warning
     assert "Add volume=" in warning

@@ -20,7 +20,7 @@ from origin import Origin
 from support import blob, directory, one, sha256
 from test_look import toml_of
 from weightcache import Manifest, ManifestError, ensure
-from weightcache.modal import WeightVolume, to_toml
+from weightcache.modal.weight_volume import WeightVolume, to_toml
 
 DATA = blob(10_000)
 
@@ -281,7 +281,7 @@ def test_what_a_deployment_asks_for(app: Path, tmp_path: Path) -> None:
     assert mounted["/etc/weightcache/fashion-models.toml"].sha256_hex == sha256(
         (app.parent / "weights.toml").read_bytes()
     )
-    assert "/root/weightcache/_ensure.py" in mounted
+    assert "/root/weightcache/_api.py" in mounted
     assert sha256(DATA) not in {file.sha256_hex for file in mounted.values()}
     assert [name for name in mounted if not name.endswith((".py", ".toml"))] == []
 

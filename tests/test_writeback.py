@@ -16,9 +16,10 @@ import pytest
 import weightcache
 from origin import Origin
 from support import blob, one, partials, sha256, until, visible
-from weightcache import StorageError, _writeback, aensure, ensure, publish
-from weightcache._partial import BLOCK
-from weightcache._writeback import WAIT_BEFORE, WRITE, WriteBack
+from weightcache import StorageError, aensure, ensure, publish
+from weightcache._store import writeback
+from weightcache._store.partials import BLOCK
+from weightcache._store.writeback import WAIT_BEFORE, WRITE, WriteBack
 
 DATA = blob(9 * BLOCK + 5)
 STEP = 2 * BLOCK
@@ -51,8 +52,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             recorded.made.append("fsync")
         fsync(descriptor)
 
-    monkeypatch.setattr(_writeback, "STEP", STEP)
-    monkeypatch.setattr(_writeback, "_sync_file_range", recorded.sync_file_range)
+    monkeypatch.setattr(writeback, "STEP", STEP)
+    monkeypatch.setattr(writeback, "_sync_file_range", recorded.sync_file_range)
     monkeypatch.setattr(os, "fsync", recording)
     return recorded
 
@@ -152,20 +153,20 @@ def test_where_the_system_cannot_do_it_the_fsync_does(
 def test_a_python_without_ctypes_or_a_library_without_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (None, type("ctypes", (), {"CDLL": lambda *_, **__: object()})):
         monkeypatch.setitem(__import__("sys").modules, "ctypes", module)
-        _writeback._system_call.cache_clear()
-        assert _writeback._sync_file_range(0, WRITE) == errno.ENOSYS
+        writeback._system_call.cache_clear()
+        assert writeback._sync_file_range(0, WRITE) == errno.ENOSYS
     monkeypatch.undo()
-    _writeback._system_call.cache_clear()
+    writeback._system_call.cache_clear()
 
 
 def test_the_call_is_the_systems_own(tmp_path: Path) -> None:
     with open(tmp_path / "a", "wb") as stream:
         stream.write(b"a")
         stream.flush()
-        assert _writeback._sync_file_range(stream.fileno(), WRITE) == 0
-        assert _writeback._sync_file_range(stream.fileno(), WAIT_BEFORE | WRITE) == 0
-        assert _writeback._sync_file_range(stream.fileno(), 64) == errno.EINVAL
-    assert _writeback._sync_file_range(-1, WRITE) == errno.EBADF
+        assert writeback._sync_file_range(stream.fileno(), WRITE) == 0
+        assert writeback._sync_file_range(stream.fileno(), WAIT_BEFORE | WRITE) == 0
+        assert writeback._sync_file_range(stream.fileno(), 64) == errno.EINVAL
+    assert writeback._sync_file_range(-1, WRITE) == errno.EBADF
 
 
 def started(target: Callable[[], object]) -> threading.Thread:

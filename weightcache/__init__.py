@@ -15,8 +15,8 @@ were made here. What can go wrong is one tree of errors, in `weightcache.errors`
 
 from __future__ import annotations
 
-from ._ensure import aensure, ensure, prune, publish, status, verify
-from ._weights import Weights
+from ._api import aensure, ensure, prune, publish, status, verify
+from ._views.weights import Weights
 from .errors import (
     Attempt,
     DownloadError,
@@ -65,19 +65,19 @@ __all__ = [
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from ._prefetch import Prefetch, prefetch, prefetch_files
-    from ._results import CheckpointReport, Report, Status
+    from ._prefetch.api import Prefetch, prefetch, prefetch_files
+    from .reports import CheckpointReport, Report, Status
 
 
 def __getattr__(name: str) -> object:
     if name in ("CheckpointReport", "Report", "Status"):  # lazily: a hit tells nothing
-        from . import _results
+        from . import reports
 
-        return getattr(_results, name)
+        return getattr(reports, name)
     if name in ("Prefetch", "prefetch", "prefetch_files"):  # lazily: threads and memory maps
-        from . import _prefetch
+        from ._prefetch import api
 
-        return getattr(_prefetch, name)
+        return getattr(api, name)
     if name == "__version__":  # lazily: importlib.metadata costs more than a hit
         from importlib.metadata import version
 
@@ -85,5 +85,18 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _accept_pickles_of_0_1() -> None:
+    """Let pickles of weightcache 0.1 load: they name the private modules in which these classes were defined."""
+    import sys
+
+    for name in ("_checkpoint", "_results", "_weights"):
+        moved = type(sys)(f"{__name__}.{name}", "Moved to `weightcache`.")
+        moved.__dict__["__getattr__"] = lambda attribute: getattr(sys.modules[__name__], attribute)
+        sys.modules.setdefault(moved.__name__, moved)
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})  # the lazy ones too
+
+
+_accept_pickles_of_0_1()

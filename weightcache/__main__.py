@@ -2,6 +2,6 @@
 
 import sys
 
-from weightcache._tool.cli import main
+from weightcache.cli.main import main
 
 sys.exit(main())

@@ -21,7 +21,7 @@ attributes, because Modal sends exceptions from one container to another. A mist
 
 from __future__ import annotations
 
-from ._value import Value
+from weightcache._frozen import Value
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:

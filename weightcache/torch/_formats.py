@@ -14,7 +14,7 @@ import struct
 from collections import Counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from weightcache._content import HEAD, foreign_content
+from weightcache._store.file_kind import HEAD, foreign_content
 from weightcache.errors import LoadError
 
 from ._strangers import FETCH_AGAIN, foreign_zip, old_protocol, protocol_error, stranger

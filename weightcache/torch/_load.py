@@ -10,9 +10,9 @@ import stat
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
-from weightcache._descriptors import opened
-from weightcache._prefetch import prefetch_files
-from weightcache._prefetched import CHUNK
+from weightcache._prefetch.api import prefetch_files
+from weightcache._prefetch.file import CHUNK
+from weightcache._runtime.descriptors import opened
 from weightcache.errors import LoadError, StorageError
 
 from ._formats import check_zip, kind_of, read_pickle

@@ -7,7 +7,7 @@ import re
 import tarfile
 from typing import TYPE_CHECKING
 
-from weightcache._content import foreign_content
+from weightcache._store.file_kind import foreign_content
 from weightcache.errors import LoadError
 
 if TYPE_CHECKING:

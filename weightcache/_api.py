@@ -1,0 +1,298 @@
+"""The public functions. Each looks first, and loads the cold side only if something is missing."""
+
+from __future__ import annotations
+
+from weightcache._store.inspect import look
+from weightcache._store.layout import Layout
+from weightcache._views.weights import weights_if_ready
+from weightcache.manifest import Manifest
+
+TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from weightcache._coordination.kv import LeaseSource
+    from weightcache._coordination.volume import Volume
+    from weightcache._runtime.cancel import Cancel
+    from weightcache._transfer.progress import ProgressCallback
+    from weightcache._views.weights import Weights
+    from weightcache.manifest import Checkpoint, ManifestSource
+    from weightcache.reports import Status
+
+__all__ = ["aensure", "ensure", "prune", "publish", "status", "verify"]
+
+
+def ensure(
+    manifest: ManifestSource,
+    *,
+    root: str | os.PathLike[str],
+    volume: Volume | None = None,
+    lease: LeaseSource = "auto",
+    only: Collection[str] | None = None,
+    offline: bool = False,
+    rehash: bool = False,
+    wait: float = 300.0,
+    patience: float = 180.0,
+    progress: bool | ProgressCallback | None = None,
+) -> Weights:
+    """Return the verified path of every checkpoint, fetching what is missing.
+
+    If everything is there (a hit), this reads one receipt a checkpoint and stats each file: no network, no lock,
+    no hashing, no commit. Otherwise what is missing is downloaded, hashed while it is written, published by
+    rename and committed. Whatever happens, a returned path held exactly the declared bytes when it was verified.
+
+    Args:
+        manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`.
+        root: Directory on the mounted Volume (or any disk). It is made if it does not exist.
+        volume: The Volume mounted there: anything with ``commit()`` and ``reload()``. ``None``: a plain disk.
+        lease: Who of several containers downloads. ``"auto"``: on a miss with a ``modal.Volume``, a ``modal.Dict``
+            named after the Volume's id, so that ten containers make one download. ``None``: each for itself. Or
+            anything with ``put(key, value, skip_if_exists=...)``, ``get`` and ``pop``. What a lease that fails costs
+            is bandwidth, never a wrong byte.
+        only: Names of the checkpoints wanted; ``None`` for all.
+        offline: Forbid every URL. What the root holds is still adopted, and a volume still reloaded.
+        rehash: Hash every published file, and heal what is wrong.
+        wait: Seconds without any progress after which another one's download is not waited for any longer: in this
+            container that is an error, and between containers this one then downloads for itself.
+        patience: Seconds that a mirror which has delivered bytes of this download may give nothing before it is given
+            up. Another mirror is asked meanwhile if there is one. A mirror that never delivered is given up after five
+            tries, within seconds. Keep it below the ``wait`` of others: they see no progress meanwhile.
+        progress: ``None`` for bars on a terminal and plain lines elsewhere (to stderr), ``False`` for nothing, or
+            a function called with name, bytes done and bytes in all (``None`` if a size is not declared).
+
+    Raises:
+        ManifestError: The manifest has problems; all are listed.
+        UnknownCheckpointError: ``only`` names what is not declared.
+        NotCachedError: Something is missing, and ``offline`` or a read-only root forbids fetching it.
+        IntegrityError: A mirror delivered another file than the declared one.
+        DownloadError: No mirror delivered a file.
+        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        StorageError: The disk is full, or root cannot be used.
+        VolumeError: The volume lost what was committed.
+        TypeError, ValueError: An argument is of the wrong kind.
+    """
+    return _ensure(manifest, root, volume, lease, only, offline, rehash, wait, patience, progress, None)
+
+
+async def aensure(
+    manifest: ManifestSource,
+    *,
+    root: str | os.PathLike[str],
+    volume: Volume | None = None,
+    lease: LeaseSource = "auto",
+    only: Collection[str] | None = None,
+    offline: bool = False,
+    rehash: bool = False,
+    wait: float = 300.0,
+    patience: float = 180.0,
+    progress: bool | ProgressCallback | None = None,
+) -> Weights:
+    """Do what `ensure` does in a thread, so that the event loop goes on.
+
+    If the task is cancelled, the work ends with its files closed, and each complete MiB is kept for the next call:
+    within moments while bytes arrive, and after the stall timeout (30 s) at the latest while a mirror does not answer.
+    See `ensure` for arguments and errors.
+    """
+    import asyncio
+    from contextlib import suppress
+
+    from weightcache._runtime.cancel import Cancel
+
+    cancel = Cancel()
+    work = asyncio.get_running_loop().run_in_executor(
+        None, _ensure, manifest, root, volume, lease, only, offline, rehash, wait, patience, progress, cancel
+    )
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        cancel.set()
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:  # a second cancellation does not make the files close any sooner
+                continue
+        with suppress(Exception):
+            work.result()  # whatever it was, the caller wanted no result any more
+        raise
+
+
+def _ensure(
+    manifest: ManifestSource,
+    root: str | os.PathLike[str],
+    volume: Volume | None,
+    lease: LeaseSource,
+    only: Collection[str] | None,
+    offline: bool,
+    rehash: bool,
+    wait: float,
+    patience: float,
+    progress: bool | ProgressCallback | None,
+    cancel: Cancel | None,
+) -> Weights:
+    checkpoints = Manifest.load(manifest).select(only)
+    layout = Layout(root)
+    for name, seconds in (("wait", wait), ("patience", patience)):
+        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
+            raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress must be None, a bool or a function, not {type(progress).__name__}")
+    if not (lease is None or lease == "auto" or all(callable(getattr(lease, n, None)) for n in ("put", "get", "pop"))):
+        raise TypeError(f"lease must be 'auto', None or have put(), get() and pop(), and {lease!r} does not")
+    if not rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
+        return weights
+
+    from weightcache._engine.host import fill
+    from weightcache._runtime.cancel import Cancel
+
+    return fill(
+        layout,
+        checkpoints,
+        volume=volume,
+        lease=lease,
+        offline=offline,
+        rehash=rehash,
+        wait=wait,
+        patience=patience,
+        progress=progress,
+        cancel=cancel or Cancel(),
+    )
+
+
+def status(
+    manifest: ManifestSource, *, root: str | os.PathLike[str], only: Collection[str] | None = None
+) -> list[Status]:
+    """Say what the root holds: a look, as cheap as a hit. Writes nothing, fetches nothing, never waits for a download.
+
+    Args:
+        manifest: As in `ensure`.
+        root: As in `ensure`; if it does not exist, everything is missing.
+        only: Names of the checkpoints wanted; ``None`` for all.
+
+    Returns:
+        One `Status` a checkpoint, in manifest order.
+
+    Raises:
+        ManifestError: The manifest has problems.
+        UnknownCheckpointError: ``only`` names what is not declared.
+        StorageError: Root is no directory, or may not be read.
+    """
+    from pathlib import Path
+
+    from weightcache.reports import Status
+
+    checkpoints = Manifest.load(manifest).select(only)
+    layout = Layout(root)
+    looks = [look(layout, checkpoint) for checkpoint in checkpoints]
+    if any(seen.state != "ready" for seen in looks):
+        from weightcache._coordination.lock import reload_gate
+        from weightcache._store.root import check_root
+
+        check_root(layout)
+        with reload_gate(layout.root):  # while a Volume reloads it looks empty
+            looks = [look(layout, checkpoint) for checkpoint in checkpoints]
+    return [
+        Status(checkpoint.name, seen.state, Path(layout.published(checkpoint)), seen.detail, checkpoint.size)
+        for checkpoint, seen in zip(checkpoints, looks, strict=True)
+    ]
+
+
+def verify(
+    manifest: ManifestSource, *, root: str | os.PathLike[str], only: Collection[str] | None = None
+) -> list[Status]:
+    """Hash every byte of what is published, files in parallel. Never writes; `ensure(rehash=True)` heals.
+
+    This, and not a hit, finds a file that kept its size and changed its bytes.
+
+    Args:
+        manifest: As in `ensure`.
+        root: As in `ensure`.
+        only: Names of the checkpoints wanted; ``None`` for all.
+
+    Returns:
+        One `Status` a checkpoint, in manifest order: ``damaged`` if any byte is wrong, ``unverified`` if the bytes
+        are right and there is no receipt; ``extra`` lists files that the manifest does not name.
+
+    Raises:
+        ManifestError: The manifest has problems.
+        UnknownCheckpointError: ``only`` names what is not declared.
+        StorageError: A file cannot be read, or root is no directory.
+    """
+    from weightcache._engine.verify import verify_places
+
+    return verify_places(Layout(root), Manifest.load(manifest).select(only), status(manifest, root=root, only=only))
+
+
+def prune(
+    *manifests: ManifestSource,
+    root: str | os.PathLike[str],
+    volume: Volume | None = None,
+    dry_run: bool = True,
+    older_than: float = 3600.0,
+) -> list[Path]:
+    """Delete published places that none of ``manifests`` declares, and partials older than a day.
+
+    A place without a receipt is never touched, nor a file that its receipt does not name.
+
+    Args:
+        *manifests: Every manifest that is in use with this root; at least one.
+        root: As in `ensure`.
+        volume: As in `ensure`: reloaded before, and committed after the receipts and again after the files are gone.
+        dry_run: Only say what would be deleted.
+        older_than: Spare places that were verified fewer than this many seconds ago: a container with a newer
+            manifest may just have published them.
+
+    Returns:
+        The places and partials that were deleted, or would be.
+
+    Raises:
+        ManifestError: A manifest has problems; nothing is deleted.
+        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        StorageError: Something cannot be deleted, or root is no directory.
+        VolumeError: The volume could not be reloaded or committed.
+        ValueError: No manifest is given, or ``older_than`` is no number of seconds.
+    """
+    from weightcache._engine.prune import prune_places
+
+    if not manifests:
+        raise ValueError("prune needs every manifest that is in use: what none of them declares is deleted")
+    if not 0 <= older_than < float("inf"):
+        raise ValueError(f"older_than must be a number of seconds, 0 or more, not {older_than!r}")
+    kept = {(checkpoint.name, checkpoint.digest) for each in manifests for checkpoint in Manifest.load(each)}
+    return prune_places(Layout(root), kept, volume=volume, dry_run=dry_run, older_than=older_than)
+
+
+def publish(
+    path: str | os.PathLike[str], *, name: str, root: str | os.PathLike[str], volume: Volume | None = None
+) -> Checkpoint:
+    """Bring weights that were made here into the root, with the place, receipt and commits of a download.
+
+    The files are copied, never moved or linked, and hashed twice: once to learn which bytes they are, and again while
+    they are copied. What is in its place already is hashed once, and nothing is written. The volume is not reloaded.
+    When this returns, everything is committed if a volume is given.
+
+    Args:
+        path: A file, or a directory of files. Of a directory every regular file is taken, hidden ones too, and what a
+            link to a file leads to; a link to a directory is refused, and so is anything that is no regular file.
+            Empty directories are not kept.
+        name: Name of the checkpoint.
+        root: As in `ensure`.
+        volume: As in `ensure`.
+
+    Returns:
+        The checkpoint, with its digests and sizes and without URLs. ``str()`` of it is its entry in a ``weights.toml``;
+        ``Manifest([checkpoint])`` is a manifest for `ensure`. It can be pickled.
+
+    Raises:
+        ManifestError: ``name`` or the name of a file breaks the rules of manifests, a directory is empty, or something
+            in it cannot be published. All problems are listed, and nothing was published.
+        StorageError: ``path`` is not there, cannot be read, or changed meanwhile; the disk is full, or root cannot be
+            used. Nothing of a file is visible.
+        VolumeError: It is published in this container, and no commit took it. Call it again; nothing is copied twice.
+        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        TypeError, ValueError: An argument is of the wrong kind, or ``path`` holds the root or lies among its partials.
+    """
+    from weightcache._engine.publish import publish_path
+
+    return publish_path(path, name, Layout(root), volume)

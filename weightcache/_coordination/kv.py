@@ -1,0 +1,104 @@
+"""The Dict of a Volume, as a lease sees it: what fails or hangs there costs bandwidth, so each operation has an end."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from weightcache._runtime.threads import may_be_daemons
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .lease import Store
+    from .volume import Volume
+
+LIMIT = 5.0  # seconds for one operation; Modal says that a Dict takes a few dozen milliseconds
+MOMENT = 0.3  # seconds for one by a caller who was interrupted: Ctrl-C must end within a second
+
+
+class DictLike(Protocol):
+    """What `ensure` needs for a lease; ``modal.Dict`` has it."""
+
+    def put(self, key: str, value: object, *, skip_if_exists: bool = False) -> bool:
+        """Write, and say whether the key was written."""
+        ...
+
+    def get(self, key: str) -> object:
+        """Return the value, or ``None``."""
+        ...
+
+    def pop(self, key: str) -> object:
+        """Remove the key, or raise ``KeyError``."""
+        ...
+
+
+LeaseSource: TypeAlias = "Literal['auto'] | DictLike | None"
+
+
+def open_store(source: LeaseSource, volume: Volume) -> Store | None:
+    """Return the store for leases on ``volume``; ``None`` if there is none.
+
+    Raises:
+        Exception: Whatever Modal raises where the Dict cannot be had.
+    """
+    if source is None:
+        return None
+    if source != "auto":
+        return _Bounded(source)
+    modal: Any = sys.modules.get("modal")  # who has a modal.Volume has imported it; nobody else should have to
+    if modal is None or not isinstance(volume, modal.Volume):
+        return None
+
+    def find() -> DictLike:
+        # The id, not the name: a Volume that was deleted and made again is another one.
+        volume.hydrate()
+        found: DictLike = modal.Dict.from_name(f"weightcache-{volume.object_id}", create_if_missing=True)
+        found.get("")  # found out here, and not in the middle: whether this container may use it
+        return found
+
+    return _Bounded(_bounded(find))
+
+
+class _Bounded:
+    """A `Store` on a Dict."""
+
+    def __init__(self, found: DictLike) -> None:
+        self._dict = found
+
+    async def get(self, key: str) -> object:
+        return _bounded(lambda: self._dict.get(key))
+
+    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
+        limit = MOMENT if hurried else LIMIT
+        made: bool = _bounded(lambda: self._dict.put(key, value, skip_if_exists=new), limit)
+        return made
+
+    async def pop(self, key: str) -> object:
+        try:
+            return _bounded(lambda: self._dict.pop(key))
+        except KeyError:
+            return None
+
+
+def _bounded(operation: Callable[[], Any], limit: float | None = None) -> Any:
+    """Do it in a thread of its own, and do not wait for ever: a Dict that hangs must not hang the download."""
+    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            results.put((operation(), None))
+        except BaseException as error:  # noqa: BLE001 (it is the caller's to judge)
+            results.put((None, error))
+
+    threading.Thread(target=work, name="weightcache-dict", daemon=may_be_daemons()).start()
+    limit = LIMIT if limit is None else limit
+    try:
+        result, error = results.get(timeout=limit)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {limit:g} s") from None
+    if error is not None:
+        raise error
+    return result

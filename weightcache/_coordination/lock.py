@@ -1,0 +1,264 @@
+"""One cold `ensure` at a time on one root in one container: a gate for threads, then a kernel lock for processes.
+
+It saves bandwidth and keeps our files closed while another process commits or reloads; nothing is wrong without it
+(docs/design.md, G3), so a lock that cannot be had is a warning. Kernel locks only: one that a crash leaves behind
+is gone with its process. The lock file and the holder's note lie on the container's own disk, never in the root.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from weightcache._runtime.descriptors import Held
+from weightcache._runtime.identity import note_path, write_note
+from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_log = logging.getLogger("weightcache")
+
+REPORT_EVERY = 10.0  # seconds between two lines that say who is waited for
+POLL = 0.05  # seconds between two tries
+BEAT = 1.0  # seconds between two notes of the holder
+VAIN = 20  # tries after which nobody holds a file that is not there
+NAMELESS = "another process"  # a holder that has no note yet, or can write none
+
+# By root, what the call made that has passed the gate. Not a lock: to set a key where there is none is one step, also
+# for Ctrl-C, and shows who did it; a lock that was just acquired would stay so if the next line is never reached.
+_gates: dict[str, _Held] = {}
+os.register_at_fork(after_in_child=_gates.clear)  # the thread that has passed is not in the child
+
+
+def _note(root: str, suffix: str) -> str:
+    """Return a note's path, or an empty one where there is no container-local directory."""
+    try:
+        return note_path(root, suffix)
+    except StorageError:
+        return ""
+
+
+class Holder:
+    """The note in which the holder of the lock says who it is and how far."""
+
+    def __init__(self, root: str) -> None:
+        self._path = _note(root, "holder")
+        self._done, self._total, self._doing = 0, 0, "looking"
+        self._next = 0.0
+        self.moved = 0  # bytes downloaded or hashed in all: what other containers see of our progress
+
+    def advance(self, count: int) -> None:
+        """Note ``count`` more bytes; the file is written at most once a second."""
+        self._done += count
+        self.moved += max(0, count)
+        if time.monotonic() >= self._next:
+            self._write()
+
+    def begin(self, doing: str, total: int = 0) -> None:
+        """Note what is done now, and how many bytes it will be."""
+        self._doing, self._total, self._done = doing, total, 0
+        self._write()
+
+    def follow(self, doing: str, done: int) -> None:
+        """Note how far somebody else is, for whom the holder itself waits."""
+        if (doing, done) != (self._doing, self._done):
+            self._doing, self._total, self._done = doing, 0, done
+            self._write()
+
+    def _write(self) -> None:
+        self._next = time.monotonic() + BEAT
+        note = {"pid": os.getpid(), "thread": threading.get_ident(), "doing": self._doing}
+        with suppress(OSError):  # a full /tmp must not stop a download
+            if not self._path:
+                return
+            write_note(self._path, json.dumps({**note, "done": self._done, "total": self._total}))
+
+    def clear(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._path)
+
+
+class Waiting:
+    """One caller's wait: who it waits for, for how long, and whether there is progress."""
+
+    def __init__(self, root: str, wait: float, say: Callable[[str], None], check: Callable[[], None]) -> None:
+        self._note = _note(root, "holder")
+        self._lock_path = _note(root, "lock")
+        self._root, self._wait, self._say, self._check = root, wait, say, check
+        self._began = self._moved = time.monotonic()
+        self._next_line = self._began
+        self._seen = ""
+        self.holder = ""  # who was waited for, in words
+        self.seconds = 0.0  # waited so far
+
+    def tick(self) -> None:
+        """Note that the lock is still held.
+
+        Raises:
+            LockTimeoutError: The holder made no progress for ``wait`` seconds.
+        """
+        self._check()
+        now = time.monotonic()
+        self.seconds = now - self._began
+        text = ""
+        with suppress(OSError), open(self._note, encoding="utf-8") as stream:
+            text = stream.read()
+        if text != self._seen:
+            self._seen, self._moved = text, now
+        words = _in_words(text)
+        if words and (self.holder in ("", NAMELESS) or "(looking)" not in words):  # the next waiter only looks
+            self.holder = words
+        self.holder = self.holder or NAMELESS
+        # Who has just taken the lock writes its note in a moment: a line without a name would be of no use to anybody.
+        if now >= self._next_line and (self.holder != NAMELESS or self.seconds >= BEAT):
+            self._next_line = now + REPORT_EVERY
+            self._say(f"waiting for {self.holder} to fill {self._root} ({self.seconds:.0f} s so far)")
+        if now - self._moved >= self._wait:
+            raise LockTimeoutError(
+                f"waited {self.seconds:.1f} s for {self.holder} to fill {self._root}; "
+                f"it made no progress for {self._wait:g} s",
+                hint="look at what that process does, or call with a larger wait=",
+                lock_path=self._lock_path,
+                waited=self.seconds,
+                holder=self.holder,
+            )
+
+
+def _in_words(note: str) -> str:
+    try:
+        data = json.loads(note)
+        done, total = int(data["done"]), int(data["total"])
+        share = f" {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f" {done / 1e6:.1f} MB" if done else ""
+        return f"process {data['pid']} ({data['doing']}{share})"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+@contextmanager
+def exclusive(
+    root: str, *, wait: float, say: Callable[[str], None], check: Callable[[], None]
+) -> Iterator[tuple[Holder, Waiting]]:
+    """Hold the right to fill ``root`` in this container.
+
+    Args:
+        root: The root; every spelling of it is the same lock.
+        wait: Seconds without any progress of the holder after which waiting ends.
+        say: Called at once and then every ten seconds with a line that says who is waited for.
+        check: Called while waiting; may raise to end it.
+
+    Raises:
+        LockTimeoutError: The holder made no progress for ``wait`` seconds.
+    """
+    waiting = Waiting(root, wait, say, check)
+    held = _Held(_note(root, "lock"), gate=os.path.realpath(root))
+    try:
+        while _gates.setdefault(held.gate, held) is not held:
+            time.sleep(POLL / 10)
+            waiting.tick()
+        held.lock = _kernel_lock(held.path, waiting.tick)
+        holder = Holder(root)
+        try:
+            holder.begin("looking")
+            yield holder, waiting
+        finally:
+            holder.clear()
+    finally:
+        held.close_quietly()
+
+
+class _Held(Held):
+    """What one caller holds: the gate of a root for threads, and a kernel's lock for processes."""
+
+    __slots__ = ("gate", "lock", "path")
+
+    def __init__(self, path: str, gate: str = "") -> None:
+        self.path, self.gate = path, gate
+        self.lock: FileLock | None = None
+        super().__init__()
+
+    def close_quietly(self) -> None:
+        """Let go of both, and remove the lock's file, which would stay for each root that was ever used.
+
+        Removed while it is locked: what waits opens the path again for each try, and a lock on a file that has no name
+        any more counts for nothing (filelock looks at the number of links). So no two hold it at once.
+        """
+        if self.lock is not None and self.lock.is_locked:
+            with suppress(OSError):
+                os.unlink(self.path)
+            with suppress(OSError, RuntimeError):  # gone with its descriptor in any case
+                self.lock.release()
+        if _gates.get(self.gate) is self:
+            del _gates[self.gate]
+
+
+@contextmanager
+def reload_gate(root: str) -> Iterator[None]:
+    """Keep lookers and a reload apart: during a reload a Volume looks empty, so a miss seen then proves nothing.
+
+    Held for the moment of a commit or reload, and by who looks a second time. Never waits for a download.
+    """
+    began = time.monotonic()
+
+    def tick() -> None:
+        if time.monotonic() - began > 60.0:
+            raise LockTimeoutError(
+                f"a commit or reload of {root} has not ended for 60 s",
+                hint="look at the process that holds the lock",
+                lock_path=_note(root, "gate"),
+                waited=60.0,
+                holder=NAMELESS,
+            )
+
+    held = _Held(_note(root, "gate"))
+    try:
+        with suppress(LockTimeoutError):  # then without: it only guards a look
+            held.lock = _kernel_lock(held.path, tick)
+        yield
+    finally:
+        held.close_quietly()
+
+
+def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
+    """Acquire the kernel's lock on ``path``; ``None`` where there are no such locks."""
+    if not path:
+        _log.warning("no container-local directory for locks: going on without; a download may be made twice")
+        return None
+    lock, vain = FileLock(path, fallback_to_soft=False), 0
+    while True:
+        try:
+            lock.acquire(timeout=POLL, poll_interval=POLL / 2)
+            return lock
+        except Timeout:
+            tick()
+            vain = 0 if os.path.lexists(path) else vain + 1
+            problem: Exception | str = "the file cannot be made"  # else somebody would hold it
+            if vain < VAIN:
+                continue
+        except WeightCacheError:
+            raise
+        except (OSError, NotImplementedError, RuntimeError) as error:
+            problem = error
+        _log.warning("no lock on %s (%s): going on without; a download may be made twice", path, problem)
+        return None
+
+
+@contextmanager
+def if_free(path: str) -> Iterator[bool]:
+    """Hold the lock on ``path`` if nobody does, and remove its file; yields whether it is held."""
+    held = _Held(path)
+    try:
+        with suppress(Timeout, OSError, NotImplementedError, RuntimeError):
+            lock = FileLock(path, fallback_to_soft=False)
+            lock.acquire(timeout=0)
+            held.lock = lock
+        yield held.lock is not None
+    finally:
+        held.close_quietly()

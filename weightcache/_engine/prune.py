@@ -1,0 +1,135 @@
+"""`prune`: delete published versions that no manifest declares, and partials older than a day."""
+
+from __future__ import annotations
+
+import calendar
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightcache._coordination.lock import exclusive
+from weightcache._coordination.volume import VolumeCalls
+from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._store.partials import stale_partials, sweep
+from weightcache._store.receipts import receipted_files, receipted_places
+from weightcache._store.root import check_root, leads_out, refuse_links, refuse_read_only
+from weightcache.errors import StorageError, VolumeError
+
+if TYPE_CHECKING:
+    from weightcache._coordination.volume import Volume
+    from weightcache._store.layout import Layout
+
+_log = logging.getLogger("weightcache")
+
+WAIT = 300.0  # seconds without progress of a download in this container, as `ensure` has it
+
+
+BEGUN = "pruning"  # ending of a receipt whose place is being deleted
+
+
+@closed_when_interrupted
+def prune_places(
+    layout: Layout, kept: set[tuple[str, str]], *, volume: Volume | None, dry_run: bool, older_than: float
+) -> list[Path]:
+    """Delete what is not ``kept``, a set of (name, full digest); see `weightcache.prune`."""
+    calls = VolumeCalls(layout.root, volume)
+    check_root(layout)
+    if not os.path.isdir(layout.root):
+        return []
+    with exclusive(layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
+        calls.refresh()
+        if calls.warnings:
+            raise _volume_error(calls)
+        refuse_links(layout, layout.partials, layout.receipts)
+        doomed = [
+            (name, digest)
+            for name, digest, receipt in receipted_places(layout)
+            if (name, digest) not in kept and _age(receipt) >= older_than and not _is_link(layout, name, digest)
+        ]
+        begun = [
+            (name, digest) for name, digest, _ in receipted_places(layout, BEGUN) if not _is_link(layout, name, digest)
+        ]
+        places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest in dict.fromkeys(doomed + begun)]
+        if dry_run:
+            return [*places, *map(Path, stale_partials(layout))]
+        refuse_read_only(layout, "prune")
+        swept = [Path(path) for path in sweep(layout, set())]
+        if places or swept:
+            calls.about_to_write()
+            for name, digest in doomed:
+                _withdraw(f"{layout.receipts}/{name}/{digest}")
+            _commit(calls)  # nobody may be served a hit from a place that is half gone
+            calls.about_to_write()
+            for name, digest, receipt in list(receipted_places(layout, BEGUN)):
+                _delete(layout, name, digest, receipt)
+            _commit(calls)
+        return [*places, *swept]
+
+
+def _is_link(layout: Layout, name: str, digest: str) -> bool:
+    """Whether a place is a link or lies behind one. Then neither it nor its receipt is touched, with a warning."""
+    link = leads_out(layout, f"{layout.root}/{name}/{digest[:16]}")
+    if link:
+        _log.warning("%s is a symbolic link: what is behind it is not pruned", link)
+    return bool(link)
+
+
+def _withdraw(receipt: str) -> None:
+    """Take a receipt back and keep it under another name: it says what is to be deleted if we die half-way."""
+    try:
+        os.replace(f"{receipt}.json", f"{receipt}.{BEGUN}")
+    except OSError as error:
+        raise StorageError.of(error, "withdraw", f"{receipt}.json") from None
+
+
+def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) -> None:
+    place = f"{layout.root}/{name}/{digest[:16]}"
+    if leads_out(layout, place):
+        return
+    if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again meanwhile
+        for path in receipted_files(receipt):
+            if not leads_out(layout, os.path.dirname(f"{place}/{path}")):  # what is behind a link is not ours to delete
+                _remove(f"{place}/{path}")
+        _remove_empty(place, layout.root)
+    _remove(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
+
+
+def _age(receipt: dict[str, object]) -> float:
+    """Seconds since the receipt was written, by its own word; 0 (young: it is spared) if it gives none."""
+    with suppress(ValueError, TypeError, OverflowError):
+        return time.time() - calendar.timegm(time.strptime(str(receipt.get("verified")), "%Y-%m-%dT%H:%M:%SZ"))
+    return 0.0
+
+
+def _remove(path: str) -> None:
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    except OSError as error:
+        raise StorageError.of(error, "delete", path) from None
+
+
+def _remove_empty(place: str, root: str) -> None:
+    """Remove empty directories from ``place`` up to the root; extra files keep theirs."""
+    for folder, _, _ in os.walk(place, topdown=False):
+        with suppress(OSError):
+            os.rmdir(folder)
+    with suppress(OSError):
+        if os.path.dirname(place) != root:
+            os.rmdir(os.path.dirname(place))
+
+
+def _commit(calls: VolumeCalls) -> None:
+    if not calls.commit():
+        raise _volume_error(calls)
+
+
+def _volume_error(calls: VolumeCalls) -> VolumeError:
+    return VolumeError(
+        f"prune stopped: {calls.warnings[-1]}",
+        hint="nothing that is declared was touched; call prune again",
+        operation=calls.warnings[-1].partition(" ")[0],
+    )

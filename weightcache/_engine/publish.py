@@ -1,0 +1,250 @@
+"""`publish`: weights that were made here get the place, receipt and commits that a download gets.
+
+Two passes. The first hashes what is to be published, so that its digest is known, and with it its place: what is there
+already is then a hit, and nothing is written. The second is a cold `ensure` that copies instead of fetching, and the
+hash that it computes on the way judges what was copied. A single pass would read only once, but write everything to a
+Volume before anybody knew that it was there already.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from weightcache._coordination.lock import exclusive
+from weightcache._coordination.volume import VolumeCalls
+from weightcache._runtime.cancel import Cancel
+from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._store import files as store_files
+from weightcache._store import root as store_root
+from weightcache._store.file_kind import HEAD, POINTER, foreign_content
+from weightcache._store.shard_index import LIMIT, is_index, lacking_shards
+from weightcache._transfer.progress import make_progress
+from weightcache._views.weights import weights_if_ready
+from weightcache.errors import ManifestError, StorageError, VolumeError
+from weightcache.manifest import Manifest
+from weightcache.manifest.validate import user_path
+
+from .host import fill
+from .install import changed_while_read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from weightcache._coordination.lock import Holder
+    from weightcache._coordination.volume import Volume
+    from weightcache._store.layout import Layout
+    from weightcache.manifest import Checkpoint
+
+_log = logging.getLogger("weightcache")
+
+WAIT = 300.0  # seconds without progress of another one in this container, as `ensure` has it
+
+OURS = ".weightcache"  # in a directory that is itself a root
+UNKNOWN = "0" * 64  # stands for a digest while only the names are checked
+
+
+def publish_path(path: str | os.PathLike[str], name: str, layout: Layout, volume: Volume | None) -> Checkpoint:
+    """See `weightcache.publish`."""
+    checkpoint, own = copy_in(path, name, layout, volume)
+    for text in shard_warnings(checkpoint, own):
+        _log.warning("%s: %s", name, text)
+    return checkpoint
+
+
+@closed_when_interrupted
+def copy_in(
+    path: str | os.PathLike[str],
+    name: str,
+    layout: Layout,
+    volume: Volume | None,
+    *,
+    link: bool = False,
+    pointers: bool = False,
+) -> tuple[Checkpoint, dict[str, str]]:
+    """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``link`` see `Bringer`."""
+    top = _absolute(path, name, layout)
+    store_root.check_root(layout)  # now: to hash what is to be published may take an hour
+    calls = VolumeCalls(layout.root, volume)
+    # Under the lock: it may lie on the Volume itself, where nothing may be open while another process commits.
+    with exclusive(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
+        checkpoint, own = hashed(top, name, holder, pointers=pointers)
+        ready = weights_if_ready(layout, [checkpoint]) is not None
+        if ready and calls.unpushed() and not calls.commit():  # as the last call may have left it
+            raise _not_committed(layout, checkpoint, calls.warnings[-1])
+    if not ready:
+        store_root.refuse_read_only(layout, "publish to")
+        report = fill(
+            layout,
+            [checkpoint],
+            volume=volume,
+            lease=None,
+            offline=True,
+            rehash=False,
+            wait=WAIT,
+            progress=None,
+            cancel=Cancel(),
+            own=own,
+            link=link,
+        ).report
+        if report.committed is False:
+            raise _not_committed(layout, checkpoint, report.warnings[-1])
+    return checkpoint, own
+
+
+def _not_committed(layout: Layout, checkpoint: Checkpoint, why: str) -> VolumeError:
+    return VolumeError(
+        f"{checkpoint.name} is at {layout.published(checkpoint)}, but perhaps in this container only: {why}",
+        hint="close what is open on the volume, and call publish again before the container ends; "
+        "nothing is copied a second time",
+        operation="commit",
+    )
+
+
+def _absolute(path: str | os.PathLike[str], name: str, layout: Layout) -> str:
+    given: object = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(given, str):
+        raise TypeError(f"path must be a path, not {type(path).__name__}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, not {type(name).__name__}")
+    if not given or "\0" in given:
+        raise ValueError(f"path must be the path of a file or a directory, got {given!r}")
+    top = os.path.abspath(user_path(given))
+    real, root, home = (os.path.realpath(each) for each in (top, layout.root, layout.home))
+    if os.path.commonpath([real, root]) == real:
+        raise ValueError(f"{top} holds the root {layout.root} itself; publish what lies beside or below it")
+    if os.path.commonpath([real, home]) == home:
+        raise ValueError(f"{top} lies in {layout.home}, where nothing is verified yet")
+    return top
+
+
+class _Found(NamedTuple):
+    """A file to be published, and by what it is seen that somebody writes to it."""
+
+    path: str
+    device: int
+    inode: int
+    size: int  # bytes
+    modified: int  # nanoseconds
+
+
+def hashed(
+    top: str, name: str, holder: Holder | None = None, *, pointers: bool = False
+) -> tuple[Checkpoint, dict[str, str]]:
+    """Return what checkpoint lies at ``top``, and where each of its digests is.
+
+    Args:
+        top: A file, or a directory of files.
+        name: What the checkpoint is called.
+        holder: Shows other processes that this one makes progress.
+        pointers: Whether a Git LFS pointer is published like any other file.
+
+    Raises:
+        ManifestError: A name is against the rules, or something is no file, or a pointer to one.
+        StorageError: It cannot be read, or changed meanwhile.
+    """
+    found = _survey(top, name, pointers=pointers)
+    if holder is not None:
+        holder.begin("hashing what is to be published", sum(file.size for file in found.values()))
+
+    def sha256(file: _Found, check: Callable[[], None]) -> str:
+        if (found := store_files.hash_file(file.path, check, follow=True)) is None:
+            raise changed_while_read(file.path)
+        return found.sha256
+
+    def tick() -> None:
+        if holder is not None:
+            holder.advance(store_files.HASH_CHUNK)
+
+    digests = store_files.in_parallel(sha256, list(found.values()), tick)
+    then = _survey(top, name, pointers=True)  # the same ones, or it has changed
+    if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
+        raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
+    pins = {inner: (digest, found[inner].size) for inner, digest in zip(found, digests, strict=True)}
+    own = {digest: found[inner].path for inner, (digest, _) in pins.items()}
+    return _declared(name, pins, is_directory=os.path.isdir(top)), own
+
+
+def _declared(name: str, pins: Mapping[str, tuple[str, int]], *, is_directory: bool) -> Checkpoint:
+    """Return the checkpoint as a manifest would declare it, by the manifest's own rules."""
+    files = {inner: {"sha256": digest, "size": size} for inner, (digest, size) in pins.items()}
+    entry: dict[str, object] = {"urls": [], "files": files}
+    if not is_directory:
+        [(inner, pin)] = files.items()
+        entry = {"urls": [], "file": inner, **pin}
+    return Manifest.load({"checkpoints": {name: entry}})[name]
+
+
+def shard_warnings(checkpoint: Checkpoint, own: Mapping[str, str]) -> list[str]:
+    """Say of each index of shards what it names that is not there. ``own``: where each digest lies."""
+    warnings = []
+    for file in checkpoint.files:
+        if is_index(file.path) and (file.size or 0) <= LIMIT:
+            with suppress(OSError), open(own[file.sha256], "rb") as stream:
+                warnings.append(lacking_shards(file.path, stream.read(LIMIT), {each.path for each in checkpoint.files}))
+    return [text for text in warnings if text]
+
+
+def _survey(top: str, name: str, *, pointers: bool) -> dict[str, _Found]:
+    """Return every file to be published, by its path in the checkpoint.
+
+    Raises:
+        ManifestError: All that speaks against it, before anything is hashed.
+        StorageError: It is not there, or cannot be looked at.
+    """
+    found: dict[str, _Found] = {}
+    problems: list[str] = []
+    is_directory = os.path.isdir(top)
+    try:
+        for path in _entries(top) if is_directory else [top]:
+            inner = os.path.relpath(path, top) if is_directory else os.path.basename(top)
+            leads_nowhere = path != top and os.path.islink(path) and not os.path.exists(path)
+            seen = os.lstat(path) if leads_nowhere else os.stat(path)
+            found[inner] = _Found(path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+            problem = _problem(path, seen) or ("" if pointers else _pointer_problem(path, seen.st_size))
+            if problem:
+                problems.append(f"{inner!r:.120} {problem}")
+    except OSError as error:
+        raise StorageError.of(error, "read", error.filename or top) from None
+    try:
+        _declared(name, {inner: (UNKNOWN, file.size) for inner, file in found.items()}, is_directory=is_directory)
+    except ManifestError as error:
+        problems += error.problems
+    if problems:
+        refused = ManifestError(top, problems)
+        refused.hint = "rename or remove what is named above, or choose another name; nothing was published"
+        raise refused
+    return found
+
+
+def _entries(top: str) -> Iterator[str]:
+    """Yield every path below ``top`` but that of a directory: those are not kept."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(top, onerror=fail):
+        kept = {each for each in folders if each != OURS and not os.path.islink(os.path.join(folder, each))}
+        yield from (os.path.join(folder, each) for each in [*folders, *names] if each not in kept)
+        folders[:] = kept
+
+
+def _pointer_problem(path: str, size: int) -> str:
+    if not 0 < size <= HEAD:  # Git LFS makes none that is longer
+        return ""
+    with open(path, "rb") as stream:
+        is_pointer = foreign_content(stream.read(HEAD), name=path) == POINTER
+    return "is a Git LFS pointer, and not the file itself: run `git lfs pull` in its clone" if is_pointer else ""
+
+
+def _problem(path: str, seen: os.stat_result) -> str | None:
+    if stat.S_ISLNK(seen.st_mode):
+        return "is a link that leads nowhere"
+    if os.path.islink(path) and stat.S_ISDIR(seen.st_mode):
+        return "is a link to a directory, which may lead back; put the directory itself there"
+    if stat.S_ISDIR(seen.st_mode):
+        return "is what a root keeps for itself; publish one of its places instead"
+    return None if stat.S_ISREG(seen.st_mode) else "is no regular file"

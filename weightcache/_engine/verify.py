@@ -1,0 +1,49 @@
+"""`verify`: hash every byte that is published, and report what is wrong. Writes nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._store.files import right_files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weightcache._store.layout import Layout
+    from weightcache.manifest import Checkpoint
+    from weightcache.reports import Status
+
+
+@closed_when_interrupted
+def verify_places(layout: Layout, checkpoints: Sequence[Checkpoint], seen: list[Status]) -> list[Status]:
+    """Hash every file that is there; see `weightcache.verify`."""
+    present = [
+        (checkpoint, file)
+        for checkpoint in checkpoints
+        for file in checkpoint.files
+        if os.path.isfile(layout.file(checkpoint, file))
+    ]
+    right = right_files(layout, present, lambda: None)
+    wrong = {(checkpoint.name, file.path) for checkpoint, file in present} - right.keys()
+    return [_judged(layout, *pair, wrong) for pair in zip(checkpoints, seen, strict=True)]
+
+
+def _judged(layout: Layout, checkpoint: Checkpoint, seen: Status, wrong: set[tuple[str, str]]) -> Status:
+    seen = replace(seen, extra=_extra_files(layout, checkpoint))
+    if bad := [file.path for file in checkpoint.files if (checkpoint.name, file.path) in wrong]:
+        return replace(seen, state="damaged", detail=f"wrong bytes in {', '.join(bad[:5])}{' …' * (len(bad) > 5)}")
+    if seen.state == "unverified":
+        return replace(seen, detail="the bytes are right, without a receipt")
+    return seen
+
+
+def _extra_files(layout: Layout, checkpoint: Checkpoint) -> tuple[str, ...]:
+    place = layout.place(checkpoint)
+    known = {file.path for file in checkpoint.files}
+    found = (
+        os.path.relpath(os.path.join(folder, name), place) for folder, _, names in os.walk(place) for name in names
+    )
+    return tuple(sorted(path for path in found if path not in known))

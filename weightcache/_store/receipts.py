@@ -1,0 +1,122 @@
+"""Receipts: the record that a place was verified. Written aside and renamed, withdrawn before a place changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from weightcache._runtime.descriptors import opened
+from weightcache._runtime.identity import Writer
+from weightcache.errors import StorageError
+from weightcache.manifest.validate import digest_problem, name_problem, path_problem
+
+from .inspect import RECEIPT_FORMAT, list_directories, list_names, read_receipt
+from .partial_file import VanishedError
+from .partials import UNFINISHED_RECEIPT
+from .root import refuse_links
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+    from weightcache.manifest import Checkpoint
+
+    from .layout import Layout
+
+
+def receipted_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return path → (sha256, size) of a receipt; entries that no receipt of ours would hold are left out."""
+    files = {}
+    for path, entry in data["files"].items():
+        if path_problem(path) is None and isinstance(entry, dict):
+            sha256, size = entry.get("sha256"), entry.get("size")
+            if isinstance(sha256, str) and digest_problem(sha256) is None and type(size) is int:
+                files[path] = (sha256, size)
+    return files
+
+
+def receipted_places(layout: Layout, ending: str = "json") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (name, full digest, receipt) of every place in the root that has a receipt (with this ending)."""
+    for name in list_directories(layout.receipts):
+        for entry in list_names(f"{layout.receipts}/{name}"):
+            digest, _, suffix = entry.partition(".")
+            if suffix != ending or name_problem(name) or digest_problem(digest):
+                continue
+            data = read_receipt(f"{layout.receipts}/{name}/{entry}")
+            if data and data.get("name") == name and data.get("digest") == digest:
+                yield name, digest, data
+
+
+def held_files(layout: Layout) -> dict[str, list[str]]:
+    """Return sha256 → paths of the files in the root that have a receipt; their bytes are still to be hashed."""
+    held: dict[str, list[str]] = {}
+    for name, digest, receipt in receipted_places(layout):
+        for path, (sha256, _) in receipted_files(receipt).items():
+            held.setdefault(sha256, []).append(f"{layout.root}/{name}/{digest[:16]}/{path}")
+    return held
+
+
+def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, int], sources: Sequence[str]) -> None:
+    """Record that a place was verified: written aside and renamed, so that nobody reads half of it.
+
+    Args:
+        layout: The root.
+        checkpoint: What was verified.
+        sizes: By path, how many bytes of each file went into its sha256. Never what the file has now: whoever changed
+            it meanwhile would be believed.
+        sources: The mirrors that delivered it, without credentials and query.
+
+    Raises:
+        StorageError: It cannot be written.
+        VanishedError: A published file is gone, or has another size.
+    """
+    path = layout.receipt(checkpoint)
+    fresh = f"{layout.partials}/{UNFINISHED_RECEIPT}.{Writer.new(layout.root)}"  # there it is swept if we die
+    for file in checkpoint.files:
+        try:
+            found = os.lstat(layout.file(checkpoint, file))
+        except OSError:
+            raise VanishedError(layout.place(checkpoint)) from None
+        if not stat.S_ISREG(found.st_mode) or found.st_size != sizes[file.path]:
+            raise VanishedError(layout.file(checkpoint, file))
+    files = {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files}
+    refuse_links(layout, os.path.dirname(path), layout.partials)
+    receipt = {
+        "format": RECEIPT_FORMAT,
+        "name": checkpoint.name,
+        "digest": checkpoint.digest,
+        "verified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sources": list(sources),
+        "files": files,
+    }
+    try:
+        for folder in (os.path.dirname(path), layout.partials):
+            os.makedirs(folder, exist_ok=True)  # a commit of a Volume reloads, and that may drop empty directories
+        with opened(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as stream:
+            stream.write(f"{json.dumps(receipt, indent=1)}\n".encode())
+            os.fsync(stream.number)
+            stream.close()
+        os.replace(fresh, path)
+        with suppress(FileNotFoundError):
+            os.unlink(path.removesuffix("json") + "pruning")  # a prune that died half-way must not go on with it
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(fresh)
+        raise StorageError.of(error, "write the receipt", path) from None
+
+
+def withdraw_receipt(layout: Layout, checkpoint: Checkpoint) -> None:
+    """Take back a receipt before its place is changed, so that no hit is served meanwhile.
+
+    Raises:
+        StorageError: It cannot be removed.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(layout.receipt(checkpoint))
+    except OSError as error:
+        raise StorageError.of(error, "withdraw the receipt", layout.receipt(checkpoint)) from None

@@ -1,0 +1,76 @@
+"""Tokens: which one a request may carry. No token is ever shown."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from weightcache.manifest.validate import user_path
+
+from .stream import SourceError
+
+_TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its variables
+
+
+class Token(NamedTuple):
+    """A bearer token, and where it was found, in words."""
+
+    value: str
+    origin: str
+
+
+def declared_token(variable: str) -> Token:
+    """Return the token of a checkpoint that declares ``auth``.
+
+    Raises:
+        SourceError: The variable is not set, or holds no token.
+    """
+    value = os.environ.get(variable, "").strip()  # a newline from `echo` would be an invalid header
+    if not value:
+        hint = f"set {variable} in the environment (on Modal: a Secret)"
+        raise SourceError(f"environment variable {variable} (its `auth`) is not set", hint=hint, asked=False)
+    return _checked(value, variable, f"environment variable {variable} (its `auth`)")
+
+
+def hub_token() -> Token | None:
+    """Return the token that huggingface_hub would send, or ``None``.
+
+    In its order (``huggingface_hub.get_token``, 2.4): ``HF_TOKEN``, ``HUGGING_FACE_HUB_TOKEN``, then the file that
+    ``hf auth login`` writes. What needs its own software (tokens of a CI, of a notebook, refreshed ones) is left to
+    ``auth``; ``HF_HUB_DISABLE_IMPLICIT_TOKEN`` forbids all of them.
+    """
+    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
+        return None
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if value := os.environ.get(variable, "").strip():
+            return _checked(value, variable, f"environment variable {variable}")
+    with suppress(OSError, UnicodeDecodeError):  # a StorageError is an OSError: without a home there is no such file
+        path = _token_file()
+        with open(path, encoding="utf-8") as stream:
+            value = stream.read(1 << 16).strip()
+        return _checked(value, path, path) if value else None
+    return None
+
+
+def _token_file() -> str:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    return os.path.expandvars(user_path(os.environ.get("HF_TOKEN_PATH") or f"{home}/token"))
+
+
+def _checked(value: str, origin: str, where: str) -> Token:
+    if not (value.isascii() and value.isprintable()):
+        raise SourceError(f"{where} holds characters no token has", asked=False)
+    return Token(value, origin)
+
+
+def is_signed(url: str) -> bool:
+    """Whether the query of a URL holds a signature, which is all the permission that its host accepts.
+
+    S3 and what speaks its protocol (X-Amz-Signature, older: Signature), Google (X-Goog-Signature), Azure (sig),
+    CloudFront and the Hub's storage (Signature). With a user name besides it, S3 refuses the request.
+    """
+    keys = {each.partition("=")[0].lower() for each in urlsplit(url).query.split("&")}
+    return "sig" in keys or any(key.endswith("signature") for key in keys)

@@ -1,0 +1,183 @@
+"""What an answer means that gives no file: why, as far as the server says, and what to do."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from .auth import is_signed
+from .environment import netrc_problem, proxy_refusal
+from .rate_limits import CROWDED, PASSING, SECONDARY, seconds_to_wait
+from .response_head import foreign, led_to, read_head, status_in_words
+from .server_message import said, secrets_in
+from .stream import RangeError, SourceError, TransientError
+
+if TYPE_CHECKING:
+    import requests
+
+    from .environment import Proxy
+
+HEAD = 4096  # bytes of an error's body that are read
+_MEANING = {
+    204: "it has no content there",
+    205: "it has no content there",
+    410: "it was there, and is gone for good",
+    451: "its host must not give it here, for legal reasons",
+}
+# X-Error-Code of the Hugging Face Hub (huggingface_hub 2.4 reads it in utils/_http.py).
+_HUB_CODES = {
+    "RevisionNotFound": "the Hub does not have this commit (any more)",
+    "RepoNotFound": "the repository does not exist, or is private",
+    "EntryNotFound": "this commit has no such file",
+    "GatedRepo": "the repository is gated",
+    "DisabledRepo": "the Hub has disabled the repository",
+}
+_REFUSES_CLIENT = re.compile(rb"user[- ]agent|error code: 10(06|07|08|10|20)\b", re.IGNORECASE)
+
+
+class Asked(NamedTuple):
+    """How a file was asked for.
+
+    Attributes:
+        url: What was asked first, with its variables filled in.
+        ranged: Whether a part of it was asked for.
+        origin: Where the token was found that may have been sent; empty if there is none.
+        auth: What the checkpoint declares.
+        hub: Page of the Hub's repository, or empty.
+        served: Whether this URL has given bytes before: then no permission is missing.
+    """
+
+    url: str
+    ranged: bool
+    origin: str
+    auth: str | None
+    hub: str
+    served: bool
+
+
+def refused(response: requests.Response, asked: Asked, proxy: Proxy | None, seconds: float) -> SourceError:
+    """Return the error that an answer without a file is.
+
+    Args:
+        response: The answer.
+        asked: How it was asked for.
+        proxy: The proxy between, if any.
+        seconds: For how long to wait for what the body says.
+    """
+    status = response.status_code
+    if status == 416 and asked.ranged:
+        return RangeError("HTTP 416: it has no such range")
+    head = read_head(response, HEAD, seconds) if status >= 400 else b""
+    words = said(head, secrets_in(dict(response.request.headers), asked.url, response.url or ""))
+    text = status_in_words(response)
+    after = seconds_to_wait(response.headers)
+    if status == 403 and after is None and "rate limit" in words.lower():
+        after = SECONDARY
+    if status in PASSING or (status == 403 and after is not None):
+        says = f"; it says: {words}" if words else ""
+        return TransientError(f"{text}{says}", after or 0.0, crowded=status in CROWDED)
+    if status == 407:
+        return proxy_refusal(proxy, text)
+    return _final(response, asked, head, words)
+
+
+def _final(response: requests.Response, asked: Asked, head: bytes, words: str) -> SourceError:
+    """Return the error of a refusal that does not pass; ``words`` is what the server says in its body, ``head``."""
+    status, url = response.status_code, response.url or ""
+    host = led_to(response, asked.url)
+    text = status_in_words(response) + (f" from {host}, to which it redirects" if host else "")
+    says = f"; it says: {words}" if words else ""
+    if not says and head and (what := foreign(head, response, url, "")):
+        says = f", with {what}"
+    code = re.sub("[^A-Za-z]", "", response.headers.get("X-Error-Code", ""))[:40]
+    if "disabled" in response.headers.get("X-Error-Message", ""):
+        code = "DisabledRepo"
+    is_refused = status in (401, 403)
+    sent = f"; {_sent(response, asked)}" if is_refused else ""
+    if code or (asked.hub and not host and is_refused):
+        return _refused_by_hub(f"{text}{sent}", code, asked)
+    if status in (400, 401, 403) and is_signed(url):
+        return _refused_signature(f"{text}{sent}{says}", response, declared=url == asked.url)
+    challenged = "challenge" in response.headers.get("cf-mitigated", "")
+    if is_refused and (challenged or _REFUSES_CLIENT.search(head)):
+        what = "wants a browser that solves a challenge" if challenged else "refuses this client (its User-Agent)"
+        return SourceError(f"{text}: the host {what}{says}", hint="no token helps there; add another mirror")
+    if is_refused:
+        return _not_permitted(text + sent, says, response, asked, is_bucket=b"<Error>" in head)
+    meaning = f": {_MEANING[status]}" if status in _MEANING else ""
+    return SourceError(f"{text}{meaning}{says}")
+
+
+def _has_password(response: requests.Response) -> bool:
+    return str(response.request.headers.get("Authorization", "")).startswith("Basic")
+
+
+def _sent(response: requests.Response, asked: Asked) -> str:
+    if _has_password(response):
+        # requests itself sends what netrc has for the host, or what stands before an @ in the URL.
+        return "a user name and password (netrc, or the URL) were sent"
+    return (
+        f"the token from {asked.origin} was sent"
+        if "Authorization" in response.request.headers
+        else (f"the token from {asked.origin} is not sent there" if asked.origin else "no token was sent")
+    )
+
+
+def _not_permitted(text: str, says: str, response: requests.Response, asked: Asked, *, is_bucket: bool) -> SourceError:
+    elsewhere = bool(led_to(response, asked.url))
+    if _has_password(response):
+        return SourceError(text + says, hint="look whether they are valid here")
+    if asked.origin:
+        hint = "" if elsewhere else f"look whether the token in {asked.auth or asked.origin} is valid here"
+        return SourceError(text + says, hint=hint)
+    if problem := netrc_problem():
+        return SourceError(f"{text}{says}; {problem}", hint="correct the netrc file")
+    if is_bucket and not asked.served:
+        return SourceError(
+            text + says, hint="a private bucket wants a signed URL; a public one has no such file, perhaps"
+        )
+    # A token is one cause of a 403 among many: where the host gives another one, `auth` is no advice.
+    if elsewhere or asked.served or (says and response.status_code == 403):
+        return SourceError(text + says, hint="" if asked.served else "open the URL in a browser to see what it wants")
+    scheme = response.headers.get("WWW-Authenticate", "").partition(" ")[0].lower()
+    if scheme in ("basic", "digest", "ntlm", "negotiate"):
+        return SourceError(text + says, hint="give its user name and password in a netrc file (see NETRC)")
+    return SourceError(f"{text} (no `auth` is declared){says}", hint="declare `auth` if it needs a token")
+
+
+def _refused_signature(text: str, response: requests.Response, *, declared: bool) -> SourceError:
+    if "Authorization" in response.request.headers:
+        return SourceError(
+            f"{text}; its URL is signed as well, and that is all that such a host accepts",
+            hint="a signed URL takes no other permission: remove `auth` and what stands before the @",
+        )
+    text += "; its URL is signed, and the signature has expired or is not valid"
+    if not declared:
+        return SourceError(text, hint="the host that redirects there has signed it: try again, or add another mirror")
+    return SourceError(
+        text,
+        hint="get a new signed URL; `${VARIABLE}` in the query of the declared one keeps it out of the manifest",
+    )
+
+
+def _refused_by_hub(text: str, code: str, asked: Asked) -> SourceError:
+    page = asked.hub
+    where = page or "its repository"
+    token = asked.origin or "HF_TOKEN (or run `hf auth login`)"
+    if code == "GatedRepo":
+        what = f"{text}; {where} is gated"
+        return SourceError(what, hint=f"accept its licence at {where}, and use the token of that account in {token}")
+    meaning = f": {_HUB_CODES[code]}" if code in _HUB_CODES else ""
+    what = f"{text}{f'; {code}{meaning}' if code else ''}"
+    if code == "RevisionNotFound":
+        hint = "perhaps its history was rewritten: pin a commit of today"
+        return SourceError(what, hint=f"{hint}{f' (see {page}/commits/main)' if page else ''}, or add a mirror")
+    if code == "EntryNotFound":
+        return SourceError(what, hint=f"look at the files of that commit{f' at {page}' if page else ''}")
+    if code == "DisabledRepo":
+        return SourceError(what, hint="take the file from another mirror")
+    if asked.served:
+        return SourceError(what)
+    if asked.origin:
+        return SourceError(what, hint=f"look whether {where} exists, and whether the token in {token} may read it")
+    return SourceError(what, hint=f"look whether {where} exists; if it is private, set {token}")

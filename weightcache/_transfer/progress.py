@@ -1,0 +1,198 @@
+"""Progress on stderr: bars on a terminal, one plain line every ten seconds elsewhere, or the caller's function."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from weightcache.manifest import Checkpoint, File
+
+ProgressCallback: TypeAlias = Callable[[str, int, "int | None"], object]
+
+LINE_EVERY = 10.0  # seconds
+_BARS_SHOWN = 6  # bars of files on their way at once
+
+_log = logging.getLogger("weightcache")
+
+
+class Track:
+    """One file on its way: how much of it there is."""
+
+    __slots__ = ("bar", "done", "file", "name", "place", "total")
+
+    def __init__(self, name: str, file: str, total: int | None) -> None:
+        self.name, self.file, self.total = name, file, total
+        self.done = 0
+        self.bar: Any = None
+        self.place = 0
+
+
+class Progress:
+    """Says nothing; the base of those that do.
+
+    Args:
+        files: Every file to be fetched, with its checkpoint.
+
+    Attributes:
+        shows_lines: Whether a user sees what `say` says; what matters is in the log as well.
+    """
+
+    shows_lines = False
+
+    def __init__(self, files: list[tuple[Checkpoint, File]]) -> None:
+        sizes = [file.size for _, file in files]
+        self.count = len(files)
+        self.total = None if None in sizes else sum(size or 0 for size in sizes)
+        self.done = 0
+
+    def open(self, name: str, file: str, total: int | None) -> Track:
+        return Track(name, file, total)
+
+    def advance(self, track: Track, count: int) -> None:
+        """Note ``count`` more bytes; a negative count takes back what must be fetched again."""
+        track.done += count
+        self.done += count
+
+    def close(self, track: Track) -> None:
+        """Note that a file ended, well or not."""
+
+    def end(self) -> None:
+        """Note that all is over, well or not."""
+
+    def say(self, text: str) -> None:
+        """Show one line at once."""
+        _log.info("%s", text)
+
+
+class CallbackProgress(Progress):
+    """Calls ``callback(name, bytes done, bytes in all or None)`` for every step of a checkpoint."""
+
+    def __init__(self, files: list[tuple[Checkpoint, File]], callback: ProgressCallback) -> None:
+        super().__init__(files)
+        self._callback = callback
+        self._counts = {checkpoint.name: 0 for checkpoint, _ in files}
+        totals: dict[str, int | None] = dict.fromkeys(self._counts, 0)
+        for checkpoint, file in files:
+            so_far = totals[checkpoint.name]
+            totals[checkpoint.name] = None if so_far is None or file.size is None else so_far + file.size
+        self._totals = totals
+
+    def advance(self, track: Track, count: int) -> None:
+        super().advance(track, count)
+        self._counts[track.name] += count
+        self._callback(track.name, self._counts[track.name], self._totals[track.name])
+
+
+class LineProgress(Progress):
+    """Prints a plain line every ten seconds and one at the end: for logs."""
+
+    shows_lines = True
+
+    def __init__(self, files: list[tuple[Checkpoint, File]]) -> None:
+        super().__init__(files)
+        self._began = time.monotonic()
+        self._next = self._began + LINE_EVERY
+        self._moved = 0  # bytes of this run only: what was there before says nothing of the rate
+
+    def advance(self, track: Track, count: int) -> None:
+        super().advance(track, count)
+        self._moved += count
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LINE_EVERY
+            self.say(self._line(track.name, now))
+
+    def _line(self, name: str, now: float) -> str:
+        rate = self._moved / max(now - self._began, 1e-6)
+        text = f"{name}: {self.done / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+        if self.total:
+            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
+            share = 100 * self.done // self.total
+            text = (
+                f"{name}: {self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB ({share} %), {rate / 1e6:.1f} MB/s{left}"
+            )
+        return text
+
+    def end(self) -> None:
+        if self._moved:
+            seconds = time.monotonic() - self._began
+            rate = self._moved / max(seconds, 1e-6) / 1e6
+            self.say(f"{self.done / 1e6:.1f} MB of {self.count} file(s) in {seconds:.1f} s ({rate:.1f} MB/s)")
+
+    def say(self, text: str) -> None:
+        print(f"weightcache: {text}", file=sys.stderr, flush=True)  # noqa: T201 (this is the progress line)
+
+
+class BarProgress(Progress):
+    """One tqdm bar a file and one for all: for terminals."""
+
+    shows_lines = True
+
+    def __init__(self, files: list[tuple[Checkpoint, File]]) -> None:
+        super().__init__(files)
+        from tqdm import tqdm
+
+        class Bar(tqdm):  # type: ignore[type-arg]  # only its stub is generic
+            monitor_interval = 0  # no thread of its own, which would outlive the bars
+
+        self._tqdm = Bar
+        # A terminal without a size (`docker run -t` in a script) says 0 columns, and tqdm would show nothing.
+        self._wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        self._all: Any = self._bar("all", self.total, 0) if self.count > 1 else None
+        self._places = set(range(1, 1 + _BARS_SHOWN) if self.count > 1 else [0])  # lines of the terminal that are free
+
+    def _bar(self, label: str, total: int | None, position: int) -> Any:
+        return self._tqdm(
+            desc=label,
+            total=total,
+            position=position,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1000,
+            leave=position == 0,  # of many files the sum alone: bars that move up leave copies of themselves behind
+            dynamic_ncols=self._wide,
+            ncols=None if self._wide else 80,
+            nrows=None if self._wide else 24,
+            file=sys.stderr,
+        )
+
+    def open(self, name: str, file: str, total: int | None) -> Track:
+        track = super().open(name, file, total)
+        label = name if file.rpartition("/")[2].startswith(name) else f"{name}: {file}"
+        if self._places:  # two bars in one line would overwrite each other
+            track.place = min(self._places)
+            self._places.remove(track.place)
+            track.bar = self._bar(label[-40:], total, track.place)
+        return track
+
+    def advance(self, track: Track, count: int) -> None:
+        super().advance(track, count)
+        for bar in (track.bar, self._all):
+            if bar is not None:
+                bar.update(count)
+
+    def close(self, track: Track) -> None:
+        if track.bar is not None:
+            track.bar.close()
+            self._places.add(track.place)
+
+    def end(self) -> None:
+        if self._all is not None:
+            self._all.close()
+
+    def say(self, text: str) -> None:
+        self._tqdm.write(f"weightcache: {text}", file=sys.stderr)
+
+
+def make_progress(choice: bool | ProgressCallback | None, files: list[tuple[Checkpoint, File]]) -> Progress:
+    """Return the progress for ``choice``, the ``progress`` argument of `ensure`."""
+    if choice is False:
+        return Progress(files)
+    if choice is not None and choice is not True:
+        return CallbackProgress(files, choice)
+    return BarProgress(files) if sys.stderr is not None and sys.stderr.isatty() else LineProgress(files)

@@ -1,0 +1,237 @@
+"""One answer that gives a file or a part of it: what it says of itself, its bytes, and the ways in which it fails.
+
+No reason ever quotes an exception of requests: those hold the URL with its query, and a signed query is a secret.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import io
+import re
+import ssl
+import sys
+import termios
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+
+from weightcache._store.file_kind import HEAD
+
+from .content_disposition import suggested_name
+from .deadline import stream_of
+from .response_head import READ_HEAD, foreign, header_number, in_words, read_head
+from .stream import Body, ChangedError, RangeError, SourceError, TransientError, WrongBytesError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import requests
+
+RECORD_OVERHEAD = 22  # bytes that a record of TLS 1.3 has beside the data; TLS 1.2 has 7 more, which is near enough
+MANY = 1 << 30
+# 201: of a request that made the file. 203: through a proxy that says that it may have changed it. The digest judges.
+WHOLE = frozenset({200, 201, 203})
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+_ETAG = re.compile('"[!#-~]*"')
+# Others (aws-chunked, binary, none, utf-8) are put there by mistake and say nothing of the bytes.
+_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
+
+
+@dataclass
+class Timeouts:
+    """How long to wait for a mirror. Tests shorten them.
+
+    Attributes:
+        connect: Seconds until a connection stands.
+        stall: Seconds without a byte of the file after which a connection is replaced. An answer's head, whatever
+            comes before it, and the body of a redirect have as long in all; all redirects together twice as long.
+        window: Seconds over which a connection must bring ``window_bytes``, or it is replaced as well.
+        window_bytes: See ``window``.
+    """
+
+    connect: float = 10.0
+    stall: float = 30.0
+    window: float = 60.0
+    window_bytes: int = 60 * 1024
+
+
+class HttpBody(Body):
+    """See `Body`.
+
+    Args:
+        response: The answer, with status 206 or one of `WHOLE`.
+        timeouts: How long to wait for its bytes.
+        declared: The URL that was asked first, with its variables filled in.
+        ranged: Whether a part was asked for.
+        start: From which byte on.
+        size: The declared length of the file, if any.
+        validator: Strong ETag that the answer must have, if any.
+    """
+
+    def __init__(
+        self,
+        response: requests.Response,
+        timeouts: Timeouts,
+        declared: str,
+        ranged: bool,
+        start: int,
+        size: int | None,
+        validator: str | None,
+    ) -> None:
+        self._response, self._timeouts, self._declared = response, timeouts, declared
+        self.content_type = response.headers.get("Content-Type", "")
+        etag = response.headers.get("ETag", "")
+        self.validator = etag if _ETAG.fullmatch(etag) else None
+        length = header_number(response.headers.get("Content-Length"))
+        self._plain: Any = None
+        self._read_ahead = True
+        if response.status_code == 206:
+            self.offset, self.end, self.total = _content_range(response, ranged, start)
+        else:
+            self.end = self.total = length
+        encoding = _encoding(response)
+        # A server that labels a .gz file as gzip-encoded sends the file itself: its length tells.
+        self._decode = bool(encoding) and (self.total is None or self.total != size)
+        self.resumable = not self._decode
+        if self._decode and response.status_code == 206:
+            raise RangeError(f"a part of a {encoding}-encoded body is of no use")
+        if validator and self.validator and self.validator != validator and response.status_code == 206:
+            raise ChangedError("the file changed between two requests (ETag)")
+        if self._decode:
+            self.end = self.total = None
+            response.raw.headers["Content-Encoding"] = encoding
+        if None not in (self.total, size) and self.total != size:
+            raise self._another_size(size)
+        original = getattr(response.raw, "_original_response", None)
+        known = isinstance(original, http.client.HTTPResponse) and not original.chunked and original.length is not None
+        if (stream := stream_of(response)) and known and not self._decode:
+            self._plain = original
+            stream.unlimit(self._timeouts.stall)
+        self._window_ends, self._window_got = time.monotonic() + self._timeouts.window, 0
+
+    @property
+    def suggested_name(self) -> str:
+        return suggested_name(self._response.headers.get("Content-Disposition", ""), self._response.url or "")
+
+    def _another_size(self, size: int | None) -> WrongBytesError:
+        head = b""
+        if not self.offset and self.total:
+            head = read_head(self._response, min(HEAD, self.total), min(READ_HEAD, self._timeouts.stall))
+        name = unquote(urlsplit(self._declared).path)
+        came = self.foreign(head, name) if head or not self.total else ""
+        return WrongBytesError(f"{size} bytes", f"{self.total} bytes", came)
+
+    def foreign(self, head: bytes, name: str) -> str:
+        return foreign(head, self._response, self._declared, name)
+
+    def read_into(self, view: memoryview) -> int:
+        failure: SourceError
+        try:
+            count = self._read(view)
+        except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
+            failure = TransientError(f"it sent nothing for {self._timeouts.stall:g} s")
+        except urllib3.exceptions.DecodeError:
+            failure = SourceError("its compressed body cannot be decoded")
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError, AttributeError) as error:
+            # AttributeError: of a response that another thread interrupts.
+            failure = TransientError(in_words(error, "the connection broke off"))
+        else:
+            self._window_got += count
+            if not count or (now := time.monotonic()) <= self._window_ends:
+                return count
+            if self._window_got >= self._timeouts.window_bytes:
+                self._window_ends, self._window_got = now + self._timeouts.window, 0
+                return count
+            failure = TransientError(f"only {self._window_got} bytes in {self._timeouts.window:g} s")
+        raise failure  # outside the handler: no context with the URL's query hangs on it
+
+    def _read(self, view: memoryview) -> int:
+        raw: Any = self._response.raw
+        plain = self._plain
+        if plain is None:
+            # Sizes of chunks and trailers are read along, and may be endless: a byte of the file must come in time.
+            if stream := stream_of(self._response):
+                stream.limit(self._timeouts.stall)
+            data = raw.read1(len(view), decode_content=self._decode)
+            view[: len(data)] = data
+            return len(data)
+        if not plain.length:
+            return 0
+        count = self._read_plain(plain.fp, view[: plain.length])
+        if not count:
+            raise TransientError("the connection broke off")
+        plain.length -= count
+        if not plain.length:
+            plain.close()
+            raw.release_conn()
+        return count
+
+    def _read_plain(self, stream: io.BufferedReader, view: memoryview) -> int:
+        if self._read_ahead:
+            # What came with the head. readinto1 would go on to wait for more, and lose this when the connection stalls.
+            data = stream.read1(len(view))
+            view[: len(data)] = data
+            self._read_ahead = len(view) < io.DEFAULT_BUFFER_SIZE
+            return len(data)
+        # Straight to where the bytes are wanted. TLS hands out one record of 16 KiB a call: then all that is at hand.
+        receive, at_hand = _receiver(stream.raw.socket_stream), 0  # type: ignore[attr-defined]
+        count = got = receive(view)
+        while got and count < len(view):
+            if at_hand <= 0 and (at_hand := self._queued()) <= 0:
+                break
+            try:
+                got = receive(view[count:])
+            except OSError:
+                break  # the next call fails again, and this one has something to return
+            count, at_hand = count + got, at_hand - got - RECORD_OVERHEAD
+        return count
+
+    def _queued(self) -> int:
+        """Return how many bytes the kernel holds; for a socket that cannot say, any number."""
+        with suppress(OSError):
+            held = fcntl.ioctl(self._plain.fp.fileno(), termios.FIONREAD, bytes(4))
+            return int.from_bytes(held, sys.byteorder)
+        return MANY
+
+    def is_ready(self, count: int) -> bool:
+        if self._plain is None or self._read_ahead or not self._plain.length:
+            return True
+        return bool(self._queued() >= min(count, self._plain.length))
+
+    def interrupt(self) -> None:
+        with suppress(Exception):  # the read may have ended by itself
+            self._response.raw.shutdown()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _encoding(response: requests.Response) -> str:
+    """Return what of a Content-Encoding changes the bytes, or nothing."""
+    named = (each.strip().lower() for each in response.headers.get("Content-Encoding", "").split(","))
+    return ", ".join(each for each in named if each in _CODINGS)
+
+
+def _receiver(stream: Any) -> Callable[[memoryview], int]:
+    """Return what reads from a socket's stream into a buffer.
+
+    Of TLS it is the socket's own method: three functions written in Python lie between that one and the stream's, and
+    each record of 16 KiB is a call.
+    """
+    sock = getattr(stream, "_sock", None)
+    if isinstance(sock, ssl.SSLSocket):
+        return lambda view: sock.read(len(view), view)  # type: ignore[return-value]  # with a buffer it is a count
+    return lambda view: stream.readinto(view) or 0
+
+
+def _content_range(response: requests.Response, ranged: bool, start: int) -> tuple[int, int, int | None]:
+    value = response.headers.get("Content-Range", "")
+    match = _CONTENT_RANGE.fullmatch(value)
+    if not ranged or not match or int(match[1]) != start or int(match[2]) < start:
+        raise RangeError(f"HTTP 206 with Content-Range {re.sub('[^ -~]', '', value)[:60]!r}, wanted from {start}")
+    return start, int(match[2]) + 1, None if match[3] == "*" else int(match[3])

@@ -1,0 +1,66 @@
+"""The parts of an answer that every reader of one needs: its status, its numbers, the first bytes of its body."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from weightcache._store.file_kind import foreign_content
+
+from .deadline import stream_of
+
+if TYPE_CHECKING:
+    import requests
+
+_SYSTEM_MESSAGE = re.compile(r"\[Errno -?\d+\] ([A-Za-z ,]+)|(certificate verify failed: [^(]+)")
+READ_HEAD = 5.0  # seconds that the first bytes of a page may take: they explain, and nothing waits for them
+
+
+def status_in_words(response: requests.Response) -> str:
+    """Return the status of an answer, with what of the server's reason is safe to show."""
+    return f"HTTP {response.status_code} {re.sub('[^ -~]', '', response.reason or '')[:60]}".rstrip()
+
+
+def header_number(value: str | None) -> int | None:
+    text = (value or "").strip()
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def in_words(error: BaseException, otherwise: str) -> str:
+    """Return what of an exception's text is safe to show."""
+    match = _SYSTEM_MESSAGE.search(str(error))
+    return (match[1] or match[2]).strip() if match else otherwise
+
+
+def read_head(response: requests.Response, count: int, seconds: float) -> bytes:
+    """Return up to ``count`` first bytes of a body, or fewer if they do not come within ``seconds``."""
+    data, ends = b"", time.monotonic() + seconds
+    with suppress(Exception):  # whatever fails here: what failed before is the error
+        while len(data) < count and (left := ends - time.monotonic()) > 0:
+            if stream := stream_of(response):
+                stream.limit(left)
+            if not (more := response.raw.read1(count - len(data), decode_content=True)):
+                break
+            data += more
+    return data
+
+
+def led_to(response: requests.Response, declared: str) -> str:
+    """Return the host that answered if it is not the host that was asked first; else empty."""
+    with suppress(ValueError):
+        host = urlsplit(response.url).hostname or ""
+        if host != urlsplit(declared).hostname:
+            return re.sub("[^!-~]", "", host)
+    return ""
+
+
+def foreign(head: bytes, response: requests.Response, declared: str, name: str) -> str:
+    """Say what came instead of weights, and from where if a redirect led there; empty if it may be weights."""
+    what = foreign_content(head, response.headers.get("Content-Type", ""), name=name)
+    if not what or response.url == declared:
+        return what
+    host = led_to(response, declared)
+    return f"{what} from {host}, to which it redirects" if host else f"{what}, after a redirect"

@@ -1,0 +1,152 @@
+"""Where bytes come from: a mirror's answer as a stream at a known offset, and the ways in which it fails.
+
+The network's many ways to fail are five of ours:
+
+* `SourceError`: this mirror cannot give the file.
+* `TransientError`: it may on another try.
+* `RangeError`: not in parts, perhaps as a whole.
+* `ChangedError`: not these parts, because it is another file now.
+* `WrongBytesError`: it gives another file than the declared one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from abc import ABC, abstractmethod
+
+from weightcache._runtime.descriptors import Descriptor
+from weightcache._store.file_kind import HEAD, foreign_content
+
+_WHAT_TO_DO = {
+    "an HTML page": "open the URL in a browser: perhaps the host wants a login or a click first, or has a page about "
+    "the file; give the URL of the file itself",
+    "a Git LFS pointer": "the file lies in Git LFS: give the URL that its host offers for the download (of the Hub "
+    "/resolve/, of GitHub media.githubusercontent.com/media/)",
+    "a JSON document": "open the URL to see what the host says; give the URL of the file itself",
+    "an XML document": "open the URL to see what the host says; give the URL of the file itself",
+    "an empty file": "the host has an empty file there; give a URL that has the bytes, or upload them again",
+}
+
+
+class SourceError(Exception):
+    """This mirror cannot give the file; the text says why, and ``hint`` what the user can do, if anything.
+
+    ``asked`` is whether a request was made.
+    """
+
+    def __init__(self, reason: str, *, hint: str = "", asked: bool = True) -> None:
+        super().__init__(reason)
+        self.hint, self.asked = hint, asked
+
+
+class TransientError(SourceError):
+    """It may work on another try, after at least ``after`` seconds; ``crowded`` if it asks for fewer requests."""
+
+    def __init__(self, reason: str, after: float = 0.0, *, crowded: bool = False) -> None:
+        super().__init__(reason)
+        self.after, self.crowded = after, crowded
+
+
+class RangeError(SourceError):
+    """The mirror does not give this part, or gives another one."""
+
+
+class ChangedError(RangeError):
+    """The mirror gives parts of another file than before."""
+
+
+class WrongBytesError(SourceError):
+    """The mirror gives a whole file that is not the declared one.
+
+    ``came`` says what it is instead, as `foreign_content` does, where that is known; ``landed`` is whether bytes of it
+    may be on the disk.
+    """
+
+    def __init__(self, expected: str, actual: str, came: str = "", *, landed: bool = True) -> None:
+        super().__init__(
+            f"wrong bytes: expected {expected}, got {actual}{f'; what came is {came}' if came else ''}",
+            hint=next((hint for what, hint in _WHAT_TO_DO.items() if what in came), ""),
+        )
+        self.expected, self.actual, self.came, self.landed = expected, actual, came, landed
+
+
+class Body(ABC):
+    """A stream of a file's bytes.
+
+    Attributes:
+        offset: Where in the file it begins.
+        total: Length of the whole file as the mirror says, or ``None``.
+        validator: Strong ETag, or ``None``.
+        resumable: Whether another request may continue it.
+        end: Where in the file it ends, or ``None`` if it does not say.
+        content_type: The Content-Type of the answer; empty if there is none.
+    """
+
+    offset: int = 0
+    end: int | None = None
+    total: int | None = None
+    validator: str | None = None
+    resumable: bool = True
+    content_type: str = ""
+
+    @property
+    def suggested_name(self) -> str:
+        """The name that the answer gives to the file; empty if it gives none."""
+        return ""
+
+    @abstractmethod
+    def read_into(self, view: memoryview) -> int:
+        """Read what is there, and wait if nothing is. Return 0 at the end; that does not mean that it was whole.
+
+        Raises:
+            TransientError: The stream broke off or stalled.
+            SourceError: It cannot be read at all.
+        """
+
+    def foreign(self, head: bytes, name: str) -> str:
+        """Say what a file that begins with ``head`` is instead of weights called ``name``; empty if it may be them."""
+        return foreign_content(head, name=name)
+
+    def is_ready(self, count: int) -> bool:  # noqa: ARG002 (a file always is)
+        """Whether a read of up to ``count`` bytes has all of them at hand."""
+        return True
+
+    def interrupt(self) -> None:  # noqa: B027 (a file has nothing to interrupt)
+        """End a read in progress in another thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class LocalBody(Body):
+    """A ``file:`` URL: a regular file, copied."""
+
+    def __init__(self, path: str, start: int, size: int | None) -> None:
+        self._descriptor = Descriptor()
+        try:
+            # O_NONBLOCK: opening a FIFO would otherwise wait for a writer for ever.
+            self._descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            found = os.fstat(self._descriptor.number)
+            if not stat.S_ISREG(found.st_mode):
+                raise SourceError("is not a regular file")
+            if size is not None and size != found.st_size:
+                came = self.foreign(os.pread(self._descriptor.number, HEAD, 0), path)
+                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes", came)
+            self.offset, self.end, self.total = start, found.st_size, found.st_size
+            os.lseek(self._descriptor.number, start, os.SEEK_SET)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise SourceError(error.strerror or "cannot be opened") from None
+            raise
+
+    def read_into(self, view: memoryview) -> int:
+        try:
+            return os.readv(self._descriptor.number, [view])
+        except OSError as error:
+            raise TransientError(error.strerror or "cannot be read") from None
+
+    def close(self) -> None:
+        self._descriptor.close_quietly()

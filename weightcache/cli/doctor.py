@@ -1,0 +1,177 @@
+"""``weightcache doctor``: what goes wrong in practice, looked for on this machine. Leaves nothing behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from weightcache._runtime.identity import note_path
+from weightcache._store.inspect import look
+from weightcache._store.layout import Layout
+from weightcache._store.root import check_root
+from weightcache.errors import StorageError, WeightCacheError
+from weightcache.manifest import Manifest
+from weightcache.manifest.validate import MODAL_VOLUMES
+
+from . import modal_runner
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+
+PROBE = 64 << 20  # bytes written to see whether there is room: a Volume's statfs gives placeholder values
+_SCAN_LIMIT = 50_000  # directory entries looked at for weights in the image
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result.
+
+    Attributes:
+        check: What was looked at.
+        ok: Whether it is well.
+        text: What was found, and what to do.
+        code: The exit code it stands for if it is not well; 0 for a warning.
+    """
+
+    check: str
+    ok: bool
+    text: str
+    code: int = 0
+
+
+def examine(manifest: str, root: str) -> list[Finding]:
+    """Make all local checks; a manifest that cannot be read is a finding like any other."""
+    layout, findings, loaded = Layout(root), [], None
+    try:
+        loaded = Manifest.load(manifest)
+        findings.append(Finding("manifest", True, f"{manifest}: {len(loaded)} checkpoint(s), all pinned"))
+    except WeightCacheError as error:
+        findings.append(Finding("manifest", False, str(error).replace("\n", " "), 2))
+    checks: list[Callable[[Layout], Finding]] = [_place, _writable, _locks]
+    findings += [check(layout) for check in checks]
+    if loaded is not None:
+        findings += [*_tokens(loaded), _room(layout, loaded), _baked(layout, loaded)]
+    return findings
+
+
+def examine_volume(options: argparse.Namespace) -> list[Finding]:
+    """Look whether the Volume of ``options`` is there, and in which version; nothing is started on Modal."""
+    try:
+        volume = modal_runner.connect(options)
+        version = modal_runner.version_of(options)
+    except WeightCacheError as error:
+        return [Finding("modal", False, str(error).replace("\n", " "), 5)]
+    where = f" in environment {options.env}" if options.env else ""
+    return [Finding("modal", True, f"Volume {options.volume}{where} is {volume.object_id}, version {version or '?'}")]
+
+
+def _place(layout: Layout) -> Finding:
+    real = os.path.realpath(layout.root)
+    if real.startswith(MODAL_VOLUMES):
+        return Finding("volume", True, f"{layout.root} lies on the Modal Volume {real[len(MODAL_VOLUMES) :]}")
+    if os.environ.get("MODAL_IS_REMOTE") == "1":
+        return Finding(
+            "volume", False, f"{layout.root} lies on no Modal Volume: its contents vanish with the container"
+        )
+    return Finding("volume", True, f"{layout.root} is a plain directory (not in a Modal container)")
+
+
+def _writable(layout: Layout) -> Finding:
+    try:
+        check_root(layout)
+    except StorageError as error:
+        return Finding("root", False, f"{error.args[0]}; {error.hint}", 5)
+    folder = layout.root
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.access(folder, os.W_OK):
+        return Finding("root", False, f"{folder} is not writable: hits work, a miss is an error", 5)
+    made = "" if folder == layout.root else f" (and can be made below {folder})"
+    return Finding("root", True, f"{layout.root} is writable{made}")
+
+
+def _locks(layout: Layout) -> Finding:
+    try:
+        path = note_path(layout.root, f"probe-{secrets.token_hex(4)}")
+        with open(path, "w", encoding="utf-8") as first, open(path, "w", encoding="utf-8") as second:
+            os.unlink(path)
+            fcntl.flock(first, fcntl.LOCK_EX)
+            with suppress(BlockingIOError):
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return Finding(
+                    "locks", False, f"locks in {os.path.dirname(path)} do not lock: downloads may be doubled"
+                )
+        return Finding("locks", True, f"kernel locks work in {os.path.dirname(path)}")
+    except (OSError, WeightCacheError) as error:
+        return Finding(
+            "locks", False, f"no kernel locks ({error}): downloads may be doubled; set TMPDIR to a local disk"
+        )
+
+
+def _tokens(manifest: Manifest) -> Iterator[Finding]:
+    for variable in sorted({variable for checkpoint in manifest for variable in checkpoint.variables}):
+        users = ", ".join(checkpoint.name for checkpoint in manifest if variable in checkpoint.variables)
+        there = bool(os.environ.get(variable, "").strip())
+        text = f"{variable} is set" if there else f"{variable} is not set, and {users} needs it (on Modal: a Secret)"
+        yield Finding("token", there, text, 3)
+
+
+def _room(layout: Layout, manifest: Manifest) -> Finding:
+    lacking = [checkpoint for checkpoint in manifest if look(layout, checkpoint).state != "ready"]
+    need = sum(checkpoint.size or 0 for checkpoint in lacking)
+    if not need:
+        return Finding("room", True, "nothing of declared size is missing")
+    if not os.path.isdir(layout.root) or not os.access(layout.root, os.W_OK):
+        return Finding(
+            "room", False, f"{need / 1e6:.1f} MB are missing; whether they fit cannot be probed before root is writable"
+        )
+    if not os.path.realpath(layout.root).startswith(MODAL_VOLUMES) and shutil.disk_usage(layout.root).free < need:
+        return Finding("room", False, f"{need / 1e6:.1f} MB are missing, and less is free in {layout.root}", 5)
+    path = f"{layout.root}/.weightcache-probe-{secrets.token_hex(4)}"
+    try:
+        with open(path, "wb") as stream:
+            for _ in range(0, min(need, PROBE), 1 << 20):
+                stream.write(os.urandom(1 << 20))  # random: nothing on the way can compress it
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return Finding("room", False, f"writing {PROBE >> 20} MiB to {layout.root} failed: {error.strerror}", 5)
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+    return Finding(
+        "room", True, f"{need / 1e6:.1f} MB are missing; a probe of {min(need, PROBE) / 1e6:.1f} MB could be written"
+    )
+
+
+def _baked(layout: Layout, manifest: Manifest) -> Finding:
+    """Look where images usually carry weights for files of a declared name and size."""
+    wanted = {
+        (file.path.rpartition("/")[2], file.size) for checkpoint in manifest for file in checkpoint.files if file.size
+    }
+    ours, seen, found = os.path.realpath(layout.root), 0, []
+    for start in dict.fromkeys(
+        map(os.path.realpath, (os.path.expanduser("~"), os.getcwd(), "/root", "/app", "/models"))
+    ):
+        for folder, folders, names in os.walk(start):
+            folders[:] = [
+                name for name in folders if os.path.join(folder, name) != ours and name not in ("proc", "sys")
+            ]
+            seen += len(names) + len(folders)
+            for name in names:
+                with suppress(OSError):
+                    path = os.path.join(folder, name)
+                    if any(name == want for want, _ in wanted) and (name, os.stat(path).st_size) in wanted:
+                        found.append(path)
+            if seen > _SCAN_LIMIT:
+                break
+    large = sorted({path for path in found if os.path.getsize(path) >= 1 << 20})
+    if large:
+        return Finding("image", False, f"also outside the root, so it is carried twice: {', '.join(large[:3])}")
+    return Finding("image", True, "no declared weights lie outside the root")

@@ -1,0 +1,81 @@
+"""``weightcache pin --check-upstream``: whether what is pinned can still be had, and whether the Hub has moved on."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from weightcache._transfer.stream import SourceError
+from weightcache.errors import DownloadError, redacted
+
+from .draft import HubUrl
+from .hash_remote import Reader
+from .hub import snapshot
+from .refuse_content import unfit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .draft import Draft
+    from .hub import HubFile
+
+
+def check(found: Sequence[Draft]) -> tuple[list[dict[str, Any]], int]:
+    """Ask every mirror of every file; return a row a checkpoint with all that moved, and the exit code.
+
+    Of a plain URL its being there and its length can be seen without fetching it, and nothing else. The Hub says which
+    bytes it has. A branch that moved without changing the declared files is no news.
+    """
+    rows = [{"name": draft.name, "moved": [*draft.unpinned(), *_moved(draft)]} for draft in found]
+    return rows, 1 if any(row["moved"] for row in rows) else 0
+
+
+def _moved(draft: Draft) -> Iterator[str]:
+    with closing(Reader(draft.urls, draft.auth, draft.name)) as reader:
+        for url in draft.urls:
+            hub = HubUrl.parse(url)
+            if hub is None:
+                yield from _lost(draft, reader, url)
+            elif hub.is_pinned:
+                yield from _moved_on(draft, hub)
+
+
+def _lost(draft: Draft, reader: Reader, url: str) -> Iterator[str]:
+    for path, pin in draft.pins.items():
+        try:
+            opening = reader.opening(url, path if draft.is_directory else "")
+        except SourceError as error:
+            yield f"{redacted(url)} gives no {path}: {error}"
+            continue
+        what = unfit(path, opening, is_directory=draft.is_directory)
+        if what and (opening.size != len(opening.head) or hashlib.sha256(opening.head).hexdigest() != pin.sha256):
+            yield f"{redacted(url)} sends {what}, and not {path}"
+        elif None not in (opening.size, pin.size) and opening.size != pin.size:
+            yield f"{redacted(url)} has {opening.size} bytes of {path}, pinned are {pin.size}"
+
+
+def _moved_on(draft: Draft, hub: HubUrl) -> Iterator[str]:
+    """Compare the pinned commit with the declared digests, and the main branch with the pinned commit."""
+    try:
+        pinned = {file.path: file for file in snapshot(hub, draft.auth, draft.name).files}
+        head = snapshot(replace(hub, revision="main"), draft.auth, draft.name)
+    except DownloadError as error:
+        yield str(error.args[0])
+        return
+    newest = {file.path: file for file in head.files}
+    for path, pin in draft.pins.items():
+        inner = hub.inside(path, is_directory=draft.is_directory)
+        there = pinned.get(inner)
+        if there is None:
+            yield f"{hub.repository} has no {inner} at {hub.revision[:12]}"
+        elif there.sha256 and pin.sha256 and there.sha256 != pin.sha256:
+            yield f"{hub.repository} has other bytes of {inner} at {hub.revision[:12]}"
+        elif _bytes(newest.get(inner)) != _bytes(there):
+            what = "other bytes of" if inner in newest else "no"
+            yield f"{hub.repository} has {what} {inner} at main ({head.commit})"
+
+
+def _bytes(file: HubFile | None) -> str | None:
+    return None if file is None else file.sha256 or file.git_id

@@ -1,0 +1,107 @@
+"""What may be pinned: a page, an answer of an API, a Git LFS pointer and nothing at all are no weights.
+
+A digest of one of them would be believed for ever: `ensure` would verify it and call it right.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from weightcache._store.file_kind import EMPTY, POINTER, foreign_content, holds_weights, pointed_at
+from weightcache.errors import Attempt, DownloadError, redacted
+from weightcache.manifest.urls import has_ending, hub_endpoint, local_path, resolved_url
+
+if TYPE_CHECKING:
+    from .draft import Draft
+    from .hash_remote import Opening
+
+_HUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/([^/]+)/(.+)")
+_HUB_PAGE = re.compile(r"/([^/]+/[^/]+?)/?(?:/tree/([^/]+)(/.+)?)?")
+_GITHUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/(.+)")
+_GITLAB_PAGE = re.compile(r"(/.+/-)/blob/(.+)")
+
+
+def unfit(name: str, opening: Opening, *, is_directory: bool, is_git_s: bool = False) -> str:
+    """Say what came instead of a file, or return an empty string.
+
+    Args:
+        name: Path of the file.
+        opening: How its answer begins.
+        is_directory: Whether it is one of several: ``__init__.py`` and the like are empty.
+        is_git_s: Whether Git's id of the file says that these are its bytes. Then a text is what it is, and only
+            weights and pointers are judged.
+    """
+    name = name if has_ending(name) else opening.suggested_name or name
+    what = foreign_content(opening.head, opening.content_type, name=name)
+    spared = is_git_s if what != EMPTY else is_directory or is_git_s
+    return "" if spared and what != POINTER and not holds_weights(name) else what
+
+
+def refusal(draft: Draft, path: str, url: str, what: str, opening: Opening, sha256: str = "") -> DownloadError:
+    """Return the error of a file that is not to be pinned.
+
+    Args:
+        draft: The checkpoint.
+        path: The file.
+        url: The mirror that gave it, as declared.
+        what: What it gave, from `unfit`.
+        opening: How it began.
+        sha256: The digest of what it gave, if all of it was read.
+    """
+    asked = redacted(resolved_url(url, path if draft.is_directory else ""))
+    size = "" if opening.size is None else f" of {opening.size:,} bytes"
+    why = f"sent {what}{size}" if what != EMPTY else "sent an empty file"
+    if draft.is_directory:
+        anyway = (
+            f"leave the file out (`add`: --exclude {shlex.quote(path)}), or give its checkpoint's digest to --expect"
+        )
+    else:
+        anyway = f"if this is the file, add --expect {sha256 or 'SHA256'}"
+    return DownloadError(
+        f"checkpoint {draft.name}: {asked} {why}, and not {path}",
+        hint=f"nothing was changed; {advice(url, what, opening.head)}; {anyway}",
+        checkpoint=draft.name,
+        file=path,
+        attempts=(Attempt(asked, why, 1),),
+    )
+
+
+def advice(url: str, what: str, head: bytes) -> str:
+    """Say where the file itself may be had, for what a URL gave instead."""
+    better = _better(url, what)
+    if what == POINTER:
+        points = f" to the file with sha256 {digest}" if (digest := pointed_at(head)) else ""
+        if local_path(url) is not None:
+            return f"it points{points or ' to another file'}: run `git lfs pull` in that clone"
+        otherwise = "https://media.githubusercontent.com/media/OWNER/REPO/REVISION/PATH of GitHub, or hf:// of the Hub"
+        return f"it points{points or ' to another file'}: take {better or otherwise}"
+    if better:
+        return f"take {better}"
+    if what == EMPTY:
+        return "look at the URL"
+    return "open the URL in a browser: take the address of the file itself, and declare --auth if it needs a login"
+
+
+def _better(url: str, what: str) -> str:
+    """Return the address of the file itself for a page or a pointer of a well-known host; empty if none is known."""
+    parts = urlsplit(url if url.startswith(("http://", "https://")) else "")
+    host = parts.hostname or ""
+    if host in ("huggingface.co", "www.huggingface.co", "hf.co", urlsplit(hub_endpoint()).hostname):
+        if match := _HUB_FILE.fullmatch(parts.path):
+            hub = f"hf://{match[1]}@{match[2]}/{unquote(match[3])}"
+            return f"{shlex.quote(hub)}, or /resolve/ in place of /raw/ or /blob/"
+        if match := _HUB_PAGE.fullmatch(parts.path):
+            return shlex.quote(f"hf://{match[1]}@{match[2] or 'main'}{unquote(match[3] or '')}")
+    elif host in ("github.com", "www.github.com"):
+        if match := _GITHUB_FILE.fullmatch(parts.path):
+            if what == POINTER:
+                return f"https://media.githubusercontent.com/media/{match[1]}/{match[2]}"
+            return f"https://github.com/{match[1]}/raw/{match[2]}"
+    elif host == "raw.githubusercontent.com":
+        return f"https://media.githubusercontent.com/media{parts.path}" if what == POINTER else ""
+    elif match := _GITLAB_PAGE.fullmatch(parts.path):
+        return f"https://{host}{match[1]}/raw/{match[2]}"
+    return ""

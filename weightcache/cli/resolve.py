@@ -1,0 +1,227 @@
+"""Finding out what an entry lacks: from the Hub, or from what a mirror delivers."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING
+
+from weightcache._store.file_kind import HEAD
+from weightcache._transfer.progress import make_progress
+from weightcache._transfer.stream import SourceError
+from weightcache.errors import IntegrityError, redacted
+from weightcache.manifest.urls import resolved_url
+
+from .draft import HubUrl, Pin
+from .hash_remote import Reader
+from .hub import chosen, nothing_there, snapshot
+from .refuse_content import refusal, unfit
+from .shard_warning import warn_of_lacking_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .draft import Draft
+    from .hash_remote import Measured
+    from .hub import Snapshot
+
+# torch.hub's names end in the first digits of the file's sha256: resnet18-5c106cde.pth.
+_DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+")
+
+
+def complete(
+    draft: Draft,
+    *,
+    keep: Callable[[], str] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    expected: bool = False,
+    quiet: bool = False,
+) -> dict[str, str]:
+    """Find out everything that a draft lacks.
+
+    Args:
+        draft: Completed in place.
+        keep: Returns a path to which the next file that must be downloaded is written; ``None`` for nowhere.
+        include: Globs of the files wanted, as ``hf download`` takes them; none for all.
+        exclude: Globs of those not wanted.
+        expected: Whether the user knows the digest and says so: then neither the name nor the bytes are judged.
+        quiet: Show no progress.
+
+    Returns:
+        Where each downloaded digest was kept.
+
+    Raises:
+        DownloadError: No mirror delivers, or one delivers no weights, or the Hub does not answer, or has no such thing.
+        IntegrityError: Two of them say different things.
+        ManifestError: The Hub lists what no manifest may say.
+        ValueError: Nothing is selected, or the extra ``hf`` is needed and not installed.
+    """
+    found = _ask_the_hub(draft)
+    if not draft.knows_files:
+        _list_files(draft, found, include, exclude)
+    if found:
+        _take_what_is_published(draft, *found)
+        draft.check(draft.urls[0])
+    with closing(Reader(draft.urls, draft.auth, draft.name)) as reader:
+        own = _measure(draft, reader, keep, found, strict=not expected, quiet=quiet)
+        _ask_mirrors(draft, reader, strict=not expected)
+        warn_of_lacking_shards(draft, reader, _paths(*found) if found else None)
+    for path, pin in draft.pins.items():
+        _compare_with_name(draft.name, path, pin, strict=not expected)
+    return own
+
+
+def _ask_the_hub(draft: Draft) -> tuple[HubUrl, Snapshot] | None:
+    """Replace branches by commits; return the first repository with its files, if anything of it is wanted."""
+    first = None
+    asks = not draft.knows_files or any(not pin.sha256 or pin.size is None for pin in draft.pins.values())
+    for index, url in enumerate(draft.urls):
+        hub = HubUrl.parse(url)
+        if hub is None or (hub.is_pinned and (first or not asks)):
+            continue
+        said = snapshot(hub, draft.auth, draft.name)
+        draft.urls[index] = hub.at(said.commit)
+        first = first or (hub, said)
+    return first
+
+
+def _list_files(
+    draft: Draft, found: tuple[HubUrl, Snapshot] | None, include: Sequence[str], exclude: Sequence[str]
+) -> None:
+    assert found is not None  # a draft without a list has an hf:// URL
+    hub, said = found
+    if not (paths := _paths(hub, said)):
+        raise nothing_there(hub, said, draft.name)
+    taken = chosen(paths, include, exclude, f"of {draft.name} at {draft.urls[0]}")
+    draft.pins, draft.knows_files = {path: Pin() for path in sorted(taken)}, True
+
+
+def _paths(hub: HubUrl, said: Snapshot) -> list[str]:
+    """Return what lies below the path of a URL."""
+    base = f"{hub.path}/" if hub.path else ""
+    return [file.path[len(base) :] for file in said.files if file.path.startswith(base)]
+
+
+def _take_what_is_published(draft: Draft, hub: HubUrl, said: Snapshot) -> None:
+    files = {file.path: file for file in said.files}
+    for path, pin in draft.pins.items():
+        file = files.get(hub.inside(path, is_directory=draft.is_directory))
+        if file is None and not draft.is_directory:
+            raise nothing_there(hub, said, draft.name)
+        if file is None:
+            raise _disagreement(draft, path, f"in {hub.repository} at {said.commit[:12]}", "missing", draft.urls[0])
+        if file.sha256 and pin.sha256 not in ("", file.sha256):
+            raise _disagreement(draft, path, pin.sha256, file.sha256, draft.urls[0])
+        if file.sha256 and not pin.sha256:
+            pin.sha256, pin.evidence = file.sha256, f"published by the Hub ({hub.repository})"
+            pin.is_published = True
+        if pin.size is None and (file.sha256 or file.size):
+            pin.size = file.size
+
+
+def _measure(
+    draft: Draft,
+    reader: Reader,
+    keep: Callable[[], str] | None,
+    found: tuple[HubUrl, Snapshot] | None,
+    *,
+    strict: bool,
+    quiet: bool,
+) -> dict[str, str]:
+    checkpoint = draft.placeholder()
+    unknown = [file for file in checkpoint.files if file.path in draft.pins and not draft.pins[file.path].sha256]
+    git_ids = {file.path: file.git_id for file in found[1].files if not file.sha256} if found else {}
+    progress, own = make_progress(False if quiet else None, [(checkpoint, file) for file in unknown]), {}
+    try:
+        for file in unknown:
+            track = progress.open(draft.name, file.path, file.size)
+            target = keep() if keep else None
+            inner = file.path if draft.is_directory else ""
+            measured, url = reader.measure(inner, file.size, target, partial(progress.advance, track))
+            progress.close(track)
+            wanted = git_ids.get(found[0].inside(file.path, is_directory=draft.is_directory)) if found else None
+            _take(draft, file.path, measured, url, is_git_s=measured.git_id == wanted, strict=strict)
+            if wanted and measured.git_id not in ("", wanted):
+                raise _disagreement(draft, file.path, f"Git's {wanted}", f"Git's {measured.git_id}", redacted(url))
+            if target:
+                own[measured.sha256] = target
+    finally:
+        progress.end()
+    return own
+
+
+def _take(draft: Draft, path: str, measured: Measured, url: str, *, is_git_s: bool, strict: bool) -> None:
+    pin, opening = draft.pins[path], measured.opening
+    pin.foreign = unfit(path, opening, is_directory=draft.is_directory, is_git_s=is_git_s)
+    if pin.foreign and strict:
+        raise refusal(draft, path, url, pin.foreign, opening, measured.sha256)
+    pin.sha256, pin.size = measured.sha256, measured.size
+    pin.head, pin.suggested_name = opening.head, opening.suggested_name
+    pin.evidence = f"computed here from {redacted(resolved_url(url, path if draft.is_directory else ''))}"
+    if not measured.git_id:
+        pin.evidence += "; it did not announce a length: look whether this is all"
+    if pin.foreign:
+        pin.evidence += f"; it is {pin.foreign}"
+
+
+def _ask_mirrors(draft: Draft, reader: Reader, *, strict: bool) -> None:
+    """Take sizes from the first mirror that tells, and refuse a mirror that has another one or gives no weights."""
+    for path, pin in draft.pins.items():
+        for url in draft.urls if _is_unseen(draft, pin) else ():
+            try:
+                opening = reader.opening(url, path if draft.is_directory else "")
+            except SourceError as error:
+                draft.warn(f"{redacted(url)} does not give {path}: {error}")
+                continue
+            what = unfit(path, opening, is_directory=draft.is_directory) if opening.head != pin.head else ""
+            if what and strict:
+                raise refusal(draft, path, url, what, opening)
+            pin.suggested_name = pin.suggested_name or opening.suggested_name
+            if pin.size is None:
+                pin.size = opening.size
+            if opening.size not in (None, pin.size):
+                raise _disagreement(draft, path, f"{pin.size} bytes", f"{opening.size} bytes", redacted(url))
+
+
+def _is_unseen(draft: Draft, pin: Pin) -> bool:
+    """Whether a mirror must be asked that gave no bytes of a file yet.
+
+    What the Hub publishes is not downloaded. Of a few bytes, it may be the digest of a pointer that was uploaded.
+    """
+    return pin.size is None or len(draft.urls) > 1 or (pin.is_published and pin.size <= HEAD)
+
+
+def _compare_with_name(name: str, path: str, pin: Pin, *, strict: bool) -> None:
+    """Compare with the digits in the name, where it has some as torch.hub writes them."""
+    if not (match := _DIGEST_IN_NAME.search(path)):
+        return
+    if pin.sha256.startswith(match[1]):
+        pin.evidence += f"; the name's {match[1]} agrees"
+    elif strict and not match[1].isdecimal():  # decimal digits may be a date or a number of steps
+        raise IntegrityError(
+            f"checkpoint {name}: {path} says in its name that its sha256 begins with {match[1]}"
+            f"\n  actual   {pin.sha256}",
+            hint="torch.hub would refuse it, too; if the digits mean something else, give the whole digest to --expect",
+            checkpoint=name,
+            file=path,
+            attempts=(),
+            expected=match[1],
+            actual=pin.sha256,
+            url="",
+        )
+
+
+def _disagreement(draft: Draft, path: str, expected: str, actual: str, url: str) -> IntegrityError:
+    return IntegrityError(
+        f"checkpoint {draft.name}: {path} at {url} is another file than the one that is wanted"
+        f"\n  expected {expected}\n  actual   {actual}",
+        hint="nothing was changed; look which of them is right, and leave the other mirror out",
+        checkpoint=draft.name,
+        file=path,
+        attempts=(),
+        expected=expected,
+        actual=actual,
+        url=url,
+    )

@@ -1,0 +1,252 @@
+"""Changing a manifest and nothing else in it: comments, order and layout are the user's."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from weightcache.errors import ManifestError, StorageError
+from weightcache.manifest import Manifest
+from weightcache.manifest.parse import parse_toml
+from weightcache.manifest.validate import user_path
+
+from .draft import drafts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from weightcache.manifest import Checkpoint, File
+
+NEW = "version = 1\n"
+
+
+class ManifestFile:
+    """The text of a manifest, to be changed and written back.
+
+    Args:
+        path: Where it is, or is to be.
+        writes: Whether it will be changed; what cannot be is then refused here, before anything is downloaded.
+
+    Attributes:
+        path: The file, behind any link: a link to it stays one.
+        raw: What it says, as plain data; empty if there is no such file.
+
+    Raises:
+        ManifestError: It cannot be read, or not be written, or is not TOML.
+    """
+
+    def __init__(self, path: str, *, writes: bool = False) -> None:
+        opened = user_path(path)  # by its own name: a pipe has no real path
+        self.path = os.path.realpath(opened)
+        self._shown = path
+        self._before: bytes | None = None
+        if writes and (problem := self._unwritable()):
+            raise ManifestError(path, [problem])
+        try:
+            with open(opened, "rb") as stream:
+                self._before = stream.read()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ManifestError(path, [f"cannot be read: {error.strerror or error}"]) from None
+        self.raw: Mapping[str, Any] = parse_toml(self._before or b"", path)
+
+    @property
+    def exists(self) -> bool:
+        return self._before is not None
+
+    @property
+    def text(self) -> str:
+        return (self._before or b"").decode()
+
+    def add(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Write entries to the end.
+
+        Raises:
+            ManifestError: Its layout does not allow it.
+            StorageError: It cannot be written, or somebody else changed it meanwhile.
+        """
+        text = self._with(checkpoints)
+        self._check(text, checkpoints)
+        self._replace(text.encode())
+
+    def check_add(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Raise what `add` would raise of their names and of the layout, while nothing is downloaded yet."""
+        self._check(self._with(checkpoints), checkpoints)
+
+    def complete(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Write what their entries lack into them. The errors are those of `add` and of `require_tomlkit`."""
+        require_tomlkit()
+        import tomlkit
+
+        document: Any = tomlkit.parse(self.text)
+        for checkpoint in checkpoints:
+            _complete(document["checkpoints"][checkpoint.name], checkpoint)
+        text = tomlkit.dumps(document)
+        if (end := _line_end(self.text)) != "\n":
+            text = text.replace(end, "\n").replace("\n", end)
+        self._check(text, checkpoints)
+        if text != self.text:  # a size that no mirror tells
+            self._replace(text.encode())
+
+    def _with(self, checkpoints: Sequence[Checkpoint]) -> str:
+        before = self.text if self.text.strip() else NEW
+        end = _line_end(before)
+        added = "".join(f"\n{checkpoint}\n" for checkpoint in checkpoints)
+        return before + ("" if before.endswith("\n") else end) + added.replace("\n", end)
+
+    def _check(self, text: str, changed: Sequence[Checkpoint]) -> None:
+        """Refuse a text that says anything else than before, but for what was to be changed."""
+        after = parse_toml(text.encode(), self._shown, "cannot be changed so that it stays TOML")
+        drafts(after, self._shown)  # with what it says already, such as a name that differs only in case
+        names = dict.fromkeys(checkpoint.name for checkpoint in changed)  # in order, and quick to look into
+        kept = {name: entry for name, entry in after.get("checkpoints", {}).items() if name not in names}
+        said = {name: after.get("checkpoints", {}).get(name) for name in names}
+        others = {name: entry for name, entry in self.raw.get("checkpoints", {}).items() if name not in names}
+        rest = {key: value for key, value in after.items() if key != "checkpoints"}
+        was = {key: value for key, value in self.raw.items() if key != "checkpoints"}
+        right = tuple(Manifest.load({"checkpoints": said})) == tuple(changed) if all(said.values()) else False
+        if kept != others or (self.exists and self.text.strip() and rest != was) or not right:
+            raise ManifestError(
+                self._shown,
+                ["its layout does not allow the change; write each checkpoint as a table [checkpoints.NAME]"],
+            )
+
+    def _unwritable(self) -> str | None:
+        folder = os.path.dirname(self.path)
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            # Renaming over /dev/null, for one, would put a file in its place.
+            return "is no regular file, and cannot be changed; --print shows the entries instead"
+        if not os.path.isdir(folder):
+            return f"cannot be made: there is no directory {folder}"
+        return None if os.access(folder, os.W_OK) else f"cannot be changed: {folder} is not writable"
+
+    def _replace(self, data: bytes) -> None:
+        """Put the new text in place at once: whoever reads it sees the old one or the new one."""
+        temporary = ""
+        try:
+            descriptor, temporary = tempfile.mkstemp(prefix=".weights-", dir=os.path.dirname(self.path))
+            with open(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, _mode(self.path))
+            if self._now() != self._before:
+                raise StorageError(
+                    f"{self._shown} was changed by somebody else meanwhile; it was left alone",
+                    hint="run the command again",
+                    path=self.path,
+                )
+            os.replace(temporary, self.path)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary)
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError.of(error, "write", self.path) from None
+
+    def _now(self) -> bytes | None:
+        try:
+            with open(self.path, "rb") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
+
+def require_tomlkit() -> None:
+    """Say what is missing for `ManifestFile.complete`, before anything is downloaded for it.
+
+    Raises:
+        ValueError: tomlkit is not installed.
+    """
+    try:
+        import tomlkit  # noqa: F401
+    except ImportError:
+        raise ValueError("to change an entry, tomlkit is needed: pip install 'weightcache[tool]'") from None
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode & 0o7777
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def _line_end(text: str) -> str:
+    """Return what new lines of it end with: as on Windows if all of its own do."""
+    return "\r\n" if "\n" in text and text.count("\r\n") == text.count("\n") else "\n"
+
+
+def _complete(table: Any, checkpoint: Checkpoint) -> None:
+    import tomlkit
+
+    for index, url in enumerate(checkpoint.urls):
+        if table["urls"][index] != url:
+            table["urls"][index] = url
+    if not checkpoint.is_directory:
+        _pin(table, checkpoint.files[0])
+        return
+    if "files" not in table:
+        _set(table, {"files": _files(table, checkpoint)})
+        return
+    files, changed = table["files"], {}  # once: tomlkit puts a table that is written in pieces together each time
+    for file in checkpoint.files:
+        given = files.get(file.path)
+        if given is not None and not isinstance(given, tomlkit.items.InlineTable):
+            _pin(given, file)
+        elif given is None or (file.sha256, file.size) != (given.get("sha256"), given.get("size")):
+            changed[file.path] = _inline(file, given)
+    _set(files, changed)
+
+
+def _files(table: Any, checkpoint: Checkpoint) -> Any:
+    import tomlkit
+
+    # Parsed, not put together: tomlkit appends to a table in a time that grows with the table (10,000 files: minutes).
+    files: Any = tomlkit.parse(f"{checkpoint}\n")["checkpoints"][checkpoint.name]["files"]
+    if not isinstance(table, tomlkit.items.InlineTable):
+        return files
+    inline = tomlkit.inline_table()
+    inline.update(files.unwrap())
+    return inline
+
+
+def _inline(file: File, instead_of: Any = None) -> Any:
+    """Return a file's pins; what stands around the entry that they take the place of stays."""
+    import tomlkit
+
+    size = "" if file.size is None else f", size = {file.size}"
+    made = tomlkit.parse(f'x = {{ sha256 = "{file.sha256}"{size} }}\n')["x"]
+    if instead_of is not None:
+        made.trivia.comment_ws, made.trivia.comment = instead_of.trivia.comment_ws, instead_of.trivia.comment
+        made.trivia.trail = instead_of.trivia.trail
+    return made
+
+
+def _pin(table: Any, file: File) -> None:
+    pins = {"sha256": file.sha256} | ({} if file.size is None else {"size": file.size})
+    _set(table, {key: value for key, value in pins.items() if key not in table})
+
+
+def _set(table: Any, values: Mapping[str, Any]) -> None:
+    """Set keys after the last one of a table.
+
+    What follows that one up to the next header, tomlkit counts to this table: it would add the keys below the comment
+    that is about the next checkpoint.
+    """
+    import tomlkit
+
+    after: list[Any] = []
+    if isinstance(table, tomlkit.items.Table):  # and not one in braces, or in pieces (dotted keys)
+        body = table.value.body
+        end = max((index + 1 for index, (name, _) in enumerate(body) if name is not None), default=len(body))
+        after = body[end:]
+        del body[end:]
+    for key, value in values.items():
+        table[key] = value
+    if after:
+        body += after

@@ -1,0 +1,260 @@
+"""``doctor --volume NAME --probe``: try out on the user's own account what Modal does not document.
+
+Three small containers mount the Volume. All that they write lies in ``.weightcache/probe-<nonce>/``, which is removed
+at the end. Nothing in the result names the account, the Volume or a path of the app, so that it can be shared.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import weightcache
+
+from . import modal_runner
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    import modal
+
+FILES = 200  # in one commit, whose visibility is watched from another container
+LINGER = 5.0  # seconds that they stay
+PATIENCE = 90.0  # seconds for the other container to start, and for a commit to be seen
+
+
+def probe(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the probes and return what they found, question → answer.
+
+    Raises:
+        VolumeError: The Volume cannot be had, or no container could be run.
+    """
+    volume = modal_runner.connect(options)
+    import modal  # only now: connect says what to do if it is not installed
+
+    folder = f".weightcache/probe-{secrets.token_hex(4)}"
+
+    def call(start: Callable[..., modal.Function[..., Any, Any]]) -> dict[str, Any]:
+        print(f"weightcache: probing in {folder}, which is removed afterwards", file=sys.stderr)
+        watching = start(watch).spawn(volume, f"{folder}/seen")
+        found: dict[str, Any] = start(write).remote(volume, folder)
+        found["visibility_of_one_commit"] = watching.get()
+        found["read_only"] = start(read_only).remote(volume, folder)
+        return found
+
+    try:
+        found = modal_runner.in_app(
+            options,
+            volume,
+            call,
+            functions={write: volume, watch: volume, read_only: volume.with_mount_options(read_only=True)},
+        )
+        found["commit_outside_a_container"] = _tried(volume.commit)
+        found = json.loads(json.dumps(found).replace(volume.object_id, "vo-…"))  # Modal's messages may name it
+    finally:
+        with suppress(modal.exception.Error, OSError):  # the container has removed it, unless it died
+            volume.remove_file(folder, recursive=True)
+    return {
+        "weightcache": weightcache.__version__,
+        "modal": modal.__version__,
+        "volume_version": modal_runner.version_of(options),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "answers": found,
+    }
+
+
+def write(volume: modal.Volume, folder: str) -> dict[str, Any]:
+    """Answer what one container can, with the Volume mounted for writing; remove what that wrote."""
+    home = Path(modal_runner.MOUNT, folder)
+    home.mkdir(parents=True)
+    try:
+        found = {
+            "mount": _answered(_mount),
+            "flock_within_one_container": _answered(lambda: _flock(home)),
+            "hard_link": _answered(lambda: _hard_link(volume, home)),
+            "mtime_and_inode": _answered(lambda: _mtime(volume, home)),
+            "reload_with": _answered(lambda: _reloads(volume, home)),
+            "open_writer": _answered(lambda: _open_writer(volume, home, folder)),
+        }
+        _publish_at_once(volume, home / "seen")
+        return found
+    finally:
+        os.chdir("/")
+        shutil.rmtree(home, ignore_errors=True)
+        _tried(volume.commit)
+
+
+def watch(volume: modal.Volume, folder: str) -> dict[str, Any]:
+    """Tell which numbers of the files of one commit another container ever sees."""
+    home, end = Path(modal_runner.MOUNT, folder), time.monotonic() + PATIENCE
+    seen: list[int] = []
+    failed = "ok"
+    ready = Path(modal_runner.MOUNT, f"{folder}.ready")
+    while time.monotonic() < end and (not seen or seen[-1] < FILES):
+        failed = _tried(volume.reload)
+        if not ready.exists() and home.parent.exists():
+            ready.touch()
+            _tried(volume.commit)
+            end = time.monotonic() + PATIENCE
+        with suppress(OSError):
+            count = sum(1 for path in home.iterdir() if path.stat().st_size)
+            if not seen or seen[-1] != count:
+                seen.append(count)
+    partly = [count for count in seen if 0 < count < FILES]
+    return {"files": FILES, "counts_seen": seen, "seen_in_part": bool(partly), "last_reload": failed}
+
+
+def read_only(volume: modal.Volume, folder: str) -> dict[str, Any]:
+    """Tell what a container gets that mounts the Volume read-only."""
+    path = Path(modal_runner.MOUNT, f"{Path(folder).name}.written")  # no other directory is sure to be there
+    found = {
+        "commit": _tried(volume.commit),
+        "reload": _tried(volume.reload),
+        "write": _tried(lambda: path.write_bytes(b"x")),
+        "access_says_writable": os.access(modal_runner.MOUNT, os.W_OK),
+    }
+    with suppress(OSError):
+        path.unlink()
+    return found
+
+
+def _tried(act: Callable[[], object]) -> str:
+    """Return "ok", or what ``act`` raised."""
+    try:
+        act()
+    except OSError as error:
+        return f"{type(error).__name__} {errno.errorcode.get(error.errno or 0, '')}: {error.strerror or error}"
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
+        return f"{type(error).__name__}: {error}"
+    return "ok"
+
+
+def _answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the answers; if one question breaks, how, so that the others are still asked."""
+    answers: dict[str, Any] = {}
+    raised = _tried(lambda: answers.update(ask()))
+    return answers if raised == "ok" else {"broke": raised}
+
+
+def _mount() -> dict[str, Any]:
+    found = os.statvfs(modal_runner.MOUNT)
+    return {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "is_symlink": os.path.islink(modal_runner.MOUNT),
+        "statfs_total": found.f_blocks * found.f_frsize,
+        "statfs_free": found.f_bavail * found.f_frsize,
+        "statfs_inodes": found.f_files,
+    }
+
+
+def _flock(home: Path) -> dict[str, str]:
+    """Lock a file here, and try to lock it from a second process of this container."""
+    import fcntl
+
+    path = home / "lock"
+    script = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with path.open("w") as held:
+        first = _tried(lambda: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        command = [sys.executable, "-c", script, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own words)
+    second = "ok" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
+    return {"first": first, "second": second, "excludes": str(first == "ok" and second != "ok")}
+
+
+def _hard_link(volume: modal.Volume, home: Path) -> dict[str, Any]:
+    (home / "one").write_bytes(b"linked")
+    made = _tried(lambda: os.link(home / "one", home / "two"))
+    if made != "ok":
+        return {"link": made}
+    before = (home / "two").stat().st_nlink
+    committed = _tried(volume.commit)
+    kept = (home / "two").read_bytes() == b"linked"
+    return {
+        "link": made,
+        "commit": committed,
+        "links_before": before,
+        "links_after": (home / "two").stat().st_nlink,
+        "kept": kept,
+    }
+
+
+def _mtime(volume: modal.Volume, home: Path) -> dict[str, Any]:
+    path = home / "dated"
+    path.write_bytes(b"dated")
+    os.utime(path, ns=(1_000_000_000_123_456_789,) * 2)
+    before = path.stat()
+    done = {"commit": _tried(volume.commit), "reload": _tried(volume.reload)}
+    after = path.stat()
+    return {
+        **done,
+        "mtime_before": before.st_mtime_ns,
+        "mtime_after": after.st_mtime_ns,
+        "inode_kept": before.st_ino == after.st_ino,
+    }
+
+
+def _reloads(volume: modal.Volume, home: Path) -> dict[str, str]:
+    """Reload while this container uses the Volume in each way that might forbid it."""
+    path = home / "used"
+    path.write_bytes(b"used" * 4096)
+    _tried(volume.commit)
+    found = {"nothing_open": _tried(volume.reload)}
+    with path.open("rb"):
+        found["open_reader"] = _tried(volume.reload)
+    with path.open("rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    with mapped:  # the descriptor is closed, the mapping is not
+        found["mapping"] = _tried(volume.reload)
+    os.chdir(home)
+    found["working_directory"] = _tried(volume.reload)
+    os.chdir("/")
+    with path.open("ab"):
+        found["open_writer"] = _tried(volume.reload)
+    (home / "uncommitted").write_bytes(b"new")
+    found["uncommitted_file"] = _tried(volume.reload)
+    found["uncommitted_file_is_kept"] = str((home / "uncommitted").exists())
+    return found
+
+
+def _open_writer(volume: modal.Volume, home: Path, folder: str) -> dict[str, Any]:
+    """Commit while a file is being written; the server's own listing says what the commit took."""
+    found: dict[str, Any] = {}
+    for name, synced in (("flushed", False), ("fsynced", True)):
+        with (home / name).open("wb") as stream:
+            stream.write(b"x" * 100_000)
+            stream.flush()
+            if synced:
+                os.fsync(stream.fileno())
+            found[name] = {"commit": _tried(volume.commit)}
+            try:
+                sizes = {Path(each.path).name: each.size for each in volume.listdir(folder)}
+                found[name]["bytes_committed"] = sizes.get(name)
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
+                found[name]["bytes_committed"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _publish_at_once(volume: modal.Volume, home: Path) -> None:
+    """When the other container watches, commit many files at once, and leave them until it has looked."""
+    ready, end = home.with_name(f"{home.name}.ready"), time.monotonic() + PATIENCE
+    while not ready.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+        _tried(volume.reload)
+    home.mkdir()
+    for number in range(FILES):
+        (home / f"{number:04}").write_bytes(b"%d" % number)
+    _tried(volume.commit)
+    time.sleep(LINGER)

@@ -1,0 +1,109 @@
+"""What a manifest declares: checkpoints and their files. Plain data, read on every hit."""
+
+from __future__ import annotations
+
+import hashlib
+
+from weightcache._frozen import Value
+
+from .urls import variables
+
+
+class File(Value):
+    """One file of a checkpoint.
+
+    Attributes:
+        path: Relative POSIX path inside the checkpoint's place.
+        sha256: Digest of its bytes, 64 lower-case hex digits.
+        size: Its length in bytes, or ``None`` where the manifest does not say.
+    """
+
+    __module__ = "weightcache"  # pickles name it: it must not change with the file
+
+    __slots__ = ("path", "sha256", "size")
+
+    path: str
+    sha256: str
+    size: int | None
+
+    def __init__(self, path: str, sha256: str, size: int | None = None) -> None:
+        self._set(path=path, sha256=sha256, size=size)
+
+
+class Checkpoint(Value):
+    """One named thing to have: a file, or a directory of files. Made by `Manifest.load`.
+
+    Attributes:
+        name: Its name in the manifest.
+        urls: Mirrors in order of preference: of the file, or of the directory that holds the files.
+        files: The files, sorted by path. A single-file checkpoint has one.
+        is_directory: Whether it was declared with ``files``.
+        auth: Name of the environment variable that holds its bearer token, or ``None``.
+        digest: What the bytes are, 64 hex digits: the file's sha256, or the sha256 of the directory's
+            ``sha256sum`` listing (lines ``<hex>  <path>``, sorted by the path's bytes).
+    """
+
+    __module__ = "weightcache"  # pickles name it: it must not change with the file
+
+    __slots__ = ("auth", "digest", "files", "is_directory", "name", "urls")
+
+    name: str
+    urls: tuple[str, ...]
+    files: tuple[File, ...]
+    is_directory: bool
+    auth: str | None
+    digest: str
+
+    def __init__(
+        self,
+        name: str,
+        urls: tuple[str, ...],
+        files: tuple[File, ...],
+        is_directory: bool = False,
+        auth: str | None = None,
+    ) -> None:
+        digest = files[0].sha256
+        if is_directory:
+            ordered = sorted(files, key=lambda file: file.path.encode())
+            listing = "".join(f"{file.sha256}  {file.path}\n" for file in ordered)
+            digest = hashlib.sha256(listing.encode()).hexdigest()
+        self._set(name=name, urls=urls, files=files, is_directory=is_directory, auth=auth, digest=digest)
+
+    def __str__(self) -> str:
+        """Its entry in a ``weights.toml``, as `Manifest.load` reads it, without a newline at the end."""
+        key = f"checkpoints.{_quoted(self.name) if '.' in self.name else self.name}"
+        lines = [f"[{key}]", f"urls = [{', '.join(map(_quoted, self.urls))}]"]
+        if self.auth:
+            lines.append(f"auth = {_quoted(self.auth)}")
+        if self.is_directory:
+            lines.append(f"[{key}.files]")
+        for file in self.files:
+            pins = [f'sha256 = "{file.sha256}"', *([] if file.size is None else [f"size = {file.size}"])]
+            if self.is_directory:
+                lines.append(f"{_quoted(file.path)} = {{ {', '.join(pins)} }}")
+            else:
+                lines += [f"file = {_quoted(file.path)}", *pins]
+        return "\n".join(lines)
+
+    @property
+    def version(self) -> str:
+        """The first 16 digits of `digest`: the directory of this version in the root."""
+        return self.digest[:16]
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables that its ``auth`` and its URLs name; a download needs them."""
+        named = [variable for url in self.urls for variable in variables(url)]
+        return tuple(dict.fromkeys([self.auth, *named] if self.auth else named))
+
+    @property
+    def size(self) -> int | None:
+        """Declared bytes in all, or ``None`` if any file's size is not declared."""
+        sizes = [file.size for file in self.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets DEL stand, TOML does not
