@@ -14,8 +14,8 @@ test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then 
 	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
-	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/fashion
-	$(BIN)/python tests/other_pythons.py
+	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/example
+	$(BIN)/python tests/system/other_pythons.py
 
 lint: .venv/.test          ## formatting, rules, types, layers
 	$(BIN)/ruff format --check
@@ -50,18 +50,18 @@ scenarios: .venv-fashion/.test ## how long the example takes to start, beside th
 	.venv-fashion/bin/python -m pip install --quiet --editable .
 	touch $@
 
-.venv-fashion/.test: tests/fashion/requirements.txt .venv-fashion/.app
-	.venv-fashion/bin/python -m pip install --quiet --requirement tests/fashion/requirements.txt
+.venv-fashion/.test: tests/example/requirements.txt .venv-fashion/.app
+	.venv-fashion/bin/python -m pip install --quiet --requirement tests/example/requirements.txt
 	touch $@
 
 simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers and of one root; SEEDS=n for more
-	$(BIN)/python tests/simulate.py --seeds $(or $(SEEDS),20000)
+	$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),20000)
 
 newest-modal:              ## the tests of Modal's client against its newest version; tells, and never fails
 	test -x .venv-modal/bin/python || $(PYTHON) -m venv .venv-modal
 	.venv-modal/bin/python -m pip install --quiet --editable '.[test]'
 	.venv-modal/bin/python -m pip install --quiet --upgrade modal
-	-.venv-modal/bin/python -m pytest -q tests/test_control_plane.py tests/test_weight_volume.py tests/test_tool_volume.py tests/test_containers.py
+	-.venv-modal/bin/python -m pytest -q tests/fakes/test_control_plane.py tests/modal/test_weight_volume.py tests/cli/test_modal_runner.py tests/system/test_containers.py
 
 clean:
 	rm -rf .venv .venv-* .cache demo-volume

@@ -20,7 +20,7 @@ from weightcache._transfer import client, download
 from weightcache.cli.main import main
 
 if find_spec("groundingdino") is None:
-    collect_ignore = ["fashion"]  # it needs the example's own environment: `make test` runs it there, after the others
+    collect_ignore = ["example"]  # it needs the example's own environment: `make test` runs it there, after the others
 
 # A shell starts a command in the background (`make test &`) with SIGINT ignored, and every child inherits that: Python
 # then raises no KeyboardInterrupt, and a test that interrupts a child waits until it times out. With a handler set

@@ -1,0 +1,263 @@
+"""A cold start: what it does first, what it tells, what it gives back, and what it says when it cannot be."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+import fashion_crop
+import weightcache
+from fashion_crop import models, startup
+from fashion_crop.pipeline import Pipeline
+from serving import process
+from weightcache import (
+    DownloadError,
+    IntegrityError,
+    LoadError,
+    Manifest,
+    NotCachedError,
+    WeightCacheError,
+    ensure,
+    prefetch,
+)
+
+if TYPE_CHECKING:
+    from conftest import StandIns
+    from fashion_crop.startup import Backend
+
+PHASES = {"look", "download", "prefetch", "imports", "build", "load", "ready"}
+BLANK = np.zeros((80, 80, 3), np.uint8)
+
+
+def memory_files() -> list[str]:
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [target for link in links if os.path.lexists(link) and "memfd:" in (target := os.readlink(link))]
+
+
+def found(backend: Backend) -> Any:
+    return backend.pipeline._detector.detect(BLANK, ["shirt", "hat"], box_threshold=0, text_threshold=0)
+
+
+def edited(stand_ins: StandIns, folder: Path, old: str, new: str) -> Path:
+    """A manifest of the stand-ins that says something else."""
+    text = stand_ins.manifest.read_text()
+    assert old in text
+    (folder / "weights.toml").write_text(text.replace(old, new))
+    return folder / "weights.toml"
+
+
+def test_an_empty_root_and_then_a_filled_one(stand_ins: StandIns, tmp_path: Path) -> None:
+    first = startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
+    assert set(first.phases) == PHASES
+    assert (first.phases["look"], first.phases["prefetch"]) == (0, 0)
+    assert first.phases["download"] > 0
+
+    second = startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
+    assert second.phases["download"] == 0
+    assert min(second.phases[name] for name in PHASES - {"download"}) > 0
+    one_after_the_other = PHASES - {"prefetch", "ready"}
+    assert sum(second.phases[name] for name in one_after_the_other) <= second.phases["ready"]
+    assert found(first) == found(second)
+    assert not memory_files()
+
+
+def test_what_was_before_counts_too(stand_ins: StandIns, tmp_path: Path) -> None:
+    began = time.perf_counter() - 100
+    phases = startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True, began=began).phases
+    assert 100 < phases["imports"] < phases["ready"] < 200
+
+
+def test_nothing_is_collected_meanwhile(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled = []
+    import_models = startup._import_models
+    monkeypatch.setattr(startup, "_import_models", lambda: (enabled.append(gc.isenabled()), import_models())[1])
+    startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
+    with pytest.raises(WeightCacheError):
+        startup.start(stand_ins.manifest, root=tmp_path)  # the full size
+    assert (enabled, gc.isenabled()) == ([False, False], True)
+    assert gc.get_freeze_count() > 100_000
+    gc.disable()
+    try:
+        startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_what_a_backend_tells(backend: Backend, stand_ins: StandIns) -> None:
+    assert isinstance(backend.pipeline, Pipeline)
+    assert dict(backend.weights) == {entry.name: entry.digest for entry in Manifest.load(stand_ins.manifest)}
+    assert set(backend.weights) == {"groundingdino", "sam2", "bert-base-uncased"}
+    assert backend.versions["torch"] == version("torch")
+    assert set(backend.versions) == set(startup.PACKAGES)
+    assert (backend.device, backend.stand_ins) == ("cpu", True)
+
+
+def test_the_reading_begins_before_all_that_takes_time(
+    stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+
+    def noted(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: (order.append(name), function(*args, **kwargs))[1])
+
+    noted(startup, "prefetch")
+    noted(weightcache, "ensure")
+    noted(startup, "_import_models")
+    noted(startup, "skip_init")
+    startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
+    assert order == ["prefetch", "ensure", "_import_models", "skip_init"]
+
+
+def test_a_reading_that_was_begun_earlier(stand_ins: StandIns, tmp_path: Path) -> None:
+    weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
+    reading = prefetch(stand_ins.manifest, root=tmp_path, into="memory")
+    assert reading.wait(60)
+    took = reading.stats.seconds
+    assert len(memory_files()) == 6
+    backend = startup.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True)
+    assert backend.phases["prefetch"] == took
+    assert reading.path(weights["sam2"]) == str(weights["sam2"])  # closed
+    assert not memory_files()
+    model = backend.pipeline._segmenter._predictor.model
+    assert model.no_mem_embed.equal(torch.load(stand_ins.segmenter, weights_only=True)["model"]["no_mem_embed"])
+
+
+def test_a_reading_is_used(stand_ins: StandIns, tmp_path: Path) -> None:
+    """The bytes in the reading are others than those of the files."""
+    weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
+    reading = prefetch(stand_ins.manifest, root=tmp_path, into="memory")
+    assert reading.wait(60)
+    for name, weight in (("sam2", "no_mem_embed"), ("groundingdino", "module.feat_map.bias")):
+        state = torch.load(weights[name], weights_only=True)
+        state["model"][weight][:] = 7
+        torch.save(state, reading.path(weights[name]))
+    pipeline = startup.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True).pipeline
+    assert (pipeline._segmenter._predictor.model.no_mem_embed == 7).all()
+    assert (pipeline._detector._model.feat_map.bias == 7).all()
+
+
+def test_another_ensure(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
+    monkeypatch.setattr(weightcache, "ensure", lambda *args, **kwargs: 1 / 0)
+    backend = startup.start(stand_ins.manifest, root=tmp_path, ensure=lambda: weights, stand_ins=True)
+    assert found(backend)
+    assert backend.phases["download"] > 0  # the time is called by what was done, which the weights tell
+
+
+def test_a_volume_is_committed(stand_ins: StandIns, tmp_path: Path) -> None:
+    class Volume:
+        commits = reloads = 0
+
+        def commit(self) -> None:
+            self.commits += 1
+
+        def reload(self) -> None:
+            self.reloads += 1
+
+    volume = Volume()
+    startup.start(stand_ins.manifest, root=tmp_path / "root", volume=volume, stand_ins=True)
+    assert volume.commits > 0
+
+
+def test_the_hub_is_switched_off(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    code = """
+    import sys
+    from fashion_crop.startup import start
+    start(sys.argv[1], root=sys.argv[2], stand_ins=True)
+    from huggingface_hub import constants  # which has read it once
+    print(constants.HF_HUB_OFFLINE)
+    """
+    with process(textwrap.dedent(code), str(stand_ins.manifest), str(tmp_path)) as child:
+        assert child.line() == "True"
+
+
+# What goes wrong.
+
+
+def test_a_file_that_is_another_one(stand_ins: StandIns, tmp_path: Path) -> None:
+    sha256 = Manifest.load(stand_ins.manifest)["sam2"].digest
+    manifest = edited(stand_ins, tmp_path, sha256, "0" * 64)
+    with pytest.raises(IntegrityError, match="sam2"):
+        startup.start(manifest, root=tmp_path / "root", stand_ins=True)
+
+
+def test_a_file_that_is_nowhere(stand_ins: StandIns, tmp_path: Path) -> None:
+    manifest = edited(stand_ins, tmp_path, "files/sam2_stand_in.pt", "files/gone.pt")
+    with pytest.raises(DownloadError, match=r"gone\.pt"):
+        startup.start(manifest, root=tmp_path / "root", stand_ins=True)
+
+
+def test_weights_of_another_model(stand_ins: StandIns, tmp_path: Path) -> None:
+    text = stand_ins.manifest.read_text()
+    swapped = text.replace("[checkpoints.sam2]", "[checkpoints.x]").replace("[checkpoints.ground", "[checkpoints.sam2")
+    manifest = tmp_path / "weights.toml"
+    manifest.write_text(
+        swapped.replace("[checkpoints.sam2ingdino]", "[checkpoints.sam2]").replace(".x]", ".groundingdino]")
+    )
+    with pytest.raises(LoadError, match=r"(?s)GroundingDINO.*missing"):
+        startup.start(manifest, root=tmp_path / "root", stand_ins=True)
+    assert not memory_files()
+
+
+def test_stand_ins_are_no_real_weights(stand_ins: StandIns, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="GroundingDINO"):
+        startup.start(stand_ins.manifest, root=tmp_path / "root")
+
+
+def test_an_error_closes_the_reading(stand_ins: StandIns, tmp_path: Path) -> None:
+    weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
+    reading = prefetch(stand_ins.manifest, root=tmp_path, into="memory")
+
+    def fails() -> Any:
+        raise NotCachedError("sam2", hint="", missing=())
+
+    with pytest.raises(NotCachedError):
+        startup.start(stand_ins.manifest, root=tmp_path, reading=reading, ensure=fails, stand_ins=True)
+    assert reading.path(weights["sam2"]) == str(weights["sam2"])
+    assert not memory_files()
+
+
+def test_a_package_that_is_not_installed(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("sam", "grounding_dino"):
+        monkeypatch.delattr(models, module, raising=False)
+        monkeypatch.delitem(sys.modules, f"fashion_crop.models.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "sam2.build_sam", None)
+    with pytest.raises(ImportError, match=r"sam2\.build_sam.*requirements-without-dependencies\.txt") as caught:
+        startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
+    assert caught.value.name == "sam2.build_sam"
+
+
+def test_a_package_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "PACKAGES", ("torch", "no-such-package"))
+    assert startup._versions() == {"torch": version("torch")}
+
+
+def test_the_package_imports_no_model() -> None:
+    program = (
+        "import sys, fashion_crop, fashion_crop.labels, fashion_crop.startup, fashion_crop.pipeline\n"
+        "heavy = {'torch', 'torchvision', 'transformers', 'groundingdino', 'sam2', 'fashion_crop.models'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    path = str(Path(fashion_crop.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,0 +1,264 @@
+"""What a manifest may say, and that everything else is refused, all problems at once."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import directory, one, sha256
+from weightcache import Manifest, ManifestError, UnknownCheckpointError
+from weightcache.manifest.urls import local_path, resolved_url
+
+A, B = "a" * 64, "b" * 64
+COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
+
+
+def entry(**fields: Any) -> dict[str, Any]:
+    return {"checkpoints": {"c": {"urls": ["https://h/x.pt"], "sha256": A, **fields}}}
+
+
+def problems(data: Any) -> tuple[str, ...]:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.load(data)
+    for problem in caught.value.problems:
+        assert problem in str(caught.value)
+    return caught.value.problems
+
+
+REFUSED = {
+    "unknown key at the top": ({**entry(), "chekpoints": {}}, "chekpoints: unknown key"),
+    "unknown key": (entry(sha265=A), "checkpoints.c.sha265: unknown key"),
+    "version 2": ({**entry(), "version": 2}, "version: this weightcache reads version 1, got 2"),
+    "version true": ({**entry(), "version": True}, "version: "),
+    "urls a string": (entry(urls="https://h/x"), "checkpoints.c.urls: want an array"),
+    "no urls": ({"checkpoints": {"c": {"sha256": A}}}, "checkpoints.c.urls: is missing"),
+    "url a number": (entry(urls=[3]), "checkpoints.c.urls[0]: want a string, got a number"),
+    "url twice": (entry(urls=["https://h/x", "https://h/x"]), "checkpoints.c.urls[1]: repeats"),
+    "ftp": (entry(urls=["ftp://h/x"]), "checkpoints.c.urls[0]: want https, http, file or hf"),
+    "no host": (entry(urls=["https:///x"]), "checkpoints.c.urls[0]: is not a URL with a host"),
+    "space": (entry(urls=["https://h/a b"]), "checkpoints.c.urls[0]: holds a space"),
+    "newline": (entry(urls=["https://h/a\n"]), "checkpoints.c.urls[0]: holds a space"),
+    "relative file": (entry(urls=["file:x"]), "checkpoints.c.urls[0]: want an absolute file:"),
+    "file on a host": (entry(urls=["file://host/x"]), "checkpoints.c.urls[0]: want an absolute file:"),
+    "encoded NUL": (entry(urls=["file:///x%00"]), "checkpoints.c.urls[0]: holds an encoded NUL"),
+    "hf branch": (entry(urls=["hf://a/b@main/x"]), "checkpoints.c.urls[0]: names no commit: want hf://REPO@COMMIT"),
+    "hf repository": (entry(urls=[f"hf://a/b@{COMMIT}"]), "checkpoints.c.urls[0]: names a whole repository"),
+    "hf escape": (entry(urls=[f"hf://a/b@{COMMIT}/../x"]), "checkpoints.c.urls[0]: has an empty"),
+    "no digest": ({"checkpoints": {"c": {"urls": []}}}, "checkpoints.c.sha256: is missing"),
+    "short digest": (entry(sha256="abc"), "checkpoints.c.sha256: want 64"),
+    "upper-case digest": (entry(sha256="A" * 64), "checkpoints.c.sha256: want 64"),
+    "digest with a newline": (entry(sha256=A + "\n"), "checkpoints.c.sha256: want 64"),
+    "digest a number": (entry(sha256=1), "checkpoints.c.sha256: want a string, got a number"),
+    "negative size": (entry(size=-1), "checkpoints.c.size: want a number of bytes"),
+    "size true": (entry(size=True), "checkpoints.c.size: want a number of bytes"),
+    "size a float": (entry(size=1.5), "checkpoints.c.size: want a number of bytes"),
+    "file with a slash": (entry(file="a/b"), "checkpoints.c.file: is a path"),
+    "file with a backslash": (entry(file="a\\b"), "checkpoints.c.file: holds a backslash"),
+    "file ..": (entry(file=".."), "checkpoints.c.file: has an empty"),
+    "name from the URL": (entry(urls=["https://h/%2e%2e"]), "checkpoints.c.file: '..' (from the URL)"),
+    "file too long": (entry(file="x" * 256), "checkpoints.c.file: is too long"),
+    "file and files": (entry(files={"a": {"sha256": A}}), "checkpoints.c.sha256: stands beside"),
+    "auth a token": (entry(auth="hf_" + "x" * 30), "checkpoints.c.auth: looks like a token"),
+    "auth with a space": (entry(auth="MY TOKEN"), "checkpoints.c.auth: want the name of an environment"),
+    "auth a number": (entry(auth=1), "checkpoints.c.auth: want a string"),
+    "name with a slash": ({"checkpoints": {"a/b": entry()["checkpoints"]["c"]}}, "checkpoints.'a/b': a name is"),
+    "name too long": ({"checkpoints": {"a" * 101: entry()["checkpoints"]["c"]}}, ": a name is"),
+    "name hidden": ({"checkpoints": {".weightcache": entry()["checkpoints"]["c"]}}, ": a name is"),
+    "name with a newline": ({"checkpoints": {"a\n": entry()["checkpoints"]["c"]}}, ": a name is"),
+    "names in two cases": (
+        {"checkpoints": {"Sam": entry()["checkpoints"]["c"], "sam": entry()["checkpoints"]["c"]}},
+        "checkpoints.sam: differs from checkpoints.Sam only in case",
+    ),
+    "an entry that is no table": ({"checkpoints": {"c": 3}}, "checkpoints.c: want a table, got a number"),
+    "empty": ({}, "checkpoints: is empty"),
+    "no checkpoints": ({"version": 1, "checkpoints": {}}, "checkpoints: is empty"),
+    "checkpoints a list": ({"checkpoints": []}, "checkpoints: want a table, got an array"),
+    "keys that are no strings": ({"checkpoints": {1: {}}}, "checkpoints: want strings as keys"),
+    "no files": (directory({}), "checkpoints.bert.files: is empty"),
+    "files a list": ({"checkpoints": {"c": {"urls": [], "files": []}}}, "checkpoints.c.files: want a table"),
+    "a file without digest": (
+        {"checkpoints": {"c": {"urls": [], "files": {"a": {}}}}},
+        "checkpoints.c.files.'a'.sha256: is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "problem"), REFUSED.values(), ids=REFUSED)
+def test_refused(data: Any, problem: str) -> None:
+    assert any(problem in each for each in problems(data)), problems(data)
+
+
+BAD_PATHS = [
+    "../x",
+    "/x",
+    "a//b",
+    "a/./b",
+    "a/..",
+    "",
+    ".",
+    "a\\b",
+    "a\0b",
+    "a\nb",
+    "a\rb",
+    "a\x7f",
+    "a\x85",
+    "a/",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("path", BAD_PATHS, ids=repr)
+def test_refused_path(path: str) -> None:
+    [problem] = problems({"checkpoints": {"c": {"urls": [], "files": {path: {"sha256": A}}}}})
+    assert problem.startswith("checkpoints.c.files.")
+
+
+@pytest.mark.parametrize(("first", "second"), [("a.json", "A.json"), ("ä", "Ä"), ("é", "e\u0301"), ("d/x", "d/X")])
+def test_refused_clash_of_files(first: str, second: str) -> None:
+    [problem] = problems({"checkpoints": {"c": {"urls": [], "files": {first: {"sha256": A}, second: {"sha256": B}}}}})
+    assert "only in case or Unicode form" in problem
+
+
+def test_refused_file_below_a_file() -> None:
+    [problem] = problems(directory({"a": b"", "a/b/c": b""}))
+    assert problem == "checkpoints.bert.files.'a': is a file and the parent of 'a/b/c'"
+
+
+def test_all_problems_at_once() -> None:
+    data = {"version": 3, "x": 1, "checkpoints": {"c": {"urls": ["ftp://h"], "sha256": "no", "size": -1, "file": ".."}}}
+    assert [each.partition(":")[0] for each in problems(data)] == [
+        "x",
+        "version",
+        "checkpoints.c.urls[0]",
+        "checkpoints.c.file",
+        "checkpoints.c.sha256",
+        "checkpoints.c.size",
+    ]
+
+
+def test_a_pasted_token_is_not_echoed() -> None:
+    token = "hf_" + "Sx9" * 10
+    assert token not in str(problems(entry(auth=token)))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"version = ", "is not TOML"),
+        (b"\xff\xfe", "is not UTF-8: byte 0"),
+        (b"a" + b"[" * 5000, "is "),
+        (b"a = " + b"[" * 5000, "is nested too deeply"),
+        (b"[checkpoints.a]\n[checkpoints.a]\n", "is not TOML"),
+        (b"", "checkpoints: is empty"),
+    ],
+)
+def test_a_bad_file(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "weights.toml"
+    path.write_bytes(content)
+    [said] = problems(path)
+    assert problem in said
+    with pytest.raises(ManifestError) as caught:
+        Manifest.load(path)
+    assert caught.value.source == str(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert problems(tmp_path / "no.toml") == ("there is no such file",)
+    assert problems(tmp_path) == ("cannot be read: Is a directory",)
+    assert problems("a\0b") == ("cannot be read: embedded null byte",)
+
+
+@pytest.mark.parametrize("source", [3, None, b"weights.toml", ["a"]])
+def test_not_a_manifest_at_all(source: Any) -> None:
+    with pytest.raises(TypeError, match="manifest must be a path"):
+        Manifest.load(source)
+
+
+def test_a_file_a_mapping_and_a_manifest_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.toml"
+    path.write_text(f'[checkpoints.c]\nurls = ["https://h/x.pt"]\nsha256 = "{A}"\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = Manifest.load("~/weights.toml")
+    assert loaded.checkpoints == Manifest.load(entry()).checkpoints
+    assert Manifest.load(loaded) is loaded
+    assert loaded.source == str(path)
+    assert len(loaded) == 1
+    assert [each.name for each in loaded] == ["c"]
+
+
+def test_select() -> None:
+    table = entry()["checkpoints"]["c"]
+    manifest = Manifest.load({"checkpoints": {"b": table, "a": table}})
+    assert [each.name for each in manifest.select(["a", "b"])] == ["b", "a"]
+    assert manifest.select(()) == ()
+    assert manifest["a"].name == "a"
+    with pytest.raises(UnknownCheckpointError) as caught:
+        manifest.select(["z"])
+    assert (caught.value.name, caught.value.known) == ("z", ("b", "a"))
+    with pytest.raises(TypeError, match="only"):
+        manifest.select("ab")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://h/d/x%20y.pt?sig=1", "x y.pt"),
+        ("https://h", "c"),
+        ("https://h/", "c"),
+        ("https://h/?x=/y.pt", "c"),
+        ("file:///d/x.pt", "x.pt"),
+        ("file:/d/x.pt", "x.pt"),
+        (f"hf://a/b@{COMMIT}/d/x.pt", "x.pt"),
+        (f"hf://gpt2@{COMMIT}/x.pt", "x.pt"),
+        ("https://user:pw@h:8080/x.pt", "x.pt"),
+        ("https://[::1]:8080/x.pt", "x.pt"),
+    ],
+)
+def test_the_name_of_the_file(url: str, name: str) -> None:
+    assert Manifest.load(entry(urls=[url]))["c"].files[0].path == name
+
+
+def test_weights_of_ones_own() -> None:
+    assert Manifest.load({"checkpoints": {"c": {"urls": [], "sha256": A}}})["c"].files[0].path == "c"
+
+
+def test_resolved_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolved_url("https://h/d?s=1", "a b/c") == "https://h/d/a%20b/c?s=1"
+    assert resolved_url("https://h/x?s=1", "") == "https://h/x?s=1"
+    hub = f"hf://a/b@{COMMIT}"
+    assert resolved_url(hub, "x/y.json") == f"https://huggingface.co/a/b/resolve/{COMMIT}/x/y.json"
+    assert resolved_url(f"{hub}/sub", "y") == f"https://huggingface.co/a/b/resolve/{COMMIT}/sub/y"
+    assert resolved_url(f"{hub}/x.pt", "") == f"https://huggingface.co/a/b/resolve/{COMMIT}/x.pt"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1/")
+    assert resolved_url(hub, "y") == f"http://127.0.0.1:1/a/b/resolve/{COMMIT}/y"
+    assert local_path("file://localhost/a%20b") == "/a b"
+    assert local_path("https://h/x") is None
+
+
+def test_the_digest_of_a_directory_is_what_coreutils_say(tmp_path: Path) -> None:
+    files = {"b/z.json": b"1", "b.txt": b"2", "ä/ö.txt": b"3", "B/x": b"", "a b.bin": b"5"}
+    for path, data in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    script = "find . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
+    said = subprocess.run(script, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    checkpoint = Manifest.load(directory(files))["bert"]
+    assert checkpoint.digest == said.split()[0]
+    assert checkpoint.version == checkpoint.digest[:16]
+    assert checkpoint.size == 4
+
+
+def test_the_digest_of_a_file_is_its_sha256() -> None:
+    checkpoint = Manifest.load(one(b"x", "https://h/x"))["sam2"]
+    assert (checkpoint.digest, checkpoint.size) == (sha256(b"x"), 1)
+    assert Manifest.load(one(b"x", "https://h/x", size=False))["sam2"].size is None
+
+
+def test_the_real_manifest_loads() -> None:
+    manifest = Manifest.load(Path(__file__).parents[2] / "examples/fashion_crop/weights.toml")
+    assert manifest["groundingdino"].size == 693_997_677
+    assert manifest["sam2"].size == 897_952_466
+    assert manifest["bert-base-uncased"].size == 698_188

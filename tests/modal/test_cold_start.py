@@ -1,0 +1,36 @@
+"""The page about cold starts: its program runs as it stands, in what a container is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import weightcache.modal
+from weightcache import publish
+
+torch = pytest.importorskip("torch")
+
+PAGE = Path(__file__).parents[2] / "docs/how-to/make-cold-starts-fast.md"
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_the_program_of_the_page(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    place = tmp_path / "weights.toml"
+    monkeypatch.setattr(weightcache.modal, "manifest_place", lambda name: str(place))
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    expected = torch.nn.Transformer(256, 8, 2, 2, batch_first=True)
+    torch.save(expected.state_dict(), tmp_path / "model.pt")
+    place.write_text(str(publish(tmp_path / "model.pt", name="model", root=root)))
+    names: dict[str, Any] = {}
+    exec(compile(program.replace("/root/data/weights", str(root)), PAGE, "exec"), names)
+    reading = names["reading"]
+    assert reading.path(next(root.rglob("model.pt"))).startswith("/proc/self/fd/")
+    model = names["load"]()
+    assert not model.training
+    theirs = model.state_dict()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in expected.state_dict().items())
+    assert reading.stats.files == 1

@@ -1,0 +1,128 @@
+"""Run the core tests on every other supported Python that is on this machine, each in a virtual environment of its own.
+
+A Python that is not here is named and not run; one whose tests fail makes this exit with 1. ``make test`` ends with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+AT_ONCE = 2
+# What takes minutes and rests on no version of Python: the protocol on a model, and the machinery of the tests itself.
+ONCE = (
+    "cli/test_modal_runner.py",
+    "docs",
+    "fakes/test_control_plane.py",
+    "fakes/test_slowvol.py",
+    "simulation",
+    *(f"system/test_{name}.py" for name in ("cost", "errno", "fashion_app")),
+    *(f"transfer/test_{name}.py" for name in ("hedge", "mirrors", "scheduler")),
+)
+TESTS = (
+    "-m",
+    "pytest",
+    "-q",
+    "-x",
+    "-m",
+    "not crash and not fullsize and not transformers",
+    "-p",
+    "no:randomly",
+    "--no-header",
+    *(f"--ignore=tests/{path}" for path in ONCE),
+)
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    """Return this environment without what would draw the children into our coverage or our own interpreter."""
+    ours = ("COVERAGE_", "COV_CORE_", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "PYENV_VERSION")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def is_python(candidate: str | Path, version: str) -> bool:
+    """Whether it runs and is that version: a pyenv shim can be there and do neither."""
+    code = "import sys, venv; print('%d.%d' % sys.version_info[:2])"
+    try:
+        answer = run(candidate, "-c", code)
+    except OSError:
+        return False
+    return answer.returncode == 0 and answer.stdout.strip() == version
+
+
+def find(version: str) -> str | None:
+    candidates = [path] if (path := shutil.which(f"python{version}")) else []
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    candidates += sorted((str(path) for path in pyenv.glob(f"versions/{version}.*/bin/python")), reverse=True)
+    return next((candidate for candidate in candidates if is_python(candidate, version)), None)
+
+
+def prepare(version: str, interpreter: str) -> tuple[Path, str]:
+    """Return the environment's python, and what went wrong (or nothing)."""
+    home = REPOSITORY / f".venv-{version}"
+    python, stamp = home / "bin" / "python", home / ".test"
+    if stamp.exists() and stamp.stat().st_mtime > (REPOSITORY / "pyproject.toml").stat().st_mtime:
+        return python, ""
+    if not is_python(python, version):
+        shutil.rmtree(home, ignore_errors=True)
+        if (made := run(interpreter, "-m", "venv", home)).returncode:
+            return python, made.stdout
+    if (installed := run(python, "-m", "pip", "install", "--quiet", "--editable", ".[test]")).returncode:
+        return python, installed.stdout
+    stamp.touch()
+    return python, ""
+
+
+def check(version: str) -> bool:
+    """Run the tests on one version and print one line; what they said only if they failed."""
+    if (interpreter := find(version)) is None:
+        print(f"python{version}: not present, not run", flush=True)
+        return True
+    python, problem = prepare(version, interpreter)
+    if problem:
+        print(f"python{version}: cannot be prepared\n{problem}", flush=True)
+        return False
+    began = time.monotonic()
+    tests = run(python, *TESTS)
+    seconds = time.monotonic() - began
+    if tests.returncode:
+        print(f"python{version}: FAILED after {seconds:.0f} s (exit {tests.returncode})\n{tests.stdout}", flush=True)
+        return False
+    passed = re.search(r"(\d+) passed", tests.stdout)
+    count = passed[1] if passed else "?"
+    print(f"python{version}: passed ({count} tests, {seconds:.0f} s)", flush=True)
+    return True
+
+
+def main() -> int:
+    running = "{}.{}".format(*sys.version_info)
+    others = [version for version in VERSIONS if version != running]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return 0 if all(list(pool.map(check, others))) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,234 @@
+"""What a deployment of the example asks of Modal, through the real client.
+
+Here is neither torch nor FastAPI in its way: it is deployed from a machine that has modal and weightcache.
+tests/example/test_app.py runs what is deployed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modal_proto import api_pb2 as pb
+
+import cost
+from control_plane import ControlPlane
+from origin import Origin, status
+from support import sha256
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion_crop"
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    with ControlPlane(tmp_path / "plane") as plane:
+        plane.secret("fashion-api-keys", FASHION_API_KEY="let me in")
+        yield plane
+
+
+def deploy(plane: ControlPlane, **options: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MODAL_", "FASHION_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "modal", "deploy", str(EXAMPLE / "app.py")],
+        env=environment | plane.env() | options,
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+
+
+def deployed(plane: ControlPlane, **options: str) -> dict[str, Any]:
+    """Return what is asked for each function, by its name. With a GPU it stands in another place."""
+    done = deploy(plane, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    functions = [each.function for each in plane.requests("FunctionCreate")]
+    return {each.function_name: each for each in functions}
+
+
+def built(plane: ControlPlane) -> list[str]:
+    return [line for each in plane.requests("ImageGetOrCreate") for line in each.image.dockerfile_commands]
+
+
+def autoscaler(function: Any) -> dict[str, int]:
+    return {field.name: value for field, value in function.autoscaler_settings.ListFields()}
+
+
+@pytest.mark.parametrize("option", "ABCD")
+def test_what_every_option_has(plane: ControlPlane, option: str) -> None:
+    function = deployed(plane, FASHION_OPTION=option)["FashionCrop.*"]
+    assert list(function.method_definitions) == ["web"]
+    web = function.method_definitions["web"].webhook_config
+    assert (web.type, web.requires_proxy_auth) == (pb.WEBHOOK_TYPE_ASGI_APP, False)
+    assert (function.resources.milli_cpu, function.resources.memory_mb) == (2000, 16384)
+    assert (function.timeout_secs, function.startup_timeout_secs) == (600, 600)
+    assert (function.max_concurrent_inputs, function.target_concurrent_inputs) == (8, 2)
+    [volume] = plane.requests("VolumeGetOrCreate")
+    [mount] = function.volume_mounts
+    assert (volume.deployment_name, mount.mount_path, mount.read_only) == (
+        "fashion-models",
+        "/root/data/weights",
+        False,
+    )
+    named = [each for each in plane.requests("SecretGetOrCreate") if each.deployment_name]
+    assert [(each.deployment_name, list(each.required_keys)) for each in named] == [
+        ("fashion-api-keys", ["FASHION_API_KEY"])
+    ]
+    assert len(function.secret_ids) == 1
+
+
+def test_a_container_gets_more_requests_than_photos_may_wait(plane: ControlPlane) -> None:
+    """Else its own queue is never full, and neither its page nor /healthz answers while photos wait."""
+    [waiting] = re.findall(r"max_queue=(\d+)", (EXAMPLE / "app.py").read_text())
+    function = deployed(plane)["FashionCrop.*"]
+    assert 1 + int(waiting) < function.max_concurrent_inputs
+
+
+OPTIONS = {
+    "A": {"scaledown_window": 60},
+    "B": {"min_containers": 1},
+    "C": {"scaledown_window": 900},
+    "D": {"scaledown_window": 60},
+}
+
+
+@pytest.mark.parametrize(("option", "expected"), OPTIONS.items())
+def test_what_an_option_changes(plane: ControlPlane, option: str, expected: dict[str, int]) -> None:
+    functions = deployed(plane, FASHION_OPTION=option)
+    function = functions.pop("FashionCrop.*")
+    assert autoscaler(function) == {"max_containers": 4, **expected}
+    assert function.checkpointing_enabled is (option == "D")
+    assert function.resources.gpu_config.count == 0
+    assert f"ENV FASHION_OPTION={option}" in built(plane)
+    assert list(functions) == (["ping"] if option == "C" else [])
+
+
+def test_the_ping_of_option_c(plane: ControlPlane) -> None:
+    functions = deployed(plane, FASHION_OPTION="C")
+    ping = functions["ping"]
+    minutes = int(ping.schedule.cron.cron_string.split()[0].removeprefix("*/"))
+    assert ping.schedule.cron.timezone
+    # Else it pays for starts, and not for being awake.
+    assert minutes * 60 < functions["FashionCrop.*"].autoscaler_settings.scaledown_window
+    assert (ping.resources.milli_cpu, list(ping.volume_mounts), list(ping.secret_ids)) == (0, [], [])
+    assert ping.image_id != functions["FashionCrop.*"].image_id
+
+
+def test_what_docs_cost_counts_with(plane: ControlPlane) -> None:
+    counted = cost.App()
+    asleep = deployed(plane)["FashionCrop.*"]
+    functions = deployed(plane, FASHION_OPTION="C")
+    assert asleep.resources.milli_cpu == counted.cores * 1000
+    assert asleep.resources.memory_mb == counted.memory * 1024
+    assert asleep.autoscaler_settings.scaledown_window == counted.idle
+    assert functions["FashionCrop.*"].autoscaler_settings.scaledown_window == counted.idle_pinged
+    assert functions["ping"].autoscaler_settings.scaledown_window == 2
+    minutes, hours, *_, days = functions["ping"].schedule.cron.cron_string.split()
+    first, last = map(int, hours.split("-"))
+    assert minutes == f"*/{counted.ping_every // 60}"
+    assert (last - first + 1, days) == (counted.ping_hours, "1-5")
+
+
+def ping_step() -> str:
+    """Return what the workflow runs, out of its indentation."""
+    text = (EXAMPLE / "ping.yml").read_text()
+    return textwrap.dedent(text.split("run: |\n")[1])
+
+
+@pytest.mark.parametrize(("code", "expected"), [(200, 0), (503, 22)])
+def test_the_ping_from_github(origin: Origin, code: int, expected: int) -> None:
+    origin.put("/healthz", b"", faults=[status(code)])
+    environment = {**os.environ, "FASHION_URL": origin.url("/")}
+    done = subprocess.run(["bash", "-e", "-c", ping_step()], env=environment, capture_output=True, text=True)
+    assert done.returncode == expected, done.stderr
+    assert [each.path for each in origin.requests] == ["/healthz"]
+
+
+def test_the_ping_from_github_needs_to_know_where(origin: Origin) -> None:
+    environment = {**os.environ, "FASHION_URL": ""}
+    done = subprocess.run(["bash", "-e", "-c", ping_step()], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "FASHION_URL: is not set: make it a variable of this repository" in done.stderr
+
+
+def test_the_ping_from_github_comes_in_time(plane: ControlPlane) -> None:
+    [minutes] = re.findall(r'cron: "\*/(\d+) ', (EXAMPLE / "ping.yml").read_text())
+    window = deployed(plane, FASHION_OPTION="C")["FashionCrop.*"].autoscaler_settings.scaledown_window
+    assert 2 * int(minutes) * 60 < window  # even if one does not come
+
+
+def test_a_gpu(plane: ControlPlane) -> None:
+    function = deployed(plane, FASHION_OPTION="B", FASHION_GPU="L4")["FashionCrop.*"]
+    assert (function.resources.gpu_config.gpu_type, function.resources.gpu_config.count) == ("L4", 1)
+    assert autoscaler(function) == {"max_containers": 4, "min_containers": 1}
+    assert "ENV FASHION_GPU=L4" in built(plane)
+    assert not any("whl/cpu" in line for line in built(plane))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"FASHION_OPTION": "E"}, "FASHION_OPTION must be one of A, B, C, D, got 'E'"),
+        ({"FASHION_OPTION": "a"}, "FASHION_OPTION must be one of A, B, C, D, got 'a'"),
+        ({"FASHION_OPTION": "D", "FASHION_GPU": "L4"}, "leave out FASHION_GPU=L4"),
+    ],
+)
+def test_what_is_no_option_is_refused(plane: ControlPlane, options: dict[str, str], problem: str) -> None:
+    done = deploy(plane, **options)
+    assert done.returncode == 1
+    assert problem in " ".join(done.stderr.split())
+    assert plane.requests("AppCreate") == []
+
+
+def test_a_secret_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with ControlPlane(tmp_path / "plane") as plane:
+        done = deploy(plane)
+    assert done.returncode == 1
+    assert "fashion-api-keys" in done.stderr
+
+
+def test_the_image(plane: ControlPlane) -> None:
+    """Code and packages, and no weights: nothing of it lies where the Volume is mounted."""
+    deployed(plane)
+    installs = [line.split(" --compile-bytecode ")[1] for line in built(plane) if "uv pip install" in line]
+    assert installs == [
+        "--index-url https://download.pytorch.org/whl/cpu torch==2.13.0 torchvision==0.28.0",
+        "--requirements /.uv/0/requirements.txt",
+        "--no-deps --no-build-isolation --requirements /.uv/0/requirements-without-dependencies.txt",
+    ]
+    assert not any("data/weights" in line for line in built(plane))
+    mounted = {file.filename: file for each in plane.requests("MountGetOrCreate") for file in each.files}
+    assert mounted["/etc/weightcache/fashion-models.toml"].sha256_hex == sha256((EXAMPLE / "weights.toml").read_bytes())
+    assert {"/root/app.py", "/root/fashion_crop/page.html", "/root/fashion_crop/models/sam.py"} <= set(mounted)
+    assert {Path(name).suffix for name in mounted} == {".py", ".html", ".toml"}
+    here = {name for name in mounted if name.startswith("/root/fashion_crop/")}
+    assert not any(
+        name.endswith(("serve.py", "scenarios.py", "pictures.py", "stand_ins.py", "usual.py")) for name in here
+    )
+    assert not any(name.startswith("/root/data") for name in mounted)
+
+
+def test_deploying_it_imports_nothing_that_it_serves() -> None:
+    code = f"""
+import runpy, sys
+runpy.run_path({str(EXAMPLE / "app.py")!r})
+print([each for each in ("torch", "numpy", "fastapi", "PIL", "fashion_crop.service") if each in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_volume_is_read_before_anything_is_imported(tmp_path: Path) -> None:
+    package = tmp_path / "fashion_crop"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "service.py").write_text("import app\nprint('imported while', type(app.reading).__name__, 'reads')\n")
+    environment = {**os.environ, "MODAL_IS_REMOTE": "1", "PYTHONPATH": f"{EXAMPLE}:{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", "import app"], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("imported while Prefetch reads\n", 0), done.stderr
