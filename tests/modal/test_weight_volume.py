@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import weightcache.modal as subject
+import weightcache.modal.weight_volume as subject
 from control_plane import ControlPlane
 from origin import Origin
 from support import blob, directory, one, sha256
