@@ -14,8 +14,7 @@ import pytest
 
 import weightcache
 from origin import Origin
-from support import blob, one
-from test_inspect import toml_of
+from support import blob, one, toml_of
 from weightcache import errors
 from weightcache.cli.main import build_parser
 

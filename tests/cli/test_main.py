@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 import weightcache
+from command_line import run
 from origin import Origin
 from origin import status as answer
-from support import blob, one, sha256
-from test_inspect import toml_of
+from support import blob, one, sha256, toml_of
 from weightcache._runtime.identity import note_path
 from weightcache.cli import doctor
-from weightcache.cli.main import main
 
 DATA = blob(200_000)
 
@@ -27,15 +26,6 @@ DATA = blob(200_000)
 def manifest(origin: Origin, tmp_path: Path) -> Path:
     origin.put("/a", DATA)
     return toml_of(one(DATA, origin.url("/a")), tmp_path / "weights.toml")
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
-    try:
-        code = main([str(word) for word in words])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 def test_a_manifest_that_is_given_twice(manifest: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,12 @@ import pytest
 from grpclib import Status
 
 import weightcache
+from command_line import run
 from control_plane import ControlPlane
 from hub import pointer
 from origin import Origin
 from origin import status as answer
-from support import blob, directory, one, sha256
-from test_inspect import toml_of
-from test_main import run
+from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest
 from weightcache.cli import modal_runner, volume_probe
 from weightcache.cli import push as pushing

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import weightcache
+from noting_volume import Volume
 from origin import Origin, broken
 from origin import status as answer
 from support import blob, one, partials, visible
@@ -18,27 +19,6 @@ from weightcache import DownloadError, NotCachedError, VolumeError, ensure, prun
 from weightcache._store.partials import BLOCK
 
 DATA = blob(2 * BLOCK + 5)
-
-
-class Volume:
-    """Notes each call with what the root holds at that moment; may fail."""
-
-    def __init__(self, root: Path, **failures: int) -> None:
-        self.root, self.failures = root, failures
-        self.calls: list[str] = []
-
-    def _call(self, name: str) -> None:
-        receipts = list(self.root.glob(".weightcache/receipts/*/*.json"))
-        self.calls.append(f"{name}: {len(visible(self.root))} published, {len(receipts)} receipts")
-        if self.failures.get(name, 0):
-            self.failures[name] -= 1
-            raise RuntimeError("there are open files preventing the operation")
-
-    def commit(self) -> None:
-        self._call("commit")
-
-    def reload(self) -> None:
-        self._call("reload")
 
 
 def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:

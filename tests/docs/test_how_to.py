@@ -16,8 +16,7 @@ import pytest
 
 from hub import File, Hub
 from origin import Origin
-from support import blob, child, finish, one, sha256
-from test_inspect import toml_of
+from support import blob, child, finish, one, sha256, toml_of
 from weightcache import DownloadError, Manifest, ensure
 
 HERE = Path(__file__).resolve().parents[2]

@@ -22,12 +22,11 @@ from typing import Any
 import pytest
 
 import weightcache
+from command_line import run
 from control_plane import ControlPlane, needs_namespaces
+from noting_volume import Volume
 from origin import Origin
-from support import blob, child, directory, finish, one, partials, sha256, start_together, visible
-from test_crash import STEPS
-from test_main import run
-from test_volume import Volume
+from support import STEPS, blob, child, directory, finish, one, partials, sha256, start_together, visible
 from volume_model import Switches, View
 from volume_model import Volume as Shared
 from weightcache import Checkpoint, Manifest, ManifestError, StorageError, VolumeError, ensure, publish, status

@@ -17,8 +17,7 @@ import pytest
 import weightcache.modal.weight_volume as subject
 from control_plane import ControlPlane
 from origin import Origin
-from support import blob, directory, one, sha256
-from test_inspect import toml_of
+from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest, ManifestError, ensure
 from weightcache.modal.weight_volume import WeightVolume, to_toml
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from origin import Origin
-from support import blob, directory, forbidden, lacking, one
+from support import blob, directory, forbidden, lacking, one, site_hooks, toml_of
 from weightcache import Manifest, ensure, status
 from weightcache._store.inspect import look
 from weightcache._store.layout import Layout
@@ -45,22 +45,6 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
-def toml_of(manifest: dict[str, Any], path: Path) -> Path:
-    lines = ["version = 1"]
-    for name, table in manifest["checkpoints"].items():
-        lines.append(f"[checkpoints.{name}]\nurls = {json.dumps(table['urls'])}")
-        if "files" in table:
-            lines.append(f"[checkpoints.{name}.files]")
-            lines += [
-                f'"{file}" = {{ sha256 = "{pin["sha256"]}", size = {pin["size"]} }}'
-                for file, pin in table["files"].items()
-            ]
-        else:
-            lines.append(f'sha256 = "{table["sha256"]}"\nsize = {table["size"]}\nfile = "{table["file"]}"')
-    path.write_text("\n".join(lines))
-    return path
-
-
 def test_a_hit_imports_only_the_standard_library(filled: dict[str, Any], root: Path, tmp_path: Path) -> None:
     path = toml_of(filled, tmp_path / "weights.toml")
     done = subprocess.run([sys.executable, "-c", HIT, path, root], capture_output=True, text=True, check=True)
@@ -89,13 +73,6 @@ def test_a_hit_imports_only_the_standard_library(filled: dict[str, Any], root: P
     }
     for heavy in ("dataclasses", "inspect", "asyncio", "logging", "ssl", "concurrent", "tempfile"):
         assert heavy not in loaded - site_hooks()
-
-
-def site_hooks() -> set[str]:
-    """What an interpreter of this environment loads before any code of ours (.pth files)."""
-    code = "import json, sys; print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout))
 
 
 def test_the_system_calls_of_a_hit(filled: dict[str, Any], root: Path, tmp_path: Path) -> None:

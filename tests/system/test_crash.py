@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from origin import Origin
-from support import MB, blob, child, finish, one, partials, sha256, visible
+from support import MB, STEPS, blob, child, finish, one, partials, sha256, visible
 from weightcache import DownloadError, ensure, status, verify
 from weightcache._store.partials import BLOCK
 
@@ -117,32 +117,6 @@ def journaled(root: Path, data: bytes) -> int:
             if line.startswith(digest):
                 blocks.add(int(line.split()[1]))
     return len(blocks) * BLOCK
-
-
-# Each name is a call after which the process is killed: the step is done, and nothing after it.
-STEPS = """
-count, steps = int(sys.argv[3]), 0
-def stepping(module, name):
-    real = getattr(module, name)
-    def step(*arguments, **options):
-        global steps
-        result = real(*arguments, **options)
-        ours = any(str(a).startswith(sys.argv[2]) for a in arguments if isinstance(a, str))
-        if ours or name in ("pwrite", "write", "fsync", "ftruncate"):
-            steps += 1
-            if steps == count:
-                os.kill(os.getpid(), 9)
-        return result
-    setattr(module, name, step)
-import shutil
-for name in ("makedirs", "open", "pwrite", "write", "fsync", "ftruncate", "replace", "rename", "unlink", "link"):
-    stepping(os, name)
-class Volume:
-    def commit(self): os.stat(sys.argv[2]); os.fsync(os.open("/", os.O_RDONLY))
-    reload = commit
-weights = ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False, volume=Volume())
-print(steps)
-"""
 
 
 def three(origin: Origin, folder: str, data: bytes, small: bytes) -> dict:

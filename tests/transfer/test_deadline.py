@@ -15,6 +15,7 @@ import pytest
 import trustme
 
 from origin import Fault, Origin
+from raw_server import raw_server
 from support import blob, directory, one
 from weightcache import DownloadError, ensure
 from weightcache._runtime.cancel import Cancel
@@ -156,34 +157,6 @@ def secure_origin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ori
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(folder / "ca.pem"))
     with Origin(tls=context) as origin:
         yield origin
-
-
-@contextmanager
-def raw_server(answer: Callable[[socket.socket, threading.Event], object], *, greeted: bool = True) -> Iterator[int]:
-    """Give each connection to ``answer``, after its first bytes if it is ``greeted`` with some; yield the port."""
-    stopping, threads = threading.Event(), list[threading.Thread]()
-
-    def serve(connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            if greeted:
-                connection.recv(65536)
-            answer(connection, stopping)
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                threads.append(threading.Thread(target=serve, args=(listener.accept()[0],)))
-                threads[-1].start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        accepting = threading.Thread(target=accept)
-        accepting.start()
-        yield listener.getsockname()[1]
-        stopping.set()
-        listener.shutdown(socket.SHUT_RDWR)
-        accepting.join()
-    for thread in threads:
-        thread.join()
 
 
 def dripping(*parts: bytes) -> Callable[[socket.socket, threading.Event], object]:

@@ -16,8 +16,8 @@ import trustme
 
 from origin import Origin, redirect
 from origin import status as answer
+from raw_server import raw_server
 from support import blob, one
-from test_deadline import raw_server
 from weightcache import DownloadError, IntegrityError, ensure
 from weightcache._transfer.server_message import said, secrets_in
 

@@ -14,8 +14,8 @@ import pytest
 import weightcache
 from origin import Exchange, Origin, broken, hang_up
 from origin import status as answer
+from schedule import SIZE, Answer, Nowhere
 from support import blob, one
-from test_server import SIZE, Answer, Nowhere
 from weightcache import DownloadError, Manifest, ensure
 from weightcache._transfer.mirrors import Retries
 from weightcache._transfer.scheduler import Schedule

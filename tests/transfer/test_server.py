@@ -5,35 +5,13 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from schedule import SIZE, Answer, Nowhere
 from weightcache import Manifest
 from weightcache._transfer.mirrors import Retries
 from weightcache._transfer.scheduler import Schedule
-from weightcache._transfer.segments import PART, Job, Task
+from weightcache._transfer.segments import Job, Task
 from weightcache._transfer.server import Host, Hosts
-from weightcache._transfer.stream import Body, SourceError, TransientError
-
-SIZE = 4000 * PART
-
-
-class Nowhere:
-    """A partial without a disk."""
-
-    def open(self) -> None:
-        pass
-
-    def present(self) -> dict[int, int]:
-        return {}
-
-
-class Answer(Body):
-    def __init__(self, task: Task) -> None:
-        self.offset, self.end, self.total = task.piece.position, task.piece.end, SIZE
-
-    def read_into(self, view: memoryview) -> int:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
+from weightcache._transfer.stream import SourceError, TransientError
 
 
 class Line:

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from origin import Origin
-from support import blob, child, directory, finish, forbidden, lacking, one, start_together
-from test_inspect import site_hooks, toml_of
+from support import blob, child, directory, finish, forbidden, lacking, one, site_hooks, start_together, toml_of
 from weightcache import ManifestError, StorageError, UnknownCheckpointError, Weights, ensure
 from weightcache._views import symlinks
 

@@ -1,0 +1,133 @@
+"""The page that the service sends, and its description for programs (OpenAPI)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from openapi_spec_validator import validate
+
+from fakes import fake_backend
+from fashion_crop import service
+from fashion_crop.service import Settings, create_app
+from service_requests import image
+from serving import Client, photo, serving
+
+# The page, and the description for programs.
+
+
+def test_the_page_may_run_its_own_script_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, style = "\n  let x = '</b>' // ü\n", "body { color: red }"
+    page = tmp_path / "page.html"
+    page.write_text(f"<html><style>{style}</style><script type=module>{script}</script>", encoding="utf-8")
+    monkeypatch.setattr(service, "PAGE", page)
+    with serving(fake_backend()) as client:
+        response = client.get("/")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.text == page.read_text(encoding="utf-8")
+    policy = dict(each.split(" ", 1) for each in response.headers["content-security-policy"].split("; "))
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    assert policy["default-src"] == "'none'"
+    assert (policy["script-src"], policy["style-src"]) == (digest(script), digest(style))
+    assert policy["connect-src"] == "'self'"
+    assert "unsafe" not in response.headers["content-security-policy"]
+
+
+def schema(client: Client) -> dict[str, Any]:
+    return client.get("/openapi.json").json()
+
+
+def test_the_description_is_valid_openapi(client: Client, keyed: Client) -> None:
+    for each in (client, keyed):
+        validate(schema(each))
+
+
+def test_the_description_has_both_types_every_error_and_the_limits_of_fields(client: Client) -> None:
+    described = schema(client)
+    operation = described["paths"]["/v1/crops"]["post"]
+    assert operation["operationId"] == "crop"
+    assert set(operation["responses"]["200"]["content"]) == {"application/json", "application/zip"}
+    assert set(operation["responses"]) == {"200", "400", "406", "408", "413", "415", "422", "500", "503"}
+    for status, answer in operation["responses"].items():
+        if status != "200":
+            assert answer["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+    assert list(operation["requestBody"]["content"]) == ["multipart/form-data"]
+    form = described["components"]["schemas"]["CropForm"]
+    assert form["required"] == ["image"]
+    assert (form["properties"]["padding"]["minimum"], form["properties"]["padding"]["maximum"]) == (0, 1)
+    assert re.fullmatch(form["properties"]["background"]["pattern"], "#a0B1c2")
+    assert "HTTPValidationError" not in described["components"]["schemas"]
+
+
+def test_a_generated_client_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(fake_backend(), settings=Settings(api_key="key"))
+    (tmp_path / "openapi.json").write_text(json.dumps(app.openapi()), encoding="utf-8")
+    programs = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    command = [programs / "openapi-python-client", "generate", "--path", "openapi.json", "--meta", "none"]
+    command += ["--output-path", "fashion_client", "--fail-on-warning"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    generated = importlib.import_module("fashion_client")
+    models, types = (importlib.import_module(f"fashion_client.{name}") for name in ("models", "types"))
+    crop = importlib.import_module("fashion_client.api.photos.crop")
+
+    def ask(url: httpx.URL, key: str) -> Any:
+        form = models.CropForm(image=types.File(io.BytesIO(photo()), "a.png"), prompts="shirt", padding=0.0)
+        with generated.AuthenticatedClient(base_url=str(url), token=key) as client:
+            return crop.sync(client=client, body=form)
+
+    with serving(fake_backend(), api_key="key") as client:
+        refused, answer = ask(client.base_url, "wrong"), ask(client.base_url, "key")
+    assert isinstance(refused, models.ErrorAnswer)
+    assert refused.error.code == "key-wrong"
+    assert isinstance(answer, models.CropsAnswer)
+    assert [(each.label, each.box_xyxy, each.person) for each in answer.garments] == [("shirt", [0, 0, 30, 40], 0)]
+
+
+def test_the_key_is_described_where_one_is_needed(client: Client, keyed: Client) -> None:
+    assert "security" not in schema(client)["paths"]["/v1/crops"]["post"]
+    described = schema(keyed)
+    operation = described["paths"]["/v1/crops"]["post"]
+    assert operation["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
+    assert "401" in operation["responses"]
+    assert "security" not in described["paths"]["/v1/info"]["get"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options"),
+    [
+        ("post", "/v1/crops", {"files": image()}),
+        ("post", "/v1/detect", {"files": image()}),
+        ("get", "/v1/info", {}),
+        ("get", "/healthz", {}),
+        ("get", "/readyz", {}),
+        ("post", "/v1/crops", {}),
+        ("post", "/v1/crops", {"files": image(), "data": {"padding": "7"}}),
+        ("post", "/v1/detect", {"files": image(b"text")}),
+    ],
+)
+def test_answers_are_as_described(client: Client, method: str, path: str, options: dict[str, Any]) -> None:
+    response = getattr(client, method)(path, **options)
+    described = schema(client)
+    answer = described["paths"][path][method]["responses"][str(response.status_code)]["content"]["application/json"]
+    # The description is not closed; here nothing may be there that it does not tell.
+    for each in described["components"]["schemas"].values():
+        each["additionalProperties"] = each.get("additionalProperties", False)
+    jsonschema.validate(response.json(), {**answer["schema"], "components": described["components"]})

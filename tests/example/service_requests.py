@@ -1,0 +1,53 @@
+"""What the tests of the service share: requests with a photo, and what they read from an answer."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import httpx
+
+from fakes import FakeDetector
+from serving import Client, photo
+
+KEY = "s3cret-clé"
+
+
+def image(data: bytes | None = None) -> dict[str, Any]:
+    return {"image": ("photo.png", photo() if data is None else data)}
+
+
+def crops(client: Client, data: bytes | None = None, /, **fields: Any) -> httpx.Response:
+    return client.post("/v1/crops", files=image(data), data=fields)
+
+
+def error(response: httpx.Response) -> dict[str, Any]:
+    """The error of an answer, which has the one shape."""
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    assert {"code", "message"} <= set(body["error"]) <= {"code", "message", "fields"}
+    assert body["error"]["message"]
+    return body["error"]
+
+
+class Broken(FakeDetector):
+    """A detector that fails in its own way."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def detect(self, *_: Any, **__: Any) -> Any:
+        raise self.error
+
+
+# How much, how fast, how many.
+
+
+def begun(client: Client, *headers: str) -> socket.socket:
+    """Send the head of a request for crops, which promises a body."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=60)
+    head = ["POST /v1/crops HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=b", *headers]
+    connection.sendall("\r\n".join([*head, "Expect: 100-continue", "", ""]).encode())
+    return connection
