@@ -143,10 +143,10 @@ def _ensure(
     if not rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
         return weights
 
-    from weightcache._engine.host import fill
+    from weightcache._engine.host import ensure_on_miss
     from weightcache._runtime.cancel import Cancel
 
-    return fill(
+    return ensure_on_miss(
         layout,
         checkpoints,
         volume=volume,

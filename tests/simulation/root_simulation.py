@@ -1,8 +1,8 @@
 """A deterministic simulation of several writers on one root: the shipped storage code, stopped at every system call.
 
 `simulation.py` has a model of a root; this has the real one, on a real file system. Each writer is a thread that runs
-the shipped story, and only one of them moves at a time: at every call that changes the root the scheduler decides, by
-the seed, whose turn is next. A seed chooses what each mirror delivers, who is killed at which call, how much of a dead
+the shipped protocol, and only one of them moves at a time: at every call that changes the root the scheduler decides,
+by the seed, whose turn is next. A seed chooses what each mirror delivers, who is killed at which call, how much of a dead
 writer's journal and data is lost, and who takes a living writer for dead, as two hosts with one identity would. There
 is no lock: it only saves bandwidth.
 
@@ -26,13 +26,13 @@ from unittest import mock
 
 from weightcache._coordination.volume import VolumeCalls
 from weightcache._engine import install, reconcile
-from weightcache._engine.host import _House
-from weightcache._engine.install import Bringer
+from weightcache._engine.host import LocalHost
+from weightcache._engine.install import Installer
 from weightcache._runtime.cancel import Cancel
 from weightcache._runtime.identity import Writer
 from weightcache._store import files as store_files
 from weightcache._store import journal as store_journal
-from weightcache._store import partials
+from weightcache._store import partial_file
 from weightcache._store.layout import Layout
 from weightcache.errors import DownloadError, IntegrityError, StorageError, WeightCacheError
 from weightcache.manifest import Manifest
@@ -214,10 +214,10 @@ class RootWorld:
     def ensure(self, actor: Actor) -> None:
         layout, cancel, holder = Layout(self.root), Cancel(), _Silent()
         checkpoints = self.manifest.select(actor.names)
-        bringer = Bringer(layout, holder, False, False, 180.0, False, cancel, {}, False)  # type: ignore[arg-type]
+        installer = Installer(layout, holder, False, False, 180.0, False, cancel, {}, False)  # type: ignore[arg-type]
         calls = VolumeCalls(self.root, None)
-        house = _House(layout, checkpoints, calls, bringer, holder, lambda _: None, cancel, False)  # type: ignore[arg-type]
-        if reconcile.run(reconcile.tell(house, None, house)):
+        host = LocalHost(layout, checkpoints, calls, installer, holder, lambda _: None, cancel, False)  # type: ignore[arg-type]
+        if reconcile.run_sync(reconcile.reconcile(host, None, host)):
             raise StorageError("vanished", hint="", path=self.root)
 
     def run_actor(self, actor: Actor) -> None:
@@ -311,12 +311,12 @@ def _patched(world: RootWorld) -> Iterator[None]:
         def patch(target: Any, name: str, value: Any) -> None:
             stack.enter_context(mock.patch.object(target, name, value))
 
-        world.real_fcntl = partials.fcntl.fcntl  # type: ignore[attr-defined]
-        for module in (partials, store_journal):
+        world.real_fcntl = partial_file.fcntl.fcntl  # type: ignore[attr-defined]
+        for module in (partial_file, store_journal):
             patch(module, "BLOCK", BLOCK)
         for name in CALLS:
             patch(os, name, lambda *a, _name=name, **o: world.call(_name, *a, **o))
-        patch(partials.fcntl, "fcntl", world.lease)
+        patch(partial_file.fcntl, "fcntl", world.lease)
         patch(install, "fetch", world.fetch)
         patch(install, "make_progress", lambda *a: _Silent())
         patch(store_files, "in_parallel", lambda work, items, check: [work(item, check) for item in items])

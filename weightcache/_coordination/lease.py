@@ -10,7 +10,7 @@ is claimed. There are no times in it, since the clocks of two containers differ:
 beat has not changed for `EXPIRY` seconds of the waiter's own clock.
 
 Everything here is a coroutine, so that the simulation in ``tests/`` can stop it anywhere and let other containers
-move. In a container none of them ever suspends: see `_story.run`.
+move. In a container none of them ever suspends: see `_engine.reconcile.run_sync`.
 """
 
 from __future__ import annotations
