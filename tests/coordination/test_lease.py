@@ -92,10 +92,10 @@ def clock() -> Time:
     return Time()
 
 
-def lease(found: FakeDict, clock: Time, me: str, wait: float = 300.0) -> Lease:
+def lease(found: FakeDict, clock: Time, me: str, wait: float = 300.0, **more: Any) -> Lease:
     store = kv.open_store(found, object())  # type: ignore[arg-type]
     assert store is not None
-    return Lease(store, clock, me, wait=wait)
+    return Lease(store, clock, me, wait=wait, **more)
 
 
 def take(who: Lease, *digests: str) -> list[str]:
@@ -268,16 +268,15 @@ def test_a_beat_that_fails_is_followed_by_the_next(found: FakeDict, clock: Time)
 
 
 def test_one_that_beats_and_moves_nothing_is_not_waited_for(found: FakeDict, clock: Time) -> None:
-    a, b = lease(found, clock, "a"), lease(found, clock, "b", wait=60.0)
-    done = iter(range(1000))
-    a.done = lambda: next(done)
+    done = iter([*range(1, 22), *[7] * 100])
+    a = lease(found, clock, "a", bytes_done=lambda: next(done))
+    b = lease(found, clock, "b", wait=60.0)
     take(a, X)
     assert take(b, X) == []
     for _ in range(20):
         clock.time += 10
         beat(a, 1)
         assert take(b, X) == []
-    a.done = lambda: 7
     beat(a, 1)
     assert take(b, X) == []
     assert b.progress([X]) == 7

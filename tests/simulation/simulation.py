@@ -663,8 +663,8 @@ class Container:
         async def cold() -> str:
             me = f"{self.number}.{world._count}.{world.dice.random()}"
             host.patience.restarts()
-            lease = world.lease(Entries(self, host.patience), host, me, wait=WAIT, dice=world.dice)
-            lease.done = lambda: self.fetched
+            entries = Entries(self, host.patience)
+            lease = world.lease(entries, host, me, wait=WAIT, dice=world.dice, bytes_done=lambda: self.fetched)
             try:
                 if await reconcile(host, lease, host):
                     return ""  # that what was committed does not stay happens in no position of a switch

@@ -25,16 +25,14 @@ from .install import CheckpointTask, Installer
 from .local_notes import remove_old_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
-    from weightcache._coordination.kv import LeaseSource
     from weightcache._coordination.lease import Lease, Pause
-    from weightcache._coordination.volume import Volume
-    from weightcache._runtime.cancel import Cancel
     from weightcache._store.layout import Layout
-    from weightcache._transfer.progress import ProgressCallback
     from weightcache.manifest import Checkpoint
+
+    from .options import EnsureOptions
 
 T = TypeVar("T")
 
@@ -45,36 +43,19 @@ REPORT_EVERY = 10.0  # seconds between two lines that say which container is wai
 
 
 @closed_when_interrupted
-def ensure_on_miss(
-    layout: Layout,
-    checkpoints: Sequence[Checkpoint],
-    *,
-    volume: Volume | None,
-    lease: LeaseSource,
-    offline: bool,
-    rehash: bool,
-    wait: float,
-    progress: bool | ProgressCallback | None,
-    cancel: Cancel,
-    local_sources: Mapping[str, str] | None = None,
-    may_link: bool = False,
-    patience: float = 180.0,
-) -> Weights:
-    """Make every checkpoint ready; see `ensure` and, for the last ones, `Installer`."""
+def ensure_on_miss(layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOptions) -> Weights:
+    """Make every checkpoint ready; see `weightcache.ensure` for results and errors."""
     store_root.check_root(layout)
-    calls = VolumeCalls(layout.root, volume)
+    calls = VolumeCalls(layout.root, options.volume)
     first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
-    say = make_progress(progress, []).say
-    with exclusive(layout.root, wait=wait, say=say, check=cancel.check) as (holder, waiting):
+    say = make_progress(options.progress, []).say
+    with exclusive(layout.root, wait=options.wait, say=say, check=options.cancel.check) as (holder, waiting):
         remove_old_notes(layout.root)
-        installer = Installer(
-            layout, holder, offline, rehash, patience, progress, cancel, local_sources or {}, may_link
-        )
-        host = LocalHost(layout, checkpoints, calls, installer, holder, say, cancel, rehash)
-        between = None if offline or volume is None else host.lease(volume, lease, wait)
-        lost = reconcile.run_sync(reconcile.reconcile(host, between, host))
+        host = LocalHost(layout, checkpoints, options, calls, holder)
+        lease = host.lease()
+        lost = reconcile.run_sync(reconcile.reconcile(host, lease, host))
         if not lost:
-            return host.weights(first_looks, waiting, between)
+            return host.weights(first_looks, waiting, lease)
     detail = host.what_was_lost(lost)
     if calls.present:
         raise VolumeError(
@@ -90,51 +71,49 @@ def ensure_on_miss(
 
 
 class LocalHost:
-    """The story's `Host` and `Clock`: none of its coroutines ever suspends."""
+    """The `Host` and `Clock` of the protocol on a real root: none of its coroutines ever suspends."""
 
     def __init__(
         self,
         layout: Layout,
         checkpoints: Sequence[Checkpoint],
+        options: EnsureOptions,
         calls: VolumeCalls,
-        installer: Installer,
         holder: Holder,
-        say: Callable[[str], None],
-        cancel: Cancel,
-        rehash: bool,
     ) -> None:
-        self._layout, self._calls, self._installer, self._holder = layout, calls, installer, holder
-        self._say, self._cancel, self._rehash = say, cancel, rehash
+        self._layout, self._options, self._calls, self._holder = layout, options, calls, holder
+        self._installer = Installer(layout, options, holder)
+        self._say = make_progress(options.progress, []).say
         self._tasks = [CheckpointTask(checkpoint, look(layout, checkpoint)) for checkpoint in checkpoints]
-        self._changed: list[CheckpointTask] = []  # what is being brought
+        self._changed: list[CheckpointTask] = []  # what is being installed
         self._began = time.monotonic()
         self._next_line = 0.0
         self._lost_path = ""  # of ours, while it was written; empty if that went well the last time
 
-    def lease(self, volume: Volume, source: LeaseSource, wait: float) -> Lease | None:
-        """Return our part in the leases of the volume, if it has any and something is missing."""
+    def lease(self) -> Lease | None:
+        """Return this call's part in the leases of the Volume; ``None`` if there is none or nothing is missing."""
         from weightcache._coordination.kv import open_store
         from weightcache._coordination.lease import Lease
 
-        if not self._todo():
+        options = self._options
+        if options.offline or options.volume is None or not self._todo():
             return None
         try:
-            store = open_store(source, volume)
-        except Exception as error:  # noqa: BLE001 (a Dict raises whatever it likes; a lease only saves bandwidth)
+            store = open_store(options.lease, options.volume)
+        except Exception as error:  # noqa: BLE001 (a Dict raises any error; a lease only saves bandwidth)
             self._calls.warn(_without_lease(error))
             return None
         if store is None:
             return None
         container = os.environ.get("MODAL_TASK_ID", "")
-        lease = Lease(store, self, f"{container} {Writer.new(self._layout.root)}".strip(), wait=wait)
-        lease.done = lambda: self._holder.moved
-        return lease
+        me = f"{container} {Writer.new(self._layout.root)}".strip()
+        return Lease(store, self, me, wait=options.wait, bytes_done=lambda: self._holder.moved)
 
     def now(self) -> float:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        self._cancel.sleep(seconds)
+        self._options.cancel.sleep(seconds)
 
     def _todo(self) -> list[CheckpointTask]:
         """Look, and return what is not ready."""
@@ -143,19 +122,19 @@ class LocalHost:
             task.seen = look(self._layout, task.checkpoint)
             # Without a commit there is no receipt, and what we published is right all the same.
             ready = task.seen.state == "ready" or (task.published and task.seen.state == "unverified")
-            if not ready or (self._rehash and not task.checked):
+            if not ready or (self._options.rehash and not task.checked):
                 todo.append(task)
         return todo
 
     async def missing(self) -> list[str]:
-        self._cancel.check()
+        self._options.cancel.check()
         return list(dict.fromkeys(task.checkpoint.digest for task in self._todo()))
 
     async def is_dirty(self) -> bool:
         return self._calls.unpushed()
 
     async def reload(self) -> None:
-        if not self._installer.local_sources:  # which may lie on this Volume, not committed: a reload would discard it
+        if not self._options.local_sources:  # which may lie on this Volume, not committed: a reload would discard it
             self._calls.reload()
 
     async def commit(self) -> bool:

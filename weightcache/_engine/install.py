@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from weightcache._coordination.lock import Holder
-    from weightcache._runtime.cancel import Cancel
     from weightcache._store.inspect import Look
     from weightcache._store.layout import Layout
     from weightcache._store.partial_file import PartialFile
-    from weightcache._transfer.progress import ProgressCallback
     from weightcache.manifest import Checkpoint, File
     from weightcache.reports import Outcome
+
+    from .options import EnsureOptions
 
 
 class CheckpointTask:
@@ -68,28 +68,10 @@ class CheckpointTask:
 
 
 class Installer:
-    """Brings checkpoints into one root, for one call.
+    """Installs checkpoints in one root, for one call."""
 
-    Args:
-        local_sources: By sha256, where on this machine the bytes lie that are to be published.
-        may_link: Whether they may be linked instead of copied, because nobody writes to them any more.
-    """
-
-    def __init__(
-        self,
-        layout: Layout,
-        holder: Holder,
-        offline: bool,
-        rehash: bool,
-        patience: float,
-        progress: bool | ProgressCallback | None,
-        cancel: Cancel,
-        local_sources: Mapping[str, str],
-        may_link: bool,
-    ) -> None:
-        self.layout, self._holder, self.local_sources, self._may_link = layout, holder, local_sources, may_link
-        self._offline, self._rehash, self._progress, self._cancel = offline, rehash, progress, cancel
-        self._patience = patience
+    def __init__(self, layout: Layout, options: EnsureOptions, holder: Holder) -> None:
+        self.layout, self._options, self._holder = layout, options, holder
 
     def find_missing(self, todo: Sequence[CheckpointTask]) -> None:
         """Tell which files must be brought. What a receipt speaks for is believed, unless all is to be hashed."""
@@ -97,7 +79,7 @@ class Installer:
         to_hash = []
         for task in todo:
             task.published, task.resumed = False, False
-            if task.seen.receipt and not self._rehash:
+            if task.seen.receipt and not self._options.rehash:
                 wrong = {file.path for file in task.seen.wrong}
                 task.sizes = {path: size for path, size in task.seen.sizes.items() if path not in wrong}
             else:
@@ -112,7 +94,7 @@ class Installer:
             task.checked = True
 
     def _tick(self) -> None:
-        self._cancel.check()
+        self._options.cancel.check()
         self._holder.advance(store_files.HASH_CHUNK)  # who waits must see that gigabytes are being hashed
 
     def withdraw_receipts(self, changed: Sequence[CheckpointTask]) -> bool:
@@ -135,9 +117,12 @@ class Installer:
                     partials[task.checkpoint.digest] = stack.enter_context(partial)
             self._copy_what_is_here(changed, partials)
             if short := [task for task in changed if task.missing and not task.published]:
-                unfetchable = short if self._offline else [task for task in short if not task.checkpoint.urls]
+                offline = self._options.offline
+                unfetchable = short if offline else [task for task in short if not task.checkpoint.urls]
                 if unfetchable:
-                    raise self.not_cached(unfetchable, "offline=True" if self._offline else "it declares no URL")
+                    raise self.not_cached(
+                        unfetchable, "offline=True" if self._options.offline else "it declares no URL"
+                    )
                 self._fetch(short, partials)
             for partial in partials.values():
                 partial.discard()
@@ -166,8 +151,8 @@ class Installer:
                 task.done("healed" if task.was_wrong else "copied")
 
     def _copy(self, task: CheckpointTask, file: File, target: str, held: Mapping[str, Sequence[str]]) -> bool:
-        sources, own = self._sources(task, file, held), self.local_sources.get(file.sha256)
-        for source in [*sources, own] if self._may_link and own else sources:
+        sources, own = self._sources(task, file, held), self._options.local_sources.get(file.sha256)
+        for source in [*sources, own] if self._options.may_link and own else sources:
             if found := store_files.link_or_copy(source, target, file.sha256, self._tick):
                 task.sizes[file.path] = found.size
                 return True
@@ -196,7 +181,7 @@ class Installer:
                 wanted[file.sha256].append((task, file))
         first = [needs[0] for needs in wanted.values()]
         jobs = [Job(t.checkpoint, f, partials[t.checkpoint.digest].file(f)) for t, f in first]
-        progress = make_progress(self._progress, [(t.checkpoint, f) for t, f in first])
+        progress = make_progress(self._options.progress, [(t.checkpoint, f) for t, f in first])
         left = {task.checkpoint.name: len(task.to_fetch) for task in short}
         tasks = {task.checkpoint.name: task for task in short}
 
@@ -209,10 +194,10 @@ class Installer:
         try:
             fetch(
                 jobs,
-                patience=self._patience,
+                patience=self._options.patience,
                 progress=progress,
                 holder=self._holder,
-                cancel=self._cancel,
+                cancel=self._options.cancel,
                 on_verified=on_verified,
             )
         finally:
@@ -234,7 +219,7 @@ class Installer:
             try:
                 if published:
                     source = f"{verified.path}.copy"
-                    if not store_files.link_or_copy(published, source, file.sha256, self._cancel.check):
+                    if not store_files.link_or_copy(published, source, file.sha256, self._options.cancel.check):
                         raise VanishedError(published)
                 store_files.publish(self.layout, task.checkpoint, file, source)
             except StorageError as error:

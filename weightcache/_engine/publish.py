@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache._coordination.lock import exclusive
 from weightcache._coordination.volume import VolumeCalls
-from weightcache._runtime.cancel import Cancel
 from weightcache._runtime.descriptors import closed_when_interrupted
 from weightcache._store import files as store_files
 from weightcache._store import root as store_root
@@ -30,6 +29,7 @@ from weightcache.manifest.validate import user_path
 
 from .host import ensure_on_miss
 from .install import changed_while_read
+from .options import EnsureOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +65,7 @@ def copy_in(
     may_link: bool = False,
     pointers: bool = False,
 ) -> tuple[Checkpoint, dict[str, str]]:
-    """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``may_link`` see `Installer`."""
+    """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``may_link`` see `EnsureOptions`."""
     top = _absolute(path, name, layout)
     store_root.check_root(layout)  # now: to hash what is to be published may take an hour
     calls = VolumeCalls(layout.root, volume)
@@ -77,19 +77,10 @@ def copy_in(
             raise _not_committed(layout, checkpoint, calls.warnings[-1])
     if not ready:
         store_root.refuse_read_only(layout, "publish to")
-        report = ensure_on_miss(
-            layout,
-            [checkpoint],
-            volume=volume,
-            lease=None,
-            offline=True,
-            rehash=False,
-            wait=WAIT,
-            progress=None,
-            cancel=Cancel(),
-            local_sources=local_sources,
-            may_link=may_link,
-        ).report
+        options = EnsureOptions(
+            volume=volume, lease=None, offline=True, wait=WAIT, local_sources=local_sources, may_link=may_link
+        )
+        report = ensure_on_miss(layout, [checkpoint], options).report
         if report.committed is False:
             raise _not_committed(layout, checkpoint, report.warnings[-1])
     return checkpoint, local_sources
