@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from weightcache._coordination.kv import LeaseSource
     from weightcache._coordination.volume import Volume
-    from weightcache._runtime.cancel import Cancel
+    from weightcache._engine.options import EnsureOptions
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights
     from weightcache.manifest import Checkpoint, ManifestSource
@@ -73,7 +73,24 @@ def ensure(
         VolumeError: The volume lost what was committed.
         TypeError, ValueError: An argument is of the wrong kind.
     """
-    return _ensure(manifest, root, volume, lease, only, offline, rehash, wait, patience, progress, None)
+    checkpoints, layout = Manifest.load(manifest).select(only), Layout(root)
+    _check_arguments(lease, wait, patience, progress)
+    if not rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
+        return weights
+
+    from weightcache._engine.host import ensure_on_miss
+    from weightcache._engine.options import EnsureOptions
+
+    options = EnsureOptions(
+        volume=volume,
+        lease=lease,
+        offline=offline,
+        rehash=rehash,
+        wait=wait,
+        patience=patience,
+        progress=progress,
+    )
+    return ensure_on_miss(layout, checkpoints, options)
 
 
 async def aensure(
@@ -95,60 +112,10 @@ async def aensure(
     within moments while bytes arrive, and after the stall timeout (30 s) at the latest while a mirror does not answer.
     See `ensure` for arguments and errors.
     """
-    import asyncio
-    from contextlib import suppress
+    from weightcache._engine.in_thread import in_thread
+    from weightcache._engine.options import EnsureOptions
 
-    from weightcache._runtime.cancel import Cancel
-
-    cancel = Cancel()
-    work = asyncio.get_running_loop().run_in_executor(
-        None, _ensure, manifest, root, volume, lease, only, offline, rehash, wait, patience, progress, cancel
-    )
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        cancel.set()
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError:  # a second cancellation does not make the files close any sooner
-                continue
-        with suppress(Exception):
-            work.result()  # whatever it was, the caller wanted no result any more
-        raise
-
-
-def _ensure(
-    manifest: ManifestSource,
-    root: str | os.PathLike[str],
-    volume: Volume | None,
-    lease: LeaseSource,
-    only: Collection[str] | None,
-    offline: bool,
-    rehash: bool,
-    wait: float,
-    patience: float,
-    progress: bool | ProgressCallback | None,
-    cancel: Cancel | None,
-) -> Weights:
-    checkpoints = Manifest.load(manifest).select(only)
-    layout = Layout(root)
-    for name, seconds in (("wait", wait), ("patience", patience)):
-        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
-            raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise TypeError(f"progress must be None, a bool or a function, not {type(progress).__name__}")
-    if not (lease is None or lease == "auto" or all(callable(getattr(lease, n, None)) for n in ("put", "get", "pop"))):
-        raise TypeError(f"lease must be 'auto', None or have put(), get() and pop(), and {lease!r} does not")
-    if not rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
-        return weights
-
-    from weightcache._engine.host import fill
-    from weightcache._runtime.cancel import Cancel
-
-    return fill(
-        layout,
-        checkpoints,
+    options = EnsureOptions(
         volume=volume,
         lease=lease,
         offline=offline,
@@ -156,8 +123,37 @@ def _ensure(
         wait=wait,
         patience=patience,
         progress=progress,
-        cancel=cancel or Cancel(),
     )
+    return await in_thread(lambda: _ensure(manifest, root, only, options), options.cancel)
+
+
+def _ensure(
+    manifest: ManifestSource,
+    root: str | os.PathLike[str],
+    only: Collection[str] | None,
+    options: EnsureOptions,
+) -> Weights:
+    """Do what `ensure` does, with options that are made already."""
+    checkpoints, layout = Manifest.load(manifest).select(only), Layout(root)
+    _check_arguments(options.lease, options.wait, options.patience, options.progress)
+    if not options.rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
+        return weights
+
+    from weightcache._engine.host import ensure_on_miss
+
+    return ensure_on_miss(layout, checkpoints, options)
+
+
+def _check_arguments(
+    lease: LeaseSource, wait: float, patience: float, progress: bool | ProgressCallback | None
+) -> None:
+    for name, seconds in (("wait", wait), ("patience", patience)):
+        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
+            raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress must be None, a bool or a function, not {type(progress).__name__}")
+    if not (lease is None or lease == "auto" or all(callable(getattr(lease, n, None)) for n in ("put", "get", "pop"))):
+        raise TypeError(f"lease must be 'auto', None or have put(), get() and pop(), and {lease!r} does not")
 
 
 def status(

@@ -22,7 +22,7 @@ from weightcache._coordination import kv
 from weightcache._coordination import lease as coordination_lease
 from weightcache._coordination.lease import BEAT, EXPIRY, Head, Lease
 from weightcache._engine import host
-from weightcache._engine.reconcile import run
+from weightcache._engine.reconcile import run_sync
 from weightcache._runtime.identity import Writer
 from weightcache._store.partials import BLOCK
 
@@ -92,14 +92,14 @@ def clock() -> Time:
     return Time()
 
 
-def lease(found: FakeDict, clock: Time, me: str, wait: float = 300.0) -> Lease:
+def lease(found: FakeDict, clock: Time, me: str, wait: float = 300.0, **more: Any) -> Lease:
     store = kv.open_store(found, object())  # type: ignore[arg-type]
     assert store is not None
-    return Lease(store, clock, me, wait=wait)
+    return Lease(store, clock, me, wait=wait, **more)
 
 
 def take(who: Lease, *digests: str) -> list[str]:
-    return run(who.claim(run(who.free(digests))))
+    return run_sync(who.claim(run_sync(who.free(digests))))
 
 
 def beat(who: Lease, times: int) -> None:
@@ -109,7 +109,7 @@ def beat(who: Lease, times: int) -> None:
         assert seconds == BEAT
         return next(left, False)
 
-    run(who.beat(pause))
+    run_sync(who.beat(pause))
 
 
 def head(found: FakeDict, digest: str = X) -> tuple[int, str, str]:
@@ -124,15 +124,15 @@ def test_one_holds_and_the_other_waits_until_it_is_done(
     assert take(a, X) == [X]
     assert (found[f"{X}/1"], head(found)) == ("a", (1, "a", "held"))
     assert take(b, X) == []
-    run(b.rest([X]))
+    run_sync(b.rest([X]))
     assert (b.waited_for, b.waited > 0) == ("a", True)
-    run(a.release([X], "done"))
+    run_sync(a.release([X], "done"))
     assert head(found) == (1, "a", "done")
     assert take(b, X) == [X]
-    run(b.release([X], "done"))
+    run_sync(b.release([X], "done"))
     assert dict(found) == {f"{X}/2": "b", f"{X}/head": (2, "b", "done", 0, 0)}  # the claim before it is removed
     assert take(a, X) == [X]
-    run(a.release([X], "done"))
+    run_sync(a.release([X], "done"))
     assert sorted(found) == [f"{X}/3", f"{X}/head"]
     assert caplog.records == []
 
@@ -147,7 +147,7 @@ def test_who_holds_one_does_not_keep_the_other(found: FakeDict, clock: Time) -> 
 def test_a_failed_one_is_followed_at_once(found: FakeDict, clock: Time) -> None:
     a, b = lease(found, clock, "a"), lease(found, clock, "b")
     take(a, X)
-    run(a.release([X], "failed", tidy=False))
+    run_sync(a.release([X], "failed", tidy=False))
     assert take(b, X) == [X]
     assert head(found) == (2, "b", "held")
 
@@ -166,7 +166,7 @@ def test_a_dead_one_is_followed_when_its_beat_has_stopped(found: FakeDict, clock
     assert take(b, X) == [X]
     beat(a, 2)  # it was only asleep
     assert head(found) == (2, "b", "held")
-    run(a.release([X], "done"))
+    run_sync(a.release([X], "done"))
     assert head(found) == (2, "b", "held")
 
 
@@ -192,11 +192,11 @@ def test_a_sleep_of_the_waiters_is_not_the_holders_silence(asleep: str, found: F
 def test_what_went_missing_since_the_heads_were_read_may_be_held(found: FakeDict, clock: Time) -> None:
     a, b = lease(found, clock, "a"), lease(found, clock, "b")
     take(a, Y)
-    assert run(b.free([X])) == [X]
+    assert run_sync(b.free([X])) == [X]
     assert b.held_by_others([X, Y]) == [Y]
-    run(b.free([X, Y]))
-    run(a.release([Y], "done"))
-    run(b.free([X, Y]))
+    run_sync(b.free([X, Y]))
+    run_sync(a.release([Y], "done"))
+    run_sync(b.free([X, Y]))
     assert b.held_by_others([X, Y]) == []
 
 
@@ -206,14 +206,14 @@ def test_one_that_slept_through_its_lease_leaves_the_next_alone(found: FakeDict,
     take(b, X)
     clock.time += EXPIRY + 1
     assert take(b, X) == [X]
-    run(a.release([X], "done"))
+    run_sync(a.release([X], "done"))
     assert head(found) == (2, "b", "held")
 
 
 def test_what_was_released_is_not_kept_alive(found: FakeDict, clock: Time) -> None:
     a = lease(found, clock, "a")
     take(a, X)
-    run(a.release([X], "done"))
+    run_sync(a.release([X], "done"))
     take(a, Y)
     beat(a, 2)
     assert (head(found, X)[2], head(found, Y)[2]) == ("done", "held")
@@ -221,10 +221,10 @@ def test_what_was_released_is_not_kept_alive(found: FakeDict, clock: Time) -> No
 
 def test_a_lost_claim_gives_the_winner_time_to_speak(found: FakeDict, clock: Time) -> None:
     b = lease(found, clock, "b")
-    free = run(b.free([X]))
+    free = run_sync(b.free([X]))
     found[f"{X}/1"] = "a"  # it won, and is about to write its head
     clock.time += EXPIRY - 1
-    assert (free, run(b.claim(free))) == ([X], [])
+    assert (free, run_sync(b.claim(free))) == ([X], [])
     clock.time += EXPIRY
     assert take(b, X) == []
     clock.time += 1
@@ -234,18 +234,18 @@ def test_a_lost_claim_gives_the_winner_time_to_speak(found: FakeDict, clock: Tim
 
 def test_an_old_number_is_not_claimed(found: FakeDict, clock: Time) -> None:
     b = lease(found, clock, "b")
-    free = run(b.free([X]))
+    free = run_sync(b.free([X]))
     found[f"{X}/head"] = (3, "a", "held", 1, 0)  # meanwhile; and a has removed the claims before its own
-    assert run(b.claim(free)) == []
+    assert run_sync(b.claim(free)) == []
     assert f"{X}/1" not in found
     assert head(found) == (3, "a", "held")
 
 
 def test_a_claim_whose_answer_was_lost_is_known_again(found: FakeDict, clock: Time) -> None:
     a = lease(found, clock, "a")
-    free = run(a.free([X]))
+    free = run_sync(a.free([X]))
     found.faults = ["after"]
-    assert run(a.claim(free)) == [X]
+    assert run_sync(a.claim(free)) == [X]
     assert (head(found), a.broken) == ((1, "a", "held"), "")
 
 
@@ -256,7 +256,7 @@ def test_a_dict_that_fails_is_done_without(after: int, found: FakeDict, clock: T
     assert take(a, X, Y) == [X, Y]
     assert (a.broken == "ConnectionError: the Dict is away") is (after < 5)
     beat(a, 2)
-    run(a.release([X, Y], "done"))
+    run_sync(a.release([X, Y], "done"))
 
 
 def test_a_beat_that_fails_is_followed_by_the_next(found: FakeDict, clock: Time) -> None:
@@ -268,16 +268,15 @@ def test_a_beat_that_fails_is_followed_by_the_next(found: FakeDict, clock: Time)
 
 
 def test_one_that_beats_and_moves_nothing_is_not_waited_for(found: FakeDict, clock: Time) -> None:
-    a, b = lease(found, clock, "a"), lease(found, clock, "b", wait=60.0)
-    done = iter(range(1000))
-    a.done = lambda: next(done)
+    done = iter([*range(1, 22), *[7] * 100])
+    a = lease(found, clock, "a", bytes_done=lambda: next(done))
+    b = lease(found, clock, "b", wait=60.0)
     take(a, X)
     assert take(b, X) == []
     for _ in range(20):
         clock.time += 10
         beat(a, 1)
         assert take(b, X) == []
-    a.done = lambda: 7
     beat(a, 1)
     assert take(b, X) == []
     assert b.progress([X]) == 7
@@ -303,7 +302,7 @@ def test_ones_own_head_does_not_keep_one_waiting(found: FakeDict, clock: Time) -
     a = lease(found, clock, "a")
     take(a, X)
     found.faults = ["before"]
-    run(a.release([X], "done"))
+    run_sync(a.release([X], "done"))
     assert head(found)[2] == "held"
     assert take(a, X) == [X]
 
@@ -315,7 +314,7 @@ def test_a_dict_that_hangs_has_an_end(monkeypatch: pytest.MonkeyPatch, found: Fa
     store = kv.open_store(found, object())  # type: ignore[arg-type]
     assert store is not None
     with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
-        run(store.get("x"))
+        run_sync(store.get("x"))
     answered.set()
 
 
@@ -632,5 +631,5 @@ def test_coroutines_of_the_story_never_suspend() -> None:
 
     work: Coroutine[Any, Any, None] = waits()
     with pytest.raises(AssertionError):
-        run(work)
+        run_sync(work)
     work.close()

@@ -1,10 +1,10 @@
 """A deterministic simulation of several writers on one root: the shipped storage code, stopped at every system call.
 
 `simulation.py` has a model of a root; this has the real one, on a real file system. Each writer is a thread that runs
-the shipped story, and only one of them moves at a time: at every call that changes the root the scheduler decides, by
-the seed, whose turn is next. A seed chooses what each mirror delivers, who is killed at which call, how much of a dead
-writer's journal and data is lost, and who takes a living writer for dead, as two hosts with one identity would. There
-is no lock: it only saves bandwidth.
+the shipped protocol, and only one of them moves at a time: at every call that changes the root the scheduler decides,
+by the seed, whose turn is next. A seed chooses what each mirror delivers, who is killed at which call, how much of a
+dead writer's journal and data is lost, and who takes a living writer for dead, as two hosts with one identity would.
+There is no lock: it only saves bandwidth.
 
 What must hold after every call: no file outside ``.weightcache/`` has other bytes than the declared ones.
 """
@@ -26,9 +26,8 @@ from unittest import mock
 
 from weightcache._coordination.volume import VolumeCalls
 from weightcache._engine import install, reconcile
-from weightcache._engine.host import _House
-from weightcache._engine.install import Bringer
-from weightcache._runtime.cancel import Cancel
+from weightcache._engine.host import LocalHost
+from weightcache._engine.options import EnsureOptions
 from weightcache._runtime.identity import Writer
 from weightcache._store import files as store_files
 from weightcache._store import journal as store_journal
@@ -212,12 +211,11 @@ class RootWorld:
         return hashed.hexdigest(), size, mixed
 
     def ensure(self, actor: Actor) -> None:
-        layout, cancel, holder = Layout(self.root), Cancel(), _Silent()
+        layout = Layout(self.root)
         checkpoints = self.manifest.select(actor.names)
-        bringer = Bringer(layout, holder, False, False, 180.0, False, cancel, {}, False)  # type: ignore[arg-type]
-        calls = VolumeCalls(self.root, None)
-        house = _House(layout, checkpoints, calls, bringer, holder, lambda _: None, cancel, False)  # type: ignore[arg-type]
-        if reconcile.run(reconcile.tell(house, None, house)):
+        options = EnsureOptions(progress=False)
+        host = LocalHost(layout, checkpoints, options, VolumeCalls(self.root, None), _Silent())  # type: ignore[arg-type]
+        if reconcile.run_sync(reconcile.reconcile(host, None, host)):
             raise StorageError("vanished", hint="", path=self.root)
 
     def run_actor(self, actor: Actor) -> None:

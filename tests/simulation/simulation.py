@@ -1,6 +1,6 @@
 """A deterministic simulation of many containers on one Volume: the shipped protocol on a model of everything else.
 
-One thread and a seeded scheduler. Each container runs `_story.tell` with a `_lease.Lease`, as shipped; what they await
+One thread and a seeded scheduler. Each container runs `reconcile` with a `_lease.Lease`, as shipped; what they await
 is done here, on dictionaries, and at every await any other container may move, die, sleep, commit or reload. A seed
 replays exactly. A file is a tuple of blocks; a Volume is a mapping from paths to files.
 
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from weightcache import DownloadError, NotCachedError
 from weightcache._coordination.lease import EXPIRY, LOOK, POLL, Lease
-from weightcache._engine.reconcile import tell
+from weightcache._engine.reconcile import reconcile
 from weightcache._store.partial_file import VanishedError
 from weightcache._store.partials import STALE
 
@@ -163,10 +163,10 @@ class Process:
 class World:
     """The server of the Volume, the Dict, the origin, and the scheduler."""
 
-    def __init__(self, seed: int, switches: Switches | None = None, house: type[House] | None = None) -> None:
+    def __init__(self, seed: int, switches: Switches | None = None, host: type[Host] | None = None) -> None:
         self.seed, self.dice = seed, random.Random(seed)
         self.switches = switches or Switches.throw(self.dice)
-        self.house, self.lease = house or House, Lease
+        self.host, self.lease = host or Host, Lease
         self.now = 0.0
         self.server: dict[str, Any] = {}
         self.entries: dict[str, Any] = {}
@@ -270,7 +270,7 @@ class World:
     def clocks_agree(self) -> bool:
         """Whether nobody's clock can yet take for old what somebody wrote here."""
         offsets = [container.offset for container in self.containers]
-        return self.now * (1 + RATE) + max(offsets) - min(offsets) < House.spare
+        return self.now * (1 + RATE) + max(offsets) - min(offsets) < Host.spare
 
     def has(self, digests: Sequence[str]) -> bool:
         """Whether all of them are committed, and right."""
@@ -433,7 +433,7 @@ class Container:
         self.rate, self.uptime = 1 + dice.uniform(-RATE, RATE), dice.uniform(0, 1e6)
         self.offset = dice.uniform(-NEAR, NEAR)
         if switches.clocks == "far" and dice.random() < 0.4:
-            self.offset += dice.choice((-2 * STALE, -2 * House.spare, 2 * House.spare, 2 * STALE))
+            self.offset += dice.choice((-2 * STALE, -2 * Host.spare, 2 * Host.spare, 2 * STALE))
         self.steps = 0
         self.reads_only = switches.readers and dice.random() < 0.4
         self.origin = switches.origin if dice.random() < 0.4 else "ok"
@@ -626,11 +626,11 @@ class Container:
     async def main(self, process: Process) -> None:
         world, dice = self.world, self.world.dice
         if world.switches.prune and dice.random() < 0.5:
-            await self.locked(process, lambda: world.house(self, [], process).prune())
+            await self.locked(process, lambda: world.host(self, [], process).prune())
         process.ends.append(await self.ensure(process, self.wanted))
         await Step(world.span(5))
         if world.switches.prune and dice.random() < 0.3:
-            await self.locked(process, lambda: world.house(self, [], process).prune())
+            await self.locked(process, lambda: world.host(self, [], process).prune())
         if dice.random() < 0.3:
             process.ends.append(await self.ensure(process, ["x", "y"]))
         await Step(world.span(5))
@@ -653,8 +653,8 @@ class Container:
     async def ensure(self, process: Process, wanted: list[str]) -> str:
         """Return how it ended: RIGHT, or why the world did not let it have its bytes; nothing if the world did."""
         world = self.world
-        house = world.house(self, wanted, process)
-        if not await house.look():
+        host = world.host(self, wanted, process)
+        if not await host.missing():
             return RIGHT
         # What is there before it begins it must find, unless no reload shows it, or somebody prunes.
         hidden = world.switches.reload_fails or world.switches.opens or world.switches.prune
@@ -662,16 +662,16 @@ class Container:
 
         async def cold() -> str:
             me = f"{self.number}.{world._count}.{world.dice.random()}"
-            house.patience.restarts()
-            lease = world.lease(Entries(self, house.patience), house, me, wait=WAIT, dice=world.dice)
-            lease.done = lambda: self.fetched
+            host.patience.restarts()
+            entries = Entries(self, host.patience)
+            lease = world.lease(entries, host, me, wait=WAIT, dice=world.dice, bytes_done=lambda: self.fetched)
             try:
-                if await tell(house, lease, house):
+                if await reconcile(host, lease, host):
                     return ""  # that what was committed does not stay happens in no position of a switch
             except DownloadError:
-                return "its origin failed" if house.was_refused else ""
+                return "its origin failed" if host.was_refused else ""
             except NotCachedError:
-                return "nobody brings it" if self.reads_only and not must_find and house.was_left else ""
+                return "nobody brings it" if self.reads_only and not must_find and host.was_left else ""
             finally:
                 self.holds -= set(wanted)
             for digest in wanted:
@@ -691,14 +691,14 @@ async def _nothing() -> None:
 
 
 @dataclass
-class House:
-    """One cold `ensure` on the model: the story's `House` and `Clock`."""
+class Host:
+    """One miss on the model: the engine's `Host` and `Clock`."""
 
     container: Container
     wanted: list[str]
     process: Process
     changed: list[str] = field(default_factory=list)
-    missing: dict[str, list[str]] = field(default_factory=dict)
+    lacking: dict[str, list[str]] = field(default_factory=dict)
     published: set[str] = field(default_factory=set)
     was_refused: bool = False  # by its origin
     was_left: bool = False  # by everybody who might bring what is missing
@@ -723,7 +723,7 @@ class House:
             return "missing"
         return "ready" if receipt(digest) in files else "unverified"
 
-    async def look(self) -> list[str]:
+    async def missing(self) -> list[str]:
         missing = []
         for digest in self.wanted:
             await Step(self.world.span(0.01))
@@ -735,7 +735,7 @@ class House:
                 missing.append(digest)
         return missing
 
-    async def unpushed(self) -> bool:
+    async def is_dirty(self) -> bool:
         return self.container.unpushed
 
     async def reload(self) -> None:
@@ -755,18 +755,18 @@ class House:
 
     async def prepare(self, digests: Sequence[str]) -> bool:
         files = self.container.files
-        self.changed, self.missing = [], {}
+        self.changed, self.lacking = [], {}
         for digest in digests:
             self.published.discard(digest)
-            self.missing[digest] = []
+            self.lacking[digest] = []
             for path in FILES[digest]:
                 right = len(files.get(path, ())) == len(GOOD[path])
                 if right and receipt(digest) not in files:
                     await Step(self.world.span(0.5))  # hashed once
                     right = self.container.files.get(path) == GOOD[path]
                 if not right:
-                    self.missing[digest].append(path)
-            if self.missing[digest] or receipt(digest) not in self.container.files:
+                    self.lacking[digest].append(path)
+            if self.lacking[digest] or receipt(digest) not in self.container.files:
                 self.changed.append(digest)
         self.container.unpushed |= bool(self.changed)
         healing = [digest for digest in self.changed if receipt(digest) in self.container.view]
@@ -774,11 +774,11 @@ class House:
             self.container.view.pop(receipt(digest))
         return bool(healing)
 
-    async def bring(self) -> None:
+    async def install(self) -> None:
         self.container.unpushed |= bool(self.changed)
         for digest in self.changed:
             begun = False
-            for path in self.missing[digest]:
+            for path in self.lacking[digest]:
                 begun = await self.fetch(digest, path, begun)
             self.published.add(digest)
 
@@ -859,10 +859,10 @@ class House:
         self.world.swept += len(stale)
         return bool(stale)
 
-    async def vanished(self, what: str) -> None:
+    async def on_lost(self, what: str) -> None:
         self.world.note(f"vanished: {what}", self.container)
 
-    async def give_up(self, digests: Sequence[str]) -> None:
+    async def serve_read_only(self, digests: Sequence[str]) -> None:
         self.was_left = self.patience.is_left(digests)
         if any(self.state(digest) == "missing" for digest in digests):
             raise NotCachedError("nobody brings it", hint="")
@@ -874,7 +874,9 @@ class House:
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
         self.patience.rests(digests)
 
-    async def alongside(self, beat: Callable[..., Coroutine[Any, Any, None]], work: Coroutine[Any, Any, Any]) -> Any:
+    async def with_heartbeat(
+        self, beat: Callable[..., Coroutine[Any, Any, None]], work: Coroutine[Any, Any, Any]
+    ) -> Any:
         over = False
 
         async def pause(seconds: float) -> bool:
@@ -917,17 +919,17 @@ class House:
             await self.commit()
 
     async def refresh(self) -> None:
-        if not await self.unpushed() or await self.commit():
+        if not await self.is_dirty() or await self.commit():
             await self.reload()
 
 
-def simulate(seed: int, switches: Switches | None = None, house: type[House] | None = None, lease: Any = None) -> World:
+def simulate(seed: int, switches: Switches | None = None, host: type[Host] | None = None, lease: Any = None) -> World:
     """Run one seed to its end and check what must hold.
 
     Raises:
         BrokenError: An invariant does not hold.
     """
-    world = World(seed, switches, house)
+    world = World(seed, switches, host)
     world.lease = lease or Lease
     dice, begin = world.dice, world.switches.begin
     if begin == "truncated":

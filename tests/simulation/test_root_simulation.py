@@ -7,8 +7,8 @@ import os
 import pytest
 
 from root_simulation import BrokenRootError, simulate_root
-from weightcache._engine.install import Bringer, Work
-from weightcache._store import files, journal, partial_file
+from weightcache._engine.install import CheckpointTask, Installer
+from weightcache._store import files, journal, partial_file, partials
 from weightcache._store.journal import Journal
 from weightcache._store.partial_file import PartialFile, VanishedError
 from weightcache.manifest import File
@@ -47,20 +47,20 @@ def found(limit: int = 1000, *, mistakes: bool | None = None) -> str:
 
 
 def _links_the_partial(
-    self: Bringer, needs: list[tuple[Work, File]], verified: PartialFile, left: dict[str, int]
+    self: Installer, needs: list[tuple[CheckpointTask, File]], verified: PartialFile, left: dict[str, int]
 ) -> None:
     """Links the other places to the partial's own file, and renames that one last."""
-    for work, file in [*needs[1:], needs[0]]:
+    for task, file in [*needs[1:], needs[0]]:
         source = verified.path
-        if (work, file) != needs[0]:
+        if (task, file) != needs[0]:
             source = f"{verified.path}.copy"
             if not files.link_or_copy(verified.path, source, file.sha256, lambda: None):
                 raise VanishedError(source)
-        files.publish(self.layout, work.checkpoint, file, source)
-        work.sizes[file.path] = verified.size
-        left[work.checkpoint.name] -= 1
-        if not left[work.checkpoint.name]:
-            work.done("downloaded")
+        files.publish(self.layout, task.checkpoint, file, source)
+        task.sizes[file.path] = verified.size
+        left[task.checkpoint.name] -= 1
+        if not left[task.checkpoint.name]:
+            task.done("downloaded")
 
 
 def _finishes_what_has_two_names(self: PartialFile, size: int) -> None:
@@ -70,7 +70,7 @@ def _finishes_what_has_two_names(self: PartialFile, size: int) -> None:
 
 
 def test_a_partial_that_shares_its_bytes_with_a_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Bringer, "_publish_for_all", _links_the_partial)
+    monkeypatch.setattr(Installer, "_publish_for_all", _links_the_partial)
     monkeypatch.setattr(partial_file, "_is_only_ours", os.path.isfile)
     monkeypatch.setattr(PartialFile, "finish", _finishes_what_has_two_names)
     assert found(mistakes=False).startswith("G1")
@@ -78,7 +78,7 @@ def test_a_partial_that_shares_its_bytes_with_a_place_is_found(monkeypatch: pyte
 
 def test_each_of_the_two_safeguards_holds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file with another name is not written to, whoever made that name."""
-    monkeypatch.setattr(Bringer, "_publish_for_all", _links_the_partial)
+    monkeypatch.setattr(Installer, "_publish_for_all", _links_the_partial)
     for seed in range(SEEDS):
         simulate_root(seed)
 
@@ -103,7 +103,7 @@ class TrustsEveryLine(Journal):
 
 
 def test_a_journal_that_is_believed_to_be_whole_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache._store.partials.Journal", TrustsEveryLine)
+    monkeypatch.setattr(partials, "Journal", TrustsEveryLine)
     assert found().startswith("G5: IndexError")
 
 

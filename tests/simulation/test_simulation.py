@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import simulation
-from simulation import FILES, GOOD, BrokenError, House, Step, Switches, receipt, simulate
+from simulation import FILES, GOOD, BrokenError, Host, Step, Switches, receipt, simulate
 from weightcache import DownloadError, NotCachedError
 from weightcache._coordination import lease as coordination_lease
 from weightcache._coordination.lease import EXPIRY, LOOK, Head, Lease
@@ -46,42 +46,42 @@ def found(limit: int = 1500, **plant: Any) -> str:
     raise AssertionError(f"not found in {limit} seeds")
 
 
-class PublishesUnverified(House):
+class PublishesUnverified(Host):
     async def fetch(self, digest: str, path: str, begun: bool) -> bool:
         self.container.write(path, (*GOOD[path][:-1], "?"))
         return begun
 
 
-class ReceiptBeforeRename(House):
+class ReceiptBeforeRename(Host):
     async def publish(self, path: str, partial: str, journal: str) -> None:
         self.container.write(receipt(path.partition("/")[0]), self.world.now)
         await Step(self.world.span(0.1))
         await super().publish(path, partial, journal)
 
 
-class TrustsExistence(House):
+class TrustsExistence(Host):
     def state(self, digest: str) -> str:
         return "ready" if all(path in self.container.files for path in FILES[digest]) else "missing"
 
 
-class PrunesTheYoung(House):
+class PrunesTheYoung(Host):
     spare = 0.0
 
 
-class BlamesTheOrigin(House):
+class BlamesTheOrigin(Host):
     """Says that the origin failed, which was never asked."""
 
     async def fetch(self, digest: str, path: str, begun: bool) -> bool:
         raise DownloadError("no mirror", hint="", checkpoint=digest, file=path, attempts=())
 
 
-class ReloadsOverUnpushed(House):
-    async def unpushed(self) -> bool:
+class ReloadsOverUnpushed(Host):
+    async def is_dirty(self) -> bool:
         return False
 
 
 @pytest.mark.parametrize(
-    ("house", "broken"),
+    ("host", "broken"),
     [
         (PublishesUnverified, "G1"),
         (ReceiptBeforeRename, "G1|G4"),
@@ -90,152 +90,152 @@ class ReloadsOverUnpushed(House):
         (BlamesTheOrigin, "progress"),
     ],
 )
-def test_a_wrong_step_is_found(house: type[House], broken: str) -> None:
-    assert found(house=house).partition(":")[0] in broken.split("|")
+def test_a_wrong_step_is_found(host: type[Host], broken: str) -> None:
+    assert found(host=host).partition(":")[0] in broken.split("|")
 
 
-async def _one_commit(house: Any) -> None:
-    if await house.has_published():
-        await house.write_receipts()
-        await house.commit()
+async def _one_commit(host: Any) -> None:
+    if await host.has_published():
+        await host.write_receipts()
+        await host.commit()
 
 
-async def _receipts_whatever(house: Any) -> None:
-    if await house.has_published():
-        await house.commit()
-        await house.write_receipts()
-        await house.commit()
+async def _receipts_whatever(host: Any) -> None:
+    if await host.has_published():
+        await host.commit()
+        await host.write_receipts()
+        await host.commit()
 
 
-async def _release_first(lease: Any, house: Any, digests: Sequence[str]) -> None:
+async def _release_first(lease: Any, host: Any, digests: Sequence[str]) -> None:
     async def bring_and_release() -> None:
         with suppress(VanishedError):
-            await house.prepare(digests)
-            await house.bring()
+            await host.prepare(digests)
+            await host.install()
             await lease.release(digests, "done")
-            await reconcile._settle(house)
+            await reconcile.commit_results(host)
 
-    await house.alongside(lease.beat, bring_and_release())
-
-
-_tell = reconcile.tell
+    await host.with_heartbeat(lease.beat, bring_and_release())
 
 
-async def _blind_tell(house: Any, lease: Any, clock: Any) -> list[str]:
+_right_protocol = reconcile.reconcile
+
+
+async def _blind_protocol(host: Any, lease: Any, clock: Any) -> list[str]:
     """Does not look after the last commit."""
-    if not await house.can_write():
-        return await _tell(house, lease, clock)
-    missing = await house.look()
+    if not await host.can_write():
+        return await _right_protocol(host, lease, clock)
+    missing = await host.missing()
     while missing:
         free = await lease.free(missing)
-        await reconcile._refresh(house)
-        missing = await house.look()
+        await reconcile.sync_volume(host)
+        missing = await host.missing()
         if held := await lease.claim([digest for digest in free if digest in missing]):
-            await reconcile._bring_under(lease, house, held)
+            await reconcile._install_under_lease(lease, host, held)
             missing = [digest for digest in missing if digest not in held]
         elif missing:
             await lease.rest(missing)
     return []
 
 
-async def _claims_without_reload(house: Any, lease: Any, clock: Any) -> list[str]:
-    if not await house.can_write():
-        return await _tell(house, lease, clock)
-    missing, reloaded = await house.look(), False
+async def _claims_without_reload(host: Any, lease: Any, clock: Any) -> list[str]:
+    if not await host.can_write():
+        return await _right_protocol(host, lease, clock)
+    missing, reloaded = await host.missing(), False
     while missing:
         free = await lease.free(missing)
         if not reloaded or not free:
-            await reconcile._refresh(house)
-            reloaded, missing = True, await house.look()
+            await reconcile.sync_volume(host)
+            reloaded, missing = True, await host.missing()
         if held := await lease.claim([digest for digest in free if digest in missing]):
-            await reconcile._bring_under(lease, house, held)
-            missing = await house.look()
+            await reconcile._install_under_lease(lease, host, held)
+            missing = await host.missing()
         elif missing:
             await lease.rest(missing)
     return []
 
 
-async def _waits_while_holding(house: Any, lease: Any, clock: Any) -> list[str]:
-    if not await house.can_write():
-        return await _tell(house, lease, clock)
-    missing, held = await house.look(), list[str]()
+async def _waits_while_holding(host: Any, lease: Any, clock: Any) -> list[str]:
+    if not await host.can_write():
+        return await _right_protocol(host, lease, clock)
+    missing, held = await host.missing(), list[str]()
     while missing:
         free = await lease.free([digest for digest in missing if digest not in held])
         held += await lease.claim(free[:1])
         if set(missing) <= set(held):
-            await reconcile._bring_under(lease, house, held)
-            missing, held = await house.look(), []
+            await reconcile._install_under_lease(lease, host, held)
+            missing, held = await host.missing(), []
         else:
-            await house.alongside(lease.beat, lease.rest([digest for digest in missing if digest not in held]))
-            await reconcile._refresh(house)
-            missing = [digest for digest in await house.look() if digest in missing]
+            await host.with_heartbeat(lease.beat, lease.rest([digest for digest in missing if digest not in held]))
+            await reconcile.sync_volume(host)
+            missing = [digest for digest in await host.missing() if digest in missing]
             held = [digest for digest in held if digest in missing]
     return []
 
 
-async def _gives_up(house: Any, lease: Any, clock: Any) -> list[str]:
-    missing: list[str] = await house.look()
+async def _gives_up(host: Any, lease: Any, clock: Any) -> list[str]:
+    missing: list[str] = await host.missing()
     return missing
 
 
-async def _says_that_nobody_brings_it(house: Any, lease: Any, clock: Any) -> list[str]:
-    if await house.look():
+async def _says_that_nobody_brings_it(host: Any, lease: Any, clock: Any) -> list[str]:
+    if await host.missing():
         raise NotCachedError("nobody brings it", hint="")
     return []
 
 
-async def _reads_without_reload(house: Any, lease: Any, clock: Any) -> list[str]:
-    if await house.can_write():
-        return await _tell(house, lease, clock)
-    if missing := await house.look():
-        await house.give_up(missing)
+async def _reads_without_reload(host: Any, lease: Any, clock: Any) -> list[str]:
+    if await host.can_write():
+        return await _right_protocol(host, lease, clock)
+    if missing := await host.missing():
+        await host.serve_read_only(missing)
     return []
 
 
-async def _reads_without_waiting(house: Any, lease: Any, clock: Any) -> list[str]:
-    if await house.can_write():
-        return await _tell(house, lease, clock)
-    if missing := await house.look():
+async def _reads_without_waiting(host: Any, lease: Any, clock: Any) -> list[str]:
+    if await host.can_write():
+        return await _right_protocol(host, lease, clock)
+    if missing := await host.missing():
         await lease.free(missing)
-        await reconcile._refresh(house)
-        if missing := await house.look():
-            await house.give_up(missing)
+        await reconcile.sync_volume(host)
+        if missing := await host.missing():
+            await host.serve_read_only(missing)
     return []
 
 
 @pytest.mark.parametrize(
     ("name", "wrong", "broken"),
     [
-        ("_settle", _one_commit, "G1"),
-        ("_bring_under", _release_first, "downloads"),
-        ("tell", _blind_tell, "G1"),
-        ("tell", _claims_without_reload, "downloads"),
-        ("tell", _waits_while_holding, "downloads"),  # after `wait` seconds each gives up waiting
-        ("tell", _gives_up, "progress"),
-        ("tell", _says_that_nobody_brings_it, "progress"),
-        ("tell", _reads_without_reload, "progress"),
-        ("tell", _reads_without_waiting, "progress"),
+        ("commit_results", _one_commit, "G1"),
+        ("_install_under_lease", _release_first, "downloads"),
+        ("reconcile", _blind_protocol, "G1"),
+        ("reconcile", _claims_without_reload, "downloads"),
+        ("reconcile", _waits_while_holding, "downloads"),  # after `wait` seconds each gives up waiting
+        ("reconcile", _gives_up, "progress"),
+        ("reconcile", _says_that_nobody_brings_it, "progress"),
+        ("reconcile", _reads_without_reload, "progress"),
+        ("reconcile", _reads_without_waiting, "progress"),
     ],
 )
-def test_a_wrong_story_is_found(
+def test_a_wrong_protocol_is_found(
     name: str, wrong: Callable[..., Any], broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconcile, name, wrong)
-    if name == "tell":
-        monkeypatch.setattr(simulation, "tell", wrong)
+    if name == "reconcile":
+        monkeypatch.setattr(simulation, "reconcile", wrong)
     said = found()
     assert any(word in said for word in broken.split("|")), said
 
 
 def test_receipts_for_data_that_no_commit_took_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "_settle", _receipts_whatever)
+    monkeypatch.setattr(reconcile, "commit_results", _receipts_whatever)
     rare = Switches(begin="stranger", visibility="file", commit_fails=0.7)
     assert found(switches=rare).startswith("G1")
 
 
 def test_a_reload_over_what_no_commit_took_is_found() -> None:
     rare = Switches(reload_over="discard", commit_fails=0.8, background=False, processes=2)
-    assert found(house=ReloadsOverUnpushed, switches=rare).startswith("young")
+    assert found(host=ReloadsOverUnpushed, switches=rare).startswith("young")
 
 
 class PopsAndPuts(Lease):

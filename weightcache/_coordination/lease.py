@@ -10,7 +10,7 @@ is claimed. There are no times in it, since the clocks of two containers differ:
 beat has not changed for `EXPIRY` seconds of the waiter's own clock.
 
 Everything here is a coroutine, so that the simulation in ``tests/`` can stop it anywhere and let other containers
-move. In a container none of them ever suspends: see `_story.run`.
+move. In a container none of them ever suspends: see `_engine.reconcile.run_sync`.
 """
 
 from __future__ import annotations
@@ -129,12 +129,21 @@ class Lease:
         broken: Why there is no lease any more; empty while there is.
     """
 
-    def __init__(self, store: Store, clock: Clock, me: str, *, wait: float, dice: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        me: str,
+        *,
+        wait: float,
+        dice: random.Random | None = None,
+        bytes_done: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._store, self._clock, self._me, self._wait = store, clock, me, wait
         self._dice = dice or random.Random()  # noqa: S311 (no secret: it keeps containers from moving in step)
         self._watched: dict[str, _Watched] = {}
         self._poll = POLL[0]
-        self.done: Callable[[], int] = lambda: 0  # bytes that we fetched or hashed: who waits for us sees them move
+        self._bytes_done = bytes_done  # fetched or hashed by this container: waiters judge its progress by it
         self.waited_for, self.waited, self.broken = "", 0.0, ""
 
     async def free(self, digests: Sequence[str]) -> list[str]:
@@ -262,7 +271,7 @@ class Lease:
             number -= 1
 
     async def _write(self, digest: str, watched: _Watched, state: str, *, hurried: bool = False) -> None:
-        head = Head(watched.number, self._me, state, watched.beat, self.done())
+        head = Head(watched.number, self._me, state, watched.beat, self._bytes_done())
         await self._store.put(f"{digest}/head", head.value(), hurried=hurried)
 
     async def rest(self, digests: Sequence[str]) -> None:

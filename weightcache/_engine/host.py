@@ -21,20 +21,18 @@ from weightcache.errors import StorageError, VolumeError
 from weightcache.reports import CheckpointReport, Report
 
 from . import reconcile
-from .install import Bringer, Work
+from .install import CheckpointTask, Installer
 from .local_notes import remove_old_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
-    from weightcache._coordination.kv import LeaseSource
     from weightcache._coordination.lease import Lease, Pause
-    from weightcache._coordination.volume import Volume
-    from weightcache._runtime.cancel import Cancel
     from weightcache._store.layout import Layout
-    from weightcache._transfer.progress import ProgressCallback
     from weightcache.manifest import Checkpoint
+
+    from .options import EnsureOptions
 
 T = TypeVar("T")
 
@@ -45,115 +43,98 @@ REPORT_EVERY = 10.0  # seconds between two lines that say which container is wai
 
 
 @closed_when_interrupted
-def fill(
-    layout: Layout,
-    checkpoints: Sequence[Checkpoint],
-    *,
-    volume: Volume | None,
-    lease: LeaseSource,
-    offline: bool,
-    rehash: bool,
-    wait: float,
-    progress: bool | ProgressCallback | None,
-    cancel: Cancel,
-    own: Mapping[str, str] | None = None,
-    link: bool = False,
-    patience: float = 180.0,
-) -> Weights:
-    """Make every checkpoint ready; see `ensure` for arguments and errors, and `Bringer` for ``own`` and ``link``."""
+def ensure_on_miss(layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOptions) -> Weights:
+    """Make every checkpoint ready; see `weightcache.ensure` for results and errors."""
     store_root.check_root(layout)
-    calls = VolumeCalls(layout.root, volume)
+    calls = VolumeCalls(layout.root, options.volume)
     first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
-    say = make_progress(progress, []).say
-    with exclusive(layout.root, wait=wait, say=say, check=cancel.check) as (holder, waiting):
+    say = make_progress(options.progress, []).say
+    with exclusive(layout.root, wait=options.wait, say=say, check=options.cancel.check) as (holder, waiting):
         remove_old_notes(layout.root)
-        bringer = Bringer(layout, holder, offline, rehash, patience, progress, cancel, own or {}, link)
-        house = _House(layout, checkpoints, calls, bringer, holder, say, cancel, rehash)
-        between = None if offline or volume is None else house.lease(volume, lease, wait)
-        lost = reconcile.run(reconcile.tell(house, between, house))
+        host = LocalHost(layout, checkpoints, options, calls, holder)
+        lease = host.lease()
+        lost = reconcile.run_sync(reconcile.reconcile(host, lease, host))
         if not lost:
-            return house.weights(first_looks, waiting, between)
-    detail = house.what_was_lost(lost)
+            return host.weights(first_looks, waiting, lease)
+    detail = host.what_was_lost(lost)
     if calls.present:
         raise VolumeError(
-            f"{detail}, {reconcile.ROUNDS} times: the volume does not keep what was committed",
+            f"{detail}, {reconcile.MAX_ATTEMPTS} times: the volume does not keep what was committed",
             hint="look for another process that deletes or reloads there, and at the volume's own log",
             operation="commit",
         )
     raise StorageError(
-        f"{detail}, {reconcile.ROUNDS} times",
+        f"{detail}, {reconcile.MAX_ATTEMPTS} times",
         hint="look for another process that deletes files in the root",
         path=layout.root,
     )
 
 
-class _House:
-    """The story's `House` and `Clock`: none of its coroutines ever suspends."""
+class LocalHost:
+    """The `Host` and `Clock` of the protocol on a real root: none of its coroutines ever suspends."""
 
     def __init__(
         self,
         layout: Layout,
         checkpoints: Sequence[Checkpoint],
+        options: EnsureOptions,
         calls: VolumeCalls,
-        bringer: Bringer,
         holder: Holder,
-        say: Callable[[str], None],
-        cancel: Cancel,
-        rehash: bool,
     ) -> None:
-        self._layout, self._calls, self._bringer, self._holder = layout, calls, bringer, holder
-        self._say, self._cancel, self._rehash = say, cancel, rehash
-        self._works = [Work(checkpoint, look(layout, checkpoint)) for checkpoint in checkpoints]
-        self._changed: list[Work] = []  # what is being brought
+        self._layout, self._options, self._calls, self._holder = layout, options, calls, holder
+        self._installer = Installer(layout, options, holder)
+        self._say = make_progress(options.progress, []).say
+        self._tasks = [CheckpointTask(checkpoint, look(layout, checkpoint)) for checkpoint in checkpoints]
+        self._changed: list[CheckpointTask] = []  # what is being installed
         self._began = time.monotonic()
         self._next_line = 0.0
-        self._vanished = ""  # of ours, while it was written; empty if that went well the last time
+        self._lost_path = ""  # of ours, while it was written; empty if that went well the last time
 
-    def lease(self, volume: Volume, source: LeaseSource, wait: float) -> Lease | None:
-        """Return our part in the leases of the volume, if it has any and something is missing."""
+    def lease(self) -> Lease | None:
+        """Return this call's part in the leases of the Volume; ``None`` if there is none or nothing is missing."""
         from weightcache._coordination.kv import open_store
         from weightcache._coordination.lease import Lease
 
-        if not self._todo():
+        options = self._options
+        if options.offline or options.volume is None or not self._todo():
             return None
         try:
-            store = open_store(source, volume)
-        except Exception as error:  # noqa: BLE001 (a Dict raises whatever it likes; a lease only saves bandwidth)
+            store = open_store(options.lease, options.volume)
+        except Exception as error:  # noqa: BLE001 (a Dict raises any error; a lease only saves bandwidth)
             self._calls.warn(_without_lease(error))
             return None
         if store is None:
             return None
-        task = os.environ.get("MODAL_TASK_ID", "")
-        lease = Lease(store, self, f"{task} {Writer.new(self._layout.root)}".strip(), wait=wait)
-        lease.done = lambda: self._holder.moved
-        return lease
+        container = os.environ.get("MODAL_TASK_ID", "")
+        me = f"{container} {Writer.new(self._layout.root)}".strip()
+        return Lease(store, self, me, wait=options.wait, bytes_done=lambda: self._holder.moved)
 
     def now(self) -> float:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        self._cancel.sleep(seconds)
+        self._options.cancel.sleep(seconds)
 
-    def _todo(self) -> list[Work]:
+    def _todo(self) -> list[CheckpointTask]:
         """Look, and return what is not ready."""
         todo = []
-        for work in self._works:
-            work.seen = look(self._layout, work.checkpoint)
+        for task in self._tasks:
+            task.seen = look(self._layout, task.checkpoint)
             # Without a commit there is no receipt, and what we published is right all the same.
-            ready = work.seen.state == "ready" or (work.published and work.seen.state == "unverified")
-            if not ready or (self._rehash and not work.checked):
-                todo.append(work)
+            ready = task.seen.state == "ready" or (task.published and task.seen.state == "unverified")
+            if not ready or (self._options.rehash and not task.checked):
+                todo.append(task)
         return todo
 
-    async def look(self) -> list[str]:
-        self._cancel.check()
-        return list(dict.fromkeys(work.checkpoint.digest for work in self._todo()))
+    async def missing(self) -> list[str]:
+        self._options.cancel.check()
+        return list(dict.fromkeys(task.checkpoint.digest for task in self._todo()))
 
-    async def unpushed(self) -> bool:
+    async def is_dirty(self) -> bool:
         return self._calls.unpushed()
 
     async def reload(self) -> None:
-        if not self._bringer.own:  # which may lie on this Volume, not committed: a reload would discard it
+        if not self._options.local_sources:  # which may lie on this Volume, not committed: a reload would discard it
             self._calls.reload()
 
     async def commit(self) -> bool:
@@ -164,41 +145,41 @@ class _House:
         return not store_root.is_read_only(self._layout)
 
     async def prepare(self, digests: Sequence[str]) -> bool:
-        self._vanished = ""
+        self._lost_path = ""
         self._calls.warn_of_place()
         store_root.make_root(self._layout)
-        todo = [work for work in self._todo() if work.checkpoint.digest in digests]
-        self._bringer.find_missing(todo)
-        self._changed = [work for work in todo if work.missing or not work.seen.receipt]
+        todo = [task for task in self._todo() if task.checkpoint.digest in digests]
+        self._installer.find_missing(todo)
+        self._changed = [task for task in todo if task.missing or not task.seen.receipt]
         if self._changed:
             self._calls.about_to_write()
-        return self._bringer.withdraw_receipts(self._changed)
+        return self._installer.withdraw_receipts(self._changed)
 
-    async def bring(self) -> None:
+    async def install(self) -> None:
         if self._changed:
             self._calls.about_to_write()
-            self._bringer.bring(self._changed)
+            self._installer.install(self._changed)
 
     async def has_published(self) -> bool:
-        return any(work.published for work in self._changed)
+        return any(task.published for task in self._changed)
 
     async def write_receipts(self) -> None:
         self._calls.about_to_write()
-        self._bringer.write_receipts([work for work in self._changed if work.published])
+        self._installer.write_receipts([task for task in self._changed if task.published])
 
-    async def give_up(self, digests: Sequence[str]) -> None:
-        todo = [work for work in self._works if work.checkpoint.digest in digests]
-        self._bringer.find_missing(todo)
-        if missing := [work for work in todo if work.missing]:
-            raise self._bringer.not_cached(missing, "the root is read-only here")
-        for work in todo:
-            if not work.seen.receipt:
-                name = work.checkpoint.name
+    async def serve_read_only(self, digests: Sequence[str]) -> None:
+        todo = [task for task in self._tasks if task.checkpoint.digest in digests]
+        self._installer.find_missing(todo)
+        if missing := [task for task in todo if task.missing]:
+            raise self._installer.not_cached(missing, "the root is read-only here")
+        for task in todo:
+            if not task.seen.receipt:
+                name = task.checkpoint.name
                 self._calls.warn(
                     f"{name} has no receipt and the root is read-only, so every start hashes it again; "
                     f"run `weightcache ensure {name} --root {self._layout.root}` once where the root may be written"
                 )
-                work.done("adopted")
+                task.done("adopted")
 
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
         other, count = _in_words(lease.holder(digests)), lease.progress(digests)
@@ -208,14 +189,16 @@ class _House:
             far = f", {count / 1e6:.0f} MB so far" if count else ""
             self._say(f"waiting for {other} to fill the Volume of {self._layout.root} ({lease.waited:.0f} s{far})")
 
-    async def alongside(self, beat: Callable[[Pause], Coroutine[Any, Any, None]], work: Coroutine[Any, Any, T]) -> T:
+    async def with_heartbeat(
+        self, beat: Callable[[Pause], Coroutine[Any, Any, None]], work: Coroutine[Any, Any, T]
+    ) -> T:
         over = threading.Event()
 
         async def pause(seconds: float) -> bool:
             return not over.wait(seconds)
 
         thread = threading.Thread(
-            target=lambda: reconcile.run(beat(pause)), name="weightcache-lease", daemon=may_be_daemons()
+            target=lambda: reconcile.run_sync(beat(pause)), name="weightcache-lease", daemon=may_be_daemons()
         )  # a daemon: at the end of the interpreter nobody waits for a Dict
         try:
             thread.start()
@@ -228,14 +211,14 @@ class _House:
             over.set()
             thread.join(JOIN)
 
-    async def vanished(self, what: str) -> None:
-        self._vanished = what
+    async def on_lost(self, what: str) -> None:
+        self._lost_path = what
 
     def what_was_lost(self, lost: Sequence[str]) -> str:
-        if self._vanished:
-            return f"{self._vanished} vanished while it was written"
-        work = next(work for work in self._works if work.checkpoint.digest in lost)
-        return f"{work.checkpoint.name} {work.seen.detail} after it was ready"
+        if self._lost_path:
+            return f"{self._lost_path} vanished while it was written"
+        task = next(task for task in self._tasks if task.checkpoint.digest in lost)
+        return f"{task.checkpoint.name} {task.seen.detail} after it was ready"
 
     def weights(self, first_looks: list[Look], waiting: Waiting, lease: Lease | None) -> Weights:
         between = lease.waited if lease else 0.0
@@ -244,15 +227,15 @@ class _House:
             [waiting.holder, _in_words(lease.waited_for) if lease and lease.waited else ""],
         )
         reports = {}
-        for work, first in zip(self._works, first_looks, strict=True):
-            report = work.report()
-            if work.outcome == "hit" and first.state != "ready" and waited:
+        for task, first in zip(self._tasks, first_looks, strict=True):
+            report = task.report()
+            if task.outcome == "hit" and first.state != "ready" and waited:
                 report = CheckpointReport("waited", 0, waited)
-            reports[work.checkpoint.name] = report
+            reports[task.checkpoint.name] = report
         if lease and lease.broken:
             self._calls.warn(_without_lease(lease.broken))
         return Weights(
-            {work.checkpoint.name: self._layout.published(work.checkpoint) for work in self._works},
+            {task.checkpoint.name: self._layout.published(task.checkpoint) for task in self._tasks},
             Report(
                 reports,
                 self._calls.committed,
@@ -261,7 +244,7 @@ class _House:
                 "; ".join(filter(None, holders)),
                 tuple(self._calls.warnings),
             ),
-            tuple(work.checkpoint for work in self._works),
+            tuple(task.checkpoint for task in self._tasks),
             self._layout.root,
         )
 
@@ -275,8 +258,8 @@ def _without_lease(why: object) -> str:
 
 def _in_words(holder: str) -> str:
     """Say who holds a lease: "container ta-123 (process 7)"."""
-    task, _, text = holder.rpartition(" ")
+    container, _, text = holder.rpartition(" ")
     writer = Writer.parse(text)
     if writer is None:
         return "another container"
-    return f"container {task or writer.container} (process {writer.pid})"
+    return f"container {container or writer.container} (process {writer.pid})"

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from weightcache._coordination.lock import Holder
-    from weightcache._runtime.cancel import Cancel
     from weightcache._store.inspect import Look
     from weightcache._store.layout import Layout
     from weightcache._store.partial_file import PartialFile
-    from weightcache._transfer.progress import ProgressCallback
     from weightcache.manifest import Checkpoint, File
     from weightcache.reports import Outcome
 
+    from .options import EnsureOptions
 
-class Work:
+
+class CheckpointTask:
     """One checkpoint on its way through the story."""
 
     def __init__(self, checkpoint: Checkpoint, seen: Look) -> None:
@@ -67,202 +67,189 @@ class Work:
         return CheckpointReport(self.outcome, self.received, self.ended - self.began, tuple(self.sources))
 
 
-class Bringer:
-    """Brings checkpoints into one root, for one call.
+class Installer:
+    """Installs checkpoints in one root, for one call."""
 
-    Args:
-        own: By sha256, where on this machine the bytes lie that are to be published.
-        link: Whether they may be linked instead of copied, because nobody writes to them any more.
-    """
+    def __init__(self, layout: Layout, options: EnsureOptions, holder: Holder) -> None:
+        self.layout, self._options, self._holder = layout, options, holder
 
-    def __init__(
-        self,
-        layout: Layout,
-        holder: Holder,
-        offline: bool,
-        rehash: bool,
-        patience: float,
-        progress: bool | ProgressCallback | None,
-        cancel: Cancel,
-        own: Mapping[str, str],
-        link: bool,
-    ) -> None:
-        self.layout, self._holder, self.own, self._link = layout, holder, own, link
-        self._offline, self._rehash, self._progress, self._cancel = offline, rehash, progress, cancel
-        self._patience = patience
-
-    def find_missing(self, todo: Sequence[Work]) -> None:
+    def find_missing(self, todo: Sequence[CheckpointTask]) -> None:
         """Tell which files must be brought. What a receipt speaks for is believed, unless all is to be hashed."""
         self._holder.begin("hashing what is there")
         to_hash = []
-        for work in todo:
-            work.published, work.resumed = False, False
-            if work.seen.receipt and not self._rehash:
-                wrong = {file.path for file in work.seen.wrong}
-                work.sizes = {path: size for path, size in work.seen.sizes.items() if path not in wrong}
+        for task in todo:
+            task.published, task.resumed = False, False
+            if task.seen.receipt and not self._options.rehash:
+                wrong = {file.path for file in task.seen.wrong}
+                task.sizes = {path: size for path, size in task.seen.sizes.items() if path not in wrong}
             else:
-                work.sizes = {}
-                to_hash += [(work.checkpoint, file) for file in work.checkpoint.files]
+                task.sizes = {}
+                to_hash += [(task.checkpoint, file) for file in task.checkpoint.files]
         right = store_files.right_files(self.layout, to_hash, self._tick)
-        by_name = {work.checkpoint.name: work for work in todo}
+        by_name = {task.checkpoint.name: task for task in todo}
         for (name, path), size in right.items():
             by_name[name].sizes[path] = size
-        for work in todo:
-            work.missing = [file for file in work.checkpoint.files if file.path not in work.sizes]
-            work.checked = True
+        for task in todo:
+            task.missing = [file for file in task.checkpoint.files if file.path not in task.sizes]
+            task.checked = True
 
     def _tick(self) -> None:
-        self._cancel.check()
+        self._options.cancel.check()
         self._holder.advance(store_files.HASH_CHUNK)  # who waits must see that gigabytes are being hashed
 
-    def withdraw_receipts(self, changed: Sequence[Work]) -> bool:
+    def withdraw_receipts(self, changed: Sequence[CheckpointTask]) -> bool:
         """Take back the receipt of each place that changes; whether there was any."""
-        healing = [work for work in changed if work.seen.receipt]
-        for work in healing:
-            receipts.withdraw_receipt(self.layout, work.checkpoint)
+        healing = [task for task in changed if task.seen.receipt]
+        for task in healing:
+            receipts.withdraw_receipt(self.layout, task.checkpoint)
         return bool(healing)
 
-    def bring(self, changed: Sequence[Work]) -> None:
+    def install(self, changed: Sequence[CheckpointTask]) -> None:
         """Bring every missing file into its place; a checkpoint is done when its last file is."""
-        for work in changed:
-            if not work.missing:
-                work.done("adopted")
+        for task in changed:
+            if not task.missing:
+                task.done("adopted")
         with Writer.new(self.layout.root) as writer, ExitStack() as stack:
             partials: dict[str, Partial] = {}  # by full digest: checkpoints with the same files share one
-            for work in changed:
-                if work.missing and work.checkpoint.digest not in partials:
-                    partial = Partial(self.layout, work.checkpoint, writer)
-                    partials[work.checkpoint.digest] = stack.enter_context(partial)
+            for task in changed:
+                if task.missing and task.checkpoint.digest not in partials:
+                    partial = Partial(self.layout, task.checkpoint, writer)
+                    partials[task.checkpoint.digest] = stack.enter_context(partial)
             self._copy_what_is_here(changed, partials)
-            if short := [work for work in changed if work.missing and not work.published]:
-                unfetchable = short if self._offline else [work for work in short if not work.checkpoint.urls]
+            if short := [task for task in changed if task.missing and not task.published]:
+                offline = self._options.offline
+                unfetchable = short if offline else [task for task in short if not task.checkpoint.urls]
                 if unfetchable:
-                    raise self.not_cached(unfetchable, "offline=True" if self._offline else "it declares no URL")
+                    raise self.not_cached(
+                        unfetchable, "offline=True" if self._options.offline else "it declares no URL"
+                    )
                 self._fetch(short, partials)
             for partial in partials.values():
                 partial.discard()
 
-    def _copy_what_is_here(self, changed: Sequence[Work], partials: dict[str, Partial]) -> None:
+    def _copy_what_is_here(self, changed: Sequence[CheckpointTask], partials: dict[str, Partial]) -> None:
         """Publish what the root or this machine has; first copy all: half of what was made here helps nobody."""
         held = receipts.held_files(self.layout)
-        for work in changed:  # what was hashed just now has no receipt yet
-            for file in work.checkpoint.files:
-                if file.path in work.sizes:
-                    held.setdefault(file.sha256, []).append(self.layout.file(work.checkpoint, file))
-        copied: list[tuple[Work, File, str]] = []
+        for task in changed:  # what was hashed just now has no receipt yet
+            for file in task.checkpoint.files:
+                if file.path in task.sizes:
+                    held.setdefault(file.sha256, []).append(self.layout.file(task.checkpoint, file))
+        copied: list[tuple[CheckpointTask, File, str]] = []
         self._holder.begin("copying")
-        for work in changed:
-            work.to_fetch = []
-            for file in work.missing:
-                target = f"{partials[work.checkpoint.digest].path}/{len(copied)}.copy"
-                if self._copy(work, file, target, held):
-                    copied.append((work, file, target))
+        for task in changed:
+            task.to_fetch = []
+            for file in task.missing:
+                target = f"{partials[task.checkpoint.digest].path}/{len(copied)}.copy"
+                if self._copy(task, file, target, held):
+                    copied.append((task, file, target))
                 else:
-                    work.to_fetch.append(file)
-        for work, file, target in copied:
-            store_files.publish(self.layout, work.checkpoint, file, target)
-        for work in changed:
-            if work.missing and not work.to_fetch:
-                work.done("healed" if work.was_wrong else "copied")
+                    task.to_fetch.append(file)
+        for task, file, target in copied:
+            store_files.publish(self.layout, task.checkpoint, file, target)
+        for task in changed:
+            if task.missing and not task.to_fetch:
+                task.done("healed" if task.was_wrong else "copied")
 
-    def _copy(self, work: Work, file: File, target: str, held: Mapping[str, Sequence[str]]) -> bool:
-        sources, own = self._sources(work, file, held), self.own.get(file.sha256)
-        for source in [*sources, own] if self._link and own else sources:
+    def _copy(self, task: CheckpointTask, file: File, target: str, held: Mapping[str, Sequence[str]]) -> bool:
+        sources, own = self._sources(task, file, held), self._options.local_sources.get(file.sha256)
+        for source in [*sources, own] if self._options.may_link and own else sources:
             if found := store_files.link_or_copy(source, target, file.sha256, self._tick):
-                work.sizes[file.path] = found.size
+                task.sizes[file.path] = found.size
                 return True
         if own is None:
             return False
         copied = store_files.copy(own, target, self._tick)
         if copied != (file.sha256, file.size):
             raise changed_while_read(own)
-        work.sizes[file.path] = copied.size
+        task.sizes[file.path] = copied.size
         return True
 
-    def _sources(self, work: Work, file: File, held: Mapping[str, Sequence[str]]) -> list[str]:
+    def _sources(self, task: CheckpointTask, file: File, held: Mapping[str, Sequence[str]]) -> list[str]:
         """Return where the root holds a file under another name."""
-        place = self.layout.file(work.checkpoint, file)
+        place = self.layout.file(task.checkpoint, file)
         return [
             path
             for path in held.get(file.sha256, ())
             if path != place and not store_root.leads_out(self.layout, os.path.dirname(path))
         ]
 
-    def _fetch(self, short: list[Work], partials: dict[str, Partial]) -> None:
+    def _fetch(self, short: list[CheckpointTask], partials: dict[str, Partial]) -> None:
         """Fetch each digest once; whoever needs the same bytes gets a link or a copy."""
-        wanted: dict[str, list[tuple[Work, File]]] = defaultdict(list)
-        for work in short:
-            for file in work.to_fetch:
-                wanted[file.sha256].append((work, file))
+        wanted: dict[str, list[tuple[CheckpointTask, File]]] = defaultdict(list)
+        for task in short:
+            for file in task.to_fetch:
+                wanted[file.sha256].append((task, file))
         first = [needs[0] for needs in wanted.values()]
-        jobs = [Job(w.checkpoint, f, partials[w.checkpoint.digest].file(f)) for w, f in first]
-        progress = make_progress(self._progress, [(w.checkpoint, f) for w, f in first])
-        left = {work.checkpoint.name: len(work.to_fetch) for work in short}
-        works = {work.checkpoint.name: work for work in short}
+        jobs = [Job(t.checkpoint, f, partials[t.checkpoint.digest].file(f)) for t, f in first]
+        progress = make_progress(self._options.progress, [(t.checkpoint, f) for t, f in first])
+        left = {task.checkpoint.name: len(task.to_fetch) for task in short}
+        tasks = {task.checkpoint.name: task for task in short}
 
         def on_verified(job: Job) -> None:
-            for work, _ in wanted[job.file.sha256]:
-                work.sources.append(job.source)
+            for task, _ in wanted[job.file.sha256]:
+                task.sources.append(job.source)
             self._publish_for_all(wanted[job.file.sha256], job.partial, left)
 
         self._holder.begin("downloading", progress.total or 0)
         try:
             fetch(
                 jobs,
-                patience=self._patience,
+                patience=self._options.patience,
                 progress=progress,
                 holder=self._holder,
-                cancel=self._cancel,
+                cancel=self._options.cancel,
                 on_verified=on_verified,
             )
         finally:
             progress.end()
             for job in jobs:
-                works[job.checkpoint.name].received += job.received
+                tasks[job.checkpoint.name].received += job.received
 
-    def _publish_for_all(self, needs: list[tuple[Work, File]], verified: PartialFile, left: dict[str, int]) -> None:
+    def _publish_for_all(
+        self, needs: list[tuple[CheckpointTask, File]], verified: PartialFile, left: dict[str, int]
+    ) -> None:
         """Publish a verified file in every place that needs it: renamed into the first one, linked from there.
 
         Never linked from the partial: after a crash it would be written to, and that file is published. A place that
         cannot be written keeps no other one from its file.
         """
         published, failure = "", None
-        for work, file in needs:
+        for task, file in needs:
             source = verified.path
             try:
                 if published:
                     source = f"{verified.path}.copy"
-                    if not store_files.link_or_copy(published, source, file.sha256, self._cancel.check):
+                    if not store_files.link_or_copy(published, source, file.sha256, self._options.cancel.check):
                         raise VanishedError(published)
-                store_files.publish(self.layout, work.checkpoint, file, source)
+                store_files.publish(self.layout, task.checkpoint, file, source)
             except StorageError as error:
                 failure = failure or error
                 continue
-            published = published or self.layout.file(work.checkpoint, file)
-            work.sizes[file.path] = verified.size
-            work.resumed |= verified.reused > 0
-            left[work.checkpoint.name] -= 1
-            if not left[work.checkpoint.name]:
-                work.done("healed" if work.was_wrong else "resumed" if work.resumed else "downloaded")
+            published = published or self.layout.file(task.checkpoint, file)
+            task.sizes[file.path] = verified.size
+            task.resumed |= verified.reused > 0
+            left[task.checkpoint.name] -= 1
+            if not left[task.checkpoint.name]:
+                task.done("healed" if task.was_wrong else "resumed" if task.resumed else "downloaded")
         if failure:
             raise failure
 
-    def write_receipts(self, published: Sequence[Work]) -> None:
+    def write_receipts(self, published: Sequence[CheckpointTask]) -> None:
         """Record what was verified, and sweep what is left of its downloads."""
-        for work in published:
+        for task in published:
             try:
-                receipts.write_receipt(self.layout, work.checkpoint, work.sizes, sorted(set(work.sources)))
+                receipts.write_receipt(self.layout, task.checkpoint, task.sizes, sorted(set(task.sources)))
             except VanishedError:
-                work.published = False  # it is not what was hashed any more
+                task.published = False  # it is not what was hashed any more
                 raise
         store_root.refuse_links(self.layout, self.layout.partials)
-        sweep(self.layout, {work.checkpoint.digest for work in published})
+        sweep(self.layout, {task.checkpoint.digest for task in published})
 
-    def not_cached(self, works: Sequence[Work], why: str) -> NotCachedError:
+    def not_cached(self, tasks: Sequence[CheckpointTask], why: str) -> NotCachedError:
         """Return what the caller is told of what cannot be brought."""
-        names = tuple(work.checkpoint.name for work in works)
-        listed = "; ".join(f"{work.checkpoint.name} {work.seen.detail or 'has wrong bytes'}" for work in works)
-        own = next((work for work in works if not work.checkpoint.urls), None)
+        names = tuple(task.checkpoint.name for task in tasks)
+        listed = "; ".join(f"{task.checkpoint.name} {task.seen.detail or 'has wrong bytes'}" for task in tasks)
+        own = next((task for task in tasks if not task.checkpoint.urls), None)
         return NotCachedError(
             f"not in {self.layout.root}, and {why}: {listed}",
             hint=f"it is declared with urls = []: run `weightcache publish PATH {own.checkpoint.name} --root "

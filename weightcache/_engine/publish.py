@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache._coordination.lock import exclusive
 from weightcache._coordination.volume import VolumeCalls
-from weightcache._runtime.cancel import Cancel
 from weightcache._runtime.descriptors import closed_when_interrupted
 from weightcache._store import files as store_files
 from weightcache._store import root as store_root
@@ -28,8 +27,9 @@ from weightcache.errors import ManifestError, StorageError, VolumeError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
-from .host import fill
+from .host import ensure_on_miss
 from .install import changed_while_read
+from .options import EnsureOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -49,8 +49,8 @@ UNKNOWN = "0" * 64  # stands for a digest while only the names are checked
 
 def publish_path(path: str | os.PathLike[str], name: str, layout: Layout, volume: Volume | None) -> Checkpoint:
     """See `weightcache.publish`."""
-    checkpoint, own = copy_in(path, name, layout, volume)
-    for text in shard_warnings(checkpoint, own):
+    checkpoint, local_sources = copy_in(path, name, layout, volume)
+    for text in shard_warnings(checkpoint, local_sources):
         _log.warning("%s: %s", name, text)
     return checkpoint
 
@@ -62,37 +62,28 @@ def copy_in(
     layout: Layout,
     volume: Volume | None,
     *,
-    link: bool = False,
+    may_link: bool = False,
     pointers: bool = False,
 ) -> tuple[Checkpoint, dict[str, str]]:
-    """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``link`` see `Bringer`."""
+    """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``may_link`` see `EnsureOptions`."""
     top = _absolute(path, name, layout)
     store_root.check_root(layout)  # now: to hash what is to be published may take an hour
     calls = VolumeCalls(layout.root, volume)
     # Under the lock: it may lie on the Volume itself, where nothing may be open while another process commits.
     with exclusive(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
-        checkpoint, own = hashed(top, name, holder, pointers=pointers)
+        checkpoint, local_sources = hashed(top, name, holder, pointers=pointers)
         ready = weights_if_ready(layout, [checkpoint]) is not None
         if ready and calls.unpushed() and not calls.commit():  # as the last call may have left it
             raise _not_committed(layout, checkpoint, calls.warnings[-1])
     if not ready:
         store_root.refuse_read_only(layout, "publish to")
-        report = fill(
-            layout,
-            [checkpoint],
-            volume=volume,
-            lease=None,
-            offline=True,
-            rehash=False,
-            wait=WAIT,
-            progress=None,
-            cancel=Cancel(),
-            own=own,
-            link=link,
-        ).report
+        options = EnsureOptions(
+            volume=volume, lease=None, offline=True, wait=WAIT, local_sources=local_sources, may_link=may_link
+        )
+        report = ensure_on_miss(layout, [checkpoint], options).report
         if report.committed is False:
             raise _not_committed(layout, checkpoint, report.warnings[-1])
-    return checkpoint, own
+    return checkpoint, local_sources
 
 
 def _not_committed(layout: Layout, checkpoint: Checkpoint, why: str) -> VolumeError:
@@ -164,12 +155,12 @@ def hashed(
     if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
         raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
     pins = {inner: (digest, found[inner].size) for inner, digest in zip(found, digests, strict=True)}
-    own = {digest: found[inner].path for inner, (digest, _) in pins.items()}
-    return _declared(name, pins, is_directory=os.path.isdir(top)), own
+    local_sources = {digest: found[inner].path for inner, (digest, _) in pins.items()}
+    return _declared(name, pins, is_directory=os.path.isdir(top)), local_sources
 
 
 def _declared(name: str, pins: Mapping[str, tuple[str, int]], *, is_directory: bool) -> Checkpoint:
-    """Return the checkpoint as a manifest would declare it, by the manifest's own rules."""
+    """Return the checkpoint as a manifest would declare it, by the same rules."""
     files = {inner: {"sha256": digest, "size": size} for inner, (digest, size) in pins.items()}
     entry: dict[str, object] = {"urls": [], "files": files}
     if not is_directory:
@@ -178,12 +169,12 @@ def _declared(name: str, pins: Mapping[str, tuple[str, int]], *, is_directory: b
     return Manifest.load({"checkpoints": {name: entry}})[name]
 
 
-def shard_warnings(checkpoint: Checkpoint, own: Mapping[str, str]) -> list[str]:
-    """Say of each index of shards what it names that is not there. ``own``: where each digest lies."""
+def shard_warnings(checkpoint: Checkpoint, local_sources: Mapping[str, str]) -> list[str]:
+    """Say of each index of shards what it names that is not there. ``local_sources``: where each digest lies."""
     warnings = []
     for file in checkpoint.files:
         if is_index(file.path) and (file.size or 0) <= LIMIT:
-            with suppress(OSError), open(own[file.sha256], "rb") as stream:
+            with suppress(OSError), open(local_sources[file.sha256], "rb") as stream:
                 warnings.append(lacking_shards(file.path, stream.read(LIMIT), {each.path for each in checkpoint.files}))
     return [text for text in warnings if text]
 

@@ -1,14 +1,14 @@
-"""The story of a cold `ensure` between containers, told once from top to bottom in `tell`.
+"""The protocol between containers on a miss; `reconcile` holds it from top to bottom.
 
-look again → read the leases → reload and look again → claim → bring what is missing: withdraw the receipts of what is
-healed, fetch and publish, commit, write the receipts, commit → look a last time → release.
+inspect again → read the leases → reload and inspect again → claim → install what is missing (withdraw the receipts of
+what is healed, fetch and publish, commit, write the receipts, commit) → inspect a last time → release.
 
 Two commits, because Modal promises no order in which the files of one commit become visible, and a receipt must
-never be seen before its data. Whoever holds a lease never waits for another one: two containers that need each other's
-checkpoint would wait for ever.
+never be seen before its data. A container that holds a lease never waits for another one: two containers that need
+each other's checkpoint would wait forever.
 
-What a step does is the `House`'s business: `_fill` does it on the disk, and the simulation in ``tests/`` on a model of
-a Volume. For the sake of the simulation everything is a coroutine; `run` drives one that never suspends.
+A `Host` carries out the steps: `host.LocalHost` on the disk, the simulation in ``tests/`` on a model of a Volume. The
+simulation is also the reason that everything here is a coroutine. `run_sync` drives one that never suspends.
 """
 
 from __future__ import annotations
@@ -32,134 +32,140 @@ T = TypeVar("T")
 
 _log = logging.getLogger("weightcache")
 
-ROUNDS = 3  # how often it is begun again after something of ours vanished
+MAX_ATTEMPTS = 3  # installations of one checkpoint before a file that is lost each time becomes an error
 
 
-class House(Protocol):
-    """What can be done in one container. Digests are full digests of checkpoints."""
+class Host(Protocol):
+    """The steps of the protocol in one container. Digests are full digests of checkpoints."""
 
-    async def look(self) -> list[str]:
-        """Return the digests of what is not ready."""
+    async def missing(self) -> list[str]:
+        """Inspect the root; return the digests of the checkpoints that are not ready."""
 
-    async def unpushed(self) -> bool:
-        """Whether this container wrote what no commit has taken."""
+    async def is_dirty(self) -> bool:
+        """Whether this container wrote something that no commit has taken."""
 
     async def reload(self) -> None:
         """Show what other containers committed."""
 
     async def commit(self) -> bool:
-        """Push what this container wrote; whether that succeeded."""
+        """Publish what this container wrote to the Volume; return whether that succeeded."""
 
     async def can_write(self) -> bool:
-        """Whether the root may be written to."""
+        """Whether the root is writable."""
 
     async def prepare(self, digests: Sequence[str]) -> bool:
-        """Find out what is missing of each; withdraw the receipt of what must be healed. Whether one was withdrawn."""
+        """Plan what each needs, withdraw the receipts of what must be healed; return whether any was withdrawn."""
 
-    async def bring(self) -> None:
-        """Fetch what is missing, hashing it, and publish it by rename."""
+    async def install(self) -> None:
+        """Copy or fetch what is missing, verify it, and publish it by rename."""
 
     async def write_receipts(self) -> None:
-        """Write the receipts of what is complete."""
+        """Write the receipts of the checkpoints that are complete."""
 
     async def has_published(self) -> bool:
-        """Whether anything that was prepared is complete."""
+        """Whether any checkpoint that was prepared is complete."""
 
-    async def vanished(self, what: str) -> None:
-        """Note that something of ours vanished while it was written."""
+    async def on_lost(self, what: str) -> None:
+        """Note that ``what`` was lost while this container wrote it."""
 
-    async def give_up(self, digests: Sequence[str]) -> None:
-        """Serve what is there from a root that cannot be written to, or raise what the caller is told."""
+    async def serve_read_only(self, digests: Sequence[str]) -> None:
+        """Serve what is there from a read-only root, or raise `NotCachedError`."""
 
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
-        """Tell the user, and who waits for us in this container, for whom we wait."""
+        """Report which container this one waits for: to the user, and to other processes of this container."""
 
-    async def alongside(self, beat: Callable[[Pause], Coroutine[Any, Any, None]], work: Coroutine[Any, Any, T]) -> T:
-        """Do the work while ``beat`` runs beside it; end that one before returning."""
+    async def with_heartbeat(
+        self, beat: Callable[[Pause], Coroutine[Any, Any, None]], work: Coroutine[Any, Any, T]
+    ) -> T:
+        """Run ``work`` while ``beat`` runs concurrently; end ``beat`` before returning."""
 
 
-async def tell(house: House, lease: Lease | None, clock: Clock) -> list[str]:
-    """Bring everything that is missing, or wait for who does. Returns what was lost as often as it was brought."""
-    missing = await house.look()
-    looked, brought = float("-inf"), Counter[str]()
-    while missing and max(brought[digest] for digest in missing) < ROUNDS:
-        # The heads first: one that says "done" was written after the last commit, so the reload shows its data.
+async def reconcile(host: Host, lease: Lease | None, clock: Clock) -> list[str]:
+    """Install everything that is missing, or wait for the container that does.
+
+    Returns:
+        The digests that are still missing after `MAX_ATTEMPTS` installations; empty on success.
+    """
+    missing = await host.missing()
+    looked, attempts = float("-inf"), Counter[str]()
+    while missing and max(attempts[digest] for digest in missing) < MAX_ATTEMPTS:
+        # The leases first: one in state "done" was written after the last commit, so the reload shows its data.
         free = missing if lease is None else await lease.free(missing)
         if free or clock.now() - looked >= coordination_lease.LOOK:
-            await _refresh(house)
-            looked, missing = clock.now(), await house.look()
+            await sync_volume(host)
+            looked, missing = clock.now(), await host.missing()
             free = [digest for digest in free if digest in missing]
-        if not await house.can_write():
+        if not await host.can_write():
             if missing and (lease is None or not lease.held_by_others(missing)):
-                await house.give_up(missing)
+                await host.serve_read_only(missing)
                 return []
             held = []
         else:
             held = free if lease is None else await lease.claim(free)
         if held:
-            brought.update(held)
-            await _bring_under(lease, house, held)
-            missing = await house.look()
+            attempts.update(held)
+            await _install_under_lease(lease, host, held)
+            missing = await host.missing()
         elif missing and lease is not None:
-            await house.waiting(lease, missing)
+            await host.waiting(lease, missing)
             await lease.rest(missing)
     return missing
 
 
-async def _bring_under(lease: Lease | None, house: House, digests: Sequence[str]) -> None:
+async def _install_under_lease(lease: Lease | None, host: Host, digests: Sequence[str]) -> None:
     if lease is None:
-        await _bring(house, digests)
+        await _install(host, digests)
         return
     try:
-        await house.alongside(lease.beat, _bring(house, digests))
+        await host.with_heartbeat(lease.beat, _install(host, digests))
     except BaseException as error:
         await lease.release(digests, "failed", tidy=isinstance(error, Exception))
         raise
     await lease.release(digests, "done")
 
 
-async def _bring(house: House, digests: Sequence[str]) -> None:
+async def _install(host: Host, digests: Sequence[str]) -> None:
     try:
-        if await house.prepare(digests):
-            await house.commit()  # other containers must not serve a hit from a place that changes
+        if await host.prepare(digests):
+            await host.commit()  # other containers must not serve a hit from a version directory that changes
         try:
-            await house.bring()
+            await host.install()
         except (WeightCacheError, VanishedError):
-            # What is complete is kept, with its receipt; and the first error is the one reported.
+            # Complete checkpoints keep their work, with a receipt. The first error is the one raised.
             with suppress(WeightCacheError, VanishedError):
-                await _settle(house)
+                await commit_results(host)
             raise
-        await _settle(house)
+        await commit_results(host)
     except VanishedError as error:
-        _log.info("%s vanished while it was written; beginning again", error)
-        await house.vanished(str(error))
+        _log.info("%s was lost while it was written; starting again", error)
+        await host.on_lost(str(error))
 
 
-async def _settle(house: House) -> None:
+async def commit_results(host: Host) -> None:
     """Commit the data of what is complete, then write the receipts and commit them.
 
-    Without a commit no receipt: it could reach another container before its data. The bytes here are right all the
-    same, so they are returned, and the next container adopts them.
+    If the first commit fails, no receipt is written: it could reach another container before its data. The bytes in
+    this container are verified, so they are returned all the same, and the next container adopts them.
     """
-    if await house.has_published() and await house.commit():
-        await house.write_receipts()
-        await house.commit()
+    if await host.has_published() and await host.commit():
+        await host.write_receipts()
+        await host.commit()
 
 
-async def _refresh(house: House) -> None:
+async def sync_volume(host: Host) -> None:
     """Show what other containers committed, without losing what this one wrote.
 
-    A reload discards what no commit has taken, perhaps a partial, or a publication that nobody else has.
+    A reload discards what no commit has taken: perhaps the only copy of a partial or of a published file.
     """
-    if not await house.unpushed() or await house.commit():
-        await house.reload()
+    if not await host.is_dirty() or await host.commit():
+        await host.reload()
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends to its end."""
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, and return its result."""
     try:
         work.send(None)
     except StopIteration as end:
         result: T = end.value
         return result
-    raise AssertionError("a coroutine of the story waited for an event loop")
+    raise AssertionError("a coroutine of the protocol waited for an event loop")

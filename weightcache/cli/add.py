@@ -278,7 +278,7 @@ def _publish(options: argparse.Namespace, places: Sequence[tuple[str, str]], pin
     layout = Layout(options.root)
     for checkpoint, (name, path) in zip(pinned, places, strict=True):
         pointers = options.expect is not None
-        if copy_in(path, name, layout, None, link=options.link, pointers=pointers)[0] != checkpoint:
+        if copy_in(path, name, layout, None, may_link=options.link, pointers=pointers)[0] != checkpoint:
             raise ManifestError(
                 path, [f"changed after {name} was declared; correct its entry with `weightcache publish {path} {name}`"]
             )

@@ -170,25 +170,16 @@ class Keep:
 
     def land(self, checkpoints: Sequence[Checkpoint], *, quiet: bool) -> None:
         """Publish in the root: what was downloaded to be pinned is moved there, what was not is fetched."""
-        from weightcache._engine.host import fill
-        from weightcache._runtime.cancel import Cancel
+        from weightcache._engine.host import ensure_on_miss
+        from weightcache._engine.options import EnsureOptions
         from weightcache._views.weights import weights_if_ready
 
         able = [checkpoint for checkpoint in checkpoints if checkpoint.urls]
         if weights_if_ready(self._layout, able) is None:
-            fill(
-                self._layout,
-                able,
-                volume=None,
-                lease=None,
-                offline=False,
-                rehash=False,
-                wait=300.0,
-                progress=False if quiet else None,
-                cancel=Cancel(),
-                own=self.own,
-                link=True,
+            options = EnsureOptions(
+                lease=None, progress=False if quiet else None, local_sources=self.own, may_link=True
             )
+            ensure_on_miss(self._layout, able, options)
 
 
 @contextmanager
