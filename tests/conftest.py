@@ -48,7 +48,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no connection be called slow, whatever this machine is busy with: for tests that count what was sent."""
-    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 60.0)
+    monkeypatch.setattr("weightcache._transfer.scheduler.SLOW_AFTER", 60.0)
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ START = """
 import sys
 from fashion_crop.startup import start
 from weightcache._transfer import scheduler
-scheduler.PROBATION = 60.0  # whatever this machine is busy with, each byte comes once
+scheduler.SLOW_AFTER = 60.0  # whatever this machine is busy with, each byte comes once
 print("ready", flush=True)
 sys.stdin.readline()
 backend = start(sys.argv[1], root=sys.argv[2], stand_ins=True)

@@ -177,7 +177,7 @@ class RootWorld:
 
     # What a writer does.
 
-    def fetch(self, jobs: Any, *, on_verified: Callable[[Any], None], **_: Any) -> None:
+    def download(self, jobs: Any, *, on_verified: Callable[[Any], None], **_: Any) -> None:
         """Stand in for the download: the mirror's bytes, block by block, into the shipped partial."""
         actor = self.current
         assert actor is not None
@@ -317,7 +317,7 @@ def _patched(world: RootWorld) -> Iterator[None]:
         for name in CALLS:
             patch(os, name, lambda *a, _name=name, **o: world.call(_name, *a, **o))
         patch(partials.fcntl, "fcntl", world.lease)
-        patch(install, "fetch", world.fetch)
+        patch(install, "download", world.download)
         patch(install, "make_progress", lambda *a: _Silent())
         patch(store_files, "in_parallel", lambda work, items, check: [work(item, check) for item in items])
         patch(Writer, "new", world.new_writer)

@@ -39,7 +39,7 @@ from weightcache import ensure
 coordination_lease.EXPIRY, coordination_lease.BEAT = 2.0, 0.2
 coordination_lease.POLL, coordination_lease.LOOK = (0.05, 0.2), 1.0
 coordination_volume.BACKOFF = (0.05, 0.1)
-scheduler.PROBATION = 60.0  # whatever this machine is busy with, each byte comes once
+scheduler.SLOW_AFTER = 60.0  # whatever this machine is busy with, each byte comes once
 manifest, root, options = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 links = play_links(root, int(os.environ["VOLUME_VERSION"]))
 volume = modal.Volume.from_name("w")
@@ -378,7 +378,7 @@ from weightcache._transfer import scheduler
 from weightcache import ensure
 
 coordination_lease.POLL = (0.05, 0.2)
-scheduler.PROBATION = 60.0  # the origin holds its bytes back
+scheduler.SLOW_AFTER = 60.0  # the origin holds its bytes back
 ROOT = "/root/data/weights"
 app = modal.App("beside")
 volume = modal.Volume.from_name("w")

@@ -433,7 +433,7 @@ def test_the_hub(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_one_connection_serves_many_files(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from support import directory
 
-    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 60.0)  # whatever this machine is busy with
+    monkeypatch.setattr("weightcache._transfer.scheduler.SLOW_AFTER", 60.0)  # whatever this machine is busy with
     files = {f"{number}": blob(100, number) for number in range(30)}
     ports = set()
     for path, data in files.items():

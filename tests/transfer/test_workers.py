@@ -27,7 +27,7 @@ from weightcache._store.partial_file import PartialFile
 from weightcache._store.partials import BLOCK
 from weightcache._transfer import client, response, workers
 from weightcache._transfer import download as transfer_download
-from weightcache._transfer.scheduler import CONNECTIONS, Schedule
+from weightcache._transfer.scheduler import CONNECTIONS, Scheduler
 from weightcache._transfer.segments import PART
 
 DATA = blob(40 * MB)
@@ -104,7 +104,7 @@ def test_a_connection_serves_part_after_part(origin: Origin, root: Path, monkeyp
 
 
 def test_a_fast_link_keeps_to_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 60.0)  # whatever this machine is busy with
+    monkeypatch.setattr("weightcache._transfer.scheduler.SLOW_AFTER", 60.0)  # whatever this machine is busy with
     origin.put("/a", DATA)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
     assert [request.headers["Range"] for request in origin.requests] == [f"bytes=0-{PART - 1}", f"bytes={PART}-"]
@@ -450,10 +450,10 @@ def test_idle_connections_do_not_keep_each_other_awake(
     files = {f"{number}": blob(1000, number) for number in range(200)}
     for path, data in files.items():
         origin.put(f"/d/{path}", data)
-    take, finish_file = Schedule.take, PartialFile.finish
+    take, finish_file = Scheduler.assign, PartialFile.finish
     asked, storm, slow = [0], threading.Event(), iter([True])
 
-    def counted(self: Schedule, now: float) -> Any:
+    def counted(self: Scheduler, now: float) -> Any:
         asked[0] += 1
         if asked[0] > 5000:
             storm.set()
@@ -465,8 +465,8 @@ def test_idle_connections_do_not_keep_each_other_awake(
         finish_file(self, size)
 
     monkeypatch.setattr("weightcache._transfer.scheduler.FAST", 1e15)
-    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 0.0)
-    monkeypatch.setattr(Schedule, "take", counted)
+    monkeypatch.setattr("weightcache._transfer.scheduler.SLOW_AFTER", 0.0)
+    monkeypatch.setattr(Scheduler, "assign", counted)
     monkeypatch.setattr(PartialFile, "finish", slowly)
     assert quiet(directory(files, origin.url("/d")), root).report.bytes_fetched == 200_000
     assert not storm.is_set()

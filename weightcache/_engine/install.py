@@ -17,7 +17,7 @@ from weightcache._store import receipts
 from weightcache._store import root as store_root
 from weightcache._store.partial_file import VanishedError
 from weightcache._store.partials import Partial, sweep
-from weightcache._transfer.download import Job, fetch
+from weightcache._transfer.download import Job, download
 from weightcache._transfer.progress import make_progress
 from weightcache.errors import NotCachedError, StorageError
 from weightcache.reports import CheckpointReport
@@ -207,7 +207,7 @@ class Bringer:
 
         self._holder.begin("downloading", progress.total or 0)
         try:
-            fetch(
+            download(
                 jobs,
                 patience=self._patience,
                 progress=progress,

@@ -12,7 +12,7 @@ from weightcache.errors import redacted
 from weightcache.manifest.urls import expanded, local_path
 
 from .auth import declared_token, hub_token
-from .error_response import Asked, refused
+from .error_response import RequestInfo, error_from
 from .response import WHOLE, HttpBody, Timeouts
 from .response_head import READ_HEAD, header_number
 from .session import Bearer, Session
@@ -80,9 +80,9 @@ class Client:
             try:
                 ranged = "Range" in headers
                 if response.status_code not in WHOLE and response.status_code != 206:
-                    asked = Asked(address, ranged, bearer.origin if bearer else "", auth, hub, url in self._served)
-                    raise refused(
-                        response, asked, self._session.proxy(response.url or ""), min(READ_HEAD, TIMEOUTS.stall)
+                    sent = RequestInfo(address, ranged, bearer.origin if bearer else "", auth, hub, url in self._served)
+                    raise error_from(
+                        response, sent, self._session.proxy(response.url or ""), min(READ_HEAD, TIMEOUTS.stall)
                     )
                 body = HttpBody(response, TIMEOUTS, address, ranged, start, size, validator)
                 self._served.add(url)
@@ -140,7 +140,7 @@ def _address(url: str) -> str:
         why = "is not set" if isinstance(error, KeyError) else "holds what no URL may"
         name = error.args[0]
         hint = f"set {name} in the environment (on Modal: a Secret)"
-        raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint, asked=False) from None
+        raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint, request_sent=False) from None
 
 
 def _let_go(response: requests.Response) -> None:

@@ -28,7 +28,7 @@ from .environment import (
     proxy_refusal,
     trusted,
 )
-from .rate_limits import PASSING
+from .rate_limits import RETRYABLE
 from .request_target import AsWritten, sent_as_written
 from .response_head import in_words
 from .stream import SourceError, TransientError
@@ -191,7 +191,7 @@ def _failure(error: Exception, proxy: Proxy | None, timeouts: Timeouts, seconds:
     if isinstance(error, _NO_PROXY_URL) or (proxy and proxy.is_of_no_kind):
         return proxy_mistake(proxy)
     if isinstance(error, UnicodeError) and (problem := netrc_problem()):
-        return SourceError(problem, hint="correct the netrc file", asked=False)
+        return SourceError(problem, hint="correct the netrc file", request_sent=False)
     return SourceError(f"the request cannot be made ({type(error).__name__})")
 
 
@@ -201,7 +201,7 @@ def _proxy_failure(error: Exception, proxy: Proxy | None) -> SourceError:
         status = f"HTTP {match[1]}{match[2].rstrip()}"
         if match[1] == "407":
             return proxy_refusal(proxy, status)
-        if int(match[1]) in PASSING:
+        if int(match[1]) in RETRYABLE:
             return TransientError(f"{where} answered {status}")
         return SourceError(
             f"{where} refuses to connect there: {status}",

@@ -47,8 +47,8 @@ def split(tasks: Iterable[Task], pace: Pace, now: float, *, pending: bool) -> Ta
     """
     best: tuple[float, Task, int] | None = None
     for task in tasks:
-        piece = task.piece
-        if piece.end is None or not _may_be_helped(task):
+        segment = task.segment
+        if segment.end is None or not _may_be_helped(task):
             continue
         age, stalled = now - task.began, task.reading and now - task.moved >= max(STALLED, 4 * pace.latency)
         if stalled and task.inherited and not task.received:
@@ -59,23 +59,23 @@ def split(tasks: Iterable[Task], pace: Pace, now: float, *, pending: bool) -> Ta
         rate = 0.0 if stalled else pace.rate if young else task.received / age
         if not stalled and (not rate or (pending and rate > pace.rate / 4)):
             continue
-        start = piece.start if stalled else piece.start + BLOCK
-        left, usual = piece.end - start, max(pace.rate, rate, 1.0)
+        start = segment.start if stalled else segment.start + BLOCK
+        left, usual = segment.end - start, max(pace.rate, rate, 1.0)
         keep = int(rate * (pace.latency * usual + left) / (usual + rate))
         cut = start + -(-keep // BLOCK) * BLOCK
-        gain = (piece.end - cut) / rate - 2 * pace.latency if rate else float("inf")
-        if cut < piece.end and gain > 0 and (best is None or gain > best[0]):
+        gain = (segment.end - cut) / rate - 2 * pace.latency if rate else float("inf")
+        if cut < segment.end and gain > 0 and (best is None or gain > best[0]):
             best = gain, task, cut
     if best is None:
         return None
     _, victim, cut = best
     rest = victim.transfer.cut(victim, cut)
-    if cut == victim.piece.start:
+    if cut == victim.segment.start:
         # A copy: the victim may still be reading into its own.
-        rest.block = victim.piece.block and victim.piece.block.copy()
-        victim.piece.block = None
+        rest.block = victim.segment.block and victim.segment.block.copy()
+        victim.segment.block = None
         victim.revoke()
-    task = victim.transfer.hand_out(rest, victim.transfer.mirrors.current or victim.mirror, whole=False, now=now)
+    task = victim.transfer.assign(rest, victim.transfer.mirrors.current or victim.mirror, whole=False, now=now)
     task.inherited = victim.revoked
     return task
 
@@ -88,19 +88,19 @@ def race(tasks: Iterable[Task], pace: Pace, now: float) -> Task | None:
 
 def _may_be_helped(task: Task) -> bool:
     mirror = task.transfer.mirrors.current
-    if mirror is None or task.piece.kept or task.revoked or task.copy:
+    if mirror is None or task.segment.kept or task.revoked or task.copy:
         return False
-    return task.transfer.parallel and mirror.host.has_room()
+    return task.transfer.parallel and mirror.server.has_room()
 
 
 def _too_long(task: Task, pace: Pace, now: float) -> float:
     """Return for how many seconds a task will be at its block, or 0 if that is not for too long."""
-    piece, block, rival = task.piece, task.piece.block, task.rival
-    if block is None or piece.end is None or not task.reading or not _may_be_helped(task):
+    segment, block, rival = task.segment, task.segment.block, task.rival
+    if block is None or segment.end is None or not task.reading or not _may_be_helped(task):
         return 0.0
     if task.transfer.raced > RACED - BLOCK:
         return 0.0
-    size, age = min(BLOCK, piece.end - block.start), now - task.since
+    size, age = min(BLOCK, segment.end - block.start), now - task.since
     if task.since < task.began or age < max(YOUNG, 8 * pace.latency):
         return 0.0
     left, got = size - block.filled, block.filled - task.had
@@ -112,7 +112,7 @@ def _too_long(task: Task, pace: Pace, now: float) -> float:
         age = now - rival.began
         if not rival.received or age < max(STALLED, 8 * pace.latency) * 2**task.races:
             return 0.0
-        left = size - (rival.piece.block.filled if rival.piece.block else 0)
+        left = size - (rival.segment.block.filled if rival.segment.block else 0)
         seconds = min(seconds, left * age / rival.received)
     usual = 2 * pace.latency + left / pace.rate if pace.rate else UNKNOWN / SLOWER
     return seconds if seconds > SLOWER * usual + WORTH else 0.0
