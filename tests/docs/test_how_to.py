@@ -215,7 +215,7 @@ def test_many_containers_at_once(origin: Origin, tmp_path: Path) -> None:
     starts = starts.replace('"/root/weights.toml"', repr(str(manifest)))
     starts = starts.replace('"/root/data/weights"', repr(str(tmp_path / "weights")))
     # A held request is not called slow.
-    patient = "from weightcache._transfer import scheduler\nscheduler.SLOW_AFTER = 60.0\n"
+    patient = "settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)\n"
     code = f"{patient}class volume:\n    commit = reload = staticmethod(lambda: None)\n{starts}{tells}"
     first = child(code)
     assert reached.wait(60)

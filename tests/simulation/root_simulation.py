@@ -318,7 +318,7 @@ def _patched(world: RootWorld) -> Iterator[None]:
             patch(os, name, lambda *a, _name=name, **o: world.call(_name, *a, **o))
         patch(partials.fcntl, "fcntl", world.lease)
         patch(install, "download", world.download)
-        patch(install, "make_progress", lambda *a: _Silent())
+        patch(install, "make_progress", lambda *_, **__: _Silent())
         patch(store_files, "in_parallel", lambda work, items, check: [work(item, check) for item in items])
         patch(Writer, "new", world.new_writer)
         patch(Writer, "is_here", lambda writer, root: world.is_here(writer))

@@ -17,7 +17,7 @@ from origin import status as answer
 from support import blob, one
 from test_server import SIZE, Answer, Nowhere
 from weightcache import DownloadError, Manifest, ensure
-from weightcache._transfer.mirrors import Retries
+from weightcache._runtime.settings import Settings
 from weightcache._transfer.scheduler import Scheduler
 from weightcache._transfer.segments import Job, Task
 from weightcache._transfer.stream import SourceError, TransientError
@@ -29,12 +29,12 @@ DATA = blob(12 * MB + 77)
 class Line:
     """One connection, some mirrors of one file, and a clock that moves by the pauses alone."""
 
-    def __init__(self, *urls: str, **retries: float) -> None:
+    def __init__(self, *urls: str, patience: float = 180.0) -> None:
         manifest = {"checkpoints": {"c": {"urls": list(urls), "file": "a", "sha256": "0" * 64, "size": SIZE}}}
         checkpoint = Manifest.load(manifest)["c"]
         disk: Any = Nowhere()
         job = Job(checkpoint, checkpoint.files[0], disk)
-        self.scheduler = Scheduler([job], Retries(**retries), random.Random(1).uniform, 1)
+        self.scheduler = Scheduler([job], Settings(connections=1), patience, random.Random(1).uniform)
         self.now, self.asked = 0.0, list[tuple[float, str, int]]()
 
     def take(self) -> Task | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from support import blob, one
 from weightcache import DownloadError, IntegrityError, Manifest
+from weightcache._runtime.settings import Settings
 from weightcache._transfer import file_transfer, hedge, segments, work_stealing
 from weightcache._transfer import scheduler as transfer_scheduler
 from weightcache._transfer.file_transfer import FileTransfer
-from weightcache._transfer.mirrors import Retries
 from weightcache._transfer.scheduler import Scheduler
 from weightcache._transfer.segments import Block, Job, Task
 from weightcache._transfer.stream import RangeError, SourceError, TransientError, WrongBytesError
@@ -31,8 +31,6 @@ BLOCK, PART, LIMIT = 16, 64, 6
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer_scheduler, "FILES", 3)
-    monkeypatch.setattr(work_stealing, "RACED", 4 * BLOCK)
     for module in (segments, hedge, work_stealing, transfer_scheduler, file_transfer):
         monkeypatch.setattr(module, "BLOCK", BLOCK)
     for module in (segments, transfer_scheduler, file_transfer):
@@ -127,8 +125,9 @@ class World:
     """All that happens, one step at a time."""
 
     def __init__(self, jobs: list[Job], servers: dict[str, Server], dice: random.Random, limit: int) -> None:
-        retries = Retries(tries=4, base=1.0, cap=4.0, patience=20.0, refusals=5.0)
-        self.scheduler = Scheduler(jobs, retries, dice.uniform, limit)
+        waits = Settings(tries=4, backoff=1.0, backoff_max=4.0, refusal_timeout=5.0)
+        limits = replace(waits, connections=limit, open_files=3, hedge_bytes=4 * BLOCK)
+        self.scheduler = Scheduler(jobs, limits, 20.0, dice.uniform)
         self.servers, self.dice, self.now, self.most = servers, dice, 0.0, 1
         self.lanes: list[Iterator[None]] = []
         self.stop: set[int] = set()

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from weightcache import Manifest
-from weightcache._transfer.mirrors import Retries
+from weightcache._runtime.settings import Settings
 from weightcache._transfer.scheduler import Scheduler
 from weightcache._transfer.segments import PART, Job, Task
 from weightcache._transfer.server import Server, Servers
@@ -43,9 +43,8 @@ class Line:
         manifest = {"checkpoints": {"c": {"urls": ["http://h/a"], "sha256": "0" * 64, "size": SIZE}}}
         checkpoint = Manifest.load(manifest)["c"]
         disk: Any = Nowhere()
-        self.scheduler = Scheduler(
-            [Job(checkpoint, checkpoint.files[0], disk)], Retries(base=0.0), random.uniform, limit
-        )
+        job = Job(checkpoint, checkpoint.files[0], disk)
+        self.scheduler = Scheduler([job], Settings(backoff=0.0, connections=limit), 180.0, random.uniform)
         self.bears, self.refused, self.now = bears, 0, 0.0
         self.refusal = refusal or SourceError("HTTP 403 Forbidden")
         self.serving: list[Task] = []
@@ -142,7 +141,7 @@ def test_two_servers_are_judged_each_for_itself() -> None:
     assert servers.of("http://h:80/b?x") is limited
     checkpoint = Manifest.load({"checkpoints": {"c": {"urls": ["http://h/a"], "sha256": "0" * 64}}})["c"]
     job: Any = Job(checkpoint, checkpoint.files[0], Nowhere())  # type: ignore[arg-type]
-    scheduler = Scheduler([job], Retries(), random.uniform, 24)
+    scheduler = Scheduler([job], Settings(), 180.0, random.uniform)
     served = scheduler.assign(0.0)
     assert served is not None
     limited.tasks.add(served)

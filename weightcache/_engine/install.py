@@ -11,6 +11,7 @@ from collections import defaultdict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from weightcache._runtime import settings
 from weightcache._runtime.identity import Writer
 from weightcache._store import files as store_files
 from weightcache._store import receipts
@@ -196,7 +197,10 @@ class Bringer:
                 wanted[file.sha256].append((work, file))
         first = [needs[0] for needs in wanted.values()]
         jobs = [Job(w.checkpoint, f, partials[w.checkpoint.digest].file(f)) for w, f in first]
-        progress = make_progress(self._progress, [(w.checkpoint, f) for w, f in first])
+        limits = settings.DEFAULT
+        progress = make_progress(
+            self._progress, [(w.checkpoint, f) for w, f in first], line_interval=limits.line_interval
+        )
         left = {work.checkpoint.name: len(work.to_fetch) for work in short}
         works = {work.checkpoint.name: work for work in short}
 
@@ -209,6 +213,7 @@ class Bringer:
         try:
             download(
                 jobs,
+                settings=limits,
                 patience=self._patience,
                 progress=progress,
                 holder=self._holder,

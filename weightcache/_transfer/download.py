@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import Cancel
@@ -18,8 +17,7 @@ from weightcache._runtime.threads import remedy
 from weightcache.errors import DownloadError
 
 from .client import Client
-from .mirrors import Retries
-from .scheduler import CONNECTIONS, Scheduler
+from .scheduler import Scheduler
 from .segments import Job
 from .workers import Connection, Hasher, WorkerState, clock
 
@@ -27,19 +25,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from weightcache._coordination.lock import Holder
+    from weightcache._runtime.settings import Settings
 
     from .file_transfer import FileTransfer
     from .progress import Progress, Track
 
-__all__ = ["RETRIES", "Job", "Retries", "download"]
+__all__ = ["Job", "download"]
 
-RETRIES = Retries()
 JOIN = 0.5  # seconds that the end waits for threads; what still waits for a mirror then is left to its timeout
 
 
 def download(
     jobs: Sequence[Job],
     *,
+    settings: Settings,
     patience: float,
     progress: Progress,
     holder: Holder,
@@ -58,10 +57,8 @@ def download(
     """
     with ExitStack() as stack:
         stop = Cancel()
-        client = stack.enter_context(closing(Client(stop, connections=CONNECTIONS)))
-        state = WorkerState(
-            Scheduler(jobs, replace(RETRIES, patience=patience), random.uniform, CONNECTIONS), client, stop
-        )
+        client = stack.enter_context(closing(Client(stop, settings)))
+        state = WorkerState(Scheduler(jobs, settings, patience, random.uniform), client, stop)
         download_run = DownloadRun(state, progress, holder, cancel)
         stack.callback(download_run.end)
         stack.enter_context(cancel.interrupting(download_run.look))

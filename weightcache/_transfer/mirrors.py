@@ -17,6 +17,7 @@ from .stream import ChangedError, RangeError, SourceError, TransientError, Wrong
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from weightcache._runtime.settings import Settings
     from weightcache.manifest import Checkpoint, File
 
     from .server import Server, Servers
@@ -24,28 +25,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("weightcache")
 
 Recovery = Literal["", "rewind", "wipe"]  # for the bytes that are there
-
-
-@dataclass
-class Retries:
-    """When to try a mirror again. Tests shorten the waits.
-
-    Attributes:
-        tries: Failures in a row, without progress, after which a mirror is given up that never delivered.
-        base: Seconds; the n-th failure in a row waits a random time of at most ``base * 2**n`` (full jitter).
-        cap: The longest backoff in seconds: so long after an outage a download goes on at the latest.
-        retry_after: The longest Retry-After, in seconds, that is waited for; beyond it the mirror is given up.
-        patience: Seconds that a mirror which delivered may give nothing before it is given up.
-        refusals: Seconds that a mirror which delivered may refuse what it gave before: a server may take a while to
-            see that a connection has ended, and a file that is gone stays gone.
-    """
-
-    tries: int = 5
-    base: float = 0.5
-    cap: float = 5.0
-    retry_after: float = 120.0
-    patience: float = 180.0
-    refusals: float = 30.0
 
 
 @dataclass(eq=False)
@@ -132,9 +111,16 @@ class Mirrors:
     """The mirrors of one file, in order of preference. One that gives nothing for a while may go to the end."""
 
     def __init__(
-        self, checkpoint: Checkpoint, file: File, retries: Retries, jitter: Callable[..., float], servers: Servers
+        self,
+        checkpoint: Checkpoint,
+        file: File,
+        settings: Settings,
+        patience: float,
+        jitter: Callable[..., float],
+        servers: Servers,
     ) -> None:
-        self._checkpoint, self._file, self._retries, self._jitter = checkpoint, file, retries, jitter
+        self._checkpoint, self._file = checkpoint, file
+        self._settings, self._patience, self._jitter = settings, patience, jitter
         inner = file.path if checkpoint.is_directory else ""
         urls = [(resolved_url(url, inner), hub_page(url)) for url in checkpoint.urls]
         self._left = [Mirror(url, servers.of(url), order, page) for order, (url, page) in enumerate(urls)]
@@ -157,7 +143,7 @@ class Mirrors:
             mirror.ranges = False
             return Decision("rewind")
         if failure.beyond:  # the server gets fewer connections from now on
-            pause = min(self._delay(1, failure.after), self._retries.retry_after)
+            pause = min(self._delay(1, failure.after), self._settings.retry_after_max)
             return Decision(pause=pause, holds=mirror if failure.after and not failure.others else None)
         return self._retry(mirror, failure)
 
@@ -175,7 +161,7 @@ class Mirrors:
         # One that serves other connections is not given up for what it does to this one.
         if failure.others:
             _log.info("%s: %s; trying again in %.1f s", redacted(mirror.url), failure.error, delay)
-            return Decision(pause=min(delay, self._retries.retry_after))
+            return Decision(pause=min(delay, self._settings.retry_after_max))
         mirror.refused = failure.is_final
         if self._is_over(mirror, failure):
             if isinstance(failure.error, WrongBytesError) and mirror.delivered and failure.error.landed:
@@ -186,7 +172,7 @@ class Mirrors:
         if not is_news:
             return Decision()  # the wave that it belongs to is one failure, with one pause
         outage = not failure.is_final and mirror.failures > 1 and self._is_patient(mirror)
-        if len(self._left) > 1 and (failure.is_final or mirror.failures >= self._retries.tries):
+        if len(self._left) > 1 and (failure.is_final or mirror.failures >= self._settings.tries):
             return self._turn_to_the_next(mirror, failure, delay)
         _log.info("%s: %s; trying again in %.1f s", redacted(mirror.url), failure.error, delay)
         return Decision(pause=delay, holds=mirror if mirror.server.tasks else mirror.server, outage=outage)
@@ -205,7 +191,9 @@ class Mirrors:
         return True
 
     def _delay(self, failures: int, after: float) -> float:
-        return max(after, self._jitter(0, min(self._retries.cap, self._retries.base * 2 ** min(failures, 32))))
+        return max(
+            after, self._jitter(0, min(self._settings.backoff_max, self._settings.backoff * 2 ** min(failures, 32)))
+        )
 
     def _is_patient(self, mirror: Mirror) -> bool:
         """Whether an outage of a mirror is waited out: it delivered, or its server did other files until then."""
@@ -214,19 +202,19 @@ class Mirrors:
 
     def _is_over(self, mirror: Mirror, failure: Failure) -> bool:
         """Whether a mirror is to be given up, that serves nobody else."""
-        retries, silent, server = self._retries, failure.now - self._since, mirror.server
-        too_often = mirror.failures >= retries.tries
+        settings, silent, server = self._settings, failure.now - self._since, mirror.server
+        too_often = mirror.failures >= settings.tries
         if not server.name:  # a file of this machine: it has no outage, and bears every connection
             return failure.is_final or too_often
         if failure.is_final:
             knows_it = mirror.delivered or server.limited
             if failure.answered or not failure.error.request_sent or not (knows_it or server.moved is not None):
                 return True
-            return too_often and (not knows_it or silent >= retries.refusals)
-        if failure.after > retries.retry_after:
+            return too_often and (not knows_it or silent >= settings.refusal_timeout)
+        if failure.after > settings.retry_after_max:
             return True
         # One that sends bytes again and again, and comes no further, has no outage.
-        return too_often and (failure.received or not self._is_patient(mirror) or silent >= retries.patience)
+        return too_often and (failure.received or not self._is_patient(mirror) or silent >= self._patience)
 
     def _turn_to_the_next(self, mirror: Mirror, failure: Failure, delay: float) -> Decision:
         """Ask the next mirror meanwhile. This one is asked again when that one fails."""

@@ -3,9 +3,10 @@
 Bookkeeping alone: no thread, no request, and no clock but the ``now`` of the caller, so that a test can drive it
 through any order of events. Whoever calls holds the engine's lock.
 
-One connection at first. As soon as it proves slow, as many as `CONNECTIONS`, for all files together. Blocks wait in
-memory until the hash gets there, so nobody may be further ahead of it than a window of one part a connection: that
-bounds the memory whatever the order of arrival, and cannot deadlock, since the next block of the hash is never outside.
+A download starts with one connection. As soon as that proves slow, it uses up to `Settings.connections`, for all files
+together. Blocks wait in memory until they are hashed, so no connection may be further ahead of the hash than a window
+of one part for each connection. That bounds the memory in any order of arrival, and cannot deadlock: the next block to
+hash always lies in the window.
 """
 
 from __future__ import annotations
@@ -21,43 +22,39 @@ from .file_transfer import FileTransfer
 from .mirrors import Mirrors
 from .segments import PART, Block
 from .server import Servers
-from .work_stealing import STALLED, Pace
+from .work_stealing import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from weightcache._runtime.settings import Settings
     from weightcache.errors import DownloadError
 
-    from .mirrors import Retries
     from .segments import Job, Task
     from .stream import Body, SourceError
 
 _log = logging.getLogger("weightcache")
 
 # How these were found: docs/decisions/0008-when-one-connection-becomes-many.md
-CONNECTIONS = 24  # at most, for all files together
 SPARE_PARTS = 2  # of the window, beyond one for each of many: who has finished goes on while the hash catches up
-FAST = 200e6  # bytes a second that a connection brings, while it is waited for, if it is not slow
-SLOW_AFTER = 0.05  # seconds of waiting after which that is judged
 ANSWER = 0.001  # seconds of every answer that are no sign of a slow link
 RUN = 8  # blocks that the hasher takes at once: fewer turns at the lock, 3 % less CPU among 24 connections
-FILES = 32  # open at once: of 10,000 small ones nobody needs more
 
 
 class Scheduler:
     """All files of one download."""
 
-    def __init__(self, jobs: Sequence[Job], retries: Retries, jitter: Callable[..., float], limit: int) -> None:
-        servers = Servers(limit)
+    def __init__(self, jobs: Sequence[Job], settings: Settings, patience: float, jitter: Callable[..., float]) -> None:
+        servers = Servers(settings.connections)
         self.transfers = [
-            FileTransfer(job, Mirrors(job.checkpoint, job.file, retries, jitter, servers)) for job in jobs
+            FileTransfer(job, Mirrors(job.checkpoint, job.file, settings, patience, jitter, servers)) for job in jobs
         ]
         self.parallel = False  # whether one connection proved slow
         self.allowed = 1  # connections
         self.tasks: set[Task] = set()
         self.error: DownloadError | None = None
         self.notes: list[str] = []  # what a user who watches is to see
-        self._limit, self._patience = limit, retries.patience
+        self._settings, self._limit, self._patience = settings, settings.connections, patience
         self._pausing = 0  # connections that wait before they try again
         self._first = 0  # the first transfer that is not verified
         self._finished = 0  # transfers whose files are closed
@@ -72,7 +69,7 @@ class Scheduler:
     def _reachable(self) -> Iterator[tuple[FileTransfer, int]]:
         """Yield the transfers that may be worked on, and below which position of each the window ends."""
         room = (self.allowed + SPARE_PARTS if self.parallel else 1) * PART
-        last = min(len(self.transfers), self._finished + FILES)
+        last = min(len(self.transfers), self._finished + self._settings.open_files)
         for transfer in islice(self.transfers, self._first, last):
             yield transfer, transfer.hashed + room
             if transfer.length is None:
@@ -119,8 +116,8 @@ class Scheduler:
     def _assign_help(self, now: float) -> Task | None:
         """Let somebody idle help the slowest connection."""
         pending = any(transfer.segments for transfer, _ in self._reachable())
-        return work_stealing.split(self.tasks, self.pace, now, pending=pending) or work_stealing.race(
-            self.tasks, self.pace, now
+        return work_stealing.split(self.tasks, self.pace, now, self._settings, pending=pending) or work_stealing.race(
+            self.tasks, self.pace, now, self._settings
         )
 
     def may_begin(self, task: Task) -> bool:
@@ -192,8 +189,8 @@ class Scheduler:
     def _watch(self, count: int, waited: float) -> None:
         self._brought += count
         self._waited += waited
-        if self._waited >= SLOW_AFTER:
-            slow = self._brought < FAST * self._waited
+        if self._waited >= self._settings.slow_after:
+            slow = self._brought < self._settings.fast_rate * self._waited
             self._brought = self._waited = 0.0
             if slow and not self.parallel:
                 self._go_parallel()
@@ -218,10 +215,10 @@ class Scheduler:
             return None
         silent = [now - task.moved for task in self.tasks if task.answered and task.reading]
         if not self.parallel and self._limit > 1:
-            if silent and max(silent) >= SLOW_AFTER:
+            if silent and max(silent) >= self._settings.slow_after:
                 self._go_parallel()
-            return SLOW_AFTER
-        return STALLED / 4 if len(self.tasks) < self.allowed else None
+            return self._settings.slow_after
+        return self._settings.stalled_after / 4 if len(self.tasks) < self.allowed else None
 
     def read_on(self, task: Task) -> bool:
         """Give a finished task what follows it, if that is nobody's and in the window."""
@@ -300,7 +297,7 @@ class Scheduler:
         """Keep the memory in bounds where a file was begun again: what is ahead is further ahead now."""
         if transfer.begun > begun:
             index = self.transfers.index(transfer, self._first)
-            for later in self.transfers[index + 1 : self._finished + FILES]:
+            for later in self.transfers[index + 1 : self._finished + self._settings.open_files]:
                 if later.opened and not later.verified:
                     later.spill()
 
@@ -315,7 +312,9 @@ class Scheduler:
 
     def open_transfers(self) -> list[FileTransfer]:
         """Return what is being fetched, or waits to be closed."""
-        return [each for each in self.transfers[self._finished : self._finished + FILES] if each.opened]
+        return [
+            each for each in self.transfers[self._finished : self._finished + self._settings.open_files] if each.opened
+        ]
 
     def next_verified(self) -> FileTransfer | None:
         """Return the next verified transfer whose file is to be closed."""
