@@ -14,9 +14,8 @@ import pytest
 
 from hub import Hub, isolated_client
 from origin import Origin
-from support import forbidden
+from support import change_settings, forbidden
 from weightcache._coordination import volume
-from weightcache._transfer import client, download
 from weightcache.cli.main import main
 
 if find_spec("groundingdino") is None:
@@ -31,8 +30,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(download, "RETRIES", download.Retries(tries=3, base=0.001, cap=0.01, refusals=0.0))
-    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5.0, stall=5.0))
+    waits = {
+        "backoff": 0.001,
+        "backoff_max": 0.01,
+        "refusal_timeout": 0.0,
+        "connect_timeout": 5.0,
+        "stall_timeout": 5.0,
+    }
+    change_settings(monkeypatch, tries=3, **waits)
     monkeypatch.setattr(volume, "BACKOFF", (0.001, 0.001))
     for name in ("MODAL_TASK_ID", "MODAL_IS_REMOTE", "WEIGHTCACHE_ROOT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
@@ -48,7 +53,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no connection be called slow, whatever this machine is busy with: for tests that count what was sent."""
-    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 60.0)
+    change_settings(monkeypatch, slow_after=60.0)
 
 
 @pytest.fixture

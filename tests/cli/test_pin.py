@@ -21,7 +21,7 @@ import weightcache
 from hub import File, Hub
 from origin import Origin, broken, other_bytes, stalled
 from origin import status as answer
-from support import blob, partials, sha256, visible
+from support import blob, change_settings, partials, sha256, visible
 from weightcache import Checkpoint, DownloadError, Manifest, ManifestError, ensure
 from weightcache.cli import toml_edit
 from weightcache.cli.draft import Draft, HubUrl
@@ -960,9 +960,7 @@ def test_the_fashion_crop_manifest_is_rebuilt(run: Any, origin: Origin, hub: Hub
 
 
 def test_a_stalled_mirror_is_left_for_the_next(run: Any, origin: Origin, mirror: Origin, monkeypatch: Any) -> None:
-    from weightcache._transfer import client
-
-    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5.0, stall=0.2))
+    change_settings(monkeypatch, connect_timeout=5.0, stall_timeout=0.2)
     origin.put("/b.pt", LARGE, always=stalled(CHUNK), etag=None)
     mirror.put("/b.pt", LARGE)
     code, out, _ = run("add", "b", origin.url("/b.pt"), mirror.url("/b.pt"))

@@ -15,7 +15,7 @@ import pytest
 
 import weightcache
 from origin import Origin, gate, stalled
-from support import blob, child, one, partials, visible
+from support import blob, change_settings, child, one, partials, visible
 from weightcache import DownloadError, LockTimeoutError, StorageError, aensure, ensure, status
 from weightcache._coordination import lock as coordination_lock
 from weightcache._runtime.identity import container_id, local_directory, process_start
@@ -32,7 +32,7 @@ def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
 @pytest.fixture(autouse=True)
 def no_relief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no other connection bring what a held one owes, however long another process takes to start."""
-    monkeypatch.setattr("weightcache._transfer.work_stealing.STALLED", 600.0)
+    change_settings(monkeypatch, stalled_after=600.0)
 
 
 class Filling:

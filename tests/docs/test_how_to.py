@@ -213,9 +213,8 @@ def test_many_containers_at_once(origin: Origin, tmp_path: Path) -> None:
     starts, tells = blocks("many-containers-at-once", "python")
     starts = starts.replace('"/root/weights.toml"', repr(str(manifest)))
     starts = starts.replace('"/root/data/weights"', repr(str(tmp_path / "weights")))
-    patient = (
-        "from weightcache._transfer import scheduler\nscheduler.PROBATION = 60.0\n"  # a held request is not called slow
-    )
+    # A held request is not called slow.
+    patient = "settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)\n"
     code = f"{patient}class volume:\n    commit = reload = staticmethod(lambda: None)\n{starts}{tells}"
     first = child(code)
     assert reached.wait(60)

@@ -92,9 +92,10 @@ def test_a_half_filled_root_is_completed(cache: Path, tmp_path: Path) -> None:
 
 START = """
 import sys
+from dataclasses import replace
 from fashion_crop.startup import start
-from weightcache._transfer import scheduler
-scheduler.PROBATION = 60.0  # whatever this machine is busy with, each byte comes once
+from weightcache._runtime import settings
+settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # even if this machine is busy, each byte comes once
 print("ready", flush=True)
 sys.stdin.readline()
 backend = start(sys.argv[1], root=sys.argv[2], stand_ins=True)

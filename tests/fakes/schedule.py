@@ -1,4 +1,4 @@
-"""What a `Schedule` works on, without a disk and without a network."""
+"""What a `Scheduler` works on, without a disk and without a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Nowhere:
 
 class Answer(Body):
     def __init__(self, task: Task) -> None:
-        self.offset, self.end, self.total = task.piece.position, task.piece.end, SIZE
+        self.offset, self.end, self.total = task.segment.position, task.segment.end, SIZE
 
     def read_into(self, view: memoryview) -> int:
         raise NotImplementedError

@@ -176,7 +176,7 @@ class RootWorld:
 
     # What a writer does.
 
-    def fetch(self, jobs: Any, *, on_verified: Callable[[Any], None], **_: Any) -> None:
+    def download(self, jobs: Any, *, on_verified: Callable[[Any], None], **_: Any) -> None:
         """Stand in for the download: the mirror's bytes, block by block, into the shipped partial."""
         actor = self.current
         assert actor is not None
@@ -315,8 +315,8 @@ def _patched(world: RootWorld) -> Iterator[None]:
         for name in CALLS:
             patch(os, name, lambda *a, _name=name, **o: world.call(_name, *a, **o))
         patch(partial_file.fcntl, "fcntl", world.lease)
-        patch(install, "fetch", world.fetch)
-        patch(install, "make_progress", lambda *a: _Silent())
+        patch(install, "download", world.download)
+        patch(install, "make_progress", lambda *_, **__: _Silent())
         patch(store_files, "in_parallel", lambda work, items, check: [work(item, check) for item in items])
         patch(Writer, "new", world.new_writer)
         patch(Writer, "is_here", lambda writer, root: world.is_here(writer))

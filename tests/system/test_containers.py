@@ -31,15 +31,16 @@ WAITED = 15.0
 
 PROCESS = """
 import hashlib, json, os, sys
+from dataclasses import replace
 import modal
 from volume_model import play_links
 from weightcache._coordination import lease as coordination_lease, volume as coordination_volume
-from weightcache._transfer import scheduler
+from weightcache._runtime import settings
 from weightcache import ensure
 coordination_lease.EXPIRY, coordination_lease.BEAT = 2.0, 0.2
 coordination_lease.POLL, coordination_lease.LOOK = (0.05, 0.2), 1.0
 coordination_volume.BACKOFF = (0.05, 0.1)
-scheduler.PROBATION = 60.0  # whatever this machine is busy with, each byte comes once
+settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # even if this machine is busy, each byte comes once
 manifest, root, options = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 links = play_links(root, int(os.environ["VOLUME_VERSION"]))
 volume = modal.Volume.from_name("w")
@@ -372,13 +373,14 @@ with app.run():
 
 BESIDE = """
 import errno, hashlib
+from dataclasses import replace
 import modal
 from weightcache._coordination import lease as coordination_lease
-from weightcache._transfer import scheduler
+from weightcache._runtime import settings
 from weightcache import ensure
 
 coordination_lease.POLL = (0.05, 0.2)
-scheduler.PROBATION = 60.0  # the origin holds its bytes back
+settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # the origin holds its bytes back
 ROOT = "/root/data/weights"
 app = modal.App("beside")
 volume = modal.Volume.from_name("w")

@@ -23,9 +23,8 @@ DATA = blob(24 * BLOCK + 99)
 ENSURE = """
 if os.environ.get("NO_FLOCK"):
     import fcntl
-    from weightcache._transfer import scheduler
     fcntl.flock = lambda *_: None
-    scheduler.PROBATION = 60.0  # one connection each
+    settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # one connection each
 weights = ensure(json.loads(sys.argv[1]), root=sys.argv[2])
 import hashlib
 digest = hashlib.sha256(weights["sam2"].read_bytes()).hexdigest()
@@ -104,8 +103,7 @@ def test_two_spellings_of_a_root_are_one_lock(origin: Origin, root: Path, tmp_pa
 
 
 WATCHED = """
-from weightcache._transfer import scheduler
-scheduler.PROBATION = 60.0  # the connection that is held is not called slow, and relieved
+settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # the connection that is held is not called slow
 print("ready", flush=True)
 sys.stdin.readline()
 root = os.path.realpath(sys.argv[2])

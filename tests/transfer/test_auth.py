@@ -17,7 +17,7 @@ import pytest
 import weightcache
 from origin import Origin, broken, redirect
 from origin import status as answer
-from support import blob, one
+from support import blob, change_settings, one
 from weightcache import DownloadError, ensure
 from weightcache._store.partials import BLOCK
 from weightcache.cli.main import main
@@ -163,7 +163,7 @@ def test_the_token_is_in_nothing_that_anybody_reads(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("weightcache._transfer.progress.LINE_EVERY", 0.0)
+    change_settings(monkeypatch, line_interval=0.0)
     caplog.set_level(logging.DEBUG)
     said: list[str] = []
     url = origin.url("/a?sig=query-secret").replace("//", "//user:url-secret@")

@@ -16,12 +16,12 @@ import trustme
 
 from origin import Fault, Origin
 from raw_server import raw_server
-from support import blob, directory, one
+from support import blob, change_settings, directory, one
 from weightcache import DownloadError, ensure
+from weightcache._runtime import settings
 from weightcache._runtime.cancel import Cancel
 from weightcache._store.partials import BLOCK
 from weightcache._transfer import client as transfer_client
-from weightcache._transfer import download
 from weightcache._transfer.stream import SourceError
 
 DATA = blob(BLOCK + 777)
@@ -32,9 +32,8 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    timeouts = transfer_client.Timeouts(connect=0.3, stall=0.3, window=0.3, window_bytes=100_000)
-    monkeypatch.setattr(transfer_client, "TIMEOUTS", timeouts)
-    monkeypatch.setattr(download, "RETRIES", download.Retries(tries=2, base=0.001))
+    change_settings(monkeypatch, connect_timeout=0.3, stall_timeout=0.3, slow_window=0.3, slow_window_bytes=100_000)
+    change_settings(monkeypatch, tries=2, backoff=0.001)
 
 
 def drip(exchange: Any, data: bytes = b"a", *, first: bytes = b"", flood: bool = False) -> None:
@@ -83,7 +82,7 @@ SHAPES: dict[str, Fault] = {
 
 def read_whole(url: str) -> str:
     """Read a file as a connection does; return what it failed with."""
-    client = transfer_client.Client(Cancel(), connections=1)
+    client = transfer_client.Client(Cancel(), settings.DEFAULT)
     with closing(client):
         try:
             with closing(client.open(url, auth=None, hub="", start=0, end=None, size=len(DATA))) as body:

@@ -19,10 +19,9 @@ import trustme
 import weightcache
 from origin import Fault, Origin, broken, hang_up, other_bytes, redirect, stalled, wrong_part
 from origin import status as answer
-from support import blob, one, partials, sha256, visible
+from support import blob, change_settings, one, partials, sha256, visible
 from weightcache import DownloadError, IntegrityError, ensure
 from weightcache._store.partials import BLOCK
-from weightcache._transfer import client, download
 
 DATA = blob(2 * BLOCK + 77_777)
 FLIPPED = DATA[:1_000_000] + bytes([DATA[1_000_000] ^ 1]) + DATA[1_000_001:]
@@ -250,7 +249,7 @@ def test_the_first_error_is_the_one_reported(origin: Origin, mirror: Origin, roo
 def test_a_connection_that_stops_sending_is_replaced(
     origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5, stall=0.2))
+    change_settings(monkeypatch, connect_timeout=5, stall_timeout=0.2)
     origin.put("/a", DATA, faults=[stalled(BLOCK + 9)])
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
     assert origin.sent() == len(DATA)
@@ -260,14 +259,14 @@ def test_a_connection_that_stops_sending_is_replaced(
 
 
 def test_a_server_that_does_not_answer_is_given_up(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5, stall=0.1))
+    change_settings(monkeypatch, connect_timeout=5, stall_timeout=0.1)
     origin.put("/a", DATA, always=lambda exchange: exchange.origin.stopping.wait())
     with pytest.raises(DownloadError, match=r"no answer within 0\.1 s"):
         quiet(one(DATA, origin.url("/a")), root)
 
 
 def test_a_connection_that_trickles_is_replaced(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5, stall=5, window=0.2, window_bytes=100_000))
+    change_settings(monkeypatch, connect_timeout=5, stall_timeout=5, slow_window=0.2, slow_window_bytes=100_000)
 
     def trickle(exchange: Any) -> None:
         exchange.head(200, {"Content-Length": len(DATA)})
@@ -300,7 +299,7 @@ def test_backoff_grows_with_jitter_and_starts_again_with_progress(
     origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bounds: list[float] = []
-    monkeypatch.setattr(download, "RETRIES", download.Retries(tries=5, base=1.0, cap=6.0))
+    change_settings(monkeypatch, tries=5, backoff=1.0, backoff_max=6.0)
     monkeypatch.setattr("weightcache._transfer.download.random.uniform", lambda low, high: bounds.append(high) or 0.0)
     faults: list[Fault | None] = [answer(503)] * 4 + [broken(900)] + [answer(503)] * 3
     origin.put("/a", DATA, faults=faults)
@@ -433,7 +432,7 @@ def test_the_hub(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_one_connection_serves_many_files(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from support import directory
 
-    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 60.0)  # whatever this machine is busy with
+    change_settings(monkeypatch, slow_after=60.0)  # whatever this machine is busy with
     files = {f"{number}": blob(100, number) for number in range(30)}
     ports = set()
     for path, data in files.items():

@@ -19,7 +19,7 @@ from origin import status as answer
 from raw_server import raw_server
 from support import blob, one
 from weightcache import DownloadError, IntegrityError, ensure
-from weightcache._transfer.server_message import said, secrets_in
+from weightcache._transfer.server_message import reason, secrets_in
 
 DATA = blob(300_000)
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
@@ -463,11 +463,11 @@ def test_what_a_server_repeats_of_a_request_is_not_shown(
 )
 def test_what_is_shown_of_a_message(text: str, shown: str) -> None:
     secrets = secrets_in({"Authorization": "Bearer s3cr"}, "https://h/x?sig=1")
-    assert said(json.dumps({"message": text}).encode(), secrets) == shown
+    assert reason(json.dumps({"message": text}).encode(), secrets) == shown
 
 
 @pytest.mark.parametrize(
     "body", [b"[" * 4000, b'{"code": ' + b"9" * 4000, b"{", b'{"error": [[[[[["x"]]]]]]}', b"\xff<Code>"]
 )
 def test_bodies_that_say_nothing(body: bytes) -> None:
-    assert said(body, set()) == ""
+    assert reason(body, set()) == ""

@@ -13,8 +13,8 @@ import weightcache
 from origin import Exchange, Origin
 from support import blob, one, partials
 from weightcache import ensure
+from weightcache._runtime.settings import Settings
 from weightcache._transfer import work_stealing
-from weightcache._transfer.work_stealing import RACED
 
 MB = 1 << 20
 DATA = blob(24 * MB + 5)
@@ -58,7 +58,7 @@ def test_throttled_connections_hold_nothing(numbers: tuple[int, ...], origin: Or
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA
     assert throttle.slowed == len(numbers)
-    assert weights.report["sam2"].bytes_fetched <= len(DATA) + RACED
+    assert weights.report["sam2"].bytes_fetched <= len(DATA) + Settings.hedge_bytes
     assert partials(root) == []
 
 

@@ -17,8 +17,8 @@ from origin import status as answer
 from schedule import SIZE, Answer, Nowhere
 from support import blob, one
 from weightcache import DownloadError, Manifest, ensure
-from weightcache._transfer.mirrors import Retries
-from weightcache._transfer.scheduler import Schedule
+from weightcache._runtime.settings import Settings
+from weightcache._transfer.scheduler import Scheduler
 from weightcache._transfer.segments import Job, Task
 from weightcache._transfer.stream import SourceError, TransientError
 
@@ -29,28 +29,28 @@ DATA = blob(12 * MB + 77)
 class Line:
     """One connection, some mirrors of one file, and a clock that moves by the pauses alone."""
 
-    def __init__(self, *urls: str, **retries: float) -> None:
+    def __init__(self, *urls: str, patience: float = 180.0) -> None:
         manifest = {"checkpoints": {"c": {"urls": list(urls), "file": "a", "sha256": "0" * 64, "size": SIZE}}}
         checkpoint = Manifest.load(manifest)["c"]
         disk: Any = Nowhere()
         job = Job(checkpoint, checkpoint.files[0], disk)
-        self.schedule = Schedule([job], Retries(**retries), random.Random(1).uniform, 1)
+        self.scheduler = Scheduler([job], Settings(connections=1), patience, random.Random(1).uniform)
         self.now, self.asked = 0.0, list[tuple[float, str, int]]()
 
     def take(self) -> Task | None:
-        task = self.schedule.take(self.now)
+        task = self.scheduler.assign(self.now)
         if task is not None:
-            self.asked.append((self.now, task.mirror.url, task.piece.position))
+            self.asked.append((self.now, task.mirror.url, task.segment.position))
         return task
 
     def deliver(self, count: int) -> None:
-        """Bring so many bytes of the next piece, and then lose the connection."""
+        """Bring so many bytes of the next segment, and then lose the connection."""
         task = self.take()
         assert task is not None
-        assert self.schedule.answered(task, Answer(task), self.now)
-        block = self.schedule.begin(task)
+        assert self.scheduler.answered(task, Answer(task), self.now)
+        block = self.scheduler.begin(task)
         block.filled += count
-        self.schedule.arrive(task, count, 0.0, self.now)
+        self.scheduler.arrive(task, count, 0.0, self.now)
         self._fail(task, TransientError("the connection broke off"))
 
     def fail(self, error: SourceError | None = None) -> bool:
@@ -62,9 +62,9 @@ class Line:
         return True
 
     def _fail(self, task: Task, error: SourceError) -> None:
-        pause = self.schedule.failed(task, error, self.now)
+        pause = self.scheduler.failed(task, error, self.now)
         self.now += max(pause, 0.01)
-        self.schedule.resume(task)
+        self.scheduler.resume(task)
 
 
 def test_two_minutes_without_an_answer_are_waited_out_and_nothing_is_fetched_twice() -> None:
@@ -72,12 +72,12 @@ def test_two_minutes_without_an_answer_are_waited_out_and_nothing_is_fetched_twi
     line.deliver(1000)
     while line.now < 120.0:
         assert line.fail()
-    assert line.schedule.error is None
+    assert line.scheduler.error is None
     times = [when for when, _, _ in line.asked]
     assert max(b - a for a, b in itertools.pairwise(times)) <= 5.0  # its end is noticed soon
     task = line.take()
     assert task is not None
-    assert task.piece.position == 1000
+    assert task.segment.position == 1000
 
 
 def test_it_is_given_up_when_the_patience_is_over() -> None:
@@ -86,8 +86,8 @@ def test_it_is_given_up_when_the_patience_is_over() -> None:
     while line.fail():
         assert line.now < 100.0
     assert 60.0 <= line.now <= 66.0
-    assert line.schedule.error is not None
-    assert "Connection refused" in str(line.schedule.error)
+    assert line.scheduler.error is not None
+    assert "Connection refused" in str(line.scheduler.error)
 
 
 def test_without_patience_it_is_given_up_after_a_few_tries() -> None:
@@ -115,7 +115,7 @@ def test_another_mirror_is_asked_meanwhile_and_the_first_one_again_when_that_fai
     assert line.asked[-1][2] == 1000  # it goes on where the first one stopped
     while line.asked[-1][1] == "http://g/a":
         assert line.fail()
-    assert line.schedule.error is None
+    assert line.scheduler.error is None
     assert line.asked[-1][1] == "http://h/a"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from origin import Origin, broken
-from support import blob, directory, one
+from support import blob, change_settings, directory, one
 from weightcache import ensure
 from weightcache._store.partials import BLOCK
 from weightcache._transfer import progress as transfer_progress
@@ -22,7 +22,7 @@ DATA = blob(BLOCK + 500)
 
 
 def test_lines(origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer_progress, "LINE_EVERY", 0.0)
+    change_settings(monkeypatch, line_interval=0.0)
     origin.put("/a", DATA)
     ensure(one(DATA, origin.url("/a")), root=root)
     lines = capsys.readouterr().err.splitlines()

@@ -15,8 +15,9 @@ import requests
 import trustme
 
 from support import blob
+from weightcache._runtime.settings import Settings
 from weightcache._transfer import deadline
-from weightcache._transfer.response import HttpBody, Timeouts
+from weightcache._transfer.response import HttpBody
 
 RECORD = 16384
 DATA = blob(6 * RECORD)
@@ -51,7 +52,7 @@ def body() -> Iterator[HttpBody]:
         response.status_code, response.headers = 200, requests.structures.CaseInsensitiveDict(original.headers)
         response.raw = SimpleNamespace(_original_response=original, release_conn=lambda: None, close=lambda: None)
         response.close = original.close
-        yield HttpBody(response, Timeouts(), "https://weights.example/a", False, 0, len(DATA), None)
+        yield HttpBody(response, Settings(), "https://weights.example/a", False, 0, len(DATA), None)
         original.close()
         read.set()
     thread.join(30)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from support import blob, one
 from weightcache import DownloadError, IntegrityError, Manifest
+from weightcache._runtime.settings import Settings
 from weightcache._transfer import file_transfer, hedge, segments, work_stealing
 from weightcache._transfer import scheduler as transfer_scheduler
-from weightcache._transfer.file_transfer import Transfer
-from weightcache._transfer.mirrors import Retries
-from weightcache._transfer.scheduler import Schedule
+from weightcache._transfer.file_transfer import FileTransfer
+from weightcache._transfer.scheduler import Scheduler
 from weightcache._transfer.segments import Block, Job, Task
 from weightcache._transfer.stream import RangeError, SourceError, TransientError, WrongBytesError
 
@@ -31,8 +31,6 @@ BLOCK, PART, LIMIT = 16, 64, 6
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer_scheduler, "FILES", 3)
-    monkeypatch.setattr(work_stealing, "RACED", 4 * BLOCK)
     for module in (segments, hedge, work_stealing, transfer_scheduler, file_transfer):
         monkeypatch.setattr(module, "BLOCK", BLOCK)
     for module in (segments, transfer_scheduler, file_transfer):
@@ -105,7 +103,7 @@ class Server:
             self.counter.refused += 1
             raise SourceError("HTTP 403")
         if self.dice.random() < self.flaky:
-            raise TransientError("HTTP 503", crowded=self.dice.random() < 0.5)
+            raise TransientError("HTTP 503", throttled=self.dice.random() < 0.5)
         total = len(self.body)
         if size not in (None, total):
             raise WrongBytesError(f"{size} bytes", f"{total} bytes")
@@ -127,46 +125,47 @@ class World:
     """All that happens, one step at a time."""
 
     def __init__(self, jobs: list[Job], servers: dict[str, Server], dice: random.Random, limit: int) -> None:
-        retries = Retries(tries=4, base=1.0, cap=4.0, patience=20.0, refusals=5.0)
-        self.schedule = Schedule(jobs, retries, dice.uniform, limit)
+        waits = Settings(tries=4, backoff=1.0, backoff_max=4.0, refusal_timeout=5.0)
+        limits = replace(waits, connections=limit, open_files=3, hedge_bytes=4 * BLOCK)
+        self.scheduler = Scheduler(jobs, limits, 20.0, dice.uniform)
         self.servers, self.dice, self.now, self.most = servers, dice, 0.0, 1
         self.lanes: list[Iterator[None]] = []
         self.stop: set[int] = set()
 
     def connection(self) -> Iterator[None]:
-        schedule = self.schedule
-        while not schedule.over and not schedule.error:
-            task = schedule.take(self.now)
+        scheduler = self.scheduler
+        while not scheduler.over and not scheduler.error:
+            task = scheduler.assign(self.now)
             if task is None:
                 yield
                 continue
             try:
-                yield from self.kept(task) if task.piece.kept else self.fetch(task)
+                yield from self.kept(task) if task.segment.kept else self.fetch(task)
             except SourceError as error:
-                until = self.now + schedule.failed(task, error, self.now)
+                until = self.now + scheduler.failed(task, error, self.now)
                 while self.now < until:
                     yield
-                schedule.resume(task)
-            schedule.release(task, self.now)
+                scheduler.resume(task)
+            scheduler.release(task, self.now)
             yield
 
     def next_block(self, task: Task, ends: int | None) -> Iterator[None]:
         task.reading = False
-        if task.piece.start == task.piece.end and (task.piece.start == ends or not self.schedule.read_on(task)):
+        if task.segment.start == task.segment.end and (task.segment.start == ends or not self.scheduler.read_on(task)):
             return False
         while not task.revoked:
-            if self.schedule.may_begin(task):
+            if self.scheduler.may_begin(task):
                 task.reading, task.moved = True, self.now
                 return True
-            if self.schedule.is_needed_elsewhere(task):
+            if self.scheduler.is_needed_elsewhere(task):
                 return False
             yield
         return False
 
     def fetch(self, task: Task) -> Iterator[None]:
-        transfer, piece = task.transfer, task.piece
+        transfer, segment = task.transfer, task.segment
         server = self.servers[task.mirror.url]
-        start, end = piece.position, None if piece.end == transfer.length else piece.end
+        start, end = segment.position, None if segment.end == transfer.length else segment.end
         task.reading = True
         yield
         body, stop = server.open(start, end, transfer.job.file.size)
@@ -177,15 +176,15 @@ class World:
             server.counter.now -= 1
 
     def read(self, task: Task, server: Server, body: Any, stop: int) -> Iterator[None]:
-        if not self.schedule.answered(task, body, self.now):
+        if not self.scheduler.answered(task, body, self.now):
             return
         transfer, at = task.transfer, body.offset
         trickles = bool(server.trickles) and self.dice.random() < server.trickles
         stalled_at = at + self.dice.randrange(PART) if self.dice.random() < server.stalls else None
         while (yield from self.next_block(task, body.end)):
-            block = self.schedule.begin(task)
-            piece = task.piece
-            size = BLOCK if piece.end is None else min(BLOCK, piece.end - block.start)
+            block = self.scheduler.begin(task)
+            segment = task.segment
+            size = BLOCK if segment.end is None else min(BLOCK, segment.end - block.start)
             while block.filled < size:
                 if stalled_at is not None and at >= stalled_at:
                     until = self.now + 30
@@ -201,7 +200,7 @@ class World:
                 if task.revoked:
                     return
                 count = min(1 if trickles else self.dice.randint(1, BLOCK), size - block.filled, stop - at)
-                if not count and piece.end is not None:
+                if not count and segment.end is not None:
                     raise TransientError("ended")
                 if not count:
                     transfer.end(task)
@@ -210,35 +209,35 @@ class World:
                 block.buffer[block.filled : block.filled + count] = server.body[at : at + count]
                 block.filled += count
                 at += count
-                self.schedule.arrive(task, count, self.dice.choice([0.0, 0.1]), self.now)
+                self.scheduler.arrive(task, count, self.dice.choice([0.0, 0.1]), self.now)
             if task.revoked or not block.filled:
                 return
             task.reading = False
-            self.schedule.claim(task)
+            self.scheduler.claim(task)
             yield
             assert block.start not in transfer.landed
             transfer.job.partial.write(block.start // BLOCK, bytes(block.data))
-            if not transfer.land(task):
+            if not transfer.on_written(task):
                 return
 
     def kept(self, task: Task) -> Iterator[None]:
         transfer = task.transfer
-        while (yield from self.next_block(task, task.piece.end)):
+        while (yield from self.next_block(task, task.segment.end)):
             task.writing = True
             yield
-            data = transfer.job.partial.take(task.piece.start // BLOCK)
+            data = transfer.job.partial.take(task.segment.start // BLOCK)
             if data is None:
                 task.writing = False
-                transfer.lack(task)
+                transfer.on_missing(task)
                 continue
-            task.piece.block = Block(task.piece.start, data, len(data))
-            self.schedule.arrive(task, len(data), 0.0, self.now)
-            if not transfer.land(task):
+            task.segment.block = Block(task.segment.start, data, len(data))
+            self.scheduler.arrive(task, len(data), 0.0, self.now)
+            if not transfer.on_written(task):
                 return
 
     def hasher(self) -> Iterator[None]:
         while True:
-            if found := self.schedule.next_blocks():
+            if found := self.scheduler.next_blocks():
                 transfer, blocks = found
                 digest, position = transfer.sha256, transfer.hashed
                 for block in blocks:
@@ -246,20 +245,20 @@ class World:
                     digest.update(block.data)
                     position += block.filled
                     yield
-                self.schedule.hashed(transfer, blocks, digest)
+                self.scheduler.hashed(transfer, blocks, digest)
             yield
 
     def check(self) -> None:
         """What holds after every step."""
         live = 0
-        for transfer in self.schedule.transfers:
+        for transfer in self.scheduler.transfers:
             if transfer.opened and not transfer.verified:
                 live += sum(len(block.buffer) for block in transfer.landed.values())
-                live += sum(len(piece.block.buffer) for piece in transfer.pieces if piece.block)
-                live += sum(len(task.piece.block.buffer) for task in transfer.tasks if task.piece.block)
+                live += sum(len(segment.block.buffer) for segment in transfer.segments if segment.block)
+                live += sum(len(task.segment.block.buffer) for task in transfer.tasks if task.segment.block)
                 covers_once(transfer)
-        live += sum(map(len, self.schedule._free))
-        self.most = max(self.most, self.schedule.allowed)
+        live += sum(map(len, self.scheduler._free))
+        self.most = max(self.most, self.scheduler.allowed)
         # One block a connection more: a file that is begun again moves the window back below blocks in hand.
         assert live <= (self.most + transfer_scheduler.SPARE_PARTS) * PART + len(self.lanes) * BLOCK
 
@@ -267,30 +266,30 @@ class World:
         hasher, finisher, idle = self.hasher(), 0, 0
         while idle < 200_000:
             idle += 1
-            while len(self.lanes) < self.schedule.wanted():
+            while len(self.lanes) < self.scheduler.wanted():
                 self.lanes.append(self.connection())
             mover = self.dice.choice([*self.lanes, hasher, hasher, None])
             if mover is None:
                 self.now += self.dice.choice([0.01, 0.01, 0.3, 2.0])
-                self.schedule.look(self.now)
+                self.scheduler.look(self.now)
             else:
                 next(mover, None)
             self.check()
-            if self.schedule.next_verified():
-                self.schedule.finished()
+            if self.scheduler.next_verified():
+                self.scheduler.finished()
                 finisher += 1
-            if self.schedule.error or finisher == len(self.schedule.transfers):
+            if self.scheduler.error or finisher == len(self.scheduler.transfers):
                 return
         raise AssertionError("it never came to an end")
 
 
-def covers_once(transfer: Transfer) -> None:
+def covers_once(transfer: FileTransfer) -> None:
     """Every byte is hashed, landed, in one connection's hands, or nobody's: exactly one of them."""
     if transfer.length is None or transfer._reset:
         return
     spans = [(0, transfer.hashed), *((b.start, b.start + b.filled) for b in transfer.landed.values())]
-    held = [task.piece for task in transfer.tasks if not task.copy]
-    spans += [(piece.start, piece.end) for piece in [*transfer.pieces, *held]]
+    held = [task.segment for task in transfer.tasks if not task.copy]
+    spans += [(segment.start, segment.end) for segment in [*transfer.segments, *held]]
     position = 0
     for start, end in sorted(span for span in spans if span[0] != span[1]):
         assert start == position, (spans, transfer.length)
@@ -373,7 +372,7 @@ def test_whatever_the_order_of_events(chosen: list[dict[str, Any]], seed: int, l
         jobs.append(Job(checkpoint, checkpoint.files[0], disk))
     world = World(jobs, servers, dice, limit)
     world.run()
-    assert world.schedule.error is None
+    assert world.scheduler.error is None
     for index, (job, plan) in enumerate(zip(jobs, chosen, strict=True)):
         disk = job.partial
         assert bytes(disk.data[: plan["size"]]) == blob(plan["size"], index)
@@ -394,7 +393,7 @@ def test_without_a_good_mirror_it_ends_with_the_first_error(bad: list[dict[str, 
     disk: Any = Disk(len(data), {}, set())
     world = World([Job(checkpoint, checkpoint.files[0], disk)], servers, dice, LIMIT)
     world.run()
-    error = world.schedule.error
+    error = world.scheduler.error
     assert isinstance(error, DownloadError)
     assert [attempt.url for attempt in error.attempts] == list(servers)
     if servers["http://h/0"].gone:
@@ -424,6 +423,6 @@ def test_a_server_that_bears_few_connections_serves_every_file(
         jobs.append(Job(checkpoint, checkpoint.files[0], disk))
     world = World(jobs, servers, dice, LIMIT)
     world.run()
-    assert world.schedule.error is None
+    assert world.scheduler.error is None
     parts = sum(-(-size // PART) for size in sizes)
     assert busy.refused <= 3 * LIMIT + parts, (busy.refused, parts)

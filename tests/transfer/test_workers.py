@@ -21,13 +21,13 @@ import urllib3.connection
 import weightcache
 from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redirect, stalled
 from origin import status as answer
-from support import MB, PRELUDE, blob, child, directory, finish, one, partials, sha256, visible
+from support import MB, PRELUDE, blob, change_settings, child, directory, finish, one, partials, sha256, visible
 from weightcache import DownloadError, IntegrityError, ensure
+from weightcache._runtime.settings import Settings
 from weightcache._store.partial_file import PartialFile
 from weightcache._store.partials import BLOCK
-from weightcache._transfer import client, response, workers
-from weightcache._transfer import download as transfer_download
-from weightcache._transfer.scheduler import CONNECTIONS, Schedule
+from weightcache._transfer import response, workers
+from weightcache._transfer.scheduler import Scheduler
 from weightcache._transfer.segments import PART
 
 DATA = blob(40 * MB)
@@ -84,7 +84,7 @@ def test_a_slow_link_gets_many_connections(origin: Origin, root: Path) -> None:
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA
     assert weights.report["sam2"].bytes_fetched == len(DATA)
-    assert 4 < max(most) <= CONNECTIONS
+    assert 4 < max(most) <= Settings.connections
     assert origin.sent() <= len(DATA) + origin.gets() * SOCKETS
     first, *others = (request.headers["Range"] for request in origin.requests)
     assert first == f"bytes=0-{PART - 1}"
@@ -93,7 +93,7 @@ def test_a_slow_link_gets_many_connections(origin: Origin, root: Path) -> None:
 
 
 def test_a_connection_serves_part_after_part(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer_download, "CONNECTIONS", 2)
+    change_settings(monkeypatch, connections=2)
     origin.put("/a", DATA, rate=2 * SLOW)
     most: list[int] = []
     origin.on_request = lambda _: most.append(origin.busy())
@@ -104,7 +104,7 @@ def test_a_connection_serves_part_after_part(origin: Origin, root: Path, monkeyp
 
 
 def test_a_fast_link_keeps_to_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 60.0)  # whatever this machine is busy with
+    change_settings(monkeypatch, slow_after=60.0)  # whatever this machine is busy with
     origin.put("/a", DATA)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
     assert [request.headers["Range"] for request in origin.requests] == [f"bytes=0-{PART - 1}", f"bytes={PART}-"]
@@ -118,7 +118,7 @@ def test_small_files_go_over_few_connections(origin: Origin, root: Path) -> None
     weights = quiet(directory(files, origin.url("/d")), root)
     assert all((weights["bert"] / path).read_bytes() == data for path, data in files.items())
     assert origin.gets() == 600
-    assert len(clients(origin)) <= CONNECTIONS
+    assert len(clients(origin)) <= Settings.connections
 
 
 def test_several_files_share_the_connections(origin: Origin, root: Path) -> None:
@@ -133,7 +133,7 @@ def test_several_files_share_the_connections(origin: Origin, root: Path) -> None
     weights = quiet(manifest, root)
     assert weights["sam2"].read_bytes() == DATA
     assert all((weights["bert"] / name).read_bytes() == data for name, data in others.items())
-    assert max(most) <= CONNECTIONS
+    assert max(most) <= Settings.connections
 
 
 FAULTS: dict[str, list[Fault | None]] = {
@@ -161,7 +161,7 @@ def test_faults_among_many_connections(faults: list[Fault | None], origin: Origi
 
 def test_a_stalled_connection_is_replaced_alone(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its timeout: somebody idle takes over, and what the others brought is not brought again."""
-    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5, stall=600))
+    change_settings(monkeypatch, connect_timeout=5, stall_timeout=600)
     origin.put("/a", DATA, faults=[None, None, stalled(BLOCK + 9), stalled(0)], rate=SLOW)
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA
@@ -211,7 +211,7 @@ def test_a_server_that_allows_few_connections_gets_few(origin: Origin, root: Pat
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA
     refused = sum(request.status == 429 for request in origin.requests)
-    assert refused <= 2 * CONNECTIONS
+    assert refused <= 2 * Settings.connections
 
 
 def test_a_redirect_is_asked_for_once(origin: Origin, mirror: Origin, root: Path) -> None:
@@ -222,11 +222,11 @@ def test_a_redirect_is_asked_for_once(origin: Origin, mirror: Origin, root: Path
     assert origin.gets() == 1
 
 
-@pytest.mark.parametrize("connections", [1, CONNECTIONS])
+@pytest.mark.parametrize("connections", [1, Settings.connections])
 def test_a_signed_url_that_expires_is_asked_for_again(
     connections: int, origin: Origin, mirror: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer_download, "CONNECTIONS", connections)
+    change_settings(monkeypatch, connections=connections)
     signature = [0]
 
     def sign(exchange: Exchange) -> None:
@@ -392,7 +392,7 @@ def test_a_kernel_that_does_not_count_what_is_queued(
 
 
 def test_a_limit_of_one_connection(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer_download, "CONNECTIONS", 1)
+    change_settings(monkeypatch, connections=1)
     data = DATA[: 10 * MB]
     origin.put("/a", data, faults=[None, broken(BLOCK + 9)], rate=SLOW)
     most: list[int] = []
@@ -405,8 +405,8 @@ def test_a_mirror_that_freezes_is_left_for_the_next_one(
     origin: Origin, mirror: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who takes over from a stalled connection is not taken over from again: its timeout speaks for the mirror."""
-    monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5, stall=1.0))
-    monkeypatch.setattr("weightcache._transfer.work_stealing.STALLED", 0.1)
+    change_settings(monkeypatch, connect_timeout=5, stall_timeout=1.0)
+    change_settings(monkeypatch, stalled_after=0.1)
     origin.put("/a", DATA, faults=[None] * 3, always=stalled(0), rate=SLOW)
     mirror.put("/b", DATA)
     weights = quiet(one(DATA, origin.url("/a"), mirror.url("/b")), root)
@@ -416,7 +416,7 @@ def test_a_mirror_that_freezes_is_left_for_the_next_one(
 
 
 def test_a_slow_disk_is_not_a_stalled_mirror(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache._transfer.work_stealing.STALLED", 0.1)
+    change_settings(monkeypatch, stalled_after=0.1)
     write, slow = os.pwrite, [1, 5, 9]
 
     def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
@@ -450,10 +450,10 @@ def test_idle_connections_do_not_keep_each_other_awake(
     files = {f"{number}": blob(1000, number) for number in range(200)}
     for path, data in files.items():
         origin.put(f"/d/{path}", data)
-    take, finish_file = Schedule.take, PartialFile.finish
+    take, finish_file = Scheduler.assign, PartialFile.finish
     asked, storm, slow = [0], threading.Event(), iter([True])
 
-    def counted(self: Schedule, now: float) -> Any:
+    def counted(self: Scheduler, now: float) -> Any:
         asked[0] += 1
         if asked[0] > 5000:
             storm.set()
@@ -464,9 +464,9 @@ def test_idle_connections_do_not_keep_each_other_awake(
             storm.wait(1.0)  # meanwhile every file that may be open is brought, and all connections are idle
         finish_file(self, size)
 
-    monkeypatch.setattr("weightcache._transfer.scheduler.FAST", 1e15)
-    monkeypatch.setattr("weightcache._transfer.scheduler.PROBATION", 0.0)
-    monkeypatch.setattr(Schedule, "take", counted)
+    change_settings(monkeypatch, fast_rate=1e15)
+    change_settings(monkeypatch, slow_after=0.0)
+    monkeypatch.setattr(Scheduler, "assign", counted)
     monkeypatch.setattr(PartialFile, "finish", slowly)
     assert quiet(directory(files, origin.url("/d")), root).report.bytes_fetched == 200_000
     assert not storm.is_set()

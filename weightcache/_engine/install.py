@@ -11,13 +11,14 @@ from collections import defaultdict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from weightcache._runtime import settings
 from weightcache._runtime.identity import Writer
 from weightcache._store import files as store_files
 from weightcache._store import receipts
 from weightcache._store import root as store_root
 from weightcache._store.partial_file import VanishedError
 from weightcache._store.partials import Partial, sweep
-from weightcache._transfer.download import Job, fetch
+from weightcache._transfer.download import Job, download
 from weightcache._transfer.progress import make_progress
 from weightcache.errors import NotCachedError, StorageError
 from weightcache.reports import CheckpointReport
@@ -181,7 +182,10 @@ class Installer:
                 wanted[file.sha256].append((task, file))
         first = [needs[0] for needs in wanted.values()]
         jobs = [Job(t.checkpoint, f, partials[t.checkpoint.digest].file(f)) for t, f in first]
-        progress = make_progress(self._options.progress, [(t.checkpoint, f) for t, f in first])
+        limits = settings.DEFAULT
+        progress = make_progress(
+            self._options.progress, [(t.checkpoint, f) for t, f in first], line_interval=limits.line_interval
+        )
         left = {task.checkpoint.name: len(task.to_fetch) for task in short}
         tasks = {task.checkpoint.name: task for task in short}
 
@@ -192,8 +196,9 @@ class Installer:
 
         self._holder.begin("downloading", progress.total or 0)
         try:
-            fetch(
+            download(
                 jobs,
+                settings=limits,
                 patience=self._options.patience,
                 progress=progress,
                 holder=self._holder,

@@ -30,7 +30,7 @@ def declared_token(variable: str) -> Token:
     value = os.environ.get(variable, "").strip()  # a newline from `echo` would be an invalid header
     if not value:
         hint = f"set {variable} in the environment (on Modal: a Secret)"
-        raise SourceError(f"environment variable {variable} (its `auth`) is not set", hint=hint, asked=False)
+        raise SourceError(f"environment variable {variable} (its `auth`) is not set", hint=hint, request_sent=False)
     return _checked(value, variable, f"environment variable {variable} (its `auth`)")
 
 
@@ -62,7 +62,7 @@ def _token_file() -> str:
 
 def _checked(value: str, origin: str, where: str) -> Token:
     if not (value.isascii() and value.isprintable()):
-        raise SourceError(f"{where} holds characters no token has", asked=False)
+        raise SourceError(f"{where} holds characters no token has", request_sent=False)
     return Token(value, origin)
 
 

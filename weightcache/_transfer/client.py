@@ -12,8 +12,8 @@ from weightcache.errors import redacted
 from weightcache.manifest.urls import expanded, local_path
 
 from .auth import declared_token, hub_token
-from .error_response import Asked, refused
-from .response import WHOLE, HttpBody, Timeouts
+from .error_response import RequestInfo, error_from
+from .response import WHOLE, HttpBody
 from .response_head import READ_HEAD, header_number
 from .session import Bearer, Session
 from .stream import Body, LocalBody, SourceError, TransientError
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     import requests
 
     from weightcache._runtime.cancel import Cancel
+    from weightcache._runtime.settings import Settings
 
 _log = logging.getLogger("weightcache")
 
 MAX_REDIRECTS = 10
-TIMEOUTS = Timeouts()
 
 
 class Client:
     """Requests of one `ensure`: a session with its connections, proxies, netrc and TLS settings."""
 
-    def __init__(self, cancel: Cancel, connections: int) -> None:
-        self._cancel = cancel
-        self._session = Session(connections)
+    def __init__(self, cancel: Cancel, settings: Settings) -> None:
+        self._cancel, self._settings = cancel, settings
+        self._session = Session(settings.connections)
         # Where redirects led: a hub that signs URLs is asked once, and not for each part.
         self._targets: dict[str, str] = {}
         self._served: set[str] = set()
@@ -80,11 +80,14 @@ class Client:
             try:
                 ranged = "Range" in headers
                 if response.status_code not in WHOLE and response.status_code != 206:
-                    asked = Asked(address, ranged, bearer.origin if bearer else "", auth, hub, url in self._served)
-                    raise refused(
-                        response, asked, self._session.proxy(response.url or ""), min(READ_HEAD, TIMEOUTS.stall)
+                    sent = RequestInfo(address, ranged, bearer.origin if bearer else "", auth, hub, url in self._served)
+                    raise error_from(
+                        response,
+                        sent,
+                        self._session.proxy(response.url or ""),
+                        min(READ_HEAD, self._settings.stall_timeout),
                     )
-                body = HttpBody(response, TIMEOUTS, address, ranged, start, size, validator)
+                body = HttpBody(response, self._settings, address, ranged, start, size, validator)
                 self._served.add(url)
                 return body
             except BaseException:
@@ -107,13 +110,13 @@ class Client:
 
     def _follow(self, url: str, headers: dict[str, str], auth: Bearer | None) -> tuple[requests.Response, str]:
         # By hand: every hop is checked, and the token goes only where it belongs.
-        ends = time.monotonic() + 2 * TIMEOUTS.stall
+        ends = time.monotonic() + 2 * self._settings.stall_timeout
         for _ in range(MAX_REDIRECTS + 1):
             self._cancel.check()
-            seconds = min(TIMEOUTS.stall, ends - time.monotonic())
+            seconds = min(self._settings.stall_timeout, ends - time.monotonic())
             if seconds <= 0:
-                raise TransientError(f"its redirects took longer than {2 * TIMEOUTS.stall:g} s")
-            response = self._session.ask(url, headers, auth, TIMEOUTS, seconds)
+                raise TransientError(f"its redirects took longer than {2 * self._settings.stall_timeout:g} s")
+            response = self._session.get_once(url, headers, auth, self._settings.connect_timeout, seconds)
             if (target := self._session.redirect(url, response)) is None:
                 return response, url
             _let_go(response)
@@ -140,7 +143,7 @@ def _address(url: str) -> str:
         why = "is not set" if isinstance(error, KeyError) else "holds what no URL may"
         name = error.args[0]
         hint = f"set {name} in the environment (on Modal: a Secret)"
-        raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint, asked=False) from None
+        raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint, request_sent=False) from None
 
 
 def _let_go(response: requests.Response) -> None:

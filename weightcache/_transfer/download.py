@@ -1,7 +1,7 @@
 """The fetch seam: files in, verified partials out.
 
 The story above hands over `Job`s and learns of each file as it stands complete, verified and durable in its partial.
-How the bytes come is decided below: `_schedule` says which connection brings what, `_transfer` keeps the books of one
+How the bytes come is decided below: `_scheduler` says which connection brings what, `_transfer` keeps the books of one
 file, `_mirrors` says who is to blame, and `_threads` does the work. Here the caller's own thread waits for verified
 files, closes them, and shows the progress.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import Cancel
@@ -18,28 +17,28 @@ from weightcache._runtime.threads import remedy
 from weightcache.errors import DownloadError
 
 from .client import Client
-from .mirrors import Retries
-from .scheduler import CONNECTIONS, Schedule
+from .scheduler import Scheduler
 from .segments import Job
-from .workers import Connection, Hasher, Shared, clock
+from .workers import Connection, Hasher, WorkerState, clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from weightcache._coordination.lock import Holder
+    from weightcache._runtime.settings import Settings
 
-    from .file_transfer import Transfer
+    from .file_transfer import FileTransfer
     from .progress import Progress, Track
 
-__all__ = ["RETRIES", "Job", "Retries", "fetch"]
+__all__ = ["Job", "download"]
 
-RETRIES = Retries()
 JOIN = 0.5  # seconds that the end waits for threads; what still waits for a mirror then is left to its timeout
 
 
-def fetch(
+def download(
     jobs: Sequence[Job],
     *,
+    settings: Settings,
     patience: float,
     progress: Progress,
     holder: Holder,
@@ -58,40 +57,40 @@ def fetch(
     """
     with ExitStack() as stack:
         stop = Cancel()
-        client = stack.enter_context(closing(Client(stop, connections=CONNECTIONS)))
-        shared = Shared(Schedule(jobs, replace(RETRIES, patience=patience), random.uniform, CONNECTIONS), client, stop)
-        conductor = _Conductor(shared, progress, holder, cancel)
-        stack.callback(conductor.end)
-        stack.enter_context(cancel.interrupting(conductor.look))
-        conductor.run(on_verified)
+        client = stack.enter_context(closing(Client(stop, settings)))
+        state = WorkerState(Scheduler(jobs, settings, patience, random.uniform), client, stop)
+        download_run = DownloadRun(state, progress, holder, cancel)
+        stack.callback(download_run.end)
+        stack.enter_context(cancel.interrupting(download_run.look))
+        download_run.run(on_verified)
 
 
-class _Conductor:
+class DownloadRun:
     """What the caller's thread does while the others work."""
 
-    def __init__(self, shared: Shared, progress: Progress, holder: Holder, cancel: Cancel) -> None:
-        self._shared, self._schedule = shared, shared.schedule
+    def __init__(self, state: WorkerState, progress: Progress, holder: Holder, cancel: Cancel) -> None:
+        self._state, self._scheduler = state, state.scheduler
         self._progress, self._holder, self._cancel = progress, holder, cancel
         self._threads: list[Hasher | Connection] = []
         self._may_start = True
-        self._tracks: dict[Transfer, Track] = {}
+        self._tracks: dict[FileTransfer, Track] = {}
 
     def look(self) -> None:
         """Wake up; called from another thread that cancels."""
-        with self._shared.lock:
-            self._shared.news.notify()
+        with self._state.lock:
+            self._state.caller.notify()
 
     def run(self, on_verified: Callable[[Job], None]) -> None:
-        self._start(Hasher(self._shared))
-        for _ in self._schedule.transfers:
+        self._start(Hasher(self._state))
+        for _ in self._scheduler.transfers:
             transfer = self._next_verified()
             transfer.job.partial.finish(transfer.hashed)
             self._show()
             self._progress.close(self._tracks.pop(transfer))
             on_verified(transfer.job)
-            with self._shared.lock:
-                self._schedule.finished()
-                self._shared.work.notify()
+            with self._state.lock:
+                self._scheduler.finished()
+                self._state.idle.notify()
 
     def _start(self, thread: Hasher | Connection) -> bool:
         try:
@@ -106,32 +105,32 @@ class _Conductor:
         self._threads.append(thread)
         return True
 
-    def _next_verified(self) -> Transfer:
+    def _next_verified(self) -> FileTransfer:
         """Wait for the next verified file; start connections and show progress meanwhile."""
-        shared, schedule = self._shared, self._schedule
+        state, scheduler = self._state, self._scheduler
         while True:
-            with shared.lock:
-                if verified := schedule.next_verified():
+            with state.lock:
+                if verified := scheduler.next_verified():
                     return verified
-                if shared.error:
-                    raise shared.error
-                if schedule.error and not schedule.next_blocks():  # what is complete is kept
-                    raise schedule.error
-                wait = schedule.look(clock())
-                lacking = schedule.wanted() - (len(self._threads) - 1) if self._may_start else 0
+                if state.error:
+                    raise state.error
+                if scheduler.error and not scheduler.next_blocks():  # what is complete is kept
+                    raise scheduler.error
+                wait = scheduler.look(clock())
+                lacking = scheduler.wanted() - (len(self._threads) - 1) if self._may_start else 0
                 if lacking <= 0:
-                    shared.news.wait(wait)
+                    state.caller.wait(wait)
                     if wait:
-                        shared.work.notify()  # somebody idle may take over from a stalled one
+                        state.idle.notify()  # somebody idle may take over from a stalled one
             for _ in range(lacking):
-                self._may_start = self._may_start and self._start(Connection(shared, len(self._threads)))
+                self._may_start = self._may_start and self._start(Connection(state, len(self._threads)))
             self._cancel.check()
             self._show()
 
     def _show(self) -> None:
-        with self._shared.lock:
-            arrived = [(transfer, transfer.arrived) for transfer in self._schedule.open_transfers()]
-            notes, self._schedule.notes = self._schedule.notes, []
+        with self._state.lock:
+            arrived = [(transfer, transfer.arrived) for transfer in self._scheduler.open_transfers()]
+            notes, self._scheduler.notes = self._scheduler.notes, []
         for note in notes:
             if self._progress.shows_lines:
                 self._progress.say(note)
@@ -145,7 +144,7 @@ class _Conductor:
 
     def end(self) -> None:
         """End the threads, whatever happened; nothing touches a partial after this."""
-        self._shared.end()
+        self._state.end()
         until = clock() + JOIN
         for thread in self._threads:
             thread.join(max(0.0, until - clock()))

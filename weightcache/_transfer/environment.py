@@ -61,7 +61,7 @@ def proxy_mistake(proxy: Proxy | None) -> SourceError:
         return SourceError(
             f"{proxy} speaks SOCKS, and the package for it (PySocks) is not installed",
             hint=f'pip install "requests[socks]", or unset {proxy.variable}',
-            asked=False,
+            request_sent=False,
         )
     return SourceError(f"{proxy} is not a proxy's URL", hint=f"correct {proxy.variable}: want http://HOST:PORT")
 
@@ -95,7 +95,7 @@ def trusted(bundle: str) -> ssl.SSLContext:
     raise SourceError(
         f"TLS: the CA bundle {bundle}{f' ({set_by})' if set_by else ''} {why}",
         hint=f"let {set_by} name a file of PEM certificates, or unset it" if set_by else "install certifi again",
-        asked=False,
+        request_sent=False,
     )
 
 

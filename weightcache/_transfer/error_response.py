@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .auth import is_signed
 from .environment import netrc_problem, proxy_refusal
-from .rate_limits import CROWDED, PASSING, SECONDARY, seconds_to_wait
-from .response_head import foreign, led_to, read_head, status_in_words
-from .server_message import said, secrets_in
+from .rate_limits import RETRYABLE, SECONDARY, THROTTLED, seconds_to_wait
+from .response_head import foreign, read_head, redirected_host, status_in_words
+from .server_message import reason, secrets_in
 from .stream import RangeError, SourceError, TransientError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _HUB_CODES = {
 _REFUSES_CLIENT = re.compile(rb"user[- ]agent|error code: 10(06|07|08|10|20)\b", re.IGNORECASE)
 
 
-class Asked(NamedTuple):
+class RequestInfo(NamedTuple):
     """How a file was asked for.
 
     Attributes:
@@ -55,36 +55,36 @@ class Asked(NamedTuple):
     served: bool
 
 
-def refused(response: requests.Response, asked: Asked, proxy: Proxy | None, seconds: float) -> SourceError:
+def error_from(response: requests.Response, request: RequestInfo, proxy: Proxy | None, seconds: float) -> SourceError:
     """Return the error that an answer without a file is.
 
     Args:
         response: The answer.
-        asked: How it was asked for.
+        request: The request.
         proxy: The proxy between, if any.
         seconds: For how long to wait for what the body says.
     """
     status = response.status_code
-    if status == 416 and asked.ranged:
+    if status == 416 and request.ranged:
         return RangeError("HTTP 416: it has no such range")
     head = read_head(response, HEAD, seconds) if status >= 400 else b""
-    words = said(head, secrets_in(dict(response.request.headers), asked.url, response.url or ""))
+    words = reason(head, secrets_in(dict(response.request.headers), request.url, response.url or ""))
     text = status_in_words(response)
     after = seconds_to_wait(response.headers)
     if status == 403 and after is None and "rate limit" in words.lower():
         after = SECONDARY
-    if status in PASSING or (status == 403 and after is not None):
+    if status in RETRYABLE or (status == 403 and after is not None):
         says = f"; it says: {words}" if words else ""
-        return TransientError(f"{text}{says}", after or 0.0, crowded=status in CROWDED)
+        return TransientError(f"{text}{says}", after or 0.0, throttled=status in THROTTLED)
     if status == 407:
         return proxy_refusal(proxy, text)
-    return _final(response, asked, head, words)
+    return _final(response, request, head, words)
 
 
-def _final(response: requests.Response, asked: Asked, head: bytes, words: str) -> SourceError:
+def _final(response: requests.Response, request: RequestInfo, head: bytes, words: str) -> SourceError:
     """Return the error of a refusal that does not pass; ``words`` is what the server says in its body, ``head``."""
     status, url = response.status_code, response.url or ""
-    host = led_to(response, asked.url)
+    host = redirected_host(response, request.url)
     text = status_in_words(response) + (f" from {host}, to which it redirects" if host else "")
     says = f"; it says: {words}" if words else ""
     if not says and head and (what := foreign(head, response, url, "")):
@@ -93,17 +93,17 @@ def _final(response: requests.Response, asked: Asked, head: bytes, words: str) -
     if "disabled" in response.headers.get("X-Error-Message", ""):
         code = "DisabledRepo"
     is_refused = status in (401, 403)
-    sent = f"; {_sent(response, asked)}" if is_refused else ""
-    if code or (asked.hub and not host and is_refused):
-        return _refused_by_hub(f"{text}{sent}", code, asked)
+    sent = f"; {_sent(response, request)}" if is_refused else ""
+    if code or (request.hub and not host and is_refused):
+        return _refused_by_hub(f"{text}{sent}", code, request)
     if status in (400, 401, 403) and is_signed(url):
-        return _refused_signature(f"{text}{sent}{says}", response, declared=url == asked.url)
+        return _refused_signature(f"{text}{sent}{says}", response, declared=url == request.url)
     challenged = "challenge" in response.headers.get("cf-mitigated", "")
     if is_refused and (challenged or _REFUSES_CLIENT.search(head)):
         what = "wants a browser that solves a challenge" if challenged else "refuses this client (its User-Agent)"
         return SourceError(f"{text}: the host {what}{says}", hint="no token helps there; add another mirror")
     if is_refused:
-        return _not_permitted(text + sent, says, response, asked, is_bucket=b"<Error>" in head)
+        return _not_permitted(text + sent, says, response, request, is_bucket=b"<Error>" in head)
     meaning = f": {_MEANING[status]}" if status in _MEANING else ""
     return SourceError(f"{text}{meaning}{says}")
 
@@ -112,33 +112,35 @@ def _has_password(response: requests.Response) -> bool:
     return str(response.request.headers.get("Authorization", "")).startswith("Basic")
 
 
-def _sent(response: requests.Response, asked: Asked) -> str:
+def _sent(response: requests.Response, request: RequestInfo) -> str:
     if _has_password(response):
         # requests itself sends what netrc has for the host, or what stands before an @ in the URL.
         return "a user name and password (netrc, or the URL) were sent"
     return (
-        f"the token from {asked.origin} was sent"
+        f"the token from {request.origin} was sent"
         if "Authorization" in response.request.headers
-        else (f"the token from {asked.origin} is not sent there" if asked.origin else "no token was sent")
+        else (f"the token from {request.origin} is not sent there" if request.origin else "no token was sent")
     )
 
 
-def _not_permitted(text: str, says: str, response: requests.Response, asked: Asked, *, is_bucket: bool) -> SourceError:
-    elsewhere = bool(led_to(response, asked.url))
+def _not_permitted(
+    text: str, says: str, response: requests.Response, request: RequestInfo, *, is_bucket: bool
+) -> SourceError:
+    elsewhere = bool(redirected_host(response, request.url))
     if _has_password(response):
         return SourceError(text + says, hint="look whether they are valid here")
-    if asked.origin:
-        hint = "" if elsewhere else f"look whether the token in {asked.auth or asked.origin} is valid here"
+    if request.origin:
+        hint = "" if elsewhere else f"look whether the token in {request.auth or request.origin} is valid here"
         return SourceError(text + says, hint=hint)
     if problem := netrc_problem():
         return SourceError(f"{text}{says}; {problem}", hint="correct the netrc file")
-    if is_bucket and not asked.served:
+    if is_bucket and not request.served:
         return SourceError(
             text + says, hint="a private bucket wants a signed URL; a public one has no such file, perhaps"
         )
     # A token is one cause of a 403 among many: where the host gives another one, `auth` is no advice.
-    if elsewhere or asked.served or (says and response.status_code == 403):
-        return SourceError(text + says, hint="" if asked.served else "open the URL in a browser to see what it wants")
+    if elsewhere or request.served or (says and response.status_code == 403):
+        return SourceError(text + says, hint="" if request.served else "open the URL in a browser to see what it wants")
     scheme = response.headers.get("WWW-Authenticate", "").partition(" ")[0].lower()
     if scheme in ("basic", "digest", "ntlm", "negotiate"):
         return SourceError(text + says, hint="give its user name and password in a netrc file (see NETRC)")
@@ -160,10 +162,10 @@ def _refused_signature(text: str, response: requests.Response, *, declared: bool
     )
 
 
-def _refused_by_hub(text: str, code: str, asked: Asked) -> SourceError:
-    page = asked.hub
+def _refused_by_hub(text: str, code: str, request: RequestInfo) -> SourceError:
+    page = request.hub
     where = page or "its repository"
-    token = asked.origin or "HF_TOKEN (or run `hf auth login`)"
+    token = request.origin or "HF_TOKEN (or run `hf auth login`)"
     if code == "GatedRepo":
         what = f"{text}; {where} is gated"
         return SourceError(what, hint=f"accept its licence at {where}, and use the token of that account in {token}")
@@ -176,8 +178,8 @@ def _refused_by_hub(text: str, code: str, asked: Asked) -> SourceError:
         return SourceError(what, hint=f"look at the files of that commit{f' at {page}' if page else ''}")
     if code == "DisabledRepo":
         return SourceError(what, hint="take the file from another mirror")
-    if asked.served:
+    if request.served:
         return SourceError(what)
-    if asked.origin:
+    if request.origin:
         return SourceError(what, hint=f"look whether {where} exists, and whether the token in {token} may read it")
     return SourceError(what, hint=f"look whether {where} exists; if it is private, set {token}")

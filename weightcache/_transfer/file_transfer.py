@@ -16,16 +16,16 @@ from weightcache.errors import redacted
 
 from . import hedge
 from .mirrors import Failure
-from .segments import PART, Block, Piece, Task
+from .segments import PART, Block, Segment, Task
 from .stream import ChangedError, RangeError, TransientError, WrongBytesError
 
 if TYPE_CHECKING:
-    from .mirrors import Consequence, Mirror, Mirrors, Verdict
+    from .mirrors import Decision, Mirror, Mirrors, Recovery
     from .segments import Job
     from .stream import Body, SourceError
 
 
-class Transfer:
+class FileTransfer:
     """One file of the download."""
 
     def __init__(self, job: Job, mirrors: Mirrors) -> None:
@@ -34,7 +34,7 @@ class Transfer:
         self.opened = self.verified = False
         self.length = job.file.size
         self.hashed = self.arrived = 0  # bytes that went into the hash; bytes that are here, the kept ones included
-        self._reset: Consequence = ""
+        self._reset: Recovery = ""
         self.begun = 0  # how many times
         self.raced = 0  # bytes that were fetched twice, by rivals
 
@@ -56,12 +56,12 @@ class Transfer:
         self.landed: dict[int, Block] = {}
         self._versions: set[object] = set()  # of what the bytes here are
         self._reset = ""
-        self.pieces = self._kept_and_lacking(Piece(0, self.length))
+        self.segments = self._kept_and_lacking(Segment(0, self.length))
 
-    def _kept_and_lacking(self, rest: Piece) -> list[Piece]:
+    def _kept_and_lacking(self, rest: Segment) -> list[Segment]:
         """Cut ``rest``, which is nobody's, into what the partial holds of it and what it lacks."""
-        mirror, pieces, position = self.mirrors.current, list[Piece](), rest.start
-        takes = mirror is not None and mirror.ranges and not mirror.alone
+        mirror, segments, position = self.mirrors.current, list[Segment](), rest.start
+        takes = mirror is not None and mirror.ranges and not mirror.exclusive
         for number, length in sorted(self.job.partial.present().items() if takes else ()):
             start = number * BLOCK
             if start < position or length != (BLOCK if self.length is None else min(BLOCK, self.length - start)):
@@ -69,19 +69,19 @@ class Transfer:
             if rest.end is not None and start + length > rest.end:
                 break  # what lies beyond is in other hands
             if start > position:
-                pieces.append(Piece(position, start))
-            if pieces and pieces[-1].kept and pieces[-1].end == start:
-                pieces[-1].end = start + length
+                segments.append(Segment(position, start))
+            if segments and segments[-1].kept and segments[-1].end == start:
+                segments[-1].end = start + length
             else:
-                pieces.append(Piece(start, start + length, kept=True))
+                segments.append(Segment(start, start + length, kept=True))
             position = start + length
         if rest.end is None or position < rest.end:
-            pieces.append(Piece(position, rest.end))
-        if rest.block and not pieces[0].kept:
-            pieces[0].block = rest.block
+            segments.append(Segment(position, rest.end))
+        if rest.block and not segments[0].kept:
+            segments[0].block = rest.block
         elif rest.block:
             self.arrived -= rest.block.filled
-        return pieces
+        return segments
 
     @property
     def _mixed(self) -> bool:
@@ -99,32 +99,34 @@ class Transfer:
         mirror = self.mirrors.current
         return mirror is not None and mirror.failing
 
-    def can_take(self, below: int, *, without: Task | None = None) -> bool:
-        """Whether the first piece may be handed out.
+    def can_assign(self, below: int, *, without: Task | None = None) -> bool:
+        """Whether the first segment may be handed out.
 
         Args:
             below: The position in the file below which it must begin.
             without: A task that would be given back first.
         """
         mirror, tasks = self.mirrors.current, self.tasks - {without}
-        if mirror is None or self._reset or not self.pieces or self.pieces[0].start >= below:
+        if mirror is None or self._reset or not self.segments or self.segments[0].start >= below:
             return False
-        piece = self.pieces[0]
-        if not piece.kept and (mirror.pausing or not mirror.host.has_room(without) or (tasks and not mirror.parallel)):
+        segment = self.segments[0]
+        if not segment.kept and (
+            mirror.pausing or not mirror.server.has_room(without) or (tasks and not mirror.parallel)
+        ):
             return False
-        if piece.end is None and piece.start:  # only the digest can say whether the file ends here
-            return not tasks and self.hashed >= piece.start
+        if segment.end is None and segment.start:  # only the digest can say whether the file ends here
+            return not tasks and self.hashed >= segment.start
         return True
 
-    def take(self, below: int, *, whole: bool, now: float) -> Task | None:
-        """Hand out the first piece that begins below ``below``: as it is if ``whole``, else at most a part of it."""
+    def assign_next(self, below: int, *, whole: bool, now: float) -> Task | None:
+        """Hand out the first segment that begins below ``below``: as it is if ``whole``, else at most a part of it."""
         mirror = self.mirrors.current
-        if mirror is None or not self.can_take(below):
+        if mirror is None or not self.can_assign(below):
             return None
-        return self.hand_out(self.pieces.pop(0), mirror, whole=whole, now=now)
+        return self.assign(self.segments.pop(0), mirror, whole=whole, now=now)
 
-    def hand_out(self, piece: Piece, mirror: Mirror, *, whole: bool, now: float) -> Task:
-        task = Task(self, mirror, piece, now, mirror.setbacks, moved=now)
+    def assign(self, segment: Segment, mirror: Mirror, *, whole: bool, now: float) -> Task:
+        task = Task(self, mirror, segment, now, mirror.failure_epoch, moved=now)
         self._add(task)
         # The first request is for a part in any case: it shows whether the link is slow, and the mirror gives parts.
         if not whole or not mirror.delivered:
@@ -133,10 +135,10 @@ class Transfer:
 
     def _add(self, task: Task) -> None:
         self.tasks.add(task)
-        if not task.piece.kept:
+        if not task.segment.kept:
             task.mirror.requests += 1
-            task.mirror.host.tasks.add(task)
-            task.crowd = len(task.mirror.host.tasks)
+            task.mirror.server.tasks.add(task)
+            task.crowd = len(task.mirror.server.tasks)
 
     def race(self, holder: Task, now: float) -> Task:
         """Let another connection fetch the block that a task has begun, from where that is."""
@@ -150,22 +152,22 @@ class Transfer:
 
     def shorten(self, task: Task) -> None:
         """Cut a task at the end of the part it is in; the rest is nobody's."""
-        end = (task.piece.start // PART + 1) * PART
-        if task.piece.end is not None and end < task.piece.end and (task.piece.kept or task.mirror.parallel):
-            insort(self.pieces, self.cut(task, end), key=_start)
+        end = (task.segment.start // PART + 1) * PART
+        if task.segment.end is not None and end < task.segment.end and (task.segment.kept or task.mirror.parallel):
+            insort(self.segments, self.cut(task, end), key=_start)
 
-    def cut(self, task: Task, end: int) -> Piece:
+    def cut(self, task: Task, end: int) -> Segment:
         """Let a task end sooner, at ``end``, and return the rest."""
-        rest = Piece(end, task.piece.end, task.piece.kept)
-        task.piece.end = end
+        rest = Segment(end, task.segment.end, task.segment.kept)
+        task.segment.end = end
         return rest
 
     def read_on(self, task: Task) -> bool:
         """Give a finished task what follows, so that its response goes on, unless that is in other hands."""
-        for index, piece in enumerate(self.pieces):
-            follows = piece.start == task.piece.end and not piece.kept and not piece.block
+        for index, segment in enumerate(self.segments):
+            follows = segment.start == task.segment.end and not segment.kept and not segment.block
             if follows and task.mirror is self.mirrors.current and not task.revoked:
-                task.piece = self.pieces.pop(index)
+                task.segment = self.segments.pop(index)
                 return True
         return False
 
@@ -178,25 +180,25 @@ class Transfer:
         mirror = task.mirror
         if task.revoked:
             return False
-        if body.offset != task.piece.position:  # it sends the whole file
+        if body.offset != task.segment.position:  # it sends the whole file
             if len(self.tasks) > 1:
                 mirror.shared = False  # who has a response reads on in it, and nobody else asks
                 return False
             self._begin()
-            self.pieces, task.piece = [], Piece(0, self.length)
+            self.segments, task.segment = [], Segment(0, self.length)
         if self.length is None and body.total is not None:
-            held = (piece.end for piece in [*self.pieces, *(each.piece for each in self.tasks)])
+            held = (segment.end for segment in [*self.segments, *(each.segment for each in self.tasks)])
             if max((end for end in held if end is not None), default=0) > body.total:
                 raise ChangedError("the file is shorter than what an earlier run has of it")
             self.length = body.total
-            self.pieces = [piece for piece in self.pieces if piece.start < body.total]
-            for piece in (task.piece, *self.pieces):
-                piece.end = body.total if piece.end is None else piece.end
+            self.segments = [segment for segment in self.segments if segment.start < body.total]
+            for segment in (task.segment, *self.segments):
+                segment.end = body.total if segment.end is None else segment.end
         elif body.total not in (None, self.length):
             raise ChangedError("the file changed between two requests (length)")
         mirror.delivered = task.answered = True
         mirror.ranges = mirror.ranges and body.resumable
-        # Another ETag is no other file: nodes of one host often have each its own. The digest says whether it is, and
+        # Another ETag is no other file: nodes of one server often have each its own. The digest says whether it is, and
         # if it is, the mirror may send the file once more, in one answer.
         self._versions.add((mirror.url, body.validator or task))
         return True
@@ -205,138 +207,138 @@ class Transfer:
         """Note ``count`` more bytes."""
         self.arrived += 0 if task.copy else count
         task.received += count
-        if not task.piece.kept:
+        if not task.segment.kept:
             self.job.received += count
             task.mirror.moved, task.mirror.failing = True, False
 
     def end(self, task: Task) -> None:
         """Note that a stream ended whose length nobody knew."""
-        self.length = task.piece.end = task.piece.position
+        self.length = task.segment.end = task.segment.position
 
     def ended(self, task: Task) -> SourceError:
         """Return the error of a stream that ended too soon: it broke off, or it was something else."""
-        position = task.piece.position
+        position = task.segment.position
         if came := self.foreign(task):
             return WrongBytesError(f"{self.length} bytes", f"{position} bytes", came, landed=False)
         return TransientError(f"the connection ended at byte {position} of {self.length}")
 
     def foreign(self, task: Task) -> str:
         """Say what the block of a task is instead of the beginning of weights, if it is that; else empty."""
-        block = task.piece.block
+        block = task.segment.block
         if block is None or block.start or not block.filled:
             return ""
         return task.foreign(bytes(block.data[:HEAD]), self.job.file.path)
 
-    def land(self, task: Task) -> bool:
+    def on_written(self, task: Task) -> bool:
         """Note that a task's block is on the disk and waits for the hash. ``False``: the task goes no further."""
         task.writing = False
-        piece, block = task.piece, task.piece.block
+        segment, block = task.segment, task.segment.block
         if self._reset or block is None:
             return False
         self.landed[block.start] = block
-        if not block.start and not piece.kept:
+        if not block.start and not segment.kept:
             task.mirror.came = self.foreign(task)
-        piece.start, piece.block = block.start + block.filled, None
-        if piece.kept:
+        segment.start, segment.block = block.start + block.filled, None
+        if segment.kept:
             self._versions.add("kept")
         return not task.revoked
 
-    def set_aside(self) -> None:
+    def spill(self) -> None:
         """Drop what waits for the hash from memory: it lies in the partial, and is read again when its turn comes."""
         for block in self.landed.values():
-            insort(self.pieces, Piece(block.start, block.start + block.filled, kept=True), key=_start)
+            insort(self.segments, Segment(block.start, block.start + block.filled, kept=True), key=_start)
             self.arrived -= block.filled
         self.landed.clear()
 
     def release(self, task: Task) -> None:
         """Take a task from its connection; what is left of it is nobody's."""
         self.tasks.discard(task)
-        task.mirror.host.tasks.discard(task)
+        task.mirror.server.tasks.discard(task)
         hedge.ended(task)
-        piece = task.piece
-        if piece.block is not None and (task.revoked or not piece.block.filled or piece.kept or task.copy):
-            self.arrived -= 0 if task.copy else piece.block.filled
-            piece.block = None
-        if not task.copy and (piece.end is None or piece.start < piece.end):
-            insort(self.pieces, piece, key=_start)
-        self._settle()
+        segment = task.segment
+        if segment.block is not None and (task.revoked or not segment.block.filled or segment.kept or task.copy):
+            self.arrived -= 0 if task.copy else segment.block.filled
+            segment.block = None
+        if not task.copy and (segment.end is None or segment.start < segment.end):
+            insort(self.segments, segment, key=_start)
+        self._restart_if_idle()
 
-    def lack(self, task: Task) -> None:
-        """Note that the next block of a kept piece is not there after all: a mirror must bring it."""
-        piece = task.piece
-        lacking = Piece(piece.start, min(piece.start + BLOCK, piece.end or 0))
-        piece.start = lacking.end or 0
-        insort(self.pieces, lacking, key=_start)
+    def on_missing(self, task: Task) -> None:
+        """Note that the next block of a kept segment is not there after all: a mirror must bring it."""
+        segment = task.segment
+        lacking = Segment(segment.start, min(segment.start + BLOCK, segment.end or 0))
+        segment.start = lacking.end or 0
+        insort(self.segments, lacking, key=_start)
 
-    def failed(self, task: Task, error: SourceError, now: float) -> Verdict | None:
+    def failed(self, task: Task, error: SourceError, now: float) -> Decision | None:
         """Draw the consequences of a failed request. ``None``: it was taken away before, and says nothing."""
-        mirror, host = task.mirror, task.mirror.host
-        mirror.requests -= not error.asked
+        mirror, server = task.mirror, task.mirror.server
+        mirror.requests -= not error.request_sent
         others = any(each.mirror is mirror and each.received for each in self.tasks - {task})
-        is_refusal = error.asked and not (task.received or task.answered or isinstance(error, RangeError))
-        beyond = is_refusal and host.is_beyond(task)
-        was_whole = not mirror.ranges or mirror.alone
+        is_refusal = error.request_sent and not (task.received or task.answered or isinstance(error, RangeError))
+        beyond = is_refusal and server.is_beyond(task)
+        was_whole = not mirror.ranges or mirror.exclusive
         self.release(task)
         if task.revoked or self._reset:
             return None
         if is_refusal and (beyond or mirror.delivered or isinstance(error, TransientError)):
-            crowded = isinstance(error, TransientError) and error.crowded
-            host.refused(task, now, crowded=crowded)
+            throttled = isinstance(error, TransientError) and error.throttled
+            server.refused(task, now, throttled=throttled)
         failure = Failure(
             error,
             now,
             self.arrived,
-            task.setbacks,
+            task.failure_epoch,
             mixed=self._mixed,
             others=others,
             beyond=beyond,
             answered=task.answered,
             received=task.received > 0,
         )
-        verdict = self.mirrors.blame(mirror, failure)
-        if verdict.reset:
-            self._again(verdict.reset)
+        decision = self.mirrors.on_failure(mirror, failure)
+        if decision.reset:
+            self.restart(decision.reset)
         elif mirror is not self.mirrors.current and was_whole:
             # The next mirror gives parts, perhaps: what the partial holds of what is still lacking need not be sent.
-            # Each piece is cut for itself: between two of them may lie what has landed, or what a connection fetches.
-            pieces, self.pieces = self.pieces, []
-            for piece in pieces:
-                self.pieces += [piece] if piece.kept else self._kept_and_lacking(piece)
-        return verdict
+            # Each segment is cut for itself: between two of them may lie what has landed, or what a connection fetches.
+            segments, self.segments = self.segments, []
+            for segment in segments:
+                self.segments += [segment] if segment.kept else self._kept_and_lacking(segment)
+        return decision
 
-    def judge(self) -> None:
+    def verify(self) -> None:
         """Compare the digest as soon as every byte went into it, and begin again if it is not the declared one."""
         if self._reset or self._is_lacking() or (mirror := self.mirrors.current) is None:
             return
         actual = self.sha256.hexdigest()
         if actual == self.job.file.sha256:
-            self.length, self.pieces, self.verified = self.hashed, [], True
+            self.length, self.segments, self.verified = self.hashed, [], True
             self.job.source = redacted(mirror.url)
         elif self.length is not None:
             came = mirror.came if self.length else "an empty file"
             error = WrongBytesError(f"sha256 {self.job.file.sha256}", f"sha256 {actual}", came)
             mirror.delivered = True
-            self._again(self.mirrors.blame(mirror, Failure(error, 0.0, 0, mixed=self._mixed)).reset)
+            self.restart(self.mirrors.on_failure(mirror, Failure(error, 0.0, 0, mixed=self._mixed)).reset)
 
     def _is_lacking(self) -> bool:
         """Whether bytes are still to come. Without a known length only the digest can say that none is."""
         if self.length is not None:
             return self.hashed < self.length
-        return bool(self.tasks or self.landed or self.pieces[0].block or self.pieces[0].start > self.hashed)
+        return bool(self.tasks or self.landed or self.segments[0].block or self.segments[0].start > self.hashed)
 
-    def _again(self, reset: Consequence) -> None:
+    def restart(self, reset: Recovery) -> None:
         """Begin again at zero as soon as no connection is on this file: none may write over what comes then."""
         self._reset = reset
         for task in self.tasks:
             task.revoke()
-        self._settle()
+        self._restart_if_idle()
 
-    def _settle(self) -> None:
+    def _restart_if_idle(self) -> None:
         if self._reset and not self.tasks:
             if self._reset == "wipe":
                 self.job.partial.wipe()
             self._begin()
 
 
-def _start(piece: Piece) -> int:
-    return piece.start
+def _start(segment: Segment) -> int:
+    return segment.start

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from weightcache._store.partials import BLOCK
 
-from .segments import Piece, Task
+from .segments import Segment, Task
 
 if TYPE_CHECKING:
     from .mirrors import Mirror
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 def rival(holder: Task, mirror: Mirror, now: float) -> Task:
     """Return a task that fetches the rest of the block of ``holder``. A rival that it has goes; its bytes stay."""
-    block, old = holder.piece.block, holder.rival
+    block, old = holder.segment.block, holder.rival
     assert block is not None
     if old is not None:
-        if old.piece.block is not None and old.piece.block.filled > block.filled:
-            block = old.piece.block
+        if old.segment.block is not None and old.segment.block.filled > block.filled:
+            block = old.segment.block
         ended(old)
         old.revoke()
-    end = min(block.start + BLOCK, holder.piece.end or 0)
+    end = min(block.start + BLOCK, holder.segment.end or 0)
     # A copy: the holder goes on to read into its own.
-    piece = Piece(block.start, end, block=block.copy())
-    task = Task(holder.transfer, mirror, piece, now, mirror.setbacks, moved=now, copy=True, had=block.filled)
+    segment = Segment(block.start, end, block=block.copy())
+    task = Task(holder.transfer, mirror, segment, now, mirror.failure_epoch, moved=now, copy=True, had=block.filled)
     holder.transfer.raced += _cost(task)
     holder.races += 1
     holder.rival, task.rival = task, holder
@@ -61,7 +61,7 @@ def ended(task: Task) -> None:
 
 def _cost(task: Task) -> int:
     """Return how many bytes a rival may fetch in vain."""
-    return (task.piece.end or 0) - task.piece.start - task.had
+    return (task.segment.end or 0) - task.segment.start - task.had
 
 
 def _hand_over(holder: Task) -> None:
@@ -70,7 +70,7 @@ def _hand_over(holder: Task) -> None:
     assert heir is not None
     heir.rival = holder.rival = None
     heir.copy = False
-    held = holder.piece.block.filled if holder.piece.block else 0
-    transfer.arrived += (heir.piece.block.filled if heir.piece.block else 0) - held
+    held = holder.segment.block.filled if holder.segment.block else 0
+    transfer.arrived += (heir.segment.block.filled if heir.segment.block else 0) - held
     transfer.raced += max(0, held - heir.had) - _cost(heir)
-    holder.piece.block, holder.piece.start = None, heir.piece.end or 0
+    holder.segment.block, holder.segment.start = None, heir.segment.end or 0

@@ -17,35 +17,14 @@ from .stream import ChangedError, RangeError, SourceError, TransientError, Wrong
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from weightcache._runtime.settings import Settings
     from weightcache.manifest import Checkpoint, File
 
-    from .server import Host, Hosts
+    from .server import Server, Servers
 
 _log = logging.getLogger("weightcache")
 
-Consequence = Literal["", "rewind", "wipe"]  # for the bytes that are there
-
-
-@dataclass
-class Retries:
-    """When to try a mirror again. Tests shorten the waits.
-
-    Attributes:
-        tries: Failures in a row, without progress, after which a mirror is given up that never delivered.
-        base: Seconds; the n-th failure in a row waits a random time of at most ``base * 2**n`` (full jitter).
-        cap: The longest backoff in seconds: so long after an outage a download goes on at the latest.
-        retry_after: The longest Retry-After, in seconds, that is waited for; beyond it the mirror is given up.
-        patience: Seconds that a mirror which delivered may give nothing before it is given up.
-        refusals: Seconds that a mirror which delivered may refuse what it gave before: a server may take a while to
-            see that a connection has ended, and a file that is gone stays gone.
-    """
-
-    tries: int = 5
-    base: float = 0.5
-    cap: float = 5.0
-    retry_after: float = 120.0
-    patience: float = 180.0
-    refusals: float = 30.0
+Recovery = Literal["", "rewind", "wipe"]  # for the bytes that are there
 
 
 @dataclass(eq=False)
@@ -53,13 +32,13 @@ class Mirror:
     """What is known of one URL while one file is fetched from it."""
 
     url: str
-    host: Host
+    server: Server
     order: int = 0  # as declared
     hub: str = ""  # the page of the Hub's repository that it belongs to
     requests: int = 0
     failures: int = 0  # in a row, without progress
     furthest: int = 0  # the most bytes of the file that there were at one of its failures: more is progress
-    setbacks: int = 0  # failures that counted, ever
+    failure_epoch: int = 0  # failures that counted, ever
     pausing: int = 0  # connections that wait to try again: until then nobody asks it
     rests_until: float = 0.0  # it is not asked before, if another one was asked meanwhile
     ranges: bool = True  # whether it gives parts
@@ -68,12 +47,12 @@ class Mirror:
     moved: bool = False  # whether it sent any bytes of the file
     failing: bool = False  # whether it failed more than once since it sent bytes
     refused: bool = False  # whether it refused the file since it answered
-    alone: bool = False  # take nothing from elsewhere: it is to be judged by what it sends
+    exclusive: bool = False  # take nothing from elsewhere: it is to be judged by what it sends
     came: str = ""  # what the file begins as, if that is not as weights do
 
     @property
     def parallel(self) -> bool:
-        return self.ranges and self.shared and not self.alone
+        return self.ranges and self.shared and not self.exclusive
 
 
 class Failure(NamedTuple):
@@ -83,7 +62,7 @@ class Failure(NamedTuple):
         error: What failed.
         now: When.
         arrived: Bytes of the file that are there.
-        setbacks: The mirror's when the request began: a failure that was known meanwhile is no news.
+        failure_epoch: The mirror's when the request began: a failure that was known meanwhile is no news.
         mixed: Whether the bytes that are there come from more than one response.
         others: Whether other connections are bringing bytes of this file from this mirror.
         beyond: Whether it was one request more than the server ever served at once.
@@ -94,7 +73,7 @@ class Failure(NamedTuple):
     error: SourceError
     now: float
     arrived: int
-    setbacks: int = 0
+    failure_epoch: int = 0
     mixed: bool = False
     others: bool = False
     beyond: bool = False
@@ -112,7 +91,7 @@ class Failure(NamedTuple):
         return self.error.after if isinstance(self.error, TransientError) else 0.0
 
 
-class Verdict(NamedTuple):
+class Decision(NamedTuple):
     """The consequences of a failure.
 
     Attributes:
@@ -122,9 +101,9 @@ class Verdict(NamedTuple):
         outage: Whether the mirror is waited for because it delivered before.
     """
 
-    reset: Consequence = ""
+    reset: Recovery = ""
     pause: float = 0.0
-    holds: Mirror | Host | None = None
+    holds: Mirror | Server | None = None
     outage: bool = False
 
 
@@ -132,12 +111,19 @@ class Mirrors:
     """The mirrors of one file, in order of preference. One that gives nothing for a while may go to the end."""
 
     def __init__(
-        self, checkpoint: Checkpoint, file: File, retries: Retries, jitter: Callable[..., float], hosts: Hosts
+        self,
+        checkpoint: Checkpoint,
+        file: File,
+        settings: Settings,
+        patience: float,
+        jitter: Callable[..., float],
+        servers: Servers,
     ) -> None:
-        self._checkpoint, self._file, self._retries, self._jitter = checkpoint, file, retries, jitter
+        self._checkpoint, self._file = checkpoint, file
+        self._settings, self._patience, self._jitter = settings, patience, jitter
         inner = file.path if checkpoint.is_directory else ""
         urls = [(resolved_url(url, inner), hub_page(url)) for url in checkpoint.urls]
-        self._left = [Mirror(url, hosts.of(url), order, page) for order, (url, page) in enumerate(urls)]
+        self._left = [Mirror(url, servers.of(url), order, page) for order, (url, page) in enumerate(urls)]
         self._given_up: list[tuple[Mirror, SourceError]] = []
         self._furthest, self._since = 0, 0.0  # the most bytes that there were at a failure, and when it was the first
 
@@ -145,97 +131,99 @@ class Mirrors:
     def current(self) -> Mirror | None:
         return self._left[0] if self._left else None
 
-    def blame(self, mirror: Mirror, failure: Failure) -> Verdict:
+    def on_failure(self, mirror: Mirror, failure: Failure) -> Decision:
         """Draw the consequences of a failure."""
         error = failure.error
         if mirror is not self.current:
-            return Verdict()  # it was given up meanwhile
+            return Decision()  # it was given up meanwhile
         if isinstance(error, WrongBytesError) and mirror.delivered and failure.answered and error.landed:
             return self._wipe(mirror, failure)
         if isinstance(error, RangeError) and mirror.ranges and (not failure.others or isinstance(error, ChangedError)):
             _log.info("%s: %s; fetching it whole", redacted(mirror.url), error)
             mirror.ranges = False
-            return Verdict("rewind")
+            return Decision("rewind")
         if failure.beyond:  # the server gets fewer connections from now on
-            pause = min(self._delay(1, failure.after), self._retries.retry_after)
-            return Verdict(pause=pause, holds=mirror if failure.after and not failure.others else None)
+            pause = min(self._delay(1, failure.after), self._settings.retry_after_max)
+            return Decision(pause=pause, holds=mirror if failure.after and not failure.others else None)
         return self._retry(mirror, failure)
 
-    def _wipe(self, mirror: Mirror, failure: Failure) -> Verdict:
-        if failure.mixed and not mirror.alone:
+    def _wipe(self, mirror: Mirror, failure: Failure) -> Decision:
+        if failure.mixed and not mirror.exclusive:
             # Bytes of an earlier run, another response or another mirror may be at fault: once more, alone.
-            mirror.alone = True
+            mirror.exclusive = True
         else:
             self._give_up(mirror, failure.error)
-        return Verdict("wipe")
+        return Decision("wipe")
 
-    def _retry(self, mirror: Mirror, failure: Failure) -> Verdict:
+    def _retry(self, mirror: Mirror, failure: Failure) -> Decision:
         is_news = self._count(mirror, failure)
         delay = self._delay(mirror.failures, failure.after)
         # One that serves other connections is not given up for what it does to this one.
         if failure.others:
             _log.info("%s: %s; trying again in %.1f s", redacted(mirror.url), failure.error, delay)
-            return Verdict(pause=min(delay, self._retries.retry_after))
+            return Decision(pause=min(delay, self._settings.retry_after_max))
         mirror.refused = failure.is_final
         if self._is_over(mirror, failure):
             if isinstance(failure.error, WrongBytesError) and mirror.delivered and failure.error.landed:
                 return self._wipe(mirror, failure)
             waits = SourceError(f"{failure.error} (and asks to wait {failure.after:.0f} s)")
             self._give_up(mirror, waits if failure.after else failure.error)
-            return Verdict()
+            return Decision()
         if not is_news:
-            return Verdict()  # the wave that it belongs to is one failure, with one pause
+            return Decision()  # the wave that it belongs to is one failure, with one pause
         outage = not failure.is_final and mirror.failures > 1 and self._is_patient(mirror)
-        if len(self._left) > 1 and (failure.is_final or mirror.failures >= self._retries.tries):
+        if len(self._left) > 1 and (failure.is_final or mirror.failures >= self._settings.tries):
             return self._turn_to_the_next(mirror, failure, delay)
         _log.info("%s: %s; trying again in %.1f s", redacted(mirror.url), failure.error, delay)
-        return Verdict(pause=delay, holds=mirror if mirror.host.tasks else mirror.host, outage=outage)
+        return Decision(pause=delay, holds=mirror if mirror.server.tasks else mirror.server, outage=outage)
 
     def _count(self, mirror: Mirror, failure: Failure) -> bool:
         """Count a failure; whether it is news."""
         if failure.arrived > self._furthest or not self._since:
             self._furthest, self._since = max(self._furthest, failure.arrived), failure.now
         progress = failure.arrived > mirror.furthest
-        if not progress and failure.setbacks != mirror.setbacks:
+        if not progress and failure.failure_epoch != mirror.failure_epoch:
             return False
-        mirror.setbacks += 1
+        mirror.failure_epoch += 1
         mirror.failures = 1 if progress else mirror.failures + 1
         mirror.furthest = max(mirror.furthest, failure.arrived)
         mirror.failing = mirror.failures > 1
         return True
 
     def _delay(self, failures: int, after: float) -> float:
-        return max(after, self._jitter(0, min(self._retries.cap, self._retries.base * 2 ** min(failures, 32))))
+        return max(
+            after, self._jitter(0, min(self._settings.backoff_max, self._settings.backoff * 2 ** min(failures, 32)))
+        )
 
     def _is_patient(self, mirror: Mirror) -> bool:
         """Whether an outage of a mirror is waited out: it delivered, or its server did other files until then."""
-        moved = mirror.host.moved
+        moved = mirror.server.moved
         return mirror.moved or (moved is not None and moved <= self._since)
 
     def _is_over(self, mirror: Mirror, failure: Failure) -> bool:
         """Whether a mirror is to be given up, that serves nobody else."""
-        retries, silent, host = self._retries, failure.now - self._since, mirror.host
-        too_often = mirror.failures >= retries.tries
-        if not host.name:  # a file of this machine: it has no outage, and bears every connection
+        settings, silent, server = self._settings, failure.now - self._since, mirror.server
+        too_often = mirror.failures >= settings.tries
+        if not server.name:  # a file of this machine: it has no outage, and bears every connection
             return failure.is_final or too_often
         if failure.is_final:
-            knows_it = mirror.delivered or host.limited
-            if failure.answered or not failure.error.asked or not (knows_it or host.moved is not None):
+            knows_it = mirror.delivered or server.limited
+            if failure.answered or not failure.error.request_sent or not (knows_it or server.moved is not None):
                 return True
-            return too_often and (not knows_it or silent >= retries.refusals)
-        if failure.after > retries.retry_after:
+            return too_often and (not knows_it or silent >= settings.refusal_timeout)
+        if failure.after > settings.retry_after_max:
             return True
         # One that sends bytes again and again, and comes no further, has no outage.
-        return too_often and (failure.received or not self._is_patient(mirror) or silent >= retries.patience)
+        return too_often and (failure.received or not self._is_patient(mirror) or silent >= self._patience)
 
-    def _turn_to_the_next(self, mirror: Mirror, failure: Failure, delay: float) -> Verdict:
+    def _turn_to_the_next(self, mirror: Mirror, failure: Failure, delay: float) -> Decision:
         """Ask the next mirror meanwhile. This one is asked again when that one fails."""
         name, path = self._checkpoint.name, self._file.path
         _log.warning("%s: %s gives no %s for now: %s", name, redacted(mirror.url), path, failure.error)
         mirror.rests_until = failure.now + delay
         self._left.append(self._left.pop(0))
         pause = self._left[0].rests_until - failure.now
-        return Verdict(pause=pause, holds=self._left[0]) if pause > 0 else Verdict()
+        return Decision(pause=pause, holds=self._left[0]) if pause > 0 else Decision()
 
     def _give_up(self, mirror: Mirror, error: SourceError) -> None:
         self._given_up.append((mirror, error))

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from weightcache._runtime.settings import Settings
+
 if TYPE_CHECKING:
     from weightcache.manifest import Checkpoint, File
 
 ProgressCallback: TypeAlias = Callable[[str, int, "int | None"], object]
 
-LINE_EVERY = 10.0  # seconds
 _BARS_SHOWN = 6  # bars of files on their way at once
 
 _log = logging.getLogger("weightcache")
@@ -93,10 +94,10 @@ class LineProgress(Progress):
 
     shows_lines = True
 
-    def __init__(self, files: list[tuple[Checkpoint, File]]) -> None:
+    def __init__(self, files: list[tuple[Checkpoint, File]], interval: float = Settings.line_interval) -> None:
         super().__init__(files)
-        self._began = time.monotonic()
-        self._next = self._began + LINE_EVERY
+        self._interval, self._began = interval, time.monotonic()
+        self._next = self._began + interval
         self._moved = 0  # bytes of this run only: what was there before says nothing of the rate
 
     def advance(self, track: Track, count: int) -> None:
@@ -104,7 +105,7 @@ class LineProgress(Progress):
         self._moved += count
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + LINE_EVERY
+            self._next = now + self._interval
             self.say(self._line(track.name, now))
 
     def _line(self, name: str, now: float) -> str:
@@ -189,10 +190,15 @@ class BarProgress(Progress):
         self._tqdm.write(f"weightcache: {text}", file=sys.stderr)
 
 
-def make_progress(choice: bool | ProgressCallback | None, files: list[tuple[Checkpoint, File]]) -> Progress:
+def make_progress(
+    choice: bool | ProgressCallback | None,
+    files: list[tuple[Checkpoint, File]],
+    *,
+    line_interval: float = Settings.line_interval,
+) -> Progress:
     """Return the progress for ``choice``, the ``progress`` argument of `ensure`."""
     if choice is False:
         return Progress(files)
     if choice is not None and choice is not True:
         return CallbackProgress(files, choice)
-    return BarProgress(files) if sys.stderr is not None and sys.stderr.isatty() else LineProgress(files)
+    return BarProgress(files) if sys.stderr is not None and sys.stderr.isatty() else LineProgress(files, line_interval)

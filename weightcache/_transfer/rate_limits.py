@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 # full. 520 to 525, 527 and 530: what Cloudflare says of an origin that it cannot reach
 # (https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/); not 526, a
 # certificate that is invalid until somebody replaces it. 598, 599: a timeout behind a proxy.
-PASSING = frozenset({202, 408, 425, 429, 500, 502, 503, 504, *range(520, 526), 508, 527, 529, 530, 598, 599})
-CROWDED = frozenset({403, 429, 503})  # with fewer requests it may be better
+RETRYABLE = frozenset({202, 408, 425, 429, 500, 502, 503, 504, *range(520, 526), 508, 527, 529, 530, 598, 599})
+THROTTLED = frozenset({403, 429, 503})  # with fewer requests it may be better
 
 SECONDARY = 60.0  # seconds that GitHub wants where a refusal for too many requests names none
 _EPOCH = 1e9  # a Reset at or above it is a time, and not a number of seconds

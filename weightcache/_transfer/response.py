@@ -14,7 +14,6 @@ import sys
 import termios
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
     import requests
 
+    from weightcache._runtime.settings import Settings
+
 RECORD_OVERHEAD = 22  # bytes that a record of TLS 1.3 has beside the data; TLS 1.2 has 7 more, which is near enough
 MANY = 1 << 30
 # 201: of a request that made the file. 203: through a proxy that says that it may have changed it. The digest judges.
@@ -42,30 +43,12 @@ _ETAG = re.compile('"[!#-~]*"')
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
 
 
-@dataclass
-class Timeouts:
-    """How long to wait for a mirror. Tests shorten them.
-
-    Attributes:
-        connect: Seconds until a connection stands.
-        stall: Seconds without a byte of the file after which a connection is replaced. An answer's head, whatever
-            comes before it, and the body of a redirect have as long in all; all redirects together twice as long.
-        window: Seconds over which a connection must bring ``window_bytes``, or it is replaced as well.
-        window_bytes: See ``window``.
-    """
-
-    connect: float = 10.0
-    stall: float = 30.0
-    window: float = 60.0
-    window_bytes: int = 60 * 1024
-
-
 class HttpBody(Body):
     """See `Body`.
 
     Args:
         response: The answer, with status 206 or one of `WHOLE`.
-        timeouts: How long to wait for its bytes.
+        settings: How long to wait for its bytes.
         declared: The URL that was asked first, with its variables filled in.
         ranged: Whether a part was asked for.
         start: From which byte on.
@@ -76,14 +59,14 @@ class HttpBody(Body):
     def __init__(
         self,
         response: requests.Response,
-        timeouts: Timeouts,
+        settings: Settings,
         declared: str,
         ranged: bool,
         start: int,
         size: int | None,
         validator: str | None,
     ) -> None:
-        self._response, self._timeouts, self._declared = response, timeouts, declared
+        self._response, self._settings, self._declared = response, settings, declared
         self.content_type = response.headers.get("Content-Type", "")
         etag = response.headers.get("ETag", "")
         self.validator = etag if _ETAG.fullmatch(etag) else None
@@ -111,8 +94,8 @@ class HttpBody(Body):
         known = isinstance(original, http.client.HTTPResponse) and not original.chunked and original.length is not None
         if (stream := stream_of(response)) and known and not self._decode:
             self._plain = original
-            stream.unlimit(self._timeouts.stall)
-        self._window_ends, self._window_got = time.monotonic() + self._timeouts.window, 0
+            stream.unlimit(self._settings.stall_timeout)
+        self._window_ends, self._window_got = time.monotonic() + self._settings.slow_window, 0
 
     @property
     def suggested_name(self) -> str:
@@ -121,7 +104,7 @@ class HttpBody(Body):
     def _another_size(self, size: int | None) -> WrongBytesError:
         head = b""
         if not self.offset and self.total:
-            head = read_head(self._response, min(HEAD, self.total), min(READ_HEAD, self._timeouts.stall))
+            head = read_head(self._response, min(HEAD, self.total), min(READ_HEAD, self._settings.stall_timeout))
         name = unquote(urlsplit(self._declared).path)
         came = self.foreign(head, name) if head or not self.total else ""
         return WrongBytesError(f"{size} bytes", f"{self.total} bytes", came)
@@ -134,7 +117,7 @@ class HttpBody(Body):
         try:
             count = self._read(view)
         except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
-            failure = TransientError(f"it sent nothing for {self._timeouts.stall:g} s")
+            failure = TransientError(f"it sent nothing for {self._settings.stall_timeout:g} s")
         except urllib3.exceptions.DecodeError:
             failure = SourceError("its compressed body cannot be decoded")
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError, AttributeError) as error:
@@ -144,10 +127,10 @@ class HttpBody(Body):
             self._window_got += count
             if not count or (now := time.monotonic()) <= self._window_ends:
                 return count
-            if self._window_got >= self._timeouts.window_bytes:
-                self._window_ends, self._window_got = now + self._timeouts.window, 0
+            if self._window_got >= self._settings.slow_window_bytes:
+                self._window_ends, self._window_got = now + self._settings.slow_window, 0
                 return count
-            failure = TransientError(f"only {self._window_got} bytes in {self._timeouts.window:g} s")
+            failure = TransientError(f"only {self._window_got} bytes in {self._settings.slow_window:g} s")
         raise failure  # outside the handler: no context with the URL's query hangs on it
 
     def _read(self, view: memoryview) -> int:
@@ -156,7 +139,7 @@ class HttpBody(Body):
         if plain is None:
             # Sizes of chunks and trailers are read along, and may be endless: a byte of the file must come in time.
             if stream := stream_of(self._response):
-                stream.limit(self._timeouts.stall)
+                stream.limit(self._settings.stall_timeout)
             data = raw.read1(len(view), decode_content=self._decode)
             view[: len(data)] = data
             return len(data)

@@ -48,7 +48,7 @@ def read_head(response: requests.Response, count: int, seconds: float) -> bytes:
     return data
 
 
-def led_to(response: requests.Response, declared: str) -> str:
+def redirected_host(response: requests.Response, declared: str) -> str:
     """Return the host that answered if it is not the host that was asked first; else empty."""
     with suppress(ValueError):
         host = urlsplit(response.url).hostname or ""
@@ -62,5 +62,5 @@ def foreign(head: bytes, response: requests.Response, declared: str, name: str) 
     what = foreign_content(head, response.headers.get("Content-Type", ""), name=name)
     if not what or response.url == declared:
         return what
-    host = led_to(response, declared)
+    host = redirected_host(response, declared)
     return f"{what} from {host}, to which it redirects" if host else f"{what}, after a redirect"

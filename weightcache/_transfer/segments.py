@@ -1,4 +1,4 @@
-"""What is handed around in a download: files to fetch, blocks in memory, pieces of a file, and who has them."""
+"""What is handed around in a download: files to fetch, blocks in memory, segments of a file, and who has them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from weightcache._store.partial_file import PartialFile
     from weightcache.manifest import Checkpoint, File
 
-    from .file_transfer import Transfer
+    from .file_transfer import FileTransfer
     from .mirrors import Mirror
-    from .server import Host
+    from .server import Server
 
 PART = 8 * BLOCK  # bytes that one request asks for where several connections share a file
 
@@ -56,7 +56,7 @@ class Block:
 
 
 @dataclass(eq=False)
-class Piece:
+class Segment:
     """Bytes of a file that are to be brought: from a mirror, or from the partial if they are ``kept`` there.
 
     It begins at a block. With every block that lands, ``start`` moves on.
@@ -74,16 +74,16 @@ class Piece:
 
 @dataclass(eq=False)
 class Task:
-    """A piece in the hands of one connection.
+    """A segment in the hands of one connection.
 
     Times are in seconds, by the clock of the engine.
     """
 
-    transfer: Transfer
+    transfer: FileTransfer
     mirror: Mirror
-    piece: Piece
+    segment: Segment
     began: float
-    setbacks: int  # of the mirror when it began
+    failure_epoch: int  # of the mirror when it began
     crowd: int = 0  # requests to its server when it began, itself included
     received: int = 0
     moved: float = 0.0  # when bytes came last
@@ -95,7 +95,7 @@ class Task:
     inherited: bool = False  # whether it was taken from a stalled connection
     revoked: bool = False
     paused: bool = False  # whether its connection waits before it tries again
-    holds: Mirror | Host | None = None  # what pauses with it
+    holds: Mirror | Server | None = None  # what pauses with it
     rival: Task | None = None  # another one that fetches the same block: the first to have it whole wins
     copy: bool = False  # whether the block is the rival's, until it has won
     races: int = 0  # rivals that it had
@@ -103,6 +103,6 @@ class Task:
     foreign: Callable[[bytes, str], str] = field(default=lambda _head, _name: "")  # see `Body.foreign`
 
     def revoke(self) -> None:
-        """Take the piece away; the connection finds out at its next step."""
+        """Take the segment away; the connection finds out at its next step."""
         self.revoked = True
         self.interrupt()

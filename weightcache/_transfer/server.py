@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 MOST_ROUNDS = 256  # after so many that went well, one more connection is tried at the latest
 
 
-class Host:
+class Server:
     """One server, as all files of a download see it.
 
     Attributes:
-        name: Host and port.
+        name: Server and port.
         tasks: What is asked of it, or comes from it, at the moment.
         allowed: Connections that it is asked for at once.
         proven: Connections that it served at once.
@@ -62,15 +62,15 @@ class Host:
         if served > self.proven:
             self.proven, self._rounds = served, 0
 
-    def refused(self, task: Task, now: float, *, crowded: bool) -> None:
-        """Note that a request, which is over, was refused; ``crowded`` if it was asked for fewer requests."""
+    def refused(self, task: Task, now: float, *, throttled: bool) -> None:
+        """Note that a request, which is over, was refused; ``throttled`` if it was asked for fewer requests."""
         if task.began >= self._wave_seen:  # a wave of refusals is one
             self._wave_began, self._wave_seen, self._before = task.began, now, self.allowed
             self._rounds, self._step = min(max(1, 2 * self._rounds), MOST_ROUNDS), 1
         self._good = 0
         self.limited = self.limited or any(each.answered for each in self.tasks)
         self.allowed = min(self.allowed, max(1, len(self.tasks)))
-        if not self.tasks and not crowded and self._answered < self._wave_began:
+        if not self.tasks and not throttled and self._answered < self._wave_began:
             # It served nobody. That is no limit: when it is back, it gets as many as before.
             self.silent, self.allowed = True, self._before
         self.proven = min(self.proven, self.allowed)
@@ -82,14 +82,14 @@ class Host:
             self.allowed, self._step, self._good = min(self._limit, self.allowed + self._step), 2 * self._step, 0
 
 
-class Hosts:
+class Servers:
     """The servers of one download."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._known: dict[str, Host] = {}
+        self._known: dict[str, Server] = {}
 
-    def of(self, url: str) -> Host:
+    def of(self, url: str) -> Server:
         """Return the server of a URL. Files of this machine have one for all of them."""
         name = urlsplit(url).netloc.rpartition("@")[2]
-        return self._known.setdefault(name, Host(name, self._limit))
+        return self._known.setdefault(name, Server(name, self._limit))

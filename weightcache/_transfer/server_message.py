@@ -24,7 +24,7 @@ _KEYS = ("code", "error", "errors", "message", "msg", "detail", "title", "error_
 _HIDDEN = "…"
 
 
-def said(body: bytes, secrets: Collection[str]) -> str:
+def reason(body: bytes, secrets: Collection[str]) -> str:
     """Return the error code and message of an XML or JSON error, in one line; empty if there is none.
 
     Args:

@@ -28,15 +28,13 @@ from .environment import (
     proxy_refusal,
     trusted,
 )
-from .rate_limits import PASSING
+from .rate_limits import RETRYABLE
 from .request_target import AsWritten, sent_as_written
 from .response_head import in_words
 from .stream import SourceError, TransientError
 
 if TYPE_CHECKING:
     import ssl
-
-    from .response import Timeouts
 
 # Where GitHub's API (also of an Enterprise Server) gives a file, and without this header the description of it:
 # https://docs.github.com/en/rest/releases/assets#get-a-release-asset
@@ -148,8 +146,8 @@ class Session(requests.Session):
             return proxy_for(url, self.settings(url).get("proxies") or {})
         return None
 
-    def ask(
-        self, url: str, headers: dict[str, str], auth: Bearer | None, timeouts: Timeouts, seconds: float
+    def get_once(
+        self, url: str, headers: dict[str, str], auth: Bearer | None, connect_timeout: float, seconds: float
     ) -> requests.Response:
         """Return the answer to a GET; its head comes within ``seconds``, its body is still to be read.
 
@@ -161,7 +159,7 @@ class Session(requests.Session):
             if _ASSET.fullmatch(urlsplit(url).path):
                 headers = {**headers, "Accept": "application/octet-stream"}
             request = self.prepare_request(requests.Request("GET", url, headers=headers, auth=who))
-            limits = (min(timeouts.connect, seconds), seconds)
+            limits = (min(connect_timeout, seconds), seconds)
             with sent_as_written(url):
                 return self.send(request, allow_redirects=False, timeout=limits, **self.settings(url))
         except (
@@ -171,18 +169,18 @@ class Session(requests.Session):
             OSError,
             ValueError,
         ) as error:
-            failure = _failure(error, self.proxy(url), timeouts, seconds)
+            failure = _failure(error, self.proxy(url), connect_timeout, seconds)
         raise failure  # outside the handler: no context with the URL's query hangs on it
 
 
-def _failure(error: Exception, proxy: Proxy | None, timeouts: Timeouts, seconds: float) -> SourceError:
+def _failure(error: Exception, proxy: Proxy | None, connect_timeout: float, seconds: float) -> SourceError:
     through = f" through {proxy}" if proxy else ""
     if isinstance(error, requests.exceptions.ProxyError):
         return _proxy_failure(error, proxy)
     if isinstance(error, requests.exceptions.SSLError):
         return _tls_failure(error, through)
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return TransientError(f"no connection within {timeouts.connect:g} s{through}")
+        return TransientError(f"no connection within {connect_timeout:g} s{through}")
     if isinstance(error, requests.exceptions.Timeout):
         limit = re.search(r"read timeout=([0-9.]{1,20})", str(error))  # shorter in a handshake
         return TransientError(f"no answer within {float(limit[1]) if limit else seconds:g} s{through}")
@@ -191,7 +189,7 @@ def _failure(error: Exception, proxy: Proxy | None, timeouts: Timeouts, seconds:
     if isinstance(error, _NO_PROXY_URL) or (proxy and proxy.is_of_no_kind):
         return proxy_mistake(proxy)
     if isinstance(error, UnicodeError) and (problem := netrc_problem()):
-        return SourceError(problem, hint="correct the netrc file", asked=False)
+        return SourceError(problem, hint="correct the netrc file", request_sent=False)
     return SourceError(f"the request cannot be made ({type(error).__name__})")
 
 
@@ -201,7 +199,7 @@ def _proxy_failure(error: Exception, proxy: Proxy | None) -> SourceError:
         status = f"HTTP {match[1]}{match[2].rstrip()}"
         if match[1] == "407":
             return proxy_refusal(proxy, status)
-        if int(match[1]) in PASSING:
+        if int(match[1]) in RETRYABLE:
             return TransientError(f"{where} answered {status}")
         return SourceError(
             f"{where} refuses to connect there: {status}",

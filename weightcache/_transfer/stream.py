@@ -32,20 +32,20 @@ _WHAT_TO_DO = {
 class SourceError(Exception):
     """This mirror cannot give the file; the text says why, and ``hint`` what the user can do, if anything.
 
-    ``asked`` is whether a request was made.
+    ``request_sent`` is whether a request was made.
     """
 
-    def __init__(self, reason: str, *, hint: str = "", asked: bool = True) -> None:
+    def __init__(self, reason: str, *, hint: str = "", request_sent: bool = True) -> None:
         super().__init__(reason)
-        self.hint, self.asked = hint, asked
+        self.hint, self.request_sent = hint, request_sent
 
 
 class TransientError(SourceError):
-    """It may work on another try, after at least ``after`` seconds; ``crowded`` if it asks for fewer requests."""
+    """It may work on another try, after at least ``after`` seconds; ``throttled`` if it asks for fewer requests."""
 
-    def __init__(self, reason: str, after: float = 0.0, *, crowded: bool = False) -> None:
+    def __init__(self, reason: str, after: float = 0.0, *, throttled: bool = False) -> None:
         super().__init__(reason)
-        self.after, self.crowded = after, crowded
+        self.after, self.throttled = after, throttled
 
 
 class RangeError(SourceError):

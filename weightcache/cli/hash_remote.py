@@ -11,11 +11,12 @@ import hashlib
 import os
 import random
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from weightcache._runtime import settings
 from weightcache._runtime.cancel import Cancel
 from weightcache._store.file_kind import HEAD
-from weightcache._transfer import download
 from weightcache._transfer.client import Client
 from weightcache._transfer.stream import RangeError, SourceError, TransientError, WrongBytesError
 from weightcache.errors import Attempt, DownloadError, IntegrityError, StorageError, redacted
@@ -75,7 +76,8 @@ class Reader:
     def __init__(self, urls: list[str], auth: str | None, name: str) -> None:
         self._urls, self._auth, self._name = urls, auth, name
         self._cancel = Cancel()
-        self._client = Client(self._cancel, connections=1)
+        self._settings = replace(settings.DEFAULT, connections=1)
+        self._client = Client(self._cancel, self._settings)
 
     def close(self) -> None:
         self._client.close()
@@ -172,7 +174,7 @@ class Reader:
     def _read(
         self, url: str, inner: str, size: int | None, stream: BinaryIO | None, advance: Callable[[int], None]
     ) -> Measured:
-        retries = download.RETRIES
+        limits = self._settings
         failures, furthest, so_far = 0, 0, _SoFar(size, stream, advance)
         while True:
             try:
@@ -185,11 +187,11 @@ class Reader:
             except TransientError as error:
                 failures = 1 if so_far.size > furthest else failures + 1
                 furthest = max(furthest, so_far.size)
-                if failures >= retries.tries or error.after > retries.retry_after:
+                if failures >= limits.tries or error.after > limits.retry_after_max:
                     raise
                 if so_far.validator is None:
                     so_far.forget()
-                backoff = random.uniform(0, min(retries.cap, retries.base * 2**failures))  # noqa: S311 (no secret)
+                backoff = random.uniform(0, min(limits.backoff_max, limits.backoff * 2**failures))  # noqa: S311 (no secret)
                 self._cancel.sleep(max(error.after, backoff))
 
 
