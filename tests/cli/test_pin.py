@@ -552,10 +552,10 @@ def test_a_hub_that_is_away(run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch)
 def test_a_hub_that_is_asked_too_often_says_when_to_try_again(
     times: int, path: str, without: list[str], hint: str, run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.utils import client
+    from huggingface_hub.utils import _http
 
     slept: list[float] = []
-    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=slept.append))  # the client would, between its own tries
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=slept.append))  # the client would, between its own tries
     hub.push("acme/bert", "main", FILES)
     hub.fail(times, path=path, wait=55)
     for name in without:
