@@ -26,7 +26,7 @@ from test_main import run
 from weightcache import Manifest
 from weightcache.cli import modal_runner, volume_probe
 from weightcache.cli import push as pushing
-from weightcache.modal.weight_volume import to_toml
+from weightcache.modal.image import to_toml
 
 DATA = blob(200_000)
 
