@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import modal
 
-from weightcache.modal.weight_volume import WeightVolume
+from weightcache.modal import WeightVolume
 
 BEGAN = time.perf_counter()
 OPTIONS = {

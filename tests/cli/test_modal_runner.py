@@ -25,7 +25,7 @@ from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest
 from weightcache.cli import modal_runner, volume_probe
 from weightcache.cli import push as pushing
-from weightcache.modal.weight_volume import to_toml
+from weightcache.modal.image import to_toml
 
 DATA = blob(200_000)
 

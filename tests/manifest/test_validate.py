@@ -15,7 +15,7 @@ from support import blob, one, sha256
 from weightcache import Manifest, StorageError, ensure, prune, publish, status, verify
 from weightcache._transfer.auth import hub_token
 from weightcache.manifest.validate import user_path
-from weightcache.modal.weight_volume import WeightVolume
+from weightcache.modal import WeightVolume
 
 DATA = blob(1000)
 

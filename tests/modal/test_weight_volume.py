@@ -19,7 +19,8 @@ from control_plane import ControlPlane
 from origin import Origin
 from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest, ManifestError, ensure
-from weightcache.modal.weight_volume import WeightVolume, to_toml
+from weightcache.modal import WeightVolume
+from weightcache.modal.image import to_toml
 
 DATA = blob(10_000)
 
@@ -30,7 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
     path = tmp_path / "etc" / "weights.toml"
     path.parent.mkdir()
-    monkeypatch.setattr(subject, "manifest_place", lambda name: str(path))
+    monkeypatch.setattr(subject, "manifest_path", lambda name: str(path))
     return path
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache.errors import VolumeError
 from weightcache.manifest import Manifest
-from weightcache.modal.weight_volume import add_library, add_manifest, manifest_place
+from weightcache.modal.image import add_library, add_manifest, manifest_path
 
 if TYPE_CHECKING:
     import argparse
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     if options.verb == "ensure" and variables and not secrets:
         print(f"weightcache: no --secret is given, and the manifest names {', '.join(variables)}", file=sys.stderr)
     volume = connect(options)
-    places = [manifest_place(f"manifest-{index}") for index in range(len(sources))]
+    places = [manifest_path(f"manifest-{index}") for index in range(len(sources))]
 
     def with_manifests(image: modal.Image) -> modal.Image:
         for source, place in zip(sources, places, strict=True):

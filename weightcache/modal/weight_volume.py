@@ -28,6 +28,8 @@ from weightcache.errors import ManifestError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
+from .image import add_library, add_manifest, manifest_path
+
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -95,7 +97,7 @@ class WeightVolume:
             ManifestError: The container's image was not made by `add_to`.
         """
         if self._checked is None:
-            place = manifest_place(self.name)
+            place = manifest_path(self.name)
             if os.path.exists(place):
                 self._checked = Manifest.load(place)
             elif isinstance(self._manifest, (str, os.PathLike)):
@@ -130,7 +132,7 @@ class WeightVolume:
         """
         if in_container():  # the image is built, and a source checkout mounted there has no metadata
             return image
-        return add_manifest(add_library(image), self._manifest, manifest_place(self.name))
+        return add_manifest(add_library(image), self._manifest, manifest_path(self.name))
 
     def ensure(
         self,
@@ -196,7 +198,7 @@ class WeightVolume:
         """
         if not in_container():
             return prefetch_files(into=into, threads=threads)
-        source: ManifestSource = manifest_place(self.name)  # if it is not there, the handle says so
+        source: ManifestSource = manifest_path(self.name)  # if it is not there, the handle says so
         with suppress(ManifestError):
             source = self.manifest
         return prefetch(source, root=self.path, only=only, into=into, threads=threads)
@@ -205,49 +207,6 @@ class WeightVolume:
 def in_container() -> bool:
     """Whether this is a Modal container; ``modal.is_local()`` says no in a child process of one."""
     return os.environ.get("MODAL_IS_REMOTE") == "1" or "MODAL_TASK_ID" in os.environ
-
-
-def manifest_place(name: str) -> str:
-    """Where the manifest of the Volume ``name`` lies in a container."""
-    return f"/etc/weightcache/{name}.toml"
-
-
-def add_library(image: modal.Image) -> modal.Image:
-    """Return ``image`` with this library in the version that runs here."""
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    try:
-        installed = distribution("weightcache")
-    except PackageNotFoundError:
-        raise ModuleNotFoundError(
-            "weightcache is not installed here, so what it requires is not known; run `pip install -e` on its checkout",
-            name="weightcache",
-        ) from None
-    if installed.read_text("direct_url.json") is None:
-        return image.pip_install(f"weightcache=={installed.version}")
-    # From a directory or a repository: no index has this version.
-    required = [each for each in installed.requires or () if not re.search(r"\bextra\s*==", each)]
-    return image.pip_install(*required).add_local_python_source("weightcache")
-
-
-def add_manifest(image: modal.Image, manifest: ManifestSource, place: str) -> modal.Image:
-    """Return ``image`` with ``manifest`` at ``place``."""
-    if isinstance(manifest, (str, os.PathLike)):  # the file itself, so that `modal serve` sees when it changes
-        return image.add_local_file(os.path.abspath(user_path(os.fspath(manifest))), place)
-    import atexit
-    import shutil
-    import tempfile
-
-    folder = tempfile.mkdtemp(prefix="weightcache-")  # Modal reads it when the app is deployed, long after this call
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with open(f"{folder}/weights.toml", "w", encoding="utf-8") as stream:
-        stream.write(to_toml(Manifest.load(manifest)))
-    return image.add_local_file(f"{folder}/weights.toml", place)
-
-
-def to_toml(manifest: Manifest) -> str:
-    """Write ``manifest`` as `Manifest.load` reads it."""
-    return "\n\n".join(["version = 1", *map(str, manifest)]) + "\n"
 
 
 def _find(path: str, caller: Any) -> str:
