@@ -17,11 +17,12 @@ test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then 
 	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/example
 	$(BIN)/python tests/system/other_pythons.py
 
-lint: .venv/.test          ## formatting, rules, types, layers
+lint: .venv/.test          ## formatting, rules, types, layers, words
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/shared/check_words.py
 
 .venv/.core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -57,7 +58,7 @@ scenarios: .venv-fashion/.test ## how long the example takes to start, beside th
 simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers and of one root; SEEDS=n for more
 	$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),20000)
 
-newest-modal:              ## the tests of Modal's client against its newest version; tells, and never fails
+newest-modal:              ## the tests of Modal's client against its newest version; reports, and never fails
 	test -x .venv-modal/bin/python || $(PYTHON) -m venv .venv-modal
 	.venv-modal/bin/python -m pip install --quiet --editable '.[test]'
 	.venv-modal/bin/python -m pip install --quiet --upgrade modal
