@@ -14,8 +14,7 @@ import pytest
 
 from control_plane import ControlPlane
 from origin import Origin
-from support import blob, one
-from test_inspect import toml_of
+from support import blob, one, toml_of
 from weightcache import Manifest
 
 HERE = Path(__file__).resolve().parents[2]
