@@ -20,7 +20,9 @@ from modal._serialization import serialize
 from modal_proto import api_pb2 as pb
 from PIL import Image
 
-from control_plane import WEB_PART, Container, ControlPlane, needs_namespaces
+from control_plane import ControlPlane, needs_namespaces
+from control_plane_functions import WEB_PART
+from control_plane_state import Container
 from deployment import copy_example, environment
 from origin import Origin
 

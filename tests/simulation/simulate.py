@@ -13,8 +13,9 @@ import os
 import sys
 import time
 
+from invariants import BrokenError
 from root_simulation import simulate_root
-from simulation import BrokenError, simulate
+from simulation import simulate
 
 
 def broken(seed: int) -> tuple[int, str] | None:

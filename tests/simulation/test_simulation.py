@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 
-import simulation
-from simulation import FILES, GOOD, BrokenError, Host, Step, Switches, receipt, simulate
+import world as world_model
+from content import FILES, GOOD, receipt
+from faults import Switches
+from invariants import BrokenError
+from protocol import Host
+from simulation import simulate
 from weightcache import DownloadError, NotCachedError
 from weightcache._coordination import lease as coordination_lease
 from weightcache._coordination.lease import EXPIRY, LOOK, Head, Lease
 from weightcache._engine import reconcile
 from weightcache._store.partial_file import VanishedError
+from world import Step
 
 SEEDS = 300
 
@@ -222,7 +227,7 @@ def test_a_wrong_protocol_is_found(
 ) -> None:
     monkeypatch.setattr(reconcile, name, wrong)
     if name == "reconcile":
-        monkeypatch.setattr(simulation, "reconcile", wrong)
+        monkeypatch.setattr(world_model, "reconcile", wrong)
     said = found()
     assert any(word in said for word in broken.split("|")), said
 
@@ -310,7 +315,7 @@ def test_a_wrong_lease_is_found(lease: type[Lease], broken: str) -> None:
 
 def test_a_lease_that_compares_clocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "downloads" in found(lease=TimesItsBeats, switches=Switches(block=15.0))
-    monkeypatch.setattr(simulation, "NEAR", 0.0)
+    monkeypatch.setattr(world_model, "NEAR", 0.0)
     with pytest.raises(AssertionError, match="not found"):
         found(100, lease=TimesItsBeats, switches=Switches(block=15.0))
 

@@ -21,8 +21,8 @@ ONCE = (
     "cli/test_modal_runner.py",
     "docs",
     "fakes/test_control_plane.py",
-    "fakes/test_slowvol.py",
     "simulation",
+    "slowvol",
     *(f"system/test_{name}.py" for name in ("cost", "errno", "fashion_app")),
     *(f"transfer/test_{name}.py" for name in ("hedge", "mirrors", "scheduler")),
 )

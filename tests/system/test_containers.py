@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from grpclib import Status
 
-from control_plane import Container, ControlPlane, needs_namespaces
+from control_plane import ControlPlane, needs_namespaces
+from control_plane_state import Container
 from origin import Origin
 from support import MB, blob, one, sha256, until
 from volume_model import Switches
