@@ -223,7 +223,7 @@ class Bringer:
         finally:
             progress.end()
             for job in jobs:
-                works[job.checkpoint.name].received += job.received
+                works[job.checkpoint.name].received += job.counts.received
 
     def _publish_for_all(self, needs: list[tuple[Work, File]], verified: PartialFile, left: dict[str, int]) -> None:
         """Publish a verified file in every place that needs it: renamed into the first one, linked from there.

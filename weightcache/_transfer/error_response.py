@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .auth import is_signed
 from .environment import netrc_problem, proxy_refusal
 from .rate_limits import RETRYABLE, SECONDARY, THROTTLED, seconds_to_wait
-from .response_head import foreign, read_head, redirected_host, status_in_words
+from .response_head import read_head, redirected_host, status_in_words, unexpected_content
 from .server_message import reason, secrets_in
 from .stream import RangeError, SourceError, TransientError
 
@@ -87,7 +87,7 @@ def _final(response: requests.Response, request: RequestInfo, head: bytes, words
     host = redirected_host(response, request.url)
     text = status_in_words(response) + (f" from {host}, to which it redirects" if host else "")
     says = f"; it says: {words}" if words else ""
-    if not says and head and (what := foreign(head, response, url, "")):
+    if not says and head and (what := unexpected_content(head, response, url, "")):
         says = f", with {what}"
     code = re.sub("[^A-Za-z]", "", response.headers.get("X-Error-Code", ""))[:40]
     if "disabled" in response.headers.get("X-Error-Message", ""):

@@ -23,7 +23,7 @@ from weightcache._store.file_kind import HEAD
 
 from .content_disposition import suggested_name
 from .deadline import stream_of
-from .response_head import READ_HEAD, foreign, header_number, in_words, read_head
+from .response_head import READ_HEAD, header_number, in_words, read_head, unexpected_content
 from .stream import Body, ChangedError, RangeError, SourceError, TransientError, WrongBytesError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 RECORD_OVERHEAD = 22  # bytes that a record of TLS 1.3 has beside the data; TLS 1.2 has 7 more, which is near enough
 MANY = 1 << 30
 # 201: of a request that made the file. 203: through a proxy that says that it may have changed it. The digest judges.
-WHOLE = frozenset({200, 201, 203})
+FULL_RESPONSE = frozenset({200, 201, 203})
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 _ETAG = re.compile('"[!#-~]*"')
 # Others (aws-chunked, binary, none, utf-8) are put there by mistake and say nothing of the bytes.
@@ -47,7 +47,7 @@ class HttpBody(Body):
     """See `Body`.
 
     Args:
-        response: The answer, with status 206 or one of `WHOLE`.
+        response: The answer, with status 206 or one of `FULL_RESPONSE`.
         settings: How long to wait for its bytes.
         declared: The URL that was asked first, with its variables filled in.
         ranged: Whether a part was asked for.
@@ -106,11 +106,11 @@ class HttpBody(Body):
         if not self.offset and self.total:
             head = read_head(self._response, min(HEAD, self.total), min(READ_HEAD, self._settings.stall_timeout))
         name = unquote(urlsplit(self._declared).path)
-        came = self.foreign(head, name) if head or not self.total else ""
-        return WrongBytesError(f"{size} bytes", f"{self.total} bytes", came)
+        looks_like = self.unexpected_content(head, name) if head or not self.total else ""
+        return WrongBytesError(f"{size} bytes", f"{self.total} bytes", looks_like)
 
-    def foreign(self, head: bytes, name: str) -> str:
-        return foreign(head, self._response, self._declared, name)
+    def unexpected_content(self, head: bytes, name: str) -> str:
+        return unexpected_content(head, self._response, self._declared, name)
 
     def read_into(self, view: memoryview) -> int:
         failure: SourceError

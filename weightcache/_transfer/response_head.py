@@ -57,8 +57,8 @@ def redirected_host(response: requests.Response, declared: str) -> str:
     return ""
 
 
-def foreign(head: bytes, response: requests.Response, declared: str, name: str) -> str:
-    """Say what came instead of weights, and from where if a redirect led there; empty if it may be weights."""
+def unexpected_content(head: bytes, response: requests.Response, declared: str, name: str) -> str:
+    """Return what came instead of weights, and from which host after a redirect; empty if it may be weights."""
     what = foreign_content(head, response.headers.get("Content-Type", ""), name=name)
     if not what or response.url == declared:
         return what

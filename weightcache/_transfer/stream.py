@@ -41,11 +41,11 @@ class SourceError(Exception):
 
 
 class TransientError(SourceError):
-    """It may work on another try, after at least ``after`` seconds; ``throttled`` if it asks for fewer requests."""
+    """Another try may succeed, after at least ``retry_after`` seconds; ``throttled`` if it asks for fewer requests."""
 
-    def __init__(self, reason: str, after: float = 0.0, *, throttled: bool = False) -> None:
+    def __init__(self, reason: str, retry_after: float = 0.0, *, throttled: bool = False) -> None:
         super().__init__(reason)
-        self.after, self.throttled = after, throttled
+        self.retry_after, self.throttled = retry_after, throttled
 
 
 class RangeError(SourceError):
@@ -59,16 +59,16 @@ class ChangedError(RangeError):
 class WrongBytesError(SourceError):
     """The mirror gives a whole file that is not the declared one.
 
-    ``came`` says what it is instead, as `foreign_content` does, where that is known; ``landed`` is whether bytes of it
-    may be on the disk.
+    ``looks_like`` says what it is instead, as `foreign_content` does, if that is known; ``is_stored`` is whether bytes
+    of it may be on the disk.
     """
 
-    def __init__(self, expected: str, actual: str, came: str = "", *, landed: bool = True) -> None:
+    def __init__(self, expected: str, actual: str, looks_like: str = "", *, is_stored: bool = True) -> None:
         super().__init__(
-            f"wrong bytes: expected {expected}, got {actual}{f'; what came is {came}' if came else ''}",
-            hint=next((hint for what, hint in _WHAT_TO_DO.items() if what in came), ""),
+            f"wrong bytes: expected {expected}, got {actual}{f'; what came is {looks_like}' if looks_like else ''}",
+            hint=next((hint for what, hint in _WHAT_TO_DO.items() if what in looks_like), ""),
         )
-        self.expected, self.actual, self.came, self.landed = expected, actual, came, landed
+        self.expected, self.actual, self.looks_like, self.is_stored = expected, actual, looks_like, is_stored
 
 
 class Body(ABC):
@@ -104,8 +104,8 @@ class Body(ABC):
             SourceError: It cannot be read at all.
         """
 
-    def foreign(self, head: bytes, name: str) -> str:
-        """Say what a file that begins with ``head`` is instead of weights called ``name``; empty if it may be them."""
+    def unexpected_content(self, head: bytes, name: str) -> str:
+        """Return what a file called ``name`` that starts with ``head`` is; empty if it may be weights."""
         return foreign_content(head, name=name)
 
     def is_ready(self, count: int) -> bool:  # noqa: ARG002 (a file always is)
@@ -132,8 +132,8 @@ class LocalBody(Body):
             if not stat.S_ISREG(found.st_mode):
                 raise SourceError("is not a regular file")
             if size is not None and size != found.st_size:
-                came = self.foreign(os.pread(self._descriptor.number, HEAD, 0), path)
-                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes", came)
+                looks_like = self.unexpected_content(os.pread(self._descriptor.number, HEAD, 0), path)
+                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes", looks_like)
             self.offset, self.end, self.total = start, found.st_size, found.st_size
             os.lseek(self._descriptor.number, start, os.SEEK_SET)
         except BaseException as error:
