@@ -1,6 +1,6 @@
 """The scheduler under a simulated server and clock: any order of events ends, with every byte where it belongs.
 
-Blocks are small here, and the connections are generators that do, step by step, what `_threads.Connection` does;
+Blocks are small here, and the connections are generators that do, step by step, what `workers.Connection` does;
 hypothesis decides who moves next. The bytes, the hashes and the partial's books are real.
 """
 
@@ -282,7 +282,7 @@ class World:
 
 
 def covers_once(transfer: FileTransfer) -> None:
-    """Every byte is hashed, landed, in one connection's hands, or nobody's: exactly one of them."""
+    """Every byte is hashed, buffered, assigned or unassigned: exactly one of them."""
     if transfer.length is None or transfer.is_restarting:
         return
     spans = [(0, transfer.hashed), *((b.start, b.start + b.filled) for b in transfer.buffered.values())]
@@ -321,7 +321,7 @@ files = st.fixed_dictionaries(
 
 
 GOOD = {"kind": "good", "ranges": False, "etag": None, "says_length": True, "flaky": 0.0, "stalls": 0.0, "refuses": 0.0}
-# The first file begins again while blocks of the second one have landed: those are set aside, and one of them is lost.
+# The first file begins again while blocks of the second one are buffered: those are spilled, and one of them is lost.
 SET_ASIDE: list[dict[str, Any]] = [
     {"size": 579, "declared": True, "there": {1, 7}, "lost": {2}, "spoiled": True},
     {"size": 69, "declared": False, "there": set(), "lost": {2}, "spoiled": False},

@@ -49,7 +49,7 @@ class Client:
     def __init__(self, cancel: Cancel, settings: Settings) -> None:
         self._cancel, self._settings = cancel, settings
         self._session = Session(settings.connections)
-        # Targets of redirects: a hub that signs URLs is asked once, and not for each part.
+        # Targets of redirects: a hub that signs URLs gets one request, and not one for each part.
         self._targets: dict[str, str] = {}
         self._served: set[str] = set()
 

@@ -61,7 +61,7 @@ class FileBytes:
         self.segments = self.split(Segment(0, self.length), present)
 
     def split(self, rest: Segment, present: Mapping[int, int]) -> list[Segment]:
-        """Cut ``rest``, which no connection has, into what the partial has of it and what it lacks."""
+        """Cut ``rest``, which no connection has, into what the partial has of it and what is missing there."""
         segments = split_by_presence(rest, present, self.length)
         if rest.block and not segments[0].on_disk:
             segments[0].hold(rest.block)

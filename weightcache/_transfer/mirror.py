@@ -43,7 +43,7 @@ class Mirror:
         failure_epoch: Failures that counted, ever. A request that started in an earlier epoch says nothing new.
         is_failing: Whether it failed more than once since it sent bytes.
         is_refusing: Whether it refused the file since it answered.
-        not_before: It is not asked before this time, if another mirror was asked meanwhile.
+        not_before: It gets no request before this time, if another mirror is tried meanwhile.
         looks_like: What the file starts as, if not as weights do.
     """
 
@@ -87,7 +87,7 @@ class Mirror:
 
     @property
     def uses_partial(self) -> bool:
-        """Whether it gives what a partial lacks, so that the bytes of the partial can be used."""
+        """Whether it gives single parts, so that only those missing in the partial are requested."""
         return self.has_ranges and not self.exclusive
 
     @property
@@ -95,14 +95,14 @@ class Mirror:
         return self._pauses > 0
 
     def pause(self) -> None:
-        """Let nobody ask it until `resume` was called as often."""
+        """Send it no request until `resume` was called as often."""
         self._pauses += 1
 
     def resume(self) -> None:
         self._pauses -= 1
 
     def rest(self, until: float) -> None:
-        """Do not ask it before ``until``, since another mirror is asked meanwhile."""
+        """Send it no request before ``until``, since another mirror is tried meanwhile."""
         self.not_before = until
 
     def on_request(self) -> None:
@@ -150,12 +150,12 @@ class Mirror:
         self.is_refusing = is_final
 
     def require_single(self) -> None:
-        """Ask it on one connection at a time."""
+        """Use it on one connection at a time."""
         if self.access is Access.PARALLEL:
             self.access = Access.SINGLE
 
     def require_whole(self) -> None:
-        """Ask it for no part any more."""
+        """Request the whole file from now on."""
         self.access = Access.WHOLE
 
     def isolate(self) -> None:

@@ -1,4 +1,4 @@
-"""The mirrors of one file: which one is asked next, what follows from a failure, and the error when none is left.
+"""The mirrors of one file: which one is used next, what follows from a failure, and the error when none is left.
 
 Bookkeeping only: no thread, no clock, no request.
 """
@@ -128,7 +128,7 @@ class Mirrors:
         return too_often and (failure.received or not self._is_patient(mirror) or silent >= self._patience)
 
     def _turn_to_next(self, mirror: Mirror, failure: Failure, delay: float) -> Decision:
-        """Ask the next mirror for a while. This one is asked again when that one fails."""
+        """Use the next mirror for a while, and this one again when that one fails."""
         name, path = self._checkpoint.name, self._file.path
         _log.warning("%s: %s does not deliver %s for now: %s", name, redacted(mirror.url), path, failure.error)
         mirror.rest(failure.now + delay)

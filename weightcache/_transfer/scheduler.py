@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("weightcache")
 
-SPARE_PARTS = 2  # of the window, beyond one for each of many connections: who has finished goes on while the hash lags
+SPARE_PARTS = (
+    2  # of the window, beyond one for each of many: a connection that has finished goes on while the hash lags
+)
 HASHED_AT_ONCE = 8  # blocks: fewer turns at the lock, 3 % less CPU among 24 connections
 
 
@@ -238,7 +240,7 @@ class Scheduler:
         self._notes.append(text)
 
     def take_notes(self) -> list[str]:
-        """Return what a user who watches should see, since the last call."""
+        """Return the messages for the user since the last call."""
         notes, self._notes = self._notes, []
         return notes
 

@@ -106,7 +106,7 @@ class BufferPool:
         return self.free.pop() if self.free else bytearray(BLOCK)
 
     def give_back(self, blocks: Iterable[Block]) -> None:
-        """Keep the buffers of blocks that nobody needs any more."""
+        """Keep the buffers of blocks that are not needed any more."""
         buffers = (block.buffer for block in blocks)
         self.free += [each for each in buffers if isinstance(each, bytearray) and len(each) == BLOCK]
 
@@ -163,7 +163,7 @@ class Segment:
 
 
 def split_by_presence(rest: Segment, present: Mapping[int, int], length: int | None) -> list[Segment]:
-    """Cut a segment that no connection has into the parts that the partial has and those that it lacks.
+    """Cut a segment that no connection has into what the partial has and what is missing there.
 
     Args:
         rest: The segment. Its first block in memory, if any, is not passed on.

@@ -42,8 +42,8 @@ class Server:
         allowed: Connections that it may get at once.
         proven: Connections that it served at once.
         limited: Whether it refused a request that it might have granted at another time.
-        is_silent: Whether it answered nobody lately. Then one request at a time finds out when it does.
-        is_paused: Whether nobody may ask it now.
+        is_silent: Whether it answered no request lately. Then one request at a time finds out when it does.
+        is_paused: Whether it gets no requests now.
         last_byte: When it sent bytes last, or ``None``.
     """
 
@@ -66,7 +66,7 @@ class Server:
         return self._pauses > 0
 
     def pause(self) -> None:
-        """Let nobody ask it until `resume` was called as often."""
+        """Send it no request until `resume` was called as often."""
         self._pauses += 1
 
     def resume(self) -> None:
@@ -120,7 +120,7 @@ class Server:
         self.limited = self.limited or any(each.is_answered for each in self.requests)
         self.allowed = min(self.allowed, max(1, len(self.requests)))
         if not self.requests and not throttled and self._last_response < self._wave_started:
-            # It served nobody, which is no limit: when it is back, it gets as many connections as before.
+            # It served no connection, which is no limit: when it is back, it gets as many connections as before.
             self.is_silent, self.allowed = True, self._allowed_before
         self.proven = min(self.proven, self.allowed)
 

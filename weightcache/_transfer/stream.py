@@ -1,12 +1,12 @@
-"""Where bytes come from: a mirror's answer as a stream at a known offset, and the ways in which it fails.
+"""The response of a mirror as a stream at a known offset, and its errors.
 
-The network's many ways to fail are five of ours:
+Every failure of the network is one of five errors:
 
-* `SourceError`: this mirror cannot give the file.
-* `TransientError`: it may on another try.
-* `RangeError`: not in parts, perhaps as a whole.
-* `ChangedError`: not these parts, because it is another file now.
-* `WrongBytesError`: it gives another file than the declared one.
+* `SourceError`: this mirror cannot deliver the file.
+* `TransientError`: another try may succeed.
+* `RangeError`: it does not deliver this part, but perhaps the whole file.
+* `ChangedError`: its file changed since the last part.
+* `WrongBytesError`: it delivers another file than the declared one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WHAT_TO_DO = {
 
 
 class SourceError(Exception):
-    """This mirror cannot give the file; the text says why, and ``hint`` what the user can do, if anything.
+    """This mirror cannot deliver the file. The text says why, and ``hint`` what the user can do, if anything.
 
     ``request_sent`` is whether a request was made.
     """
@@ -49,15 +49,15 @@ class TransientError(SourceError):
 
 
 class RangeError(SourceError):
-    """The mirror does not give this part, or gives another one."""
+    """The mirror does not deliver this part, or delivers another one."""
 
 
 class ChangedError(RangeError):
-    """The mirror gives parts of another file than before."""
+    """The mirror delivers parts of another file than before."""
 
 
 class WrongBytesError(SourceError):
-    """The mirror gives a whole file that is not the declared one.
+    """The mirror delivers a file that is not the declared one.
 
     ``looks_like`` says what it is instead, as `foreign_content` does, if that is known; ``is_stored`` is whether bytes
     of it may be on the disk.
@@ -75,12 +75,12 @@ class Body(ABC):
     """A stream of a file's bytes.
 
     Attributes:
-        offset: Where in the file it begins.
+        offset: Where in the file it starts.
         total: Length of the whole file as the mirror says, or ``None``.
         validator: Strong ETag, or ``None``.
         resumable: Whether another request may continue it.
         end: Where in the file it ends, or ``None`` if it does not say.
-        content_type: The Content-Type of the answer; empty if there is none.
+        content_type: The Content-Type of the response; empty if there is none.
     """
 
     offset: int = 0
@@ -92,12 +92,12 @@ class Body(ABC):
 
     @property
     def suggested_name(self) -> str:
-        """The name that the answer gives to the file; empty if it gives none."""
+        """The name that the response gives to the file; empty if it gives none."""
         return ""
 
     @abstractmethod
     def read_into(self, view: memoryview) -> int:
-        """Read what is there, and wait if nothing is. Return 0 at the end; that does not mean that it was whole.
+        """Read what has arrived, and wait if nothing has. Return 0 at the end, also at one that came too soon.
 
         Raises:
             TransientError: The stream broke off or stalled.
@@ -109,7 +109,7 @@ class Body(ABC):
         return foreign_content(head, name=name)
 
     def is_ready(self, count: int) -> bool:  # noqa: ARG002 (a file always is)
-        """Whether a read of up to ``count`` bytes has all of them at hand."""
+        """Whether a read of ``count`` bytes would return all of them without a wait."""
         return True
 
     def interrupt(self) -> None:  # noqa: B027 (a file has nothing to interrupt)
@@ -117,7 +117,7 @@ class Body(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection or the file."""
 
 
 class LocalBody(Body):
@@ -126,7 +126,7 @@ class LocalBody(Body):
     def __init__(self, path: str, start: int, size: int | None) -> None:
         self._descriptor = Descriptor()
         try:
-            # O_NONBLOCK: opening a FIFO would otherwise wait for a writer for ever.
+            # O_NONBLOCK: else opening a FIFO would wait for a writer without end.
             self._descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK)
             found = os.fstat(self._descriptor.number)
             if not stat.S_ISREG(found.st_mode):

@@ -37,7 +37,7 @@ class Task(Generic[FileT]):
     Attributes:
         transfer: The file.
         counts: Counts of the file's bytes.
-        mirror: The mirror that is asked.
+        mirror: The mirror that it is fetched from.
         segment: What is assigned.
         started: When.
         failure_epoch: The mirror's at that time.
@@ -52,7 +52,7 @@ class Task(Generic[FileT]):
         block_prefix: How many bytes of it there were then.
         state: See `TaskState`.
         revoked: Whether the segment was taken away. The connection finds out at its next step.
-        paused_with: The mirror or server that nobody asks while the task pauses, if any.
+        paused_with: The mirror or server that gets no request while the task pauses, if any.
     """
 
     transfer: FileT
@@ -139,7 +139,7 @@ class Task(Generic[FileT]):
         self.segment = segment
 
     def pause(self, paused_with: Mirror | Server | None) -> None:
-        """Pause, and let nobody ask ``paused_with`` until `resume`."""
+        """Pause, and send no request to ``paused_with`` until `resume`."""
         self.state, self.paused_with = TaskState.PAUSED, paused_with
         if paused_with is not None:
             paused_with.pause()
