@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from weightcache._transfer.segments import PART, Task
+from weightcache._transfer.file_transfer import FileTask
+from weightcache._transfer.segments import PART
 from weightcache._transfer.stream import Body
 
 SIZE = 4000 * PART
@@ -19,7 +20,7 @@ class Nowhere:
 
 
 class Answer(Body):
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: FileTask) -> None:
         self.offset, self.end, self.total = task.segment.position, task.segment.end, SIZE
 
     def read_into(self, view: memoryview) -> int:

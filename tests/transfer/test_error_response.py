@@ -143,7 +143,7 @@ def test_an_answer_says_why(
         (404, "RepoNotFound", "the repository does not exist, or is private", "if it is private, set HF_TOKEN"),
         (404, "EntryNotFound", "this commit has no such file", "the files of that commit"),
         (403, "GatedRepo", "is gated", "accept its licence"),
-        (404, "SomethingNew", "SomethingNew", "whether"),
+        (404, "SomethingNew", "SomethingNew", "check that"),
     ],
 )
 @pytest.mark.parametrize("declared", ["hf", "https"])

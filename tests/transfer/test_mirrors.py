@@ -18,8 +18,9 @@ from schedule import SIZE, Answer, Nowhere
 from support import blob, one
 from weightcache import DownloadError, Manifest, ensure
 from weightcache._runtime.settings import Settings
+from weightcache._transfer.file_transfer import FileTask
 from weightcache._transfer.scheduler import Scheduler
-from weightcache._transfer.segments import Job, Task
+from weightcache._transfer.segments import Job
 from weightcache._transfer.stream import SourceError, TransientError
 
 MB = 1 << 20
@@ -37,7 +38,7 @@ class Line:
         self.scheduler = Scheduler([job], Settings(connections=1), patience, random.Random(1).uniform)
         self.now, self.asked = 0.0, list[tuple[float, str, int]]()
 
-    def take(self) -> Task | None:
+    def take(self) -> FileTask | None:
         task = self.scheduler.assign(self.now)
         if task is not None:
             self.asked.append((self.now, task.mirror.url, task.segment.position))
@@ -47,10 +48,10 @@ class Line:
         """Bring so many bytes of the next segment, and then lose the connection."""
         task = self.take()
         assert task is not None
-        assert self.scheduler.answered(task, Answer(task), self.now)
-        block = self.scheduler.begin(task)
-        block.filled += count
-        self.scheduler.arrive(task, count, 0.0, self.now)
+        assert self.scheduler.on_response(task, Answer(task), self.now)
+        block = self.scheduler.begin_block(task)
+        block.on_read(count)
+        self.scheduler.on_bytes(task, count, 0.0, self.now)
         self._fail(task, TransientError("the connection broke off"))
 
     def fail(self, error: SourceError | None = None) -> bool:
@@ -61,8 +62,8 @@ class Line:
         self._fail(task, error or TransientError("Connection refused"))
         return True
 
-    def _fail(self, task: Task, error: SourceError) -> None:
-        pause = self.scheduler.failed(task, error, self.now)
+    def _fail(self, task: FileTask, error: SourceError) -> None:
+        pause = self.scheduler.on_failure(task, error, self.now)
         self.now += max(pause, 0.01)
         self.scheduler.resume(task)
 
@@ -148,8 +149,8 @@ def test_an_outage_in_the_middle(fault: Any, origin: Origin, root: Path, caplog:
     report = quiet(one(DATA, origin.url("/a")), root).report["sam2"]
     assert report.bytes_fetched == len(DATA)
     assert origin.sent() <= len(DATA) + MB  # and what the socket held
-    assert "gives nothing any more" in caplog.text
-    assert "gives again what is asked of it" in caplog.text
+    assert "stopped sending" in caplog.text
+    assert "sends again, after" in caplog.text
 
 
 def test_an_outage_without_an_end(origin: Origin, root: Path) -> None:

@@ -1,6 +1,6 @@
 """The scheduler under a simulated server and clock: any order of events ends, with every byte where it belongs.
 
-Blocks are small here, and the connections are generators that do, step by step, what `_threads.Connection` does;
+Blocks are small here, and the connections are generators that do, step by step, what `workers.Connection` does;
 hypothesis decides who moves next. The bytes, the hashes and the partial's books are real.
 """
 
@@ -21,9 +21,9 @@ from weightcache import DownloadError, IntegrityError, Manifest
 from weightcache._runtime.settings import Settings
 from weightcache._transfer import file_transfer, hedge, segments, work_stealing
 from weightcache._transfer import scheduler as transfer_scheduler
-from weightcache._transfer.file_transfer import FileTransfer
+from weightcache._transfer.file_transfer import FileTask, FileTransfer
 from weightcache._transfer.scheduler import Scheduler
-from weightcache._transfer.segments import Block, Job, Task
+from weightcache._transfer.segments import Block, Job
 from weightcache._transfer.stream import RangeError, SourceError, TransientError, WrongBytesError
 
 BLOCK, PART, LIMIT = 16, 64, 6
@@ -134,39 +134,39 @@ class World:
 
     def connection(self) -> Iterator[None]:
         scheduler = self.scheduler
-        while not scheduler.over and not scheduler.error:
+        while not scheduler.is_done and not scheduler.error:
             task = scheduler.assign(self.now)
             if task is None:
                 yield
                 continue
             try:
-                yield from self.kept(task) if task.segment.kept else self.fetch(task)
+                yield from self.kept(task) if task.segment.on_disk else self.fetch(task)
             except SourceError as error:
-                until = self.now + scheduler.failed(task, error, self.now)
+                until = self.now + scheduler.on_failure(task, error, self.now)
                 while self.now < until:
                     yield
                 scheduler.resume(task)
             scheduler.release(task, self.now)
             yield
 
-    def next_block(self, task: Task, ends: int | None) -> Iterator[None]:
-        task.reading = False
-        if task.segment.start == task.segment.end and (task.segment.start == ends or not self.scheduler.read_on(task)):
+    def next_block(self, task: FileTask, ends: int | None) -> Iterator[None]:
+        task.on_wait()
+        if task.segment.start == task.segment.end and (task.segment.start == ends or not self.scheduler.extend(task)):
             return False
         while not task.revoked:
-            if self.scheduler.may_begin(task):
-                task.reading, task.moved = True, self.now
+            if self.scheduler.has_room(task):
+                task.on_room(self.now)
                 return True
             if self.scheduler.is_needed_elsewhere(task):
                 return False
             yield
         return False
 
-    def fetch(self, task: Task) -> Iterator[None]:
+    def fetch(self, task: FileTask) -> Iterator[None]:
         transfer, segment = task.transfer, task.segment
         server = self.servers[task.mirror.url]
         start, end = segment.position, None if segment.end == transfer.length else segment.end
-        task.reading = True
+        task.on_requested()
         yield
         body, stop = server.open(start, end, transfer.job.file.size)
         server.counter.now += 1
@@ -175,14 +175,14 @@ class World:
         finally:
             server.counter.now -= 1
 
-    def read(self, task: Task, server: Server, body: Any, stop: int) -> Iterator[None]:
-        if not self.scheduler.answered(task, body, self.now):
+    def read(self, task: FileTask, server: Server, body: Any, stop: int) -> Iterator[None]:
+        if not self.scheduler.on_response(task, body, self.now):
             return
         transfer, at = task.transfer, body.offset
         trickles = bool(server.trickles) and self.dice.random() < server.trickles
         stalled_at = at + self.dice.randrange(PART) if self.dice.random() < server.stalls else None
         while (yield from self.next_block(task, body.end)):
-            block = self.scheduler.begin(task)
+            block = self.scheduler.begin_block(task)
             segment = task.segment
             size = BLOCK if segment.end is None else min(BLOCK, segment.end - block.start)
             while block.filled < size:
@@ -203,35 +203,33 @@ class World:
                 if not count and segment.end is not None:
                     raise TransientError("ended")
                 if not count:
-                    transfer.end(task)
+                    transfer.on_end_of_stream(task)
                     break
                 assert at == block.start + block.filled
                 block.buffer[block.filled : block.filled + count] = server.body[at : at + count]
                 block.filled += count
                 at += count
-                self.scheduler.arrive(task, count, self.dice.choice([0.0, 0.1]), self.now)
+                self.scheduler.on_bytes(task, count, self.dice.choice([0.0, 0.1]), self.now)
             if task.revoked or not block.filled:
                 return
-            task.reading = False
-            self.scheduler.claim(task)
+            transfer.claim(task)
             yield
-            assert block.start not in transfer.landed
+            assert block.start not in transfer.buffered
             transfer.job.partial.write(block.start // BLOCK, bytes(block.data))
             if not transfer.on_written(task):
                 return
 
-    def kept(self, task: Task) -> Iterator[None]:
+    def kept(self, task: FileTask) -> Iterator[None]:
         transfer = task.transfer
         while (yield from self.next_block(task, task.segment.end)):
-            task.writing = True
+            transfer.claim(task)
             yield
             data = transfer.job.partial.take(task.segment.start // BLOCK)
             if data is None:
-                task.writing = False
                 transfer.on_missing(task)
                 continue
-            task.segment.block = Block(task.segment.start, data, len(data))
-            self.scheduler.arrive(task, len(data), 0.0, self.now)
+            task.segment.hold(Block(task.segment.start, data, len(data)))
+            self.scheduler.on_bytes(task, len(data), 0.0, self.now)
             if not transfer.on_written(task):
                 return
 
@@ -239,25 +237,25 @@ class World:
         while True:
             if found := self.scheduler.next_blocks():
                 transfer, blocks = found
-                digest, position = transfer.sha256, transfer.hashed
+                digest, position = transfer.digest, transfer.hashed
                 for block in blocks:
                     assert block.start == position
                     digest.update(block.data)
                     position += block.filled
                     yield
-                self.scheduler.hashed(transfer, blocks, digest)
+                self.scheduler.on_hashed(transfer, blocks, digest)
             yield
 
     def check(self) -> None:
         """What holds after every step."""
         live = 0
-        for transfer in self.scheduler.transfers:
+        for transfer in self.scheduler.files.transfers:
             if transfer.opened and not transfer.verified:
-                live += sum(len(block.buffer) for block in transfer.landed.values())
+                live += sum(len(block.buffer) for block in transfer.buffered.values())
                 live += sum(len(segment.block.buffer) for segment in transfer.segments if segment.block)
                 live += sum(len(task.segment.block.buffer) for task in transfer.tasks if task.segment.block)
                 covers_once(transfer)
-        live += sum(map(len, self.scheduler._free))
+        live += sum(map(len, self.scheduler._buffers.free))
         self.most = max(self.most, self.scheduler.allowed)
         # One block a connection more: a file that is begun again moves the window back below blocks in hand.
         assert live <= (self.most + transfer_scheduler.SPARE_PARTS) * PART + len(self.lanes) * BLOCK
@@ -266,29 +264,29 @@ class World:
         hasher, finisher, idle = self.hasher(), 0, 0
         while idle < 200_000:
             idle += 1
-            while len(self.lanes) < self.scheduler.wanted():
+            while len(self.lanes) < self.scheduler.connections_wanted():
                 self.lanes.append(self.connection())
             mover = self.dice.choice([*self.lanes, hasher, hasher, None])
             if mover is None:
                 self.now += self.dice.choice([0.01, 0.01, 0.3, 2.0])
-                self.scheduler.look(self.now)
+                self.scheduler.update(self.now)
             else:
                 next(mover, None)
             self.check()
-            if self.scheduler.next_verified():
-                self.scheduler.finished()
+            if self.scheduler.files.next_verified():
+                self.scheduler.files.on_closed()
                 finisher += 1
-            if self.scheduler.error or finisher == len(self.scheduler.transfers):
+            if self.scheduler.error or finisher == len(self.scheduler.files.transfers):
                 return
         raise AssertionError("it never came to an end")
 
 
 def covers_once(transfer: FileTransfer) -> None:
-    """Every byte is hashed, landed, in one connection's hands, or nobody's: exactly one of them."""
-    if transfer.length is None or transfer._reset:
+    """Every byte is hashed, buffered, assigned or unassigned: exactly one of them."""
+    if transfer.length is None or transfer.is_restarting:
         return
-    spans = [(0, transfer.hashed), *((b.start, b.start + b.filled) for b in transfer.landed.values())]
-    held = [task.segment for task in transfer.tasks if not task.copy]
+    spans = [(0, transfer.hashed), *((b.start, b.start + b.filled) for b in transfer.buffered.values())]
+    held = [task.segment for task in transfer.tasks if not task.is_hedge]
     spans += [(segment.start, segment.end) for segment in [*transfer.segments, *held]]
     position = 0
     for start, end in sorted(span for span in spans if span[0] != span[1]):
@@ -323,7 +321,7 @@ files = st.fixed_dictionaries(
 
 
 GOOD = {"kind": "good", "ranges": False, "etag": None, "says_length": True, "flaky": 0.0, "stalls": 0.0, "refuses": 0.0}
-# The first file begins again while blocks of the second one have landed: those are set aside, and one of them is lost.
+# The first file begins again while blocks of the second one are buffered: those are spilled, and one of them is lost.
 SET_ASIDE: list[dict[str, Any]] = [
     {"size": 579, "declared": True, "there": {1, 7}, "lost": {2}, "spoiled": True},
     {"size": 69, "declared": False, "there": set(), "lost": {2}, "spoiled": False},

@@ -8,8 +8,9 @@ from typing import Any
 from schedule import SIZE, Answer, Nowhere
 from weightcache import Manifest
 from weightcache._runtime.settings import Settings
+from weightcache._transfer.file_transfer import FileTask
 from weightcache._transfer.scheduler import Scheduler
-from weightcache._transfer.segments import Job, Task
+from weightcache._transfer.segments import Job
 from weightcache._transfer.server import Server, Servers
 from weightcache._transfer.stream import SourceError, TransientError
 
@@ -25,11 +26,11 @@ class Line:
         self.scheduler = Scheduler([job], Settings(backoff=0.0, connections=limit), 180.0, random.uniform)
         self.bears, self.refused, self.now = bears, 0, 0.0
         self.refusal = refusal or SourceError("HTTP 403 Forbidden")
-        self.serving: list[Task] = []
+        self.serving: list[FileTask] = []
 
     @property
     def server(self) -> Server:
-        mirror = self.scheduler.transfers[0].mirrors.current
+        mirror = self.scheduler.files.transfers[0].mirrors.current
         assert mirror is not None
         return mirror.server
 
@@ -43,24 +44,24 @@ class Line:
         for task in asked:
             if len(self.serving) < self.bears:
                 self.serving.append(task)
-                assert self.scheduler.answered(task, Answer(task), self.now)
-                self.scheduler.arrive(task, 1, 0.0, self.now)
+                assert self.scheduler.on_response(task, Answer(task), self.now)
+                self.scheduler.on_bytes(task, 1, 0.0, self.now)
             else:
                 self.refused += 1
-                self.scheduler.failed(task, self.refusal, self.now)
+                self.scheduler.on_failure(task, self.refusal, self.now)
                 self.scheduler.resume(task)
 
     def finish(self) -> None:
         """Let the oldest connection end its part."""
         self.now += 1.0
         task = self.serving.pop(0)
-        task.segment.start, task.segment.block = task.segment.end or 0, None
-        self.scheduler.transfers[0].hashed = task.segment.start  # the window moves on
+        task.segment.advance(task.segment.end or 0)
+        self.scheduler.files.transfers[0].counts.hashed = task.segment.start  # the window moves on
         self.scheduler.release(task, self.now)
 
     def begin(self) -> None:
         self.ask()
-        self.scheduler.look(self.now + 100)  # it says nothing for a while: many from now on
+        self.scheduler.update(self.now + 100)  # it says nothing for a while: many from now on
 
 
 def test_a_server_that_allows_few_connections_is_soon_asked_for_no_more() -> None:
@@ -97,7 +98,7 @@ def test_a_server_that_answers_nobody_is_asked_by_one_and_then_by_all() -> None:
     line.ask()
     assert len(line.serving) == 24
     for task in line.serving:
-        line.scheduler.failed(task, TransientError("the connection broke off"), line.now)
+        line.scheduler.on_failure(task, TransientError("the connection broke off"), line.now)
         line.scheduler.resume(task)
     line.serving.clear()
     line.bears, line.refusal = 0, TransientError("Connection refused")
@@ -106,7 +107,7 @@ def test_a_server_that_answers_nobody_is_asked_by_one_and_then_by_all() -> None:
     assert first <= 24 + 1
     for _ in range(5):
         line.ask()
-    assert line.server.silent
+    assert line.server.is_silent
     line.bears = 24
     line.ask()
     line.ask()
@@ -122,8 +123,8 @@ def test_two_servers_are_judged_each_for_itself() -> None:
     scheduler = Scheduler([job], Settings(), 180.0, random.uniform)
     served = scheduler.assign(0.0)
     assert served is not None
-    limited.tasks.add(served)
-    limited.answered(1.0)
-    served.answered = True
-    limited.refused(served, 2.0, throttled=False)
+    limited.add(served)
+    limited.on_response(1.0)
+    served.on_response()
+    limited.on_refusal(served, 2.0, throttled=False)
     assert (limited.allowed, free.allowed) == (1, 24)

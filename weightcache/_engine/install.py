@@ -208,7 +208,7 @@ class Installer:
         finally:
             progress.end()
             for job in jobs:
-                tasks[job.checkpoint.name].received += job.received
+                tasks[job.checkpoint.name].received += job.counts.received
 
     def _publish_for_all(
         self, needs: list[tuple[CheckpointTask, File]], verified: PartialFile, left: dict[str, int]

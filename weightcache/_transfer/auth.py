@@ -1,4 +1,4 @@
-"""Tokens: which one a request may carry. No token is ever shown."""
+"""Tokens: which one a request may send. No token is ever shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its variables
 
 
 class Token(NamedTuple):
-    """A bearer token, and where it was found, in words."""
+    """A bearer token, and in words where it was found."""
 
     value: str
     origin: str
@@ -37,9 +37,9 @@ def declared_token(variable: str) -> Token:
 def hub_token() -> Token | None:
     """Return the token that huggingface_hub would send, or ``None``.
 
-    In its order (``huggingface_hub.get_token``, 2.4): ``HF_TOKEN``, ``HUGGING_FACE_HUB_TOKEN``, then the file that
-    ``hf auth login`` writes. What needs its own software (tokens of a CI, of a notebook, refreshed ones) is left to
-    ``auth``; ``HF_HUB_DISABLE_IMPLICIT_TOKEN`` forbids all of them.
+    The order is that of ``huggingface_hub.get_token`` (2.4): ``HF_TOKEN``, ``HUGGING_FACE_HUB_TOKEN``, then the file
+    that ``hf auth login`` writes. Tokens that need its software (of a CI, of a notebook, refreshed ones) can be given
+    with ``auth``. ``HF_HUB_DISABLE_IMPLICIT_TOKEN`` turns all of them off.
     """
     if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
         return None
@@ -67,10 +67,10 @@ def _checked(value: str, origin: str, where: str) -> Token:
 
 
 def is_signed(url: str) -> bool:
-    """Whether the query of a URL holds a signature, which is all the permission that its host accepts.
+    """Whether the query of a URL has a signature. Its host then accepts no other permission.
 
-    S3 and what speaks its protocol (X-Amz-Signature, older: Signature), Google (X-Goog-Signature), Azure (sig),
-    CloudFront and the Hub's storage (Signature). With a user name besides it, S3 refuses the request.
+    S3 and compatible stores (X-Amz-Signature, older: Signature), Google (X-Goog-Signature), Azure (sig),
+    CloudFront and the Hub's storage (Signature). S3 refuses a signed request that also has a user name.
     """
     keys = {each.partition("=")[0].lower() for each in urlsplit(url).query.split("&")}
     return "sig" in keys or any(key.endswith("signature") for key in keys)

@@ -1,4 +1,4 @@
-"""Mirrors over HTTP: a file, or a part of it, asked for where its URL leads."""
+"""Mirrors over HTTP: requests a file, or a part of it, and follows redirects."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import logging
 import re
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache.errors import redacted
 from weightcache.manifest.urls import expanded, local_path
 
 from .auth import declared_token, hub_token
 from .error_response import RequestInfo, error_from
-from .response import WHOLE, HttpBody
+from .response import FULL_RESPONSE, HttpBody
 from .response_head import READ_HEAD, header_number
 from .session import Bearer, Session
 from .stream import Body, LocalBody, SourceError, TransientError
@@ -29,13 +29,27 @@ _log = logging.getLogger("weightcache")
 MAX_REDIRECTS = 10
 
 
+class _Wanted(NamedTuple):
+    """What is requested: a file or a part of it, and with which token."""
+
+    url: str  # as it is declared
+    address: str  # with its variables filled in
+    headers: dict[str, str]
+    bearer: Bearer | None
+    auth: str | None
+    hub: str
+    start: int
+    size: int | None
+    validator: str | None
+
+
 class Client:
     """Requests of one `ensure`: a session with its connections, proxies, netrc and TLS settings."""
 
     def __init__(self, cancel: Cancel, settings: Settings) -> None:
         self._cancel, self._settings = cancel, settings
         self._session = Session(settings.connections)
-        # Where redirects led: a hub that signs URLs is asked once, and not for each part.
+        # Targets of redirects: a hub that signs URLs gets one request, and not one for each part.
         self._targets: dict[str, str] = {}
         self._served: set[str] = set()
 
@@ -56,60 +70,64 @@ class Client:
         """Request ``url`` from ``start`` to ``end`` (exclusive; ``None`` is the end of the file).
 
         Args:
-            url: Where. ``${VARIABLE}`` in it stands for the value of an environment variable.
+            url: The URL. ``${VARIABLE}`` in it stands for the value of an environment variable.
             auth: Name of the environment variable with the bearer token.
             hub: The page of the Hub's repository if the file is of one: then the user's token for the Hub is sent
                 where no ``auth`` is declared.
-            start: Offset of the first byte wanted. The body may begin at 0 instead: look at its ``offset``.
+            start: Offset of the first byte wanted. The body may start at 0 instead: see its ``offset``.
             end: Offset after the last byte wanted.
             size: Declared size of the file, if any.
-            validator: Strong ETag of the bytes before ``start``, where no digest is known that can judge them: if it
-                changed, the whole file is sent.
+            validator: Strong ETag of the bytes before ``start``, where no digest is known that can verify them. If
+                it changed, the mirror sends the whole file.
 
         Raises:
             SourceError: One of the five kinds.
         """
         if (path := local_path(url)) is not None:
             return LocalBody(path, start, size)
-        headers = _part(start, end, validator)
         address = _address(url)
         bearer = self._bearer(address, auth, hub)
-
-        def answer(at: str) -> Body:
-            response, self._targets[url] = self._follow(at, headers, bearer)
-            try:
-                ranged = "Range" in headers
-                if response.status_code not in WHOLE and response.status_code != 206:
-                    sent = RequestInfo(address, ranged, bearer.origin if bearer else "", auth, hub, url in self._served)
-                    raise error_from(
-                        response,
-                        sent,
-                        self._session.proxy(response.url or ""),
-                        min(READ_HEAD, self._settings.stall_timeout),
-                    )
-                body = HttpBody(response, self._settings, address, ranged, start, size, validator)
-                self._served.add(url)
-                return body
-            except BaseException:
-                self._targets.pop(url, None)
-                response.close()
-                raise
-
+        wanted = _Wanted(url, address, _part(start, end, validator), bearer, auth, hub, start, size, validator)
         if (known := self._targets.get(url)) is not None:
             try:
-                return answer(known)
+                return self._get(wanted, known)
             except SourceError as error:
                 if known == address or type(error) is not SourceError:
                     raise
-                _log.info("%s: %s where it led before; asking it again", redacted(url), error)  # signed URLs expire
-        return answer(address)
+                # Signed URLs expire.
+                _log.info("%s: %s at the target of its redirect; asking for a new one", redacted(url), error)
+        return self._get(wanted, address)
+
+    def _get(self, wanted: _Wanted, target: str) -> Body:
+        """Return the response of ``target``, or of where it redirects to, as a body.
+
+        Raises:
+            SourceError: One of the five kinds.
+        """
+        url, bearer, ranged = wanted.url, wanted.bearer, "Range" in wanted.headers
+        response, self._targets[url] = self._follow(target, wanted.headers, bearer)
+        try:
+            if response.status_code not in FULL_RESPONSE and response.status_code != 206:
+                origin, served = bearer.origin if bearer else "", url in self._served
+                sent = RequestInfo(wanted.address, ranged, origin, wanted.auth, wanted.hub, served)
+                seconds = min(READ_HEAD, self._settings.stall_timeout)
+                raise error_from(response, sent, self._session.proxy(response.url or ""), seconds)
+            body = HttpBody(
+                response, self._settings, wanted.address, ranged, wanted.start, wanted.size, wanted.validator
+            )
+            self._served.add(url)
+            return body
+        except BaseException:
+            self._targets.pop(url, None)
+            response.close()
+            raise
 
     def _bearer(self, url: str, auth: str | None, hub: str) -> Bearer | None:
         found = declared_token(auth) if auth is not None else hub_token() if hub else None
         return Bearer(self._session, url, found.value, found.origin) if found else None
 
     def _follow(self, url: str, headers: dict[str, str], auth: Bearer | None) -> tuple[requests.Response, str]:
-        # By hand: every hop is checked, and the token goes only where it belongs.
+        # Not by requests: every hop is checked, and the token is sent to the declared host only.
         ends = time.monotonic() + 2 * self._settings.stall_timeout
         for _ in range(MAX_REDIRECTS + 1):
             self._cancel.check()
@@ -119,7 +137,7 @@ class Client:
             response = self._session.get_once(url, headers, auth, self._settings.connect_timeout, seconds)
             if (target := self._session.redirect(url, response)) is None:
                 return response, url
-            _let_go(response)
+            _drain(response)
             url = target
             if not url.startswith(("http://", "https://")):
                 shown = re.sub("[^ -~]", "", redacted(url))
@@ -128,7 +146,7 @@ class Client:
 
 
 def _part(start: int, end: int | None, validator: str | None) -> dict[str, str]:
-    """Return the headers that ask for a part of a file, if it still is the file that ``validator`` speaks of."""
+    """Return the headers that request a part of a file, if its ETag still is ``validator``."""
     if not start and end is None:
         return {}
     part = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
@@ -146,10 +164,10 @@ def _address(url: str) -> str:
         raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint, request_sent=False) from None
 
 
-def _let_go(response: requests.Response) -> None:
-    """Read the short body of a redirect, so that the connection serves again; close on a long one.
+def _drain(response: requests.Response) -> None:
+    """Read the short body of a redirect, so that the connection can be used again; close it on a long one.
 
-    The deadline of its head holds for the body too.
+    The deadline of the head holds for the body too.
     """
     with closing(response), suppress(Exception):
         length = header_number(response.headers.get("Content-Length"))

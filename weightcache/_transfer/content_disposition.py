@@ -1,6 +1,7 @@
 """The name that a server gives to a file: Content-Disposition (RFC 6266), also as a signed URL carries it.
 
-The name is a stranger's. What leaves this module is one path segment that a manifest may hold, or nothing.
+The name comes from a server that is not trusted. This module returns one path segment that a manifest may have, or
+nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ _EXTENDED = re.compile(r"(UTF-8|ISO-8859-1)'[^']*'(.*)", re.IGNORECASE | re.DOTA
 
 
 def suggested_name(header: str, url: str) -> str:
-    """Return the name that an answer gives to its file; empty if it gives none.
+    """Return the name that a response gives to its file; empty if it gives none.
 
     Args:
-        header: The answer's Content-Disposition as `requests` has it, in ISO 8859-1; empty if there is none.
-        url: Where the answer came from.
+        header: The Content-Disposition of the response as `requests` has it, in ISO 8859-1; empty if there is none.
+        url: Where the response came from.
     """
     if name := _name(header):
         return name
@@ -59,7 +60,7 @@ def _plain(text: str) -> str:
 
 
 def _safe(name: str) -> str:
-    """Return the last path segment without what could act on a terminal or hide; empty if no name is left."""
+    """Return the last path segment without characters that control a terminal or hide; empty if no name is left."""
     name = re.split(r"[/\\]", name)[-1]
     name = "".join(character for character in name if character.isprintable()).strip(" .")
     return "" if path_problem(name) else name

@@ -1,7 +1,7 @@
-"""A deadline for what a server sends besides a body of known length: heads, chunk sizes, trailers, short pages.
+"""A deadline for everything but a body of known length: heads, chunk sizes, trailers, short pages.
 
-The timeout of a socket begins again with each byte. A server that sends one byte a second, or the same line for ever,
-never meets it. The stream here ends a read when its time is over, however many bytes came meanwhile.
+The timeout of a socket starts again with each byte. So a server that sends one byte a second, or the same line for
+ever, never runs into it. The stream here ends a read when its time is over, however many bytes arrived in that time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class TimedStream(io.RawIOBase):
-    """What is read from a socket, within the socket's timeout in all until `limit` or `unlimit` is called.
+    """The bytes of a socket. Until `limit` or `unlimit` is called, all reads together have the socket's timeout.
 
     Attributes:
         socket_stream: The stream below, without a deadline.
@@ -28,11 +28,11 @@ class TimedStream(io.RawIOBase):
         self.limit(sock.gettimeout())
 
     def limit(self, seconds: float | None) -> None:
-        """Let every read end within ``seconds`` from now; ``None`` is no limit."""
+        """End every read within ``seconds`` from now; ``None`` is no limit."""
         self._deadline: float | None = None if seconds is None else time.monotonic() + seconds
 
     def unlimit(self, timeout: float) -> None:
-        """Let a read wait for ``timeout`` seconds for its first byte, and for no other deadline."""
+        """Give each read ``timeout`` seconds for its first byte, and no other deadline."""
         self._deadline = None
         self._socket.settimeout(timeout)
 
@@ -56,9 +56,9 @@ class TimedStream(io.RawIOBase):
 
 
 class _TimedResponse(http.client.HTTPResponse):
-    """An answer whose head must arrive within the timeout that its socket has when the reading begins.
+    """A response whose head must arrive within the timeout that its socket has when the read starts.
 
-    That holds for the final answer with all interim ones before it, and for a proxy's answer to CONNECT.
+    That holds for the final response with all interim ones before it, and for a proxy's response to CONNECT.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ class _TimedResponse(http.client.HTTPResponse):
 
 
 class _TimedConnection:
-    """What makes a connection of urllib3 one that no server can hold up."""
+    """A connection of urllib3 that no server can hold up. Mixed into the classes of urllib3."""
 
     response_class = _TimedResponse
     proxy: Any
@@ -76,9 +76,9 @@ class _TimedConnection:
 
     def connect(self) -> None:
         if getattr(self.proxy, "scheme", "") != "https" or not self.timeout:
-            super().connect()  # type: ignore[misc]  # a handshake is one call, which keeps to the timeout
+            super().connect()  # type: ignore[misc]  # a handshake is one call, which observes the timeout
             return
-        # TLS within TLS is urllib3's own work, of many reads: another thread ends it.
+        # urllib3 does TLS within TLS itself, with many reads: another thread ends it.
         timer = threading.Timer(self.timeout, self._cut_off)
         timer.daemon = True
         with suppress(RuntimeError):  # no thread left
@@ -95,14 +95,14 @@ class _TimedConnection:
 
 @cache
 def timed(connection: type[Any]) -> type[Any]:
-    """Return a connection class of urllib3 whose answers have a deadline."""
+    """Return a connection class of urllib3 whose responses have a deadline."""
     if issubclass(connection, _TimedConnection):
         return connection
     return type(connection.__name__, (_TimedConnection, connection), {})
 
 
 def stream_of(response: Any) -> TimedStream | None:
-    """Return the stream below an answer of requests; ``None`` once it was read to its end."""
+    """Return the stream below a response of requests; ``None`` once it was read to its end."""
     original = getattr(response.raw, "_original_response", None)  # requests itself takes its cookies from there
     stream = getattr(getattr(original, "fp", None), "raw", None)
     return stream if isinstance(stream, TimedStream) else None

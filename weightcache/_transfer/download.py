@@ -1,9 +1,9 @@
-"""The fetch seam: files in, verified partials out.
+"""The entry of a download: files in, verified partials out.
 
-The story above hands over `Job`s and learns of each file as it stands complete, verified and durable in its partial.
-How the bytes come is decided below: `_scheduler` says which connection brings what, `_transfer` keeps the books of one
-file, `_mirrors` says who is to blame, and `_threads` does the work. Here the caller's own thread waits for verified
-files, closes them, and shows the progress.
+The engine hands over `Job`s, and is called back for each file that is complete, verified and durable in its partial.
+`scheduler` decides which connection fetches what, `file_transfer` keeps the state of one file, `mirrors` decides what
+follows from a failure, and `workers` does the work. Here the caller's own thread waits for verified files, closes them,
+and shows the progress.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from weightcache.errors import DownloadError
 from .client import Client
 from .scheduler import Scheduler
 from .segments import Job
-from .workers import Connection, Hasher, WorkerState, clock
+from .worker_state import WorkerState
+from .workers import Connection, Hasher, clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "download"]
 
-JOIN = 0.5  # seconds that the end waits for threads; what still waits for a mirror then is left to its timeout
+JOIN = 0.5  # seconds that the end waits for threads; one that still waits for a mirror then is left to its timeout
 
 
 def download(
@@ -45,24 +46,31 @@ def download(
     cancel: Cancel,
     on_verified: Callable[[Job], None],
 ) -> None:
-    """Fetch every job's file into its partial; call ``on_verified`` as each one is complete, verified and durable.
+    """Fetch every job's file into its partial.
 
-    ``patience`` is as `ensure` has it: seconds.
+    Args:
+        jobs: The files, in the order in which they are hashed.
+        settings: Limits and waits.
+        patience: Seconds that a mirror which delivered may send nothing before it is given up.
+        progress: Shows the progress.
+        holder: The lock's, for its heartbeat.
+        cancel: Ends the download early.
+        on_verified: Called with each job whose file is complete, verified and durable.
 
     Raises:
-        IntegrityError: The first mirror that failed a file delivered wrong bytes, and no other one helped.
-        DownloadError: No mirror delivered a file, for any other reason.
+        IntegrityError: The first mirror that failed a file delivered wrong bytes, and no other one delivered it.
+        DownloadError: No mirror delivered a file, for any other reason; or no thread can be started.
         StorageError: The disk is full or failed.
-        VanishedError: A partial was swept or taken by somebody else.
+        VanishedError: A partial was swept or taken by another writer.
     """
     with ExitStack() as stack:
         stop = Cancel()
         client = stack.enter_context(closing(Client(stop, settings)))
         state = WorkerState(Scheduler(jobs, settings, patience, random.uniform), client, stop)
-        download_run = DownloadRun(state, progress, holder, cancel)
-        stack.callback(download_run.end)
-        stack.enter_context(cancel.interrupting(download_run.look))
-        download_run.run(on_verified)
+        run = DownloadRun(state, progress, holder, cancel)
+        stack.callback(run.end)
+        stack.enter_context(cancel.interrupting(run.wake))
+        run.run(on_verified)
 
 
 class DownloadRun:
@@ -75,21 +83,22 @@ class DownloadRun:
         self._may_start = True
         self._tracks: dict[FileTransfer, Track] = {}
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """Wake up; called from another thread that cancels."""
         with self._state.lock:
             self._state.caller.notify()
 
     def run(self, on_verified: Callable[[Job], None]) -> None:
+        """Wait for every file, and close it."""
         self._start(Hasher(self._state))
-        for _ in self._scheduler.transfers:
+        for _ in self._scheduler.files.transfers:
             transfer = self._next_verified()
             transfer.job.partial.finish(transfer.hashed)
             self._show()
             self._progress.close(self._tracks.pop(transfer))
             on_verified(transfer.job)
             with self._state.lock:
-                self._scheduler.finished()
+                self._scheduler.files.on_closed()
                 self._state.idle.notify()
 
     def _start(self, thread: Hasher | Connection) -> bool:
@@ -97,7 +106,7 @@ class DownloadRun:
             thread.start()
         except RuntimeError as error:
             if len(self._threads) > 1:
-                return False  # those that run bring everything, later
+                return False  # the threads that run do all the work, only later
             raise DownloadError(
                 f"a thread of the download cannot be started: {error}",
                 hint=remedy(error),
@@ -110,31 +119,31 @@ class DownloadRun:
         state, scheduler = self._state, self._scheduler
         while True:
             with state.lock:
-                if verified := scheduler.next_verified():
+                if verified := scheduler.files.next_verified():
                     return verified
                 if state.error:
                     raise state.error
-                if scheduler.error and not scheduler.next_blocks():  # what is complete is kept
+                if scheduler.error and not scheduler.next_blocks():  # files that are complete are kept
                     raise scheduler.error
-                wait = scheduler.look(clock())
-                lacking = scheduler.wanted() - (len(self._threads) - 1) if self._may_start else 0
-                if lacking <= 0:
-                    state.caller.wait(wait)
-                    if wait:
-                        state.idle.notify()  # somebody idle may take over from a stalled one
-            for _ in range(lacking):
+                seconds = scheduler.update(clock())
+                more = scheduler.connections_wanted() - (len(self._threads) - 1) if self._may_start else 0
+                if more <= 0:
+                    state.caller.wait(seconds)
+                    if seconds:
+                        state.idle.notify()  # an idle connection may take over from a stalled one
+            for _ in range(more):
                 self._may_start = self._may_start and self._start(Connection(state, len(self._threads)))
             self._cancel.check()
             self._show()
 
     def _show(self) -> None:
         with self._state.lock:
-            arrived = [(transfer, transfer.arrived) for transfer in self._scheduler.open_transfers()]
-            notes, self._scheduler.notes = self._scheduler.notes, []
+            present = [(transfer, transfer.counts.present) for transfer in self._scheduler.files.opened()]
+            notes = self._scheduler.take_notes()
         for note in notes:
             if self._progress.shows_lines:
                 self._progress.say(note)
-        for transfer, count in arrived:
+        for transfer, count in present:
             job = transfer.job
             if transfer not in self._tracks:
                 self._tracks[transfer] = self._progress.open(job.checkpoint.name, job.file.path, job.file.size)
@@ -143,7 +152,7 @@ class DownloadRun:
                 self._holder.advance(max(0, more))
 
     def end(self) -> None:
-        """End the threads, whatever happened; nothing touches a partial after this."""
+        """End the threads, whatever happened; none of them touches a partial after this."""
         self._state.end()
         until = clock() + JOIN
         for thread in self._threads:

@@ -1,6 +1,6 @@
-"""What the environment sets for requests: proxies, certificates, user names; and what is wrong with it, in words.
+"""What the environment sets for requests: proxies, certificates, user names; and messages about what is wrong with it.
 
-Nothing here shows a password: of a proxy only host and port, of a netrc file only its path and a line's number.
+No message shows a password: of a proxy only host and port, of a netrc file only its path and the number of a line.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Proxy(NamedTuple):
     variable: str
 
     @property
-    def is_of_no_kind(self) -> bool:
-        """Whether it is asked in a way that requests does not know."""
+    def has_unknown_scheme(self) -> bool:
+        """Whether requests does not know how to use it."""
         return "://" in self.address and not self.address.startswith("socks")
 
     def __str__(self) -> str:
@@ -54,9 +54,9 @@ def proxy_for(url: str, proxies: Mapping[str, str]) -> Proxy | None:
 
 
 def proxy_mistake(proxy: Proxy | None) -> SourceError:
-    """Return the error of a request that cannot even be begun because of its proxy."""
+    """Return the error of a request that cannot even be sent because of its proxy."""
     if proxy is None:
-        return SourceError("the request cannot be made: its URL is none that can be asked")
+        return SourceError("the request cannot be made: its URL is not one that can be requested")
     if proxy.address.startswith("socks"):
         return SourceError(
             f"{proxy} speaks SOCKS, and the package for it (PySocks) is not installed",
@@ -67,7 +67,7 @@ def proxy_mistake(proxy: Proxy | None) -> SourceError:
 
 
 def proxy_refusal(proxy: Proxy | None, status: str) -> SourceError:
-    """Return the error of a proxy that wants to know who asks."""
+    """Return the error of a proxy that wants a user name and password."""
     where = str(proxy) if proxy else "a proxy on the way"
     variable = f"in {proxy.variable}: " if proxy else "in HTTPS_PROXY: "
     return SourceError(
@@ -100,19 +100,19 @@ def trusted(bundle: str) -> ssl.SSLContext:
 
 
 def advice_on_certificates() -> str:
-    """Say what to do about a certificate that is not trusted."""
+    """Return what to do about a certificate that is not trusted."""
     unread = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "")
     if unread and not os.environ.get("REQUESTS_CA_BUNDLE"):
         state = "" if os.path.exists(os.environ[unread]) else ", which names nothing that is there,"
         return f"{unread}{state} is not read here: set REQUESTS_CA_BUNDLE to a file of PEM certificates"
     return (
-        "if a proxy or the host has a certificate of your organisation, let REQUESTS_CA_BUNDLE name the PEM file of "
-        "who signed it"
+        "if a proxy or the host has a certificate of your organisation, set REQUESTS_CA_BUNDLE to the PEM file of "
+        "the authority that signed it"
     )
 
 
 def netrc_problem() -> str:
-    """Say what is wrong with the netrc file that requests reads, and ignores if it is wrong; empty if nothing is."""
+    """Return what is wrong with the netrc file; empty if nothing is. requests ignores a file that is wrong."""
     named = os.environ.get("NETRC")
     paths = [named] if named else [os.path.expanduser("~/.netrc"), os.path.expanduser("~/_netrc")]
     path = next((each for each in paths if os.path.exists(each)), None)
@@ -120,7 +120,7 @@ def netrc_problem() -> str:
         return ""
     try:
         netrc.netrc(path)
-    except netrc.NetrcParseError as error:  # its text holds words of the file
+    except netrc.NetrcParseError as error:  # its text quotes the file
         line = f" (line {error.lineno})" if error.lineno else ""
         return f"the netrc file {path} cannot be parsed{line}, so it is not used"
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What an answer means that gives no file: why, as far as the server says, and what to do."""
+"""The error of a response without a file: the reason, as far as the server gives one, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .auth import is_signed
 from .environment import netrc_problem, proxy_refusal
 from .rate_limits import RETRYABLE, SECONDARY, THROTTLED, seconds_to_wait
-from .response_head import foreign, read_head, redirected_host, status_in_words
+from .response_head import read_head, redirected_host, status_in_words, unexpected_content
 from .server_message import reason, secrets_in
 from .stream import RangeError, SourceError, TransientError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .environment import Proxy
 
-HEAD = 4096  # bytes of an error's body that are read
+HEAD = 4096  # bytes that are read of the body of an error
 _MEANING = {
     204: "it has no content there",
     205: "it has no content there",
@@ -36,15 +36,15 @@ _REFUSES_CLIENT = re.compile(rb"user[- ]agent|error code: 10(06|07|08|10|20)\b",
 
 
 class RequestInfo(NamedTuple):
-    """How a file was asked for.
+    """The request for a file.
 
     Attributes:
-        url: What was asked first, with its variables filled in.
-        ranged: Whether a part of it was asked for.
+        url: The declared URL, with its variables filled in.
+        ranged: Whether a part of the file was requested.
         origin: Where the token was found that may have been sent; empty if there is none.
         auth: What the checkpoint declares.
         hub: Page of the Hub's repository, or empty.
-        served: Whether this URL has given bytes before: then no permission is missing.
+        served: Whether this URL has delivered bytes before. Then no permission is missing.
     """
 
     url: str
@@ -56,13 +56,13 @@ class RequestInfo(NamedTuple):
 
 
 def error_from(response: requests.Response, request: RequestInfo, proxy: Proxy | None, seconds: float) -> SourceError:
-    """Return the error that an answer without a file is.
+    """Return the error of a response without a file.
 
     Args:
-        response: The answer.
+        response: The response.
         request: The request.
-        proxy: The proxy between, if any.
-        seconds: For how long to wait for what the body says.
+        proxy: The proxy that it came through, if any.
+        seconds: How long to wait for the message in the body.
     """
     status = response.status_code
     if status == 416 and request.ranged:
@@ -82,12 +82,19 @@ def error_from(response: requests.Response, request: RequestInfo, proxy: Proxy |
 
 
 def _final(response: requests.Response, request: RequestInfo, head: bytes, words: str) -> SourceError:
-    """Return the error of a refusal that does not pass; ``words`` is what the server says in its body, ``head``."""
+    """Return the error of a final refusal.
+
+    Args:
+        response: The response.
+        request: The request.
+        head: The first bytes of the body.
+        words: The message of the server in it.
+    """
     status, url = response.status_code, response.url or ""
     host = redirected_host(response, request.url)
     text = status_in_words(response) + (f" from {host}, to which it redirects" if host else "")
     says = f"; it says: {words}" if words else ""
-    if not says and head and (what := foreign(head, response, url, "")):
+    if not says and head and (what := unexpected_content(head, response, url, "")):
         says = f", with {what}"
     code = re.sub("[^A-Za-z]", "", response.headers.get("X-Error-Code", ""))[:40]
     if "disabled" in response.headers.get("X-Error-Message", ""):
@@ -128,9 +135,9 @@ def _not_permitted(
 ) -> SourceError:
     elsewhere = bool(redirected_host(response, request.url))
     if _has_password(response):
-        return SourceError(text + says, hint="look whether they are valid here")
+        return SourceError(text + says, hint="check that they are valid here")
     if request.origin:
-        hint = "" if elsewhere else f"look whether the token in {request.auth or request.origin} is valid here"
+        hint = "" if elsewhere else f"check that the token in {request.auth or request.origin} is valid here"
         return SourceError(text + says, hint=hint)
     if problem := netrc_problem():
         return SourceError(f"{text}{says}; {problem}", hint="correct the netrc file")
@@ -138,7 +145,7 @@ def _not_permitted(
         return SourceError(
             text + says, hint="a private bucket wants a signed URL; a public one has no such file, perhaps"
         )
-    # A token is one cause of a 403 among many: where the host gives another one, `auth` is no advice.
+    # A missing token is one cause of a 403 among many. If the host gives another one, do not advise `auth`.
     if elsewhere or request.served or (says and response.status_code == 403):
         return SourceError(text + says, hint="" if request.served else "open the URL in a browser to see what it wants")
     scheme = response.headers.get("WWW-Authenticate", "").partition(" ")[0].lower()
@@ -175,11 +182,11 @@ def _refused_by_hub(text: str, code: str, request: RequestInfo) -> SourceError:
         hint = "perhaps its history was rewritten: pin a commit of today"
         return SourceError(what, hint=f"{hint}{f' (see {page}/commits/main)' if page else ''}, or add a mirror")
     if code == "EntryNotFound":
-        return SourceError(what, hint=f"look at the files of that commit{f' at {page}' if page else ''}")
+        return SourceError(what, hint=f"check the files of that commit{f' at {page}' if page else ''}")
     if code == "DisabledRepo":
         return SourceError(what, hint="take the file from another mirror")
     if request.served:
         return SourceError(what)
     if request.origin:
-        return SourceError(what, hint=f"look whether {where} exists, and whether the token in {token} may read it")
-    return SourceError(what, hint=f"look whether {where} exists; if it is private, set {token}")
+        return SourceError(what, hint=f"check that {where} exists, and that the token in {token} may read it")
+    return SourceError(what, hint=f"check that {where} exists; if it is private, set {token}")

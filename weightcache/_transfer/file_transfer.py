@@ -1,42 +1,52 @@
-"""One file on its way: which bytes are nobody's yet, which are on a connection, and which wait for the hash.
+"""One file of a download: which bytes are unassigned, which a connection has, and which wait to be hashed.
 
-Bookkeeping alone: no thread, no clock, no request. A file is cut into blocks of 1 MiB: every write, line of the
-journal and step of the hash is one block, and a connection has claimed a block before it writes it.
+Bookkeeping only: no thread, no clock, no request. A file is cut into blocks of 1 MiB. Every write, every line of the
+journal and every step of the hash is one block, and a connection claims a block before it writes it.
 """
 
 from __future__ import annotations
 
-import hashlib
-from bisect import insort
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from weightcache._store.file_kind import HEAD
 from weightcache._store.partials import BLOCK
 from weightcache.errors import redacted
 
 from . import hedge
-from .mirrors import Failure
-from .segments import PART, Block, Segment, Task
-from .stream import ChangedError, RangeError, TransientError, WrongBytesError
+from .failure import Failure
+from .file_bytes import FileBytes
+from .segments import PART, Segment
+from .stream import ChangedError, WrongBytesError
+from .task import Task
 
 if TYPE_CHECKING:
-    from .mirrors import Decision, Mirror, Mirrors, Recovery
+    from collections.abc import Mapping
+
+    from .failure import Decision, Recovery
+    from .mirror import Mirror
+    from .mirrors import Mirrors
     from .segments import Job
     from .stream import Body, SourceError
 
+FileTask: TypeAlias = "Task[FileTransfer]"
 
-class FileTransfer:
-    """One file of the download."""
+
+class FileTransfer(FileBytes):
+    """One file of the download. See also `FileBytes`.
+
+    Attributes:
+        mirrors: Where its bytes come from.
+        tasks: What connections have of it.
+        opened: Whether its partial is open.
+        verified: Whether its digest is the declared one.
+    """
 
     def __init__(self, job: Job, mirrors: Mirrors) -> None:
-        self.job, self.mirrors = job, mirrors
-        self.tasks: set[Task] = set()
+        super().__init__(job)
+        self.mirrors = mirrors
+        self.tasks: set[FileTask] = set()
         self.opened = self.verified = False
-        self.length = job.file.size
-        self.hashed = self.arrived = 0  # bytes that went into the hash; bytes that are here, the kept ones included
-        self._reset: Recovery = ""
-        self.begun = 0  # how many times
-        self.raced = 0  # bytes that were fetched twice, by rivals
+        self._recovery: Recovery = ""  # what happens as soon as no connection has a task of it
 
     def open(self) -> None:
         """Open the partial and see what it has.
@@ -47,132 +57,115 @@ class FileTransfer:
         """
         self.job.partial.open()
         self.opened = True
-        self._begin()
+        self.start(self._usable())
 
-    def _begin(self) -> None:
-        self.sha256, self.hashed, self.arrived = hashlib.sha256(), 0, 0
-        self.length = self.job.file.size
-        self.begun += 1
-        self.landed: dict[int, Block] = {}
-        self._versions: set[object] = set()  # of what the bytes here are
-        self._reset = ""
-        self.segments = self._kept_and_lacking(Segment(0, self.length))
-
-    def _kept_and_lacking(self, rest: Segment) -> list[Segment]:
-        """Cut ``rest``, which is nobody's, into what the partial holds of it and what it lacks."""
-        mirror, segments, position = self.mirrors.current, list[Segment](), rest.start
-        takes = mirror is not None and mirror.ranges and not mirror.exclusive
-        for number, length in sorted(self.job.partial.present().items() if takes else ()):
-            start = number * BLOCK
-            if start < position or length != (BLOCK if self.length is None else min(BLOCK, self.length - start)):
-                continue
-            if rest.end is not None and start + length > rest.end:
-                break  # what lies beyond is in other hands
-            if start > position:
-                segments.append(Segment(position, start))
-            if segments and segments[-1].kept and segments[-1].end == start:
-                segments[-1].end = start + length
-            else:
-                segments.append(Segment(start, start + length, kept=True))
-            position = start + length
-        if rest.end is None or position < rest.end:
-            segments.append(Segment(position, rest.end))
-        if rest.block and not segments[0].kept:
-            segments[0].block = rest.block
-        elif rest.block:
-            self.arrived -= rest.block.filled
-        return segments
+    def _usable(self) -> Mapping[int, int]:
+        """Return the length of each block that may be read from the partial, by its number."""
+        mirror = self.mirrors.current
+        return self.job.partial.present() if mirror is not None and mirror.uses_partial else {}
 
     @property
-    def _mixed(self) -> bool:
-        return len(self._versions) > 1 or "kept" in self._versions
+    def is_restarting(self) -> bool:
+        """Whether it starts again as soon as no connection has a task of it."""
+        return bool(self._recovery)
 
     @property
     def parallel(self) -> bool:
-        """Whether several connections may be on it."""
+        """Whether several connections may fetch it."""
         mirror = self.mirrors.current
-        return mirror is not None and mirror.parallel and not mirror.pausing and not self._reset
+        return mirror is not None and mirror.parallel and not mirror.is_paused and not self._recovery
 
     @property
     def is_failing(self) -> bool:
         """Whether the last request failed, so that other files may go first."""
         mirror = self.mirrors.current
-        return mirror is not None and mirror.failing
+        return mirror is not None and mirror.is_failing
 
-    def can_assign(self, below: int, *, without: Task | None = None) -> bool:
-        """Whether the first segment may be handed out.
+    # Assign segments to connections ----------------------------------------------------------------------------------
+
+    def can_assign(self, below: int, *, without: FileTask | None = None) -> bool:
+        """Whether the first segment may be assigned.
 
         Args:
-            below: The position in the file below which it must begin.
+            below: The offset in the file below which it must start.
             without: A task that would be given back first.
         """
         mirror, tasks = self.mirrors.current, self.tasks - {without}
-        if mirror is None or self._reset or not self.segments or self.segments[0].start >= below:
+        if mirror is None or self._recovery or not self.segments or self.segments[0].start >= below:
             return False
         segment = self.segments[0]
-        if not segment.kept and (
-            mirror.pausing or not mirror.server.has_room(without) or (tasks and not mirror.parallel)
-        ):
+        is_open = not mirror.is_paused and mirror.server.has_room(without) and (mirror.parallel or not tasks)
+        if not segment.on_disk and not is_open:
             return False
         if segment.end is None and segment.start:  # only the digest can say whether the file ends here
             return not tasks and self.hashed >= segment.start
         return True
 
-    def assign_next(self, below: int, *, whole: bool, now: float) -> Task | None:
-        """Hand out the first segment that begins below ``below``: as it is if ``whole``, else at most a part of it."""
+    def assign_next(self, below: int, *, whole: bool, now: float) -> FileTask | None:
+        """Assign the first segment if it starts below ``below``: as it is if ``whole``, else at most a part of it."""
         mirror = self.mirrors.current
         if mirror is None or not self.can_assign(below):
             return None
-        return self.assign(self.segments.pop(0), mirror, whole=whole, now=now)
+        return self._assign(self.segments.pop(0), mirror, whole=whole, now=now)
 
-    def assign(self, segment: Segment, mirror: Mirror, *, whole: bool, now: float) -> Task:
-        task = Task(self, mirror, segment, now, mirror.failure_epoch, moved=now)
+    def _assign(
+        self, segment: Segment, mirror: Mirror, *, whole: bool, now: float, inherited: bool = False
+    ) -> FileTask:
+        task = Task(self, self.counts, mirror, segment, now, mirror.failure_epoch, inherited=inherited)
         self._add(task)
         # The first request is for a part in any case: it shows whether the link is slow, and the mirror gives parts.
-        if not whole or not mirror.delivered:
+        if not whole or not mirror.has_delivered:
             self.shorten(task)
         return task
 
-    def _add(self, task: Task) -> None:
+    def _add(self, task: FileTask) -> None:
         self.tasks.add(task)
-        if not task.segment.kept:
-            task.mirror.requests += 1
-            task.mirror.server.tasks.add(task)
-            task.crowd = len(task.mirror.server.tasks)
+        if not task.segment.on_disk:
+            task.mirror.on_request()
+            task.mirror.server.add(task)
 
-    def race(self, holder: Task, now: float) -> Task:
-        """Let another connection fetch the block that a task has begun, from where that is."""
-        task = hedge.rival(holder, self.mirrors.current or holder.mirror, now)
+    def steal(self, victim: FileTask, cut: int, now: float) -> FileTask:
+        """Assign what a task has beyond ``cut`` to another connection."""
+        rest = victim.segment.cut(cut)
+        if cut == victim.segment.start:
+            # A copy: the victim may still read into its own buffer.
+            block = victim.segment.drop_block()
+            rest.hold(block and block.copy())
+            victim.revoke()
+        mirror = self.mirrors.current or victim.mirror
+        return self._assign(rest, mirror, whole=False, now=now, inherited=victim.revoked)
+
+    def add_hedge(self, primary: FileTask, now: float) -> FileTask:
+        """Let another connection fetch the rest of the block that a task has begun."""
+        task = hedge.start(primary, self.mirrors.current or primary.mirror, now)
         self._add(task)
         return task
 
-    def claim(self, task: Task) -> None:
-        """Note that a task has its block whole: nobody else fetches it any more."""
-        hedge.won_by(task)
+    def claim(self, task: FileTask) -> None:
+        """Note that a task has its block whole: no other connection fetches it any more."""
+        hedge.on_complete(task)
+        task.on_block_complete()
 
-    def shorten(self, task: Task) -> None:
-        """Cut a task at the end of the part it is in; the rest is nobody's."""
-        end = (task.segment.start // PART + 1) * PART
-        if task.segment.end is not None and end < task.segment.end and (task.segment.kept or task.mirror.parallel):
-            insort(self.segments, self.cut(task, end), key=_start)
+    def shorten(self, task: FileTask) -> None:
+        """Cut a task at the end of the part that it is in. The rest becomes unassigned."""
+        segment = task.segment
+        end = (segment.start // PART + 1) * PART
+        if segment.end is not None and end < segment.end and (segment.on_disk or task.mirror.parallel):
+            self.unassign(segment.cut(end))
 
-    def cut(self, task: Task, end: int) -> Segment:
-        """Let a task end sooner, at ``end``, and return the rest."""
-        rest = Segment(end, task.segment.end, task.segment.kept)
-        task.segment.end = end
-        return rest
+    def extend(self, task: FileTask) -> bool:
+        """Give a finished task what follows, so that its response goes on, unless another connection has that."""
+        if task.mirror is not self.mirrors.current or task.revoked:
+            return False
+        following = self.follower(task.segment.end)
+        if following is not None:
+            task.extend(following)
+        return following is not None
 
-    def read_on(self, task: Task) -> bool:
-        """Give a finished task what follows, so that its response goes on, unless that is in other hands."""
-        for index, segment in enumerate(self.segments):
-            follows = segment.start == task.segment.end and not segment.kept and not segment.block
-            if follows and task.mirror is self.mirrors.current and not task.revoked:
-                task.segment = self.segments.pop(index)
-                return True
-        return False
+    # What a connection reports ---------------------------------------------------------------------------------------
 
-    def answered(self, task: Task, body: Body) -> bool:
-        """Note what a response says of itself. ``False``: it is of no use to this task.
+    def on_response(self, task: FileTask, body: Body) -> bool:
+        """Note what a response says of itself. ``False``: this task cannot use it.
 
         Raises:
             ChangedError: The file is not the one that it was.
@@ -182,163 +175,125 @@ class FileTransfer:
             return False
         if body.offset != task.segment.position:  # it sends the whole file
             if len(self.tasks) > 1:
-                mirror.shared = False  # who has a response reads on in it, and nobody else asks
+                mirror.require_single()  # the connection that has a response goes on, and no other one asks
                 return False
-            self._begin()
-            self.segments, task.segment = [], Segment(0, self.length)
+            self.start({})
+            self.segments = []
+            task.extend(Segment(0, self.length))
         if self.length is None and body.total is not None:
-            held = (segment.end for segment in [*self.segments, *(each.segment for each in self.tasks)])
-            if max((end for end in held if end is not None), default=0) > body.total:
-                raise ChangedError("the file is shorter than what an earlier run has of it")
-            self.length = body.total
-            self.segments = [segment for segment in self.segments if segment.start < body.total]
+            self.learn_length(body.total, [each.segment for each in self.tasks])
             for segment in (task.segment, *self.segments):
-                segment.end = body.total if segment.end is None else segment.end
+                segment.end_at(body.total)
         elif body.total not in (None, self.length):
             raise ChangedError("the file changed between two requests (length)")
-        mirror.delivered = task.answered = True
-        mirror.ranges = mirror.ranges and body.resumable
-        # Another ETag is no other file: nodes of one server often have each its own. The digest says whether it is, and
-        # if it is, the mirror may send the file once more, in one answer.
-        self._versions.add((mirror.url, body.validator or task))
+        mirror.on_response(resumable=body.resumable)
+        task.on_response()
+        # Another ETag does not prove another file: the nodes of one host often have one each. The digest decides, and
+        # if it is wrong, the mirror may send the file once more, in one response.
+        self.note_version((mirror.url, body.validator or task))
         return True
 
-    def arrive(self, task: Task, count: int) -> None:
+    def on_bytes(self, task: FileTask, count: int, now: float) -> None:
         """Note ``count`` more bytes."""
-        self.arrived += 0 if task.copy else count
-        task.received += count
-        if not task.segment.kept:
-            self.job.received += count
-            task.mirror.moved, task.mirror.failing = True, False
+        task.on_bytes(count, now)
+        if not task.is_hedge:
+            self.counts.on_present(count)
+        if not task.segment.on_disk:
+            self.counts.on_received(count)
+            task.mirror.on_bytes()
 
-    def end(self, task: Task) -> None:
-        """Note that a stream ended whose length nobody knew."""
-        self.length = task.segment.end = task.segment.position
+    def on_end_of_stream(self, task: FileTask) -> None:
+        """Note that a stream of unknown length ended."""
+        self.length = task.segment.position
+        task.segment.end_at(self.length)
 
-    def ended(self, task: Task) -> SourceError:
-        """Return the error of a stream that ended too soon: it broke off, or it was something else."""
-        position = task.segment.position
-        if came := self.foreign(task):
-            return WrongBytesError(f"{self.length} bytes", f"{position} bytes", came, landed=False)
-        return TransientError(f"the connection ended at byte {position} of {self.length}")
-
-    def foreign(self, task: Task) -> str:
-        """Say what the block of a task is instead of the beginning of weights, if it is that; else empty."""
+    def describe(self, task: FileTask) -> str:
+        """Return what the first block of the file is instead of weights; empty if it may be weights."""
         block = task.segment.block
         if block is None or block.start or not block.filled:
             return ""
-        return task.foreign(bytes(block.data[:HEAD]), self.job.file.path)
+        return task.describe(bytes(block.data[:HEAD]), self.job.file.path)
 
-    def on_written(self, task: Task) -> bool:
-        """Note that a task's block is on the disk and waits for the hash. ``False``: the task goes no further."""
-        task.writing = False
+    def on_written(self, task: FileTask) -> bool:
+        """Note that a task's block is on the disk and waits to be hashed. ``False``: the task goes no further."""
+        task.on_wait()
         segment, block = task.segment, task.segment.block
-        if self._reset or block is None:
+        if self._recovery or block is None:
             return False
-        self.landed[block.start] = block
-        if not block.start and not segment.kept:
-            task.mirror.came = self.foreign(task)
-        segment.start, segment.block = block.start + block.filled, None
-        if segment.kept:
-            self._versions.add("kept")
+        self.buffer(block, from_disk=segment.on_disk)
+        if not block.start and not segment.on_disk:
+            task.mirror.on_content(self.describe(task))
+        segment.advance(block.start + block.filled)
         return not task.revoked
 
-    def spill(self) -> None:
-        """Drop what waits for the hash from memory: it lies in the partial, and is read again when its turn comes."""
-        for block in self.landed.values():
-            insort(self.segments, Segment(block.start, block.start + block.filled, kept=True), key=_start)
-            self.arrived -= block.filled
-        self.landed.clear()
+    def on_missing(self, task: FileTask) -> None:
+        """Note that the partial does not have the next block after all: a mirror must send it."""
+        task.on_wait()
+        start, end = task.segment.start, task.segment.end or 0
+        missing = Segment(start, min(start + BLOCK, end))
+        task.segment.advance(missing.end or 0)
+        self.unassign(missing)
 
-    def release(self, task: Task) -> None:
-        """Take a task from its connection; what is left of it is nobody's."""
+    def release(self, task: FileTask) -> None:
+        """Take a task from its connection. What is left of it becomes unassigned."""
         self.tasks.discard(task)
-        task.mirror.server.tasks.discard(task)
-        hedge.ended(task)
-        segment = task.segment
-        if segment.block is not None and (task.revoked or not segment.block.filled or segment.kept or task.copy):
-            self.arrived -= 0 if task.copy else segment.block.filled
-            segment.block = None
-        if not task.copy and (segment.end is None or segment.start < segment.end):
-            insort(self.segments, segment, key=_start)
-        self._restart_if_idle()
+        task.mirror.server.remove(task)
+        hedge.on_ended(task)
+        segment, block = task.segment, task.segment.block
+        if block is not None and (task.revoked or not block.filled or segment.on_disk or task.is_hedge):
+            if not task.is_hedge:
+                self.counts.on_present(-block.filled)
+            segment.drop_block()
+        if not task.is_hedge and (segment.end is None or segment.start < segment.end):
+            self.unassign(segment)
+        self._start_if_idle()
 
-    def on_missing(self, task: Task) -> None:
-        """Note that the next block of a kept segment is not there after all: a mirror must bring it."""
-        segment = task.segment
-        lacking = Segment(segment.start, min(segment.start + BLOCK, segment.end or 0))
-        segment.start = lacking.end or 0
-        insort(self.segments, lacking, key=_start)
-
-    def failed(self, task: Task, error: SourceError, now: float) -> Decision | None:
-        """Draw the consequences of a failed request. ``None``: it was taken away before, and says nothing."""
-        mirror, server = task.mirror, task.mirror.server
-        mirror.requests -= not error.request_sent
-        others = any(each.mirror is mirror and each.received for each in self.tasks - {task})
-        is_refusal = error.request_sent and not (task.received or task.answered or isinstance(error, RangeError))
-        beyond = is_refusal and server.is_beyond(task)
-        was_whole = not mirror.ranges or mirror.exclusive
+    def on_failure(self, task: FileTask, error: SourceError, now: float) -> Decision | None:
+        """Decide what follows from a failed request. ``None``: the task was revoked before, and says nothing."""
+        mirror = task.mirror
+        if not error.request_sent:
+            mirror.on_unsent()
+        was_whole = not mirror.uses_partial
+        failure = Failure.of(task, self.tasks, error, now)
         self.release(task)
-        if task.revoked or self._reset:
+        if task.revoked or self._recovery:
             return None
-        if is_refusal and (beyond or mirror.delivered or isinstance(error, TransientError)):
-            throttled = isinstance(error, TransientError) and error.throttled
-            server.refused(task, now, throttled=throttled)
-        failure = Failure(
-            error,
-            now,
-            self.arrived,
-            task.failure_epoch,
-            mixed=self._mixed,
-            others=others,
-            beyond=beyond,
-            answered=task.answered,
-            received=task.received > 0,
-        )
+        failure = failure._replace(present=self.counts.present, mixed=self.is_mixed)
+        if failure.is_refusal and (failure.exceeds_proven or mirror.has_delivered or not failure.is_final):
+            mirror.server.on_refusal(task, now, throttled=failure.throttled)
         decision = self.mirrors.on_failure(mirror, failure)
-        if decision.reset:
-            self.restart(decision.reset)
+        if decision.recovery:
+            self.restart(decision.recovery)
         elif mirror is not self.mirrors.current and was_whole:
-            # The next mirror gives parts, perhaps: what the partial holds of what is still lacking need not be sent.
-            # Each segment is cut for itself: between two of them may lie what has landed, or what a connection fetches.
-            segments, self.segments = self.segments, []
-            for segment in segments:
-                self.segments += [segment] if segment.kept else self._kept_and_lacking(segment)
+            self.split_all(self._usable())  # the next mirror may give parts
         return decision
 
+    # Verify ----------------------------------------------------------------------------------------------------------
+
     def verify(self) -> None:
-        """Compare the digest as soon as every byte went into it, and begin again if it is not the declared one."""
-        if self._reset or self._is_lacking() or (mirror := self.mirrors.current) is None:
+        """Compare the digest as soon as every byte was hashed, and start again if it is not the declared one."""
+        if self._recovery or self.is_incomplete(busy=bool(self.tasks)) or (mirror := self.mirrors.current) is None:
             return
-        actual = self.sha256.hexdigest()
+        actual = self.digest.hexdigest()
         if actual == self.job.file.sha256:
             self.length, self.segments, self.verified = self.hashed, [], True
-            self.job.source = redacted(mirror.url)
+            self.job.delivered_by(redacted(mirror.url))
         elif self.length is not None:
-            came = mirror.came if self.length else "an empty file"
-            error = WrongBytesError(f"sha256 {self.job.file.sha256}", f"sha256 {actual}", came)
-            mirror.delivered = True
-            self.restart(self.mirrors.on_failure(mirror, Failure(error, 0.0, 0, mixed=self._mixed)).reset)
+            looks_like = mirror.looks_like if self.length else "an empty file"
+            error = WrongBytesError(f"sha256 {self.job.file.sha256}", f"sha256 {actual}", looks_like)
+            mirror.on_response()
+            self.restart(self.mirrors.on_failure(mirror, Failure(error, 0.0, 0, mixed=self.is_mixed)).recovery)
 
-    def _is_lacking(self) -> bool:
-        """Whether bytes are still to come. Without a known length only the digest can say that none is."""
-        if self.length is not None:
-            return self.hashed < self.length
-        return bool(self.tasks or self.landed or self.segments[0].block or self.segments[0].start > self.hashed)
-
-    def restart(self, reset: Recovery) -> None:
-        """Begin again at zero as soon as no connection is on this file: none may write over what comes then."""
-        self._reset = reset
+    def restart(self, recovery: Recovery) -> None:
+        """Start again at zero as soon as no connection has a task: none may write over the new bytes."""
+        self._recovery = recovery
         for task in self.tasks:
             task.revoke()
-        self._restart_if_idle()
+        self._start_if_idle()
 
-    def _restart_if_idle(self) -> None:
-        if self._reset and not self.tasks:
-            if self._reset == "wipe":
+    def _start_if_idle(self) -> None:
+        if self._recovery and not self.tasks:
+            if self._recovery == "wipe":
                 self.job.partial.wipe()
-            self._begin()
-
-
-def _start(segment: Segment) -> int:
-    return segment.start
+            self._recovery = ""
+            self.start(self._usable())

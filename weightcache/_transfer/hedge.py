@@ -1,7 +1,7 @@
-"""Two connections that fetch the same block: the first one that has it whole wins, and the other one drops its own.
+"""Hedged requests: two connections fetch the same block, and the first one that has it whole wins.
 
-The block belongs to one task, its holder, whose rival has a copy of what there was. What counts as brought is the
-holder's; so every byte still belongs to one task only.
+The block belongs to one task, the primary. The hedge starts with a copy of what there was of the block. Only the bytes
+of the primary count as present, so that every byte belongs to one task only.
 """
 
 from __future__ import annotations
@@ -10,67 +10,75 @@ from typing import TYPE_CHECKING
 
 from weightcache._store.partials import BLOCK
 
-from .segments import Segment, Task
+from .segments import Segment
+from .task import FileT, Task
 
 if TYPE_CHECKING:
-    from .mirrors import Mirror
+    from .mirror import Mirror
 
 
-def rival(holder: Task, mirror: Mirror, now: float) -> Task:
-    """Return a task that fetches the rest of the block of ``holder``. A rival that it has goes; its bytes stay."""
-    block, old = holder.segment.block, holder.rival
+def start(primary: Task[FileT], mirror: Mirror, now: float) -> Task[FileT]:
+    """Return a task that fetches the rest of the block of ``primary``. An earlier hedge ends; its bytes are kept."""
+    block, old = primary.segment.block, primary.rival
     assert block is not None
     if old is not None:
         if old.segment.block is not None and old.segment.block.filled > block.filled:
             block = old.segment.block
-        ended(old)
+        on_ended(old)
         old.revoke()
-    end = min(block.start + BLOCK, holder.segment.end or 0)
-    # A copy: the holder goes on to read into its own.
+    end = min(block.start + BLOCK, primary.segment.end or 0)
+    # A copy: the primary goes on reading into its own buffer.
     segment = Segment(block.start, end, block=block.copy())
-    task = Task(holder.transfer, mirror, segment, now, mirror.failure_epoch, moved=now, copy=True, had=block.filled)
-    holder.transfer.raced += _cost(task)
-    holder.races += 1
-    holder.rival, task.rival = task, holder
+    task = Task(
+        primary.transfer,
+        primary.counts,
+        mirror,
+        segment,
+        now,
+        mirror.failure_epoch,
+        is_hedge=True,
+        block_prefix=block.filled,
+    )
+    primary.counts.on_hedged(_cost(task))
+    primary.pair(task)
     return task
 
 
-def won_by(task: Task) -> None:
-    """Let a task that has the block whole keep it, and the other one go."""
+def on_complete(task: Task[FileT]) -> None:
+    """Let a task that has the block whole keep it, and end the other one."""
     other = task.rival
     if other is None:
         return
-    if task.copy:
+    if task.is_hedge:
         _hand_over(other)
     else:
-        ended(other)
+        on_ended(other)
     other.revoke()
 
 
-def ended(task: Task) -> None:
-    """Note that a task goes: what it has of the block is dropped, and the block is the other one's alone."""
-    other = task.rival
-    if other is None:
+def on_ended(task: Task[FileT]) -> None:
+    """Note that a task ends: what it has of the block is dropped, and the other task owns the block."""
+    if task.rival is None:
         return
-    if not task.copy:
+    if not task.is_hedge:
         _hand_over(task)
         return
-    task.rival = other.rival = None
-    task.transfer.raced += task.received - _cost(task)
+    task.unpair()
+    task.counts.on_hedged(task.received - _cost(task))
 
 
-def _cost(task: Task) -> int:
-    """Return how many bytes a rival may fetch in vain."""
-    return (task.segment.end or 0) - task.segment.start - task.had
+def _cost(task: Task[FileT]) -> int:
+    """Return how many bytes a hedge may fetch in vain."""
+    return (task.segment.end or 0) - task.segment.start - task.block_prefix
 
 
-def _hand_over(holder: Task) -> None:
-    """Make the rival the holder; the old one keeps what lies beyond the block."""
-    heir, transfer = holder.rival, holder.transfer
+def _hand_over(primary: Task[FileT]) -> None:
+    """Make the hedge the primary. The old primary keeps what lies beyond the block."""
+    heir, counts = primary.rival, primary.counts
     assert heir is not None
-    heir.rival = holder.rival = None
-    heir.copy = False
-    held = holder.segment.block.filled if holder.segment.block else 0
-    transfer.arrived += (heir.segment.block.filled if heir.segment.block else 0) - held
-    transfer.raced += max(0, held - heir.had) - _cost(heir)
-    holder.segment.block, holder.segment.start = None, heir.segment.end or 0
+    primary.unpair()
+    heir.promote()
+    held = primary.segment.block.filled if primary.segment.block else 0
+    counts.on_present((heir.segment.block.filled if heir.segment.block else 0) - held)
+    counts.on_hedged(max(0, held - heir.block_prefix) - _cost(heir))
+    primary.segment.advance(heir.segment.end or 0)

@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 ProgressCallback: TypeAlias = Callable[[str, int, "int | None"], object]
 
-_BARS_SHOWN = 6  # bars of files on their way at once
+_BARS_SHOWN = 6  # most bars of files at once
 
 _log = logging.getLogger("weightcache")
 
 
 class Track:
-    """One file on its way: how much of it there is."""
+    """One file that is fetched: how much of it is there."""
 
-    __slots__ = ("bar", "done", "file", "name", "place", "total")
+    __slots__ = ("bar", "done", "file", "name", "row", "total")
 
     def __init__(self, name: str, file: str, total: int | None) -> None:
         self.name, self.file, self.total = name, file, total
         self.done = 0
         self.bar: Any = None
-        self.place = 0
+        self.row = 0
 
 
 class Progress:
-    """Says nothing; the base of those that do.
+    """Shows nothing; the base class of those that do.
 
     Args:
-        files: Every file to be fetched, with its checkpoint.
+        files: Every file that is fetched, with its checkpoint.
 
     Attributes:
-        shows_lines: Whether a user sees what `say` says; what matters is in the log as well.
+        shows_lines: Whether a user sees the lines of `say`. What matters is in the log as well.
     """
 
     shows_lines = False
@@ -63,7 +63,7 @@ class Progress:
         """Note that a file ended, well or not."""
 
     def end(self) -> None:
-        """Note that all is over, well or not."""
+        """Note that the download ended, well or not."""
 
     def say(self, text: str) -> None:
         """Show one line at once."""
@@ -98,18 +98,18 @@ class LineProgress(Progress):
         super().__init__(files)
         self._interval, self._began = interval, time.monotonic()
         self._next = self._began + interval
-        self._moved = 0  # bytes of this run only: what was there before says nothing of the rate
+        self._transferred = 0  # bytes of this run only: those of the partial say nothing about the rate
 
     def advance(self, track: Track, count: int) -> None:
         super().advance(track, count)
-        self._moved += count
+        self._transferred += count
         now = time.monotonic()
         if now >= self._next:
             self._next = now + self._interval
             self.say(self._line(track.name, now))
 
     def _line(self, name: str, now: float) -> str:
-        rate = self._moved / max(now - self._began, 1e-6)
+        rate = self._transferred / max(now - self._began, 1e-6)
         text = f"{name}: {self.done / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
         if self.total:
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
@@ -120,9 +120,9 @@ class LineProgress(Progress):
         return text
 
     def end(self) -> None:
-        if self._moved:
+        if self._transferred:
             seconds = time.monotonic() - self._began
-            rate = self._moved / max(seconds, 1e-6) / 1e6
+            rate = self._transferred / max(seconds, 1e-6) / 1e6
             self.say(f"{self.done / 1e6:.1f} MB of {self.count} file(s) in {seconds:.1f} s ({rate:.1f} MB/s)")
 
     def say(self, text: str) -> None:
@@ -145,7 +145,7 @@ class BarProgress(Progress):
         # A terminal without a size (`docker run -t` in a script) says 0 columns, and tqdm would show nothing.
         self._wide = os.get_terminal_size(sys.stderr.fileno()).columns > 0
         self._all: Any = self._bar("all", self.total, 0) if self.count > 1 else None
-        self._places = set(range(1, 1 + _BARS_SHOWN) if self.count > 1 else [0])  # lines of the terminal that are free
+        self._rows = set(range(1, 1 + _BARS_SHOWN) if self.count > 1 else [0])  # rows of the terminal that are free
 
     def _bar(self, label: str, total: int | None, position: int) -> Any:
         return self._tqdm(
@@ -155,7 +155,7 @@ class BarProgress(Progress):
             unit="B",
             unit_scale=True,
             unit_divisor=1000,
-            leave=position == 0,  # of many files the sum alone: bars that move up leave copies of themselves behind
+            leave=position == 0,  # of many files only the sum: bars that move up leave copies behind
             dynamic_ncols=self._wide,
             ncols=None if self._wide else 80,
             nrows=None if self._wide else 24,
@@ -165,10 +165,10 @@ class BarProgress(Progress):
     def open(self, name: str, file: str, total: int | None) -> Track:
         track = super().open(name, file, total)
         label = name if file.rpartition("/")[2].startswith(name) else f"{name}: {file}"
-        if self._places:  # two bars in one line would overwrite each other
-            track.place = min(self._places)
-            self._places.remove(track.place)
-            track.bar = self._bar(label[-40:], total, track.place)
+        if self._rows:  # two bars in one row would overwrite each other
+            track.row = min(self._rows)
+            self._rows.remove(track.row)
+            track.bar = self._bar(label[-40:], total, track.row)
         return track
 
     def advance(self, track: Track, count: int) -> None:
@@ -180,7 +180,7 @@ class BarProgress(Progress):
     def close(self, track: Track) -> None:
         if track.bar is not None:
             track.bar.close()
-            self._places.add(track.place)
+            self._rows.add(track.row)
 
     def end(self) -> None:
         if self._all is not None:

@@ -1,4 +1,4 @@
-"""Which refusals pass by themselves, and for how long a server asks to stay away."""
+"""Which refusals are worth another try, and for how long a server asks to wait."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# 202: it is still made ready. 508, 529: what hosts with shared resources and Cloudflare's customers say when they are
-# full. 520 to 525, 527 and 530: what Cloudflare says of an origin that it cannot reach
+# 202: the file is still being prepared. 508, 529: overload, of hosts with shared resources and of Cloudflare's
+# customers. 520 to 525, 527 and 530: Cloudflare cannot reach the origin
 # (https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/); not 526, a
-# certificate that is invalid until somebody replaces it. 598, 599: a timeout behind a proxy.
+# certificate that stays invalid until it is replaced. 598, 599: a timeout behind a proxy.
 RETRYABLE = frozenset({202, 408, 425, 429, 500, 502, 503, 504, *range(520, 526), 508, 527, 529, 530, 598, 599})
-THROTTLED = frozenset({403, 429, 503})  # with fewer requests it may be better
+THROTTLED = frozenset({403, 429, 503})  # fewer requests at once may help
 
 SECONDARY = 60.0  # seconds that GitHub wants where a refusal for too many requests names none
 _EPOCH = 1e9  # a Reset at or above it is a time, and not a number of seconds
@@ -24,13 +24,13 @@ _MILLISECONDS = 1e11  # and at or above this one, a time in milliseconds
 
 
 def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
-    """Return for how many seconds a server asks to stay away; ``None`` if it does not ask.
+    """Return for how many seconds a server asks to wait; ``None`` if it does not ask.
 
-    Retry-After counts alone where it is given (RFC 9110, 10.2.3; draft-ietf-httpapi-ratelimit-headers, section 5).
-    Else the limits that are exhausted count, and of several the one that lasts longest. These are written in three
+    Only Retry-After counts if it is given (RFC 9110, 10.2.3; draft-ietf-httpapi-ratelimit-headers, section 5).
+    Else the exhausted limits count, and of several the one that lasts longest. They are written in three
     ways: ``RateLimit: "name";r=0;t=55`` (that draft from version 08 on, and the Hugging Face Hub:
     https://huggingface.co/docs/hub/rate-limits), ``RateLimit: limit=9, remaining=0, reset=55`` (its version 07), and
-    pairs of headers, with seconds as in older versions of the draft, or with a time as GitHub has it
+    pairs of headers, with seconds as in older versions of the draft, or with a time, as GitHub does
     (https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api).
     """
     if (after := _seconds(headers.get("Retry-After"), is_time=False)) is not None:

@@ -1,6 +1,6 @@
-"""One answer that gives a file or a part of it: what it says of itself, its bytes, and the ways in which it fails.
+"""A response with a file or a part of it: its headers, its bytes, and its errors.
 
-No reason ever quotes an exception of requests: those hold the URL with its query, and a signed query is a secret.
+No message quotes an exception of requests: those contain the URL with its query, and a signed query is a secret.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weightcache._store.file_kind import HEAD
 
 from .content_disposition import suggested_name
 from .deadline import stream_of
-from .response_head import READ_HEAD, foreign, header_number, in_words, read_head
+from .response_head import READ_HEAD, header_number, in_words, read_head, unexpected_content
 from .stream import Body, ChangedError, RangeError, SourceError, TransientError, WrongBytesError
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
     from weightcache._runtime.settings import Settings
 
-RECORD_OVERHEAD = 22  # bytes that a record of TLS 1.3 has beside the data; TLS 1.2 has 7 more, which is near enough
+RECORD_OVERHEAD = 22  # bytes of a TLS 1.3 record besides the data; TLS 1.2 has 7 more, which is close enough
 MANY = 1 << 30
-# 201: of a request that made the file. 203: through a proxy that says that it may have changed it. The digest judges.
-WHOLE = frozenset({200, 201, 203})
+# 201: the request made the file. 203: a proxy may have changed it. The digest decides.
+FULL_RESPONSE = frozenset({200, 201, 203})
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 _ETAG = re.compile('"[!#-~]*"')
-# Others (aws-chunked, binary, none, utf-8) are put there by mistake and say nothing of the bytes.
+# Other values (aws-chunked, binary, none, utf-8) are set by mistake and do not change the bytes.
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
 
 
@@ -47,13 +47,13 @@ class HttpBody(Body):
     """See `Body`.
 
     Args:
-        response: The answer, with status 206 or one of `WHOLE`.
+        response: The response, with status 206 or one of `FULL_RESPONSE`.
         settings: How long to wait for its bytes.
-        declared: The URL that was asked first, with its variables filled in.
-        ranged: Whether a part was asked for.
-        start: From which byte on.
+        declared: The declared URL, with its variables filled in.
+        ranged: Whether a part was requested.
+        start: Offset of the first byte that was requested.
         size: The declared length of the file, if any.
-        validator: Strong ETag that the answer must have, if any.
+        validator: Strong ETag that the response must have, if any.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class HttpBody(Body):
         else:
             self.end = self.total = length
         encoding = _encoding(response)
-        # A server that labels a .gz file as gzip-encoded sends the file itself: its length tells.
+        # A server that labels a .gz file as gzip-encoded sends the file itself, which its length shows.
         self._decode = bool(encoding) and (self.total is None or self.total != size)
         self.resumable = not self._decode
         if self._decode and response.status_code == 206:
-            raise RangeError(f"a part of a {encoding}-encoded body is of no use")
+            raise RangeError(f"a part of a {encoding}-encoded body cannot be decoded")
         if validator and self.validator and self.validator != validator and response.status_code == 206:
             raise ChangedError("the file changed between two requests (ETag)")
         if self._decode:
@@ -106,11 +106,11 @@ class HttpBody(Body):
         if not self.offset and self.total:
             head = read_head(self._response, min(HEAD, self.total), min(READ_HEAD, self._settings.stall_timeout))
         name = unquote(urlsplit(self._declared).path)
-        came = self.foreign(head, name) if head or not self.total else ""
-        return WrongBytesError(f"{size} bytes", f"{self.total} bytes", came)
+        looks_like = self.unexpected_content(head, name) if head or not self.total else ""
+        return WrongBytesError(f"{size} bytes", f"{self.total} bytes", looks_like)
 
-    def foreign(self, head: bytes, name: str) -> str:
-        return foreign(head, self._response, self._declared, name)
+    def unexpected_content(self, head: bytes, name: str) -> str:
+        return unexpected_content(head, self._response, self._declared, name)
 
     def read_into(self, view: memoryview) -> int:
         failure: SourceError
@@ -131,13 +131,13 @@ class HttpBody(Body):
                 self._window_ends, self._window_got = now + self._settings.slow_window, 0
                 return count
             failure = TransientError(f"only {self._window_got} bytes in {self._settings.slow_window:g} s")
-        raise failure  # outside the handler: no context with the URL's query hangs on it
+        raise failure  # outside the handler, so that its context has no URL with a query
 
     def _read(self, view: memoryview) -> int:
         raw: Any = self._response.raw
         plain = self._plain
         if plain is None:
-            # Sizes of chunks and trailers are read along, and may be endless: a byte of the file must come in time.
+            # Chunk sizes and trailers are read as well, and may never end: a byte of the file must arrive in time.
             if stream := stream_of(self._response):
                 stream.limit(self._settings.stall_timeout)
             data = raw.read1(len(view), decode_content=self._decode)
@@ -156,12 +156,12 @@ class HttpBody(Body):
 
     def _read_plain(self, stream: io.BufferedReader, view: memoryview) -> int:
         if self._read_ahead:
-            # What came with the head. readinto1 would go on to wait for more, and lose this when the connection stalls.
+            # What arrived with the head. readinto1 would wait for more, and lose this when the connection stalls.
             data = stream.read1(len(view))
             view[: len(data)] = data
             self._read_ahead = len(view) < io.DEFAULT_BUFFER_SIZE
             return len(data)
-        # Straight to where the bytes are wanted. TLS hands out one record of 16 KiB a call: then all that is at hand.
+        # Read into the caller's buffer. TLS returns one record of 16 KiB a call: then read on what has arrived.
         receive, at_hand = _receiver(stream.raw.socket_stream), 0  # type: ignore[attr-defined]
         count = got = receive(view)
         while got and count < len(view):
@@ -187,7 +187,7 @@ class HttpBody(Body):
         return bool(self._queued() >= min(count, self._plain.length))
 
     def interrupt(self) -> None:
-        with suppress(Exception):  # the read may have ended by itself
+        with suppress(Exception):  # the read may have ended already
             self._response.raw.shutdown()
 
     def close(self) -> None:
@@ -195,16 +195,16 @@ class HttpBody(Body):
 
 
 def _encoding(response: requests.Response) -> str:
-    """Return what of a Content-Encoding changes the bytes, or nothing."""
+    """Return the codings of a Content-Encoding that change the bytes; empty if there are none."""
     named = (each.strip().lower() for each in response.headers.get("Content-Encoding", "").split(","))
     return ", ".join(each for each in named if each in _CODINGS)
 
 
 def _receiver(stream: Any) -> Callable[[memoryview], int]:
-    """Return what reads from a socket's stream into a buffer.
+    """Return a function that reads from a socket's stream into a buffer.
 
-    Of TLS it is the socket's own method: three functions written in Python lie between that one and the stream's, and
-    each record of 16 KiB is a call.
+    For TLS it is the method of the socket: between that one and the method of the stream are three functions in Python,
+    and each record of 16 KiB is a call.
     """
     sock = getattr(stream, "_sock", None)
     if isinstance(sock, ssl.SSLSocket):

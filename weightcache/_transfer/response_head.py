@@ -1,4 +1,4 @@
-"""The parts of an answer that every reader of one needs: its status, its numbers, the first bytes of its body."""
+"""Parts of a response that several modules read: its status, numbers in headers, the first bytes of its body."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import requests
 
 _SYSTEM_MESSAGE = re.compile(r"\[Errno -?\d+\] ([A-Za-z ,]+)|(certificate verify failed: [^(]+)")
-READ_HEAD = 5.0  # seconds that the first bytes of a page may take: they explain, and nothing waits for them
+READ_HEAD = 5.0  # seconds that the first bytes of an error page may take: they only explain
 
 
 def status_in_words(response: requests.Response) -> str:
-    """Return the status of an answer, with what of the server's reason is safe to show."""
+    """Return the status of a response, with the part of the reason phrase that is safe to show."""
     return f"HTTP {response.status_code} {re.sub('[^ -~]', '', response.reason or '')[:60]}".rstrip()
 
 
@@ -30,7 +30,7 @@ def header_number(value: str | None) -> int | None:
 
 
 def in_words(error: BaseException, otherwise: str) -> str:
-    """Return what of an exception's text is safe to show."""
+    """Return the part of an exception's text that is safe to show, or ``otherwise``."""
     match = _SYSTEM_MESSAGE.search(str(error))
     return (match[1] or match[2]).strip() if match else otherwise
 
@@ -38,7 +38,7 @@ def in_words(error: BaseException, otherwise: str) -> str:
 def read_head(response: requests.Response, count: int, seconds: float) -> bytes:
     """Return up to ``count`` first bytes of a body, or fewer if they do not come within ``seconds``."""
     data, ends = b"", time.monotonic() + seconds
-    with suppress(Exception):  # whatever fails here: what failed before is the error
+    with suppress(Exception):  # the error is what failed before, not this
         while len(data) < count and (left := ends - time.monotonic()) > 0:
             if stream := stream_of(response):
                 stream.limit(left)
@@ -49,7 +49,7 @@ def read_head(response: requests.Response, count: int, seconds: float) -> bytes:
 
 
 def redirected_host(response: requests.Response, declared: str) -> str:
-    """Return the host that answered if it is not the host that was asked first; else empty."""
+    """Return the host that answered if a redirect led to another one than declared; else empty."""
     with suppress(ValueError):
         host = urlsplit(response.url).hostname or ""
         if host != urlsplit(declared).hostname:
@@ -57,8 +57,8 @@ def redirected_host(response: requests.Response, declared: str) -> str:
     return ""
 
 
-def foreign(head: bytes, response: requests.Response, declared: str, name: str) -> str:
-    """Say what came instead of weights, and from where if a redirect led there; empty if it may be weights."""
+def unexpected_content(head: bytes, response: requests.Response, declared: str, name: str) -> str:
+    """Return what came instead of weights, and from which host after a redirect; empty if it may be weights."""
     what = foreign_content(head, response.headers.get("Content-Type", ""), name=name)
     if not what or response.url == declared:
         return what

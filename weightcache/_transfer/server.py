@@ -1,85 +1,134 @@
-"""What is known of one server: how many connections it bears at once, and whether it gives anything at all.
+"""What is known of one server: how many connections it serves at once, and whether it responds at all.
 
-A server refuses a connection that is too many in its own way: HTTP 403, 429 or 503, another status, or a reset. So what
-counts is not how it refuses, but that it did while it served others. Those that it serves are then all that it gets.
-Every now and then it is asked for more: soon at first, and the more seldom the more often it refused.
+Each server refuses a connection too many in its own way: HTTP 403, 429 or 503, another status, or a reset. So the kind
+of refusal does not count, only that it came while the server was serving other connections. The number of those is
+then the limit. Every now and then one connection more is tried: soon at first, and less often after each refusal.
 
-Bookkeeping alone: no thread, no clock, no request.
+Bookkeeping only: no thread, no clock, no request.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from .segments import Task
+MOST_ROUNDS = 256  # after so many successful rounds at the latest, one connection more is tried
 
-MOST_ROUNDS = 256  # after so many that went well, one more connection is tried at the latest
+
+class Request(Protocol):
+    """What a server needs to know of a request.
+
+    Attributes:
+        started: When it was started.
+        concurrency: Requests to the server at that time, this one included.
+        is_answered: Whether the server has begun to send.
+    """
+
+    started: float
+    concurrency: int
+
+    @property
+    def is_answered(self) -> bool: ...
+
+    def on_queued(self, concurrency: int) -> None: ...
 
 
 class Server:
     """One server, as all files of a download see it.
 
     Attributes:
-        name: Server and port.
-        tasks: What is asked of it, or comes from it, at the moment.
-        allowed: Connections that it is asked for at once.
+        name: Host and port.
+        requests: Requests that it serves, or has to answer.
+        allowed: Connections that it may get at once.
         proven: Connections that it served at once.
         limited: Whether it refused a request that it might have granted at another time.
-        moved: When it sent bytes last, or ``None``.
-        pausing: Pauses that go on: until then nobody asks it.
-        silent: Whether it gave no answer to anybody lately: then one request at a time finds out when it does.
-        outage: Since when it gives nothing, if the user knows of that.
+        is_silent: Whether it answered no request lately. Then one request at a time finds out when it does.
+        is_paused: Whether it gets no requests now.
+        last_byte: When it sent bytes last, or ``None``.
     """
 
     def __init__(self, name: str, limit: int) -> None:
         self.name, self._limit = name, limit
-        self.tasks: set[Task] = set()
+        self.requests: set[Request] = set()
         self.allowed, self.proven = limit, 0
-        self.limited = self.silent = False
-        self.pausing = 0
-        self.moved: float | None = None
-        self.outage: float | None = None
-        self._answered = float("-inf")  # when it answered last
-        self._wave_began = self._wave_seen = float("-inf")  # of the latest refusals: the first one
-        self._before = limit  # what was allowed then
-        self._rounds, self._step, self._good = 0, 1, 0  # until it is asked for more; for how many; parts since then
+        self.limited = self.is_silent = False
+        self.last_byte: float | None = None
+        self._pauses = 0
+        self._outage_since: float | None = None
+        self._last_response = float("-inf")
+        # The latest wave of refusals: when its first request was started, when it was seen, what was allowed before.
+        self._wave_started = self._wave_seen = float("-inf")
+        self._allowed_before = limit
+        self._rounds, self._step, self._parts = 0, 1, 0  # until more are tried; how many more; parts since then
 
-    def has_room(self, without: Task | None = None) -> bool:
-        """Whether it may be asked for one thing more, if ``without`` were ended."""
-        busy = len(self.tasks) - (without in self.tasks)
-        return not self.pausing and busy < (1 if self.silent else self.allowed)
+    @property
+    def is_paused(self) -> bool:
+        return self._pauses > 0
 
-    def is_beyond(self, task: Task) -> bool:
-        """Whether a request was one of more than it ever served at once: then a refusal says nothing of the file."""
-        return max(task.crowd, len(self.tasks)) > max(1, self.proven)
+    def pause(self) -> None:
+        """Send it no request until `resume` was called as often."""
+        self._pauses += 1
 
-    def answered(self, now: float) -> None:
-        """Note that it answered as it should."""
-        self._answered, self.silent = now, False
-        served = sum(task.answered for task in self.tasks)
+    def resume(self) -> None:
+        self._pauses -= 1
+
+    def add(self, request: Request) -> None:
+        """Note that a request is sent to it."""
+        self.requests.add(request)
+        request.on_queued(len(self.requests))
+
+    def remove(self, request: Request) -> None:
+        """Note that a request is over, well or not."""
+        self.requests.discard(request)
+
+    def has_room(self, without: Request | None = None) -> bool:
+        """Whether it may get one more request, if ``without`` were over."""
+        busy = len(self.requests) - (without in self.requests)
+        return not self.is_paused and busy < (1 if self.is_silent else self.allowed)
+
+    def exceeds_proven(self, request: Request) -> bool:
+        """Whether a request was one of more than it ever served at once: its refusal says nothing about the file."""
+        return max(request.concurrency, len(self.requests)) > max(1, self.proven)
+
+    def on_response(self, now: float, *, after_refusal: bool = False) -> None:
+        """Note that it answered with bytes; ``after_refusal`` if it had refused the same file before."""
+        self._last_response, self.is_silent = now, False
+        served = sum(request.is_answered for request in self.requests)
         if served > self.proven:
             self.proven, self._rounds = served, 0
+        self.limited = self.limited or after_refusal
 
-    def refused(self, task: Task, now: float, *, throttled: bool) -> None:
-        """Note that a request, which is over, was refused; ``throttled`` if it was asked for fewer requests."""
-        if task.began >= self._wave_seen:  # a wave of refusals is one
-            self._wave_began, self._wave_seen, self._before = task.began, now, self.allowed
+    def on_bytes(self, now: float) -> float | None:
+        """Note that it sends bytes; return for how many seconds it was out if that ends an outage."""
+        since, self._outage_since = self._outage_since, None
+        self.last_byte = now
+        return None if since is None else now - since
+
+    def on_outage(self, now: float) -> bool:
+        """Note that it sends nothing any more; whether that was not known yet."""
+        if self._outage_since is not None:
+            return False
+        self._outage_since = now
+        return True
+
+    def on_refusal(self, request: Request, now: float, *, throttled: bool) -> None:
+        """Note that a request, which is over, was refused; ``throttled`` if it asked for fewer requests."""
+        if request.started >= self._wave_seen:  # refusals of one wave count once
+            self._wave_started, self._wave_seen, self._allowed_before = request.started, now, self.allowed
             self._rounds, self._step = min(max(1, 2 * self._rounds), MOST_ROUNDS), 1
-        self._good = 0
-        self.limited = self.limited or any(each.answered for each in self.tasks)
-        self.allowed = min(self.allowed, max(1, len(self.tasks)))
-        if not self.tasks and not throttled and self._answered < self._wave_began:
-            # It served nobody. That is no limit: when it is back, it gets as many as before.
-            self.silent, self.allowed = True, self._before
+        self._parts = 0
+        self.limited = self.limited or any(each.is_answered for each in self.requests)
+        self.allowed = min(self.allowed, max(1, len(self.requests)))
+        if not self.requests and not throttled and self._last_response < self._wave_started:
+            # It served no connection, which is no limit: when it is back, it gets as many connections as before.
+            self.is_silent, self.allowed = True, self._allowed_before
         self.proven = min(self.proven, self.allowed)
 
-    def gave_a_part(self) -> None:
-        """Note that a part came whole; after rounds of them there may be more connections."""
-        self._good += 1
-        if self.allowed < self._limit and self._good >= self.allowed * max(1, self._rounds):
-            self.allowed, self._step, self._good = min(self._limit, self.allowed + self._step), 2 * self._step, 0
+    def on_part(self) -> None:
+        """Note that a part arrived whole. After enough rounds of them, more connections are allowed."""
+        self._parts += 1
+        if self.allowed < self._limit and self._parts >= self.allowed * max(1, self._rounds):
+            self.allowed, self._step, self._parts = min(self._limit, self.allowed + self._step), 2 * self._step, 0
 
 
 class Servers:
@@ -90,6 +139,6 @@ class Servers:
         self._known: dict[str, Server] = {}
 
     def of(self, url: str) -> Server:
-        """Return the server of a URL. Files of this machine have one for all of them."""
+        """Return the server of a URL. All files of this machine have the same one, without a name."""
         name = urlsplit(url).netloc.rpartition("@")[2]
         return self._known.setdefault(name, Server(name, self._limit))

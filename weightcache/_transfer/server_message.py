@@ -1,8 +1,7 @@
-"""What a server says in the body of a refusal, made safe to show.
+"""The message in the body of a refusal, made safe to show.
 
-Only the words that are meant for people are read: Code and Message of an XML error, and a few keys of a JSON error.
-Servers repeat what they were sent, so everything that was a secret in the request is left out, and so is everything
-that looks like one.
+Only texts for people are read: Code and Message of an XML error, and a few keys of a JSON error. Servers repeat parts
+of the request, so every secret of the request is left out, and everything that looks like one.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
 LONGEST = 160  # characters that are shown
-PART = 6  # characters of a secret that are one, too
+PART = 6  # so many characters of a secret are a secret, too
 _KEYS = ("code", "error", "errors", "message", "msg", "detail", "title", "error_description", "reason")
 _HIDDEN = "…"
 
@@ -28,7 +27,7 @@ def reason(body: bytes, secrets: Collection[str]) -> str:
     """Return the error code and message of an XML or JSON error, in one line; empty if there is none.
 
     Args:
-        body: The first bytes of the answer's body.
+        body: The first bytes of the body.
         secrets: See `secrets_in`.
     """
     found = list(dict.fromkeys(safe(text, secrets) for text in (*_of_xml(body), *_of_json(body))))
@@ -78,7 +77,7 @@ def _is_secret(word: str, secrets: Collection[str]) -> bool:
 
 
 def secrets_in(headers: Mapping[str, str | bytes], *urls: str) -> set[str]:
-    """Return what must not be shown of a request: credentials, and every value in the query of its URLs."""
+    """Return the secrets of a request: credentials, and every value in the query of its URLs."""
     found = set[str]()
     for url in urls:
         with suppress(ValueError):

@@ -1,6 +1,6 @@
-"""Requests and what becomes of them: one session with its connections, proxies, netrc and TLS.
+"""Single requests: one session with its connections, proxies, netrc and TLS, and the errors of a request.
 
-No reason ever quotes an exception of requests: those hold the URL with its query, and a signed query is a secret.
+No message quotes an exception of requests: those contain the URL with its query, and a signed query is a secret.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .environment import (
     trusted,
 )
 from .rate_limits import RETRYABLE
-from .request_target import AsWritten, sent_as_written
+from .request_target import VerbatimAdapter, verbatim
 from .response_head import in_words
 from .stream import SourceError, TransientError
 
 if TYPE_CHECKING:
     import ssl
 
-# Where GitHub's API (also of an Enterprise Server) gives a file, and without this header the description of it:
+# Here GitHub's API (also of an Enterprise Server) returns a file; without this header it returns a description of it:
 # https://docs.github.com/en/rest/releases/assets#get-a-release-asset
 _ASSET = re.compile(r"(/api/v3)?/repos/[^/]+/[^/]+/releases/assets/[0-9]+/?")
 _NO_PROXY_URL = (
@@ -48,9 +48,9 @@ _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})([ -&*-~]{0,60})")
 
 
 class Bearer(AuthBase):
-    """Sends a token to the host of the declared URL and to no other one.
+    """Sends a token to the host of the declared URL, and to no other host.
 
-    An `AuthBase` and not a header: requests would let netrc replace a header, also after a redirect.
+    It is an `AuthBase` and not a header: requests would let netrc replace a header, also after a redirect.
     """
 
     def __init__(self, session: requests.Session, declared: str, token: str, origin: str) -> None:
@@ -65,15 +65,15 @@ class Bearer(AuthBase):
         return request
 
 
-class _Nobody(AuthBase):
+class _NoAuth(AuthBase):
     """Sends nothing. Without an `AuthBase`, requests would send what netrc has for the host."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         return request
 
 
-class _Adapter(AsWritten):
-    """Lets no answer drip, and reads a CA bundle once: requests does it for each connection (16 ms for certifi's)."""
+class _Adapter(VerbatimAdapter):
+    """Sets deadlines, and reads a CA bundle once: requests reads it for each connection (16 ms for certifi's)."""
 
     def __init__(self, connections: int) -> None:
         self._contexts: dict[str, ssl.SSLContext] = {}
@@ -94,7 +94,7 @@ class _Adapter(AsWritten):
         return host, pool
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        if proxy.lower().startswith("https:"):  # else urllib3 would ask the system's certificates about the proxy's
+        if proxy.lower().startswith("https:"):  # else urllib3 would check the proxy with the system's certificates
             options["proxy_ssl_context"] = self._context(self._bundle)
         return super().proxy_manager_for(proxy, **options)
 
@@ -118,30 +118,30 @@ class Session(requests.Session):
         self._known_settings: dict[tuple[str, str], dict[str, Any]] = {}
         with suppress(PackageNotFoundError):  # the package may be mounted without its metadata
             self.headers["User-Agent"] = f"weightcache/{version('weightcache')}"
-        # identity: sizes, ranges and digests speak of the file's bytes, not of a compressed form.
+        # identity: sizes, ranges and digests are those of the file, not of a compressed form.
         self.headers["Accept-Encoding"] = "identity"
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Say that nothing is a redirect: requests would read a redirect's whole body into memory, however long."""
+        """Return no target: requests would read the whole body of a redirect into memory, however long it is."""
 
     def redirect(self, url: str, response: requests.Response) -> str | None:
-        """Return where an answer leads, or ``None`` if it is one; empty if what it says is no URL."""
+        """Return where a response redirects to; ``None`` if it is no redirect, empty if its target is no URL."""
         with suppress(ValueError):  # a Location that is not UTF-8, or such as `http://[`
             target = super().get_redirect_target(response)
             joined = None if target is None else urljoin(url, target)
-            # As it is written: joining takes a URL apart and puts it together, which loses an empty query.
+            # As it is written: `urljoin` would lose an empty query.
             return target if target and target.startswith(("http://", "https://")) else joined
         return ""
 
     def settings(self, url: str) -> dict[str, Any]:
-        """Return the environment's proxies and CA bundle for a host; to look for them takes longer than to ask it."""
+        """Return the environment's proxies and CA bundle for a host. Finding them takes longer than a request."""
         host = urlsplit(url)[:2]
         if host not in self._known_settings:
             self._known_settings[host] = dict(self.merge_environment_settings(url, {}, True, None, None))
         return self._known_settings[host]
 
     def proxy(self, url: str) -> Proxy | None:
-        """Return the proxy that a URL is asked through, if any."""
+        """Return the proxy that a URL is requested through, if any."""
         with suppress(ValueError):
             return proxy_for(url, self.settings(url).get("proxies") or {})
         return None
@@ -149,18 +149,18 @@ class Session(requests.Session):
     def get_once(
         self, url: str, headers: dict[str, str], auth: Bearer | None, connect_timeout: float, seconds: float
     ) -> requests.Response:
-        """Return the answer to a GET; its head comes within ``seconds``, its body is still to be read.
+        """Return the response to a GET, without its redirect. Its head arrives within ``seconds``; its body is unread.
 
         Raises:
-            SourceError: There is none; by cause.
+            SourceError: There is no response; the class depends on the cause.
         """
         try:
-            who = auth or (_Nobody() if is_signed(url) and "@" not in urlsplit(url).netloc else None)
+            credentials = auth or (_NoAuth() if is_signed(url) and "@" not in urlsplit(url).netloc else None)
             if _ASSET.fullmatch(urlsplit(url).path):
                 headers = {**headers, "Accept": "application/octet-stream"}
-            request = self.prepare_request(requests.Request("GET", url, headers=headers, auth=who))
+            request = self.prepare_request(requests.Request("GET", url, headers=headers, auth=credentials))
             limits = (min(connect_timeout, seconds), seconds)
-            with sent_as_written(url):
+            with verbatim(url):
                 return self.send(request, allow_redirects=False, timeout=limits, **self.settings(url))
         except (
             requests.exceptions.RequestException,
@@ -170,7 +170,7 @@ class Session(requests.Session):
             ValueError,
         ) as error:
             failure = _failure(error, self.proxy(url), connect_timeout, seconds)
-        raise failure  # outside the handler: no context with the URL's query hangs on it
+        raise failure  # outside the handler, so that its context has no URL with a query
 
 
 def _failure(error: Exception, proxy: Proxy | None, connect_timeout: float, seconds: float) -> SourceError:
@@ -186,7 +186,7 @@ def _failure(error: Exception, proxy: Proxy | None, connect_timeout: float, seco
         return TransientError(f"no answer within {float(limit[1]) if limit else seconds:g} s{through}")
     if isinstance(error, requests.exceptions.ConnectionError):
         return TransientError(in_words(error, "the connection failed") + through)
-    if isinstance(error, _NO_PROXY_URL) or (proxy and proxy.is_of_no_kind):
+    if isinstance(error, _NO_PROXY_URL) or (proxy and proxy.has_unknown_scheme):
         return proxy_mistake(proxy)
     if isinstance(error, UnicodeError) and (problem := netrc_problem()):
         return SourceError(problem, hint="correct the netrc file", request_sent=False)

@@ -1,12 +1,12 @@
-"""Where bytes come from: a mirror's answer as a stream at a known offset, and the ways in which it fails.
+"""The response of a mirror as a stream at a known offset, and its errors.
 
-The network's many ways to fail are five of ours:
+Every failure of the network is one of five errors:
 
-* `SourceError`: this mirror cannot give the file.
-* `TransientError`: it may on another try.
-* `RangeError`: not in parts, perhaps as a whole.
-* `ChangedError`: not these parts, because it is another file now.
-* `WrongBytesError`: it gives another file than the declared one.
+* `SourceError`: this mirror cannot deliver the file.
+* `TransientError`: another try may succeed.
+* `RangeError`: it does not deliver this part, but perhaps the whole file.
+* `ChangedError`: its file changed since the last part.
+* `WrongBytesError`: it delivers another file than the declared one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WHAT_TO_DO = {
 
 
 class SourceError(Exception):
-    """This mirror cannot give the file; the text says why, and ``hint`` what the user can do, if anything.
+    """This mirror cannot deliver the file. The text says why, and ``hint`` what the user can do, if anything.
 
     ``request_sent`` is whether a request was made.
     """
@@ -41,46 +41,46 @@ class SourceError(Exception):
 
 
 class TransientError(SourceError):
-    """It may work on another try, after at least ``after`` seconds; ``throttled`` if it asks for fewer requests."""
+    """Another try may succeed, after at least ``retry_after`` seconds; ``throttled`` if it asks for fewer requests."""
 
-    def __init__(self, reason: str, after: float = 0.0, *, throttled: bool = False) -> None:
+    def __init__(self, reason: str, retry_after: float = 0.0, *, throttled: bool = False) -> None:
         super().__init__(reason)
-        self.after, self.throttled = after, throttled
+        self.retry_after, self.throttled = retry_after, throttled
 
 
 class RangeError(SourceError):
-    """The mirror does not give this part, or gives another one."""
+    """The mirror does not deliver this part, or delivers another one."""
 
 
 class ChangedError(RangeError):
-    """The mirror gives parts of another file than before."""
+    """The mirror delivers parts of another file than before."""
 
 
 class WrongBytesError(SourceError):
-    """The mirror gives a whole file that is not the declared one.
+    """The mirror delivers a file that is not the declared one.
 
-    ``came`` says what it is instead, as `foreign_content` does, where that is known; ``landed`` is whether bytes of it
-    may be on the disk.
+    ``looks_like`` says what it is instead, as `foreign_content` does, if that is known; ``is_stored`` is whether bytes
+    of it may be on the disk.
     """
 
-    def __init__(self, expected: str, actual: str, came: str = "", *, landed: bool = True) -> None:
+    def __init__(self, expected: str, actual: str, looks_like: str = "", *, is_stored: bool = True) -> None:
         super().__init__(
-            f"wrong bytes: expected {expected}, got {actual}{f'; what came is {came}' if came else ''}",
-            hint=next((hint for what, hint in _WHAT_TO_DO.items() if what in came), ""),
+            f"wrong bytes: expected {expected}, got {actual}{f'; what came is {looks_like}' if looks_like else ''}",
+            hint=next((hint for what, hint in _WHAT_TO_DO.items() if what in looks_like), ""),
         )
-        self.expected, self.actual, self.came, self.landed = expected, actual, came, landed
+        self.expected, self.actual, self.looks_like, self.is_stored = expected, actual, looks_like, is_stored
 
 
 class Body(ABC):
     """A stream of a file's bytes.
 
     Attributes:
-        offset: Where in the file it begins.
+        offset: Where in the file it starts.
         total: Length of the whole file as the mirror says, or ``None``.
         validator: Strong ETag, or ``None``.
         resumable: Whether another request may continue it.
         end: Where in the file it ends, or ``None`` if it does not say.
-        content_type: The Content-Type of the answer; empty if there is none.
+        content_type: The Content-Type of the response; empty if there is none.
     """
 
     offset: int = 0
@@ -92,24 +92,24 @@ class Body(ABC):
 
     @property
     def suggested_name(self) -> str:
-        """The name that the answer gives to the file; empty if it gives none."""
+        """The name that the response gives to the file; empty if it gives none."""
         return ""
 
     @abstractmethod
     def read_into(self, view: memoryview) -> int:
-        """Read what is there, and wait if nothing is. Return 0 at the end; that does not mean that it was whole.
+        """Read what has arrived, and wait if nothing has. Return 0 at the end, also at one that came too soon.
 
         Raises:
             TransientError: The stream broke off or stalled.
             SourceError: It cannot be read at all.
         """
 
-    def foreign(self, head: bytes, name: str) -> str:
-        """Say what a file that begins with ``head`` is instead of weights called ``name``; empty if it may be them."""
+    def unexpected_content(self, head: bytes, name: str) -> str:
+        """Return what a file called ``name`` that starts with ``head`` is; empty if it may be weights."""
         return foreign_content(head, name=name)
 
     def is_ready(self, count: int) -> bool:  # noqa: ARG002 (a file always is)
-        """Whether a read of up to ``count`` bytes has all of them at hand."""
+        """Whether a read of ``count`` bytes would return all of them without a wait."""
         return True
 
     def interrupt(self) -> None:  # noqa: B027 (a file has nothing to interrupt)
@@ -117,7 +117,7 @@ class Body(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection or the file."""
 
 
 class LocalBody(Body):
@@ -126,14 +126,14 @@ class LocalBody(Body):
     def __init__(self, path: str, start: int, size: int | None) -> None:
         self._descriptor = Descriptor()
         try:
-            # O_NONBLOCK: opening a FIFO would otherwise wait for a writer for ever.
+            # O_NONBLOCK: else opening a FIFO would wait for a writer without end.
             self._descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK)
             found = os.fstat(self._descriptor.number)
             if not stat.S_ISREG(found.st_mode):
                 raise SourceError("is not a regular file")
             if size is not None and size != found.st_size:
-                came = self.foreign(os.pread(self._descriptor.number, HEAD, 0), path)
-                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes", came)
+                looks_like = self.unexpected_content(os.pread(self._descriptor.number, HEAD, 0), path)
+                raise WrongBytesError(f"{size} bytes", f"{found.st_size} bytes", looks_like)
             self.offset, self.end, self.total = start, found.st_size, found.st_size
             os.lseek(self._descriptor.number, start, os.SEEK_SET)
         except BaseException as error:

@@ -1,9 +1,9 @@
-"""How somebody idle helps a slow connection: it takes over a share of what that has left, or races it for a block.
+"""How an idle connection helps a slow one: it steals a share of the slow one's segment, or hedges its block.
 
-A share is cut off at a block. What remains to a connection that gives 6 kB/s is then one block, three minutes of work:
-another connection fetches that as well, from where it is, and the first of the two that has it whole wins. A race costs
-at most what the loser received of the block since it began, and no file pays more than `Settings.hedge_bytes` for all
-of its races.
+A share is cut off at a block. What is left to a connection that delivers 6 kB/s is then one block, three minutes of
+work. Another connection fetches that block as well, from where it is, and the first of the two that has it whole wins.
+A hedged request costs at most what the loser received of the block since it began, and no file pays more than
+`Settings.hedge_bytes` for all of its hedged requests.
 """
 
 from __future__ import annotations
@@ -18,101 +18,103 @@ if TYPE_CHECKING:
 
     from weightcache._runtime.settings import Settings
 
-    from .segments import Task
+    from .file_transfer import FileTask
 
 
 @dataclass
 class Pace:
-    """What connections did lately: seconds to an answer, and bytes a second, or 0 if none has brought a block yet."""
+    """What connections did lately.
+
+    Attributes:
+        latency: Seconds from a request to its response.
+        rate: Bytes a second, or 0 if no connection has delivered a block yet.
+    """
 
     latency: float = 0.05
     rate: float = 0.0
 
-    def note(self, rate: float) -> None:
+    def on_response(self, seconds: float) -> None:
+        self.latency += (seconds - self.latency) / 4
+
+    def on_segment(self, rate: float) -> None:
         self.rate += (rate - self.rate) / 4 if self.rate else rate
 
 
-def split(tasks: Iterable[Task], pace: Pace, now: float, settings: Settings, *, pending: bool) -> Task | None:
-    """Split what the slowest connection has left, if somebody idle would end it sooner.
+def steal(tasks: Iterable[FileTask], pace: Pace, now: float, settings: Settings, *, pending: bool) -> FileTask | None:
+    """Split the segment of the connection that an idle one helps most, and return the idle one's task.
 
     Args:
         tasks: What all connections have.
         pace: What is usual.
         now: The time.
         settings: Limits.
-        pending: Whether there is more to hand out, later.
+        pending: Whether there are unassigned segments, for later.
     """
-    best: tuple[float, Task, int] | None = None
+    best: tuple[float, FileTask, int] | None = None
     for task in tasks:
-        segment = task.segment
-        if segment.end is None or not _may_be_helped(task):
-            continue
-        age, stalled = (
-            now - task.began,
-            task.reading and now - task.moved >= max(settings.stalled_after, 4 * pace.latency),
-        )
-        if stalled and task.inherited and not task.received:
-            continue  # the second one in a row: its own timeout speaks for the mirror
-        stalled = stalled and task.rival is None
-        # A young one has hardly begun to be fast. And a cut costs a connection: only where no other work is left.
-        young = age < settings.stalled_after if pending else age < 4 * pace.latency
-        rate = 0.0 if stalled else pace.rate if young else task.received / age
-        if not stalled and (not rate or (pending and rate > pace.rate / 4)):
-            continue
-        start = segment.start if stalled else segment.start + BLOCK
-        left, usual = segment.end - start, max(pace.rate, rate, 1.0)
-        keep = int(rate * (pace.latency * usual + left) / (usual + rate))
-        cut = start + -(-keep // BLOCK) * BLOCK
-        gain = (segment.end - cut) / rate - 2 * pace.latency if rate else float("inf")
-        if cut < segment.end and gain > 0 and (best is None or gain > best[0]):
-            best = gain, task, cut
-    if best is None:
+        found = _worth_stealing(task, pace, now, settings, pending=pending)
+        if found is not None and (best is None or found[0] > best[0]):
+            best = found[0], task, found[1]
+    return best[1].transfer.steal(best[1], best[2], now) if best is not None else None
+
+
+def _worth_stealing(
+    task: FileTask, pace: Pace, now: float, settings: Settings, *, pending: bool
+) -> tuple[float, int] | None:
+    """Return the seconds that a split saves, and where to cut; ``None`` if it saves nothing."""
+    segment = task.segment
+    if segment.end is None or not _may_be_helped(task):
         return None
-    _, victim, cut = best
-    rest = victim.transfer.cut(victim, cut)
-    if cut == victim.segment.start:
-        # A copy: the victim may still be reading into its own.
-        rest.block = victim.segment.block and victim.segment.block.copy()
-        victim.segment.block = None
-        victim.revoke()
-    task = victim.transfer.assign(rest, victim.transfer.mirrors.current or victim.mirror, whole=False, now=now)
-    task.inherited = victim.revoked
-    return task
+    age, silent = now - task.started, now - task.last_byte
+    is_stalled = task.is_reading and silent >= max(settings.stalled_after, 4 * pace.latency)
+    if is_stalled and task.inherited and not task.received:
+        return None  # the second stall in a row: the mirror is slow, and its timeout decides
+    is_stalled = is_stalled and task.rival is None
+    # The rate of a recent connection is still ramping up. And a cut costs a connection: only if no other work is left.
+    is_recent = age < settings.stalled_after if pending else age < 4 * pace.latency
+    rate = 0.0 if is_stalled else pace.rate if is_recent else task.received / age
+    if not is_stalled and (not rate or (pending and rate > pace.rate / 4)):
+        return None
+    start = segment.start if is_stalled else segment.start + BLOCK
+    left, usual = segment.end - start, max(pace.rate, rate, 1.0)
+    keep = int(rate * (pace.latency * usual + left) / (usual + rate))
+    cut = start + -(-keep // BLOCK) * BLOCK
+    gain = (segment.end - cut) / rate - 2 * pace.latency if rate else float("inf")
+    return (gain, cut) if cut < segment.end and gain > 0 else None
 
 
-def race(tasks: Iterable[Task], pace: Pace, now: float, settings: Settings) -> Task | None:
-    """Begin a race for the block that would take longest, if it takes much longer than it usually does."""
-    best = max(
-        ((_too_long(task, pace, now, settings), task) for task in tasks), key=lambda each: each[0], default=(0.0, None)
-    )
-    return best[1].transfer.race(best[1], now) if best[1] is not None and best[0] > 0 else None
+def hedge(tasks: Iterable[FileTask], pace: Pace, now: float, settings: Settings) -> FileTask | None:
+    """Hedge the block that would take longest, if it takes much longer than usual."""
+    late = ((_excess(task, pace, now, settings), task) for task in tasks)
+    seconds, slowest = max(late, key=lambda each: each[0], default=(0.0, None))
+    return slowest.transfer.add_hedge(slowest, now) if slowest is not None and seconds > 0 else None
 
 
-def _may_be_helped(task: Task) -> bool:
+def _may_be_helped(task: FileTask) -> bool:
     mirror = task.transfer.mirrors.current
-    if mirror is None or task.segment.kept or task.revoked or task.copy:
+    if mirror is None or task.segment.on_disk or task.revoked or task.is_hedge:
         return False
     return task.transfer.parallel and mirror.server.has_room()
 
 
-def _too_long(task: Task, pace: Pace, now: float, settings: Settings) -> float:
-    """Return for how many seconds a task will be at its block, or 0 if that is not for too long."""
+def _excess(task: FileTask, pace: Pace, now: float, settings: Settings) -> float:
+    """Return how many seconds the block of a task still takes, or 0 if that is not much longer than usual."""
     segment, block, rival = task.segment, task.segment.block, task.rival
-    if block is None or segment.end is None or not task.reading or not _may_be_helped(task):
+    if block is None or segment.end is None or not task.is_reading or not _may_be_helped(task):
         return 0.0
-    if task.transfer.raced > settings.hedge_bytes - BLOCK:
+    if task.counts.hedged > settings.hedge_bytes - BLOCK:
         return 0.0
-    size, age = min(BLOCK, segment.end - block.start), now - task.since
-    if task.since < task.began or age < max(settings.hedge_min_age, 8 * pace.latency):
+    size, age = min(BLOCK, segment.end - block.start), now - task.block_started
+    if task.block_started < task.started or age < max(settings.hedge_min_age, 8 * pace.latency):
         return 0.0
-    left, got = size - block.filled, block.filled - task.had
+    left, got = size - block.filled, block.filled - task.block_prefix
     if not got:
-        return 0.0  # it is taken over, if anything helps: see `split`
+        return 0.0  # a stalled connection: see `steal`
     seconds = left * age / got
     if rival is not None:
-        # It may be a slow one, too. Each next one gets twice the time: where all are slow, none must be replaced.
-        age = now - rival.began
-        if not rival.received or age < max(settings.stalled_after, 8 * pace.latency) * 2**task.races:
+        # The hedge may be slow, too. Each next one gets twice the time: if all are slow, none must be replaced.
+        age = now - rival.started
+        if not rival.received or age < max(settings.stalled_after, 8 * pace.latency) * 2**task.hedges:
             return 0.0
         left = size - (rival.segment.block.filled if rival.segment.block else 0)
         seconds = min(seconds, left * age / rival.received)

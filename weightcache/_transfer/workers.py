@@ -1,8 +1,8 @@
-"""The threads of a download: connections, which bring blocks to the disk, and the hasher, which follows them.
+"""The threads of a download: connections, which move blocks from mirrors to the disk, and the hasher, which follows.
 
-All of them work for one `Scheduler` under one lock. They are daemons: at the end of the interpreter nothing waits for
-a mirror. A connection that waits for one when the download ends is left to its timeout, and finds out then; what it
-must not do any more, touch the partial, it asks for first.
+All of them work for one `Scheduler` under one lock. They are daemons, so that the interpreter can end without waiting
+for a mirror. A connection that waits for a mirror when the download ends is left to its timeout. It claims each block
+before it writes to the partial, and no block can be claimed after the end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.cancel import Cancel, CancelledByCallerError
+from weightcache._runtime.cancel import CancelledByCallerError
 from weightcache._runtime.threads import may_be_daemons
 from weightcache._store.partials import BLOCK
 
@@ -20,81 +20,19 @@ from .segments import Block
 from .stream import SourceError, TransientError, WrongBytesError
 
 if TYPE_CHECKING:
-    from .client import Client
-    from .scheduler import Scheduler
-    from .segments import Task
+    from .file_transfer import FileTask
     from .stream import Body
+    from .worker_state import WorkerState
 
-TELL_EVERY = 0.1  # seconds between two wake-ups of the caller to show progress
-# One of many connections rests before a read that would bring less than SHORT: to wake up costs more than to copy.
+# One of many connections sleeps before a read that would return less than SHORT: a wake-up costs more than the copy.
 SHORT = 32 << 10  # bytes
-REST = 0.008  # seconds, or a quarter of what an answer takes: what comes meanwhile, the kernel holds
+NAP = 0.008  # seconds, or a quarter of the latency; the kernel keeps what arrives meanwhile
 
 clock = time.monotonic
 
 
-class WorkerState:
-    """What the threads of one download share.
-
-    Attributes:
-        lock: Held around every use of the scheduler.
-        work: Notified when an idle connection may find something to do.
-        room: Notified when the window has moved.
-        blocks: Notified when the hasher may find something to do.
-        news: Notified when the caller may find something to do.
-        stop: Set when the download is over, well or not; ends every read and every pause.
-        error: What ended it: the first exception of any thread.
-    """
-
-    def __init__(self, scheduler: Scheduler, client: Client, stop: Cancel) -> None:
-        self.scheduler, self.client, self.stop = scheduler, client, stop
-        self.lock = threading.Lock()
-        self.idle, self.window, self.hash, self.caller = (threading.Condition(self.lock) for _ in range(4))
-        self.stopped = False
-        self.error: BaseException | None = None
-        self._tell_next = 0.0
-
-    def wake_all(self) -> None:
-        """Let everybody look; for what happens seldom."""
-        for condition in (self.idle, self.window, self.hash, self.caller):
-            condition.notify_all()
-
-    def wake(self) -> None:
-        """Let those look who may have something to do now."""
-        if self.stopped or self.error or self.scheduler.over or self.scheduler.error:
-            self.wake_all()
-            return
-        self.idle.notify()
-        self.window.notify_all()
-        self.hash.notify()
-        if self.scheduler.next_verified():
-            self.caller.notify()
-
-    def fail(self, error: BaseException) -> None:
-        """End the download with an exception."""
-        with self.lock:
-            self.error = self.error or error
-            self.wake_all()
-
-    def end(self) -> None:
-        """End all threads; return when none of them can touch a partial any more."""
-        with self.lock:
-            self.stopped = True
-            self.wake_all()
-        self.stop.set()
-        with self.lock:
-            while any(task.writing for task in self.scheduler.tasks):
-                self.caller.wait()
-
-    def tell(self, now: float) -> None:
-        """Let the caller show progress, now and then."""
-        if now >= self._tell_next:
-            self._tell_next = now + TELL_EVERY
-            self.caller.notify()
-
-
 class Connection(threading.Thread):
-    """Takes one task after another, and brings its blocks to the disk and into memory."""
+    """Works on one task after another: reads its blocks into memory, and writes them to the disk."""
 
     def __init__(self, state: WorkerState, number: int) -> None:
         super().__init__(name=f"weightcache-connection-{number}", daemon=may_be_daemons())
@@ -103,60 +41,59 @@ class Connection(threading.Thread):
     def run(self) -> None:
         try:
             while (task := self._next_task()) is not None:
-                self._bring(task)
+                self._work_on(task)
         except CancelledByCallerError:
             pass
-        except BaseException as error:  # noqa: BLE001 (it is the caller's to raise)
+        except BaseException as error:  # noqa: BLE001 (the caller raises it)
             self._state.fail(error)
 
-    def _next_task(self) -> Task | None:
+    def _next_task(self) -> FileTask | None:
         state = self._state
         with state.lock:
-            while not state.stopped and not self._scheduler.over:
+            while not state.stopped and not self._scheduler.is_done:
                 failed = self._scheduler.error
                 if task := self._scheduler.assign(clock()):
-                    state.idle.notify()  # there may be more
+                    state.idle.notify()  # there may be more tasks
                     return task
-                # What was looked at there may have been an empty file, the last one or one that nobody has. Only who
-                # saw the change tells all: idle connections would wake each other for as long as a file is closed.
-                if self._scheduler.over or self._scheduler.error is not failed:
+                # The scheduler may have opened an empty file, the last one, or one that no mirror has. Only the thread
+                # that saw the change wakes the others: else idle connections would wake each other without end.
+                if self._scheduler.is_done or self._scheduler.error is not failed:
                     state.wake_all()
-                elif self._scheduler.next_verified():
+                elif self._scheduler.files.next_verified():
                     state.caller.notify()
-                if not self._scheduler.over:
+                if not self._scheduler.is_done:
                     state.idle.wait()
             state.wake_all()
             return None
 
-    def _bring(self, task: Task) -> None:
+    def _work_on(self, task: FileTask) -> None:
         state, pause = self._state, 0.0
         try:
-            if task.segment.kept:
-                self._read_kept(task)
+            if task.segment.on_disk:
+                self._read_from_disk(task)
             else:
-                self._fetch(task)
+                self._download(task)
         except SourceError as error:
             with state.lock:
-                pause = self._scheduler.failed(task, error, clock())
-                state.caller.notify()  # the user is told of an outage
+                pause = self._scheduler.on_failure(task, error, clock())
+                state.caller.notify()  # it shows the user that a server is out
         finally:
             with state.lock:
-                task.writing = False
+                task.end()
                 self._scheduler.release(task, clock())
                 state.wake()
         if pause:
             state.stop.sleep(pause)
-        if pause:
             with state.lock:
                 self._scheduler.resume(task)
                 state.wake()
 
-    def _fetch(self, task: Task) -> None:
+    def _download(self, task: FileTask) -> None:
         state, transfer = self._state, task.transfer
         with state.lock:
             segment = task.segment
             start, end = segment.position, None if segment.end == transfer.length else segment.end
-            task.reading = True
+            task.on_requested()
         body = state.client.open(
             task.mirror.url,
             auth=transfer.job.checkpoint.auth,
@@ -167,60 +104,66 @@ class Connection(threading.Thread):
         )
         with closing(body), state.stop.interrupting(body.interrupt):
             with state.lock:
-                task.interrupt, task.foreign = body.interrupt, body.foreign
-                if not self._scheduler.answered(task, body, clock()):
+                task.attach(body)
+                if not self._scheduler.on_response(task, body, clock()):
                     return
             while True:
                 with state.lock:
-                    if not self._goes_on(task, body.end):
+                    if not self._may_go_on(task, body.end):
                         return
-                    block = self._scheduler.begin(task)
+                    block = self._scheduler.begin_block(task)
                 if not self._fill(task, block, body):
                     return
                 transfer.job.partial.write(block.start // BLOCK, block.data)
 
-    def _goes_on(self, task: Task, ends: int | None) -> bool:
-        """Land what was written, and wait for room for the next block; whether there is one. The lock is held.
+    def _may_go_on(self, task: FileTask, response_end: int | None) -> bool:
+        """Note what was written, and wait until the next block lies in the window; whether there is one.
+
+        The lock is held.
 
         Args:
-            task: Whose block.
-            ends: Where the response ends, if it says so: one that goes on beyond the task may be of more use.
+            task: The task.
+            response_end: Where the response ends, if it says so. One that goes on beyond the task can be used for what
+                follows.
         """
         state, scheduler = self._state, self._scheduler
-        task.reading = False
-        if task.writing:
+        if task.is_writing:
             if not task.transfer.on_written(task):
                 return False
             state.hash.notify()
-        if task.segment.start == task.segment.end and (task.segment.start == ends or not scheduler.read_on(task)):
+        else:
+            task.on_wait()
+        start, end = task.segment.start, task.segment.end
+        if start == end and (start == response_end or not scheduler.extend(task)):
             return False
         while not (state.stopped or task.revoked):
-            if scheduler.may_begin(task):
-                task.reading, task.moved = True, clock()
+            if scheduler.has_room(task):
+                task.on_room(clock())
                 return True
             if scheduler.is_needed_elsewhere(task):
                 return False
             state.window.wait()
         return False
 
-    def _claim(self, task: Task) -> bool:
-        """Whether a connection may touch the partial: the block cannot be taken from it any more. The lock is held."""
-        task.reading = False
-        if not (self._state.stopped or task.revoked):
-            self._scheduler.claim(task)
-        return task.writing
+    def _claim(self, task: FileTask) -> bool:
+        """Whether a connection may write the block: it cannot be taken from it any more. The lock is held."""
+        if self._state.stopped or task.revoked:
+            task.on_wait()
+            return False
+        task.transfer.claim(task)
+        return True
 
-    def _fill(self, task: Task, block: Block, body: Body) -> bool:
-        """Read a block to its end, or to the end of a stream whose length nobody knew; whether it may be written."""
+    def _fill(self, task: FileTask, block: Block, body: Body) -> bool:
+        """Read a block to its end, or to the end of a stream of unknown length; whether it may be written."""
         state, segment, view = self._state, task.segment, memoryview(block.buffer)
         size = BLOCK if segment.end is None else min(BLOCK, segment.end - block.start)
         declared = task.transfer.job.file.size
-        # One that does not say where it ends may send more than it should: that is another file.
+        # A response that does not say where it ends may send more than it should: that is another file.
         is_last = body.total is None and declared is not None and block.start + size >= declared
         while True:
-            began = clock()
+            started = clock()
             if self._scheduler.parallel and not body.is_ready(min(SHORT, size - block.filled)):
-                time.sleep(min(REST, self._scheduler.pace.latency / 4))
+                time.sleep(min(NAP, self._scheduler.pace.latency / 4))
             try:
                 count = body.read_into(view[block.filled : size])
             except TransientError as error:
@@ -229,45 +172,51 @@ class Connection(threading.Thread):
             with state.lock:
                 if task.revoked:
                     return False
-                if not count and segment.end is not None:
-                    raise task.transfer.ended(task)
                 if not count:
-                    task.transfer.end(task)
-                    return block.filled > 0 and self._claim(task)
-                block.filled += count
-                self._scheduler.arrive(task, count, now - began, now)
-                state.tell(now)
+                    return self._on_end_of_stream(task, block)
+                block.on_read(count)
+                self._scheduler.on_bytes(task, count, now - started, now)
+                state.wake_caller(now)
                 if block.filled == size and not is_last:
                     return self._claim(task)
             if block.filled == size:
                 if body.read_into(memoryview(bytearray(1))):
-                    came = task.transfer.foreign(task)
-                    raise WrongBytesError(f"{declared} bytes", f"more than {declared} bytes", came)
+                    looks_like = task.transfer.describe(task)
+                    raise WrongBytesError(f"{declared} bytes", f"more than {declared} bytes", looks_like)
                 with state.lock:
                     return self._claim(task)
 
-    def _read_kept(self, task: Task) -> None:
-        """Read blocks that lie in the partial, or in another writer's."""
+    def _on_end_of_stream(self, task: FileTask, block: Block) -> bool:
+        """Note that a stream ended within a block; whether the block may be written. The lock is held."""
+        transfer, position = task.transfer, task.segment.position
+        if task.segment.end is None:
+            transfer.on_end_of_stream(task)
+            return block.filled > 0 and self._claim(task)
+        if looks_like := transfer.describe(task):
+            raise WrongBytesError(f"{transfer.length} bytes", f"{position} bytes", looks_like, is_stored=False)
+        raise TransientError(f"the connection ended at byte {position} of {transfer.length}")
+
+    def _read_from_disk(self, task: FileTask) -> None:
+        """Read blocks that the partial has, or another writer's."""
         state, transfer = self._state, task.transfer
         while True:
             with state.lock:
-                if not (self._goes_on(task, task.segment.end) and self._claim(task)):
+                if not (self._may_go_on(task, task.segment.end) and self._claim(task)):
                     return
                 start = task.segment.start
             data = transfer.job.partial.take(start // BLOCK)
             with state.lock:
                 if data is None:
-                    task.writing = False
                     transfer.on_missing(task)
                     state.idle.notify()
                 else:
-                    task.segment.block = Block(start, data, len(data))
-                    self._scheduler.arrive(task, len(data), 0.0, now := clock())
-                    state.tell(now)
+                    task.segment.hold(Block(start, data, len(data)))
+                    self._scheduler.on_bytes(task, len(data), 0.0, now := clock())
+                    state.wake_caller(now)
 
 
 class Hasher(threading.Thread):
-    """Takes the blocks of all files in order, from memory."""
+    """Hashes the blocks of all files in order, from memory."""
 
     def __init__(self, state: WorkerState) -> None:
         super().__init__(name="weightcache-hasher", daemon=may_be_daemons())
@@ -279,15 +228,15 @@ class Hasher(threading.Thread):
             while True:
                 with state.lock:
                     while (found := scheduler.next_blocks()) is None:
-                        if state.stopped or scheduler.over:
+                        if state.stopped or scheduler.is_done:
                             return
                         state.hash.wait()
                     transfer, blocks = found
-                    digest = transfer.sha256
+                    digest = transfer.digest
                 for block in blocks:
                     digest.update(block.data)
                 with state.lock:
-                    scheduler.hashed(transfer, blocks, digest)
+                    scheduler.on_hashed(transfer, blocks, digest)
                     state.wake()
-        except BaseException as error:  # noqa: BLE001 (it is the caller's to raise)
+        except BaseException as error:  # noqa: BLE001 (the caller raises it)
             state.fail(error)

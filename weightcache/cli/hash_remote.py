@@ -187,12 +187,12 @@ class Reader:
             except TransientError as error:
                 failures = 1 if so_far.size > furthest else failures + 1
                 furthest = max(furthest, so_far.size)
-                if failures >= limits.tries or error.after > limits.retry_after_max:
+                if failures >= limits.tries or error.retry_after > limits.retry_after_max:
                     raise
                 if so_far.validator is None:
                     so_far.forget()
                 backoff = random.uniform(0, min(limits.backoff_max, limits.backoff * 2**failures))  # noqa: S311 (no secret)
-                self._cancel.sleep(max(error.after, backoff))
+                self._cancel.sleep(max(error.retry_after, backoff))
 
 
 class _SoFar:
