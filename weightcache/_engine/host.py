@@ -21,8 +21,10 @@ from weightcache.errors import StorageError, VolumeError
 from weightcache.reports import CheckpointReport, Report
 
 from . import reconcile
-from .install import CheckpointTask, Installer
+from .install import READ_ONLY, Installer, not_cached
 from .local_notes import remove_old_notes
+from .plan import plan
+from .task import CheckpointTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -116,15 +118,10 @@ class LocalHost:
         self._options.cancel.sleep(seconds)
 
     def _todo(self) -> list[CheckpointTask]:
-        """Look, and return what is not ready."""
-        todo = []
+        """Inspect the root, and return what is not ready."""
         for task in self._tasks:
-            task.seen = look(self._layout, task.checkpoint)
-            # Without a commit there is no receipt, and what we published is right all the same.
-            ready = task.seen.state == "ready" or (task.published and task.seen.state == "unverified")
-            if not ready or (self._options.rehash and not task.checked):
-                todo.append(task)
-        return todo
+            task.inspect(self._layout)
+        return [task for task in self._tasks if not task.is_ready(rehash=self._options.rehash)]
 
     async def missing(self) -> list[str]:
         self._options.cancel.check()
@@ -149,7 +146,7 @@ class LocalHost:
         self._calls.warn_of_place()
         store_root.make_root(self._layout)
         todo = [task for task in self._todo() if task.checkpoint.digest in digests]
-        self._installer.find_missing(todo)
+        self._installer.examine(todo)
         self._changed = [task for task in todo if task.missing or not task.seen.receipt]
         if self._changed:
             self._calls.about_to_write()
@@ -158,20 +155,23 @@ class LocalHost:
     async def install(self) -> None:
         if self._changed:
             self._calls.about_to_write()
-            self._installer.install(self._changed)
+            contents = [task.contents for task in self._changed]
+            # After the receipts are withdrawn: what they say of files that must be healed is no source for a copy.
+            steps = plan(self._layout, contents, local_sources=self._options.local_sources, partial_bytes={})
+            self._installer.install(steps, self._changed)
 
     async def has_published(self) -> bool:
-        return any(task.published for task in self._changed)
+        return any(task.state == "installed" for task in self._changed)
 
     async def write_receipts(self) -> None:
         self._calls.about_to_write()
-        self._installer.write_receipts([task for task in self._changed if task.published])
+        self._installer.write_receipts([task for task in self._changed if task.state == "installed"])
 
     async def serve_read_only(self, digests: Sequence[str]) -> None:
-        todo = [task for task in self._tasks if task.checkpoint.digest in digests]
-        self._installer.find_missing(todo)
+        todo = [task for task in self._todo() if task.checkpoint.digest in digests]
+        self._installer.examine(todo)
         if missing := [task for task in todo if task.missing]:
-            raise self._installer.not_cached(missing, "the root is read-only here")
+            raise not_cached(self._layout, missing, READ_ONLY)
         for task in todo:
             if not task.seen.receipt:
                 name = task.checkpoint.name
@@ -179,7 +179,7 @@ class LocalHost:
                     f"{name} has no receipt and the root is read-only, so every start hashes it again; "
                     f"run `weightcache ensure {name} --root {self._layout.root}` once where the root may be written"
                 )
-                task.done("adopted")
+                task.installed("adopted")
 
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
         other, count = _in_words(lease.holder(digests)), lease.progress(digests)
