@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @closed_when_interrupted
-def dry_run(layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOptions) -> Plan:
+def plan_only(layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOptions) -> Plan:
     """Return what `ensure_on_miss` would do with the same arguments.
 
     Raises:
