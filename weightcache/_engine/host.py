@@ -1,4 +1,4 @@
-"""A cold `ensure` in this container: takes the lock, and does on a real root what the story asks for."""
+"""A miss in this container: take the lock, and carry out the steps of the protocol on a real root."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("weightcache")
 
-JOIN = 0.5  # seconds; a beat that hangs longer may come after the release, and then others wait until it has expired
+JOIN = 0.5  # seconds; a beat that hangs longer may be written after the release, and others wait until it expires
 REPORT_EVERY = 10.0  # seconds between two lines that say which container is waited for
 
 
@@ -90,7 +90,7 @@ class LocalHost:
         self._changed: list[CheckpointTask] = []  # what is being installed
         self._began = time.monotonic()
         self._next_line = 0.0
-        self._lost_path = ""  # of ours, while it was written; empty if that went well the last time
+        self._lost_path = ""  # what was lost while the last installation wrote it; empty if nothing was
 
     def lease(self) -> Lease | None:
         """Return this call's part in the leases of the Volume; ``None`` if there is none or nothing is missing."""
@@ -131,7 +131,7 @@ class LocalHost:
         return self._calls.unpushed()
 
     async def reload(self) -> None:
-        if not self._options.local_sources:  # which may lie on this Volume, not committed: a reload would discard it
+        if not self._options.local_sources:  # they may be on this Volume, not committed: a reload would discard them
             self._calls.reload()
 
     async def commit(self) -> bool:
@@ -156,7 +156,7 @@ class LocalHost:
         if self._changed:
             self._calls.about_to_write()
             contents = [task.contents for task in self._changed]
-            # After the receipts are withdrawn: what they say of files that must be healed is no source for a copy.
+            # After the receipts are withdrawn, so that a file that must be healed is not planned as a source.
             steps = plan(self._layout, contents, local_sources=self._options.local_sources, partial_bytes={})
             self._installer.install(steps, self._changed)
 
@@ -177,7 +177,7 @@ class LocalHost:
                 name = task.checkpoint.name
                 self._calls.warn(
                     f"{name} has no receipt and the root is read-only, so every start hashes it again; "
-                    f"run `weightcache ensure {name} --root {self._layout.root}` once where the root may be written"
+                    f"run `weightcache ensure {name} --root {self._layout.root}` once where the root is writable"
                 )
                 task.installed("adopted")
 
@@ -199,7 +199,7 @@ class LocalHost:
 
         thread = threading.Thread(
             target=lambda: reconcile.run_sync(beat(pause)), name="weightcache-lease", daemon=may_be_daemons()
-        )  # a daemon: at the end of the interpreter nobody waits for a Dict
+        )  # a daemon, so that the end of the interpreter does not wait for a Dict
         try:
             thread.start()
         except RuntimeError as error:
@@ -216,7 +216,7 @@ class LocalHost:
 
     def what_was_lost(self, lost: Sequence[str]) -> str:
         if self._lost_path:
-            return f"{self._lost_path} vanished while it was written"
+            return f"{self._lost_path} was lost while it was written"
         task = next(task for task in self._tasks if task.checkpoint.digest in lost)
         return f"{task.checkpoint.name} {task.seen.detail} after it was ready"
 
@@ -257,7 +257,7 @@ def _without_lease(why: object) -> str:
 
 
 def _in_words(holder: str) -> str:
-    """Say who holds a lease: "container ta-123 (process 7)"."""
+    """Return the name of a lease's holder as users see it: "container ta-123 (process 7)"."""
     container, _, text = holder.rpartition(" ")
     writer = Writer.parse(text)
     if writer is None:

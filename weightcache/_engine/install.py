@@ -97,7 +97,7 @@ class Installer:
     ) -> list[tuple[CheckpointTask, File]]:
         """Copy what the plan copies, and publish it; return what must be fetched.
 
-        Nothing is published before all is copied: a checkpoint that `publish` copies by half helps nobody.
+        Nothing is published before all copies are made: `publish` must not leave half a checkpoint.
         """
         self._holder.begin("copying")
         pending = {
@@ -217,10 +217,10 @@ def not_cached(layout: Layout, tasks: Sequence[CheckpointTask], why: str) -> Not
     return NotCachedError(
         f"not in {layout.root}, and {why}: {listed}",
         hint=f"it is declared with urls = []: run `weightcache publish PATH {own.name} --root {layout.root}` where its "
-        f"bytes are, or bring them to {layout.published(own)}"
+        f"bytes are, or put them at {layout.published(own)}"
         if own
         else f"run `weightcache ensure {' '.join(names)} --root {layout.root}` with this manifest (-m) where "
-        "the root may be written and the network reached",
+        "the root is writable and the network reachable",
         checkpoints=names,
     )
 
