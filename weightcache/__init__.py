@@ -35,15 +35,18 @@ from .manifest import Checkpoint, File, Manifest
 __all__ = [
     "Attempt",
     "Checkpoint",
+    "CheckpointPlan",
     "CheckpointReport",
     "DownloadError",
     "File",
+    "FilePlan",
     "IntegrityError",
     "LoadError",
     "LockTimeoutError",
     "Manifest",
     "ManifestError",
     "NotCachedError",
+    "Plan",
     "Prefetch",
     "Report",
     "Status",
@@ -66,11 +69,11 @@ __all__ = [
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from ._prefetch.api import Prefetch, prefetch, prefetch_files
-    from .reports import CheckpointReport, Report, Status
+    from .reports import CheckpointPlan, CheckpointReport, FilePlan, Plan, Report, Status
 
 
 def __getattr__(name: str) -> object:
-    if name in ("CheckpointReport", "Report", "Status"):  # lazily: a hit tells nothing
+    if name in ("CheckpointPlan", "CheckpointReport", "FilePlan", "Plan", "Report", "Status"):  # lazily: not for a hit
         from . import reports
 
         return getattr(reports, name)

@@ -10,24 +10,47 @@ from weightcache.manifest import Manifest
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from pathlib import Path
+    from typing import Literal, TypeAlias, overload
+
+    from typing_extensions import Unpack
 
     from weightcache._coordination.kv import LeaseSource
     from weightcache._coordination.volume import Volume
-    from weightcache._engine.options import EnsureOptions
+    from weightcache._engine.options import EnsureArguments, EnsureOptions
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights
     from weightcache.manifest import Checkpoint, ManifestSource
-    from weightcache.reports import Status
+    from weightcache.reports import Plan, Status
+
+    Root: TypeAlias = str | os.PathLike[str]
 
 __all__ = ["aensure", "ensure", "prune", "publish", "status", "verify"]
+
+
+if TYPE_CHECKING:  # ``dry_run`` decides what is returned
+
+    @overload
+    def ensure(
+        manifest: ManifestSource, *, root: Root, dry_run: Literal[False] = False, **options: Unpack[EnsureArguments]
+    ) -> Weights: ...
+
+    @overload
+    def ensure(
+        manifest: ManifestSource, *, root: Root, dry_run: Literal[True], **options: Unpack[EnsureArguments]
+    ) -> Plan: ...
+
+    @overload
+    def ensure(
+        manifest: ManifestSource, *, root: Root, dry_run: bool, **options: Unpack[EnsureArguments]
+    ) -> Weights | Plan: ...
 
 
 def ensure(
     manifest: ManifestSource,
     *,
-    root: str | os.PathLike[str],
+    root: Root,
     volume: Volume | None = None,
     lease: LeaseSource = "auto",
     only: Collection[str] | None = None,
@@ -36,7 +59,8 @@ def ensure(
     wait: float = 300.0,
     patience: float = 180.0,
     progress: bool | ProgressCallback | None = None,
-) -> Weights:
+    dry_run: bool = False,
+) -> Weights | Plan:
     """Return the verified path of every checkpoint, fetching what is missing.
 
     If everything is there (a hit), this reads one receipt a checkpoint and stats each file: no network, no lock,
@@ -61,6 +85,8 @@ def ensure(
             tries, within seconds. Keep it below the ``wait`` of others: they see no progress meanwhile.
         progress: ``None`` for bars on a terminal and plain lines elsewhere (to stderr), ``False`` for nothing, or
             a function called with name, bytes done and bytes in all (``None`` if a size is not declared).
+        dry_run: Return a `Plan` of what this call would do, from names and sizes alone, and change nothing: no lock, no
+            reload, no network, no hashing. A miss also reads every receipt and journal in the root.
 
     Raises:
         ManifestError: The manifest has problems; all are listed.
@@ -75,10 +101,9 @@ def ensure(
     """
     checkpoints, layout = Manifest.load(manifest).select(only), Layout(root)
     _check_arguments(lease, wait, patience, progress)
-    if not rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
+    if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
         return weights
 
-    from weightcache._engine.host import ensure_on_miss
     from weightcache._engine.options import EnsureOptions
 
     options = EnsureOptions(
@@ -90,13 +115,31 @@ def ensure(
         patience=patience,
         progress=progress,
     )
-    return ensure_on_miss(layout, checkpoints, options)
+    return _on_miss(layout, checkpoints, options, dry_run=dry_run)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    async def aensure(
+        manifest: ManifestSource, *, root: Root, dry_run: Literal[False] = False, **options: Unpack[EnsureArguments]
+    ) -> Weights: ...
+
+    @overload
+    async def aensure(
+        manifest: ManifestSource, *, root: Root, dry_run: Literal[True], **options: Unpack[EnsureArguments]
+    ) -> Plan: ...
+
+    @overload
+    async def aensure(
+        manifest: ManifestSource, *, root: Root, dry_run: bool, **options: Unpack[EnsureArguments]
+    ) -> Weights | Plan: ...
 
 
 async def aensure(
     manifest: ManifestSource,
     *,
-    root: str | os.PathLike[str],
+    root: Root,
     volume: Volume | None = None,
     lease: LeaseSource = "auto",
     only: Collection[str] | None = None,
@@ -105,7 +148,8 @@ async def aensure(
     wait: float = 300.0,
     patience: float = 180.0,
     progress: bool | ProgressCallback | None = None,
-) -> Weights:
+    dry_run: bool = False,
+) -> Weights | Plan:
     """Do what `ensure` does in a thread, so that the event loop goes on.
 
     If the task is cancelled, the work ends with its files closed, and each complete MiB is kept for the next call:
@@ -124,21 +168,32 @@ async def aensure(
         patience=patience,
         progress=progress,
     )
-    return await in_thread(lambda: _ensure(manifest, root, only, options), options.cancel)
+    return await in_thread(lambda: _ensure(manifest, root, only, options, dry_run=dry_run), options.cancel)
 
 
 def _ensure(
     manifest: ManifestSource,
-    root: str | os.PathLike[str],
+    root: Root,
     only: Collection[str] | None,
     options: EnsureOptions,
-) -> Weights:
+    *,
+    dry_run: bool,
+) -> Weights | Plan:
     """Do what `ensure` does, with options that are made already."""
     checkpoints, layout = Manifest.load(manifest).select(only), Layout(root)
     _check_arguments(options.lease, options.wait, options.patience, options.progress)
-    if not options.rehash and (weights := weights_if_ready(layout, checkpoints)) is not None:
+    if not (options.rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
         return weights
+    return _on_miss(layout, checkpoints, options, dry_run=dry_run)
 
+
+def _on_miss(
+    layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOptions, *, dry_run: bool
+) -> Weights | Plan:
+    if dry_run:
+        from weightcache._engine.dry_run import plan_only
+
+        return plan_only(layout, checkpoints, options)
     from weightcache._engine.host import ensure_on_miss
 
     return ensure_on_miss(layout, checkpoints, options)
@@ -156,9 +211,7 @@ def _check_arguments(
         raise TypeError(f"lease must be 'auto', None or have put(), get() and pop(), and {lease!r} does not")
 
 
-def status(
-    manifest: ManifestSource, *, root: str | os.PathLike[str], only: Collection[str] | None = None
-) -> list[Status]:
+def status(manifest: ManifestSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
     """Say what the root holds: a look, as cheap as a hit. Writes nothing, fetches nothing, never waits for a download.
 
     Args:
@@ -194,9 +247,7 @@ def status(
     ]
 
 
-def verify(
-    manifest: ManifestSource, *, root: str | os.PathLike[str], only: Collection[str] | None = None
-) -> list[Status]:
+def verify(manifest: ManifestSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
     """Hash every byte of what is published, files in parallel. Never writes; `ensure(rehash=True)` heals.
 
     This, and not a hit, finds a file that kept its size and changed its bytes.
@@ -222,7 +273,7 @@ def verify(
 
 def prune(
     *manifests: ManifestSource,
-    root: str | os.PathLike[str],
+    root: Root,
     volume: Volume | None = None,
     dry_run: bool = True,
     older_than: float = 3600.0,
@@ -259,9 +310,7 @@ def prune(
     return prune_places(Layout(root), kept, volume=volume, dry_run=dry_run, older_than=older_than)
 
 
-def publish(
-    path: str | os.PathLike[str], *, name: str, root: str | os.PathLike[str], volume: Volume | None = None
-) -> Checkpoint:
+def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volume | None = None) -> Checkpoint:
     """Bring weights that were made here into the root, with the place, receipt and commits of a download.
 
     The files are copied, never moved or linked, and hashed twice: once to learn which bytes they are, and again while

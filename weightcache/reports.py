@@ -1,4 +1,4 @@
-"""What the public functions tell: `Report` and `Status`. A hit does not load this: dataclasses cost more than it."""
+"""What the public functions report: `Report`, `Status` and `Plan`. A hit does not load this: dataclasses cost more."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from typing import Literal, TypeAlias
 
     State: TypeAlias = Literal["ready", "missing", "partial", "unverified", "damaged"]
+    Action: TypeAlias = Literal["keep", "adopt", "copy", "fetch"]
     Outcome: TypeAlias = Literal["hit", "downloaded", "resumed", "copied", "adopted", "healed", "waited"]
 
-__all__ = ["CheckpointReport", "Report", "Status"]
+__all__ = ["CheckpointPlan", "CheckpointReport", "FilePlan", "Plan", "Report", "Status"]
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,113 @@ class Report(Mapping[str, CheckpointReport]):
 
     def __len__(self) -> int:
         return len(self.checkpoints)
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """What one file needs.
+
+    Attributes:
+        path: Its path in the checkpoint.
+        action: ``keep`` (a receipt speaks for it) · ``adopt`` (it is there without a receipt) · ``copy`` (from another
+            file) · ``fetch`` (from a mirror).
+        size: Its bytes; ``None`` if the manifest does not declare them and it is not there.
+        bytes_to_fetch: Bytes to receive from a mirror, without those that an interrupted download left; ``None`` if the
+            size is not declared.
+        sources: For ``copy``: the files that should have these bytes. The first that proves right is copied, and the
+            file is fetched if none does.
+        verified: Whether the bytes that are there are known to be right, by a receipt or a hash. ``False`` in a dry run
+            for ``adopt``, and for all with ``rehash=True``: they are hashed first, and fetched if they are wrong.
+    """
+
+    __module__ = "weightcache"  # pickles name it: it must not change with the file
+
+    path: str
+    action: Action
+    size: int | None = None
+    bytes_to_fetch: int | None = 0
+    sources: tuple[str, ...] = ()
+    verified: bool = False
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """What one checkpoint needs.
+
+    Attributes:
+        name: Name of the checkpoint.
+        path: Where it is, or will be.
+        files: What each file needs, in the order of the manifest's files.
+        blocked: Why `ensure` would raise `NotCachedError` for it; empty if it would not.
+    """
+
+    __module__ = "weightcache"  # pickles name it: it must not change with the file
+
+    name: str
+    path: Path
+    files: tuple[FilePlan, ...]
+    blocked: str = ""
+
+    @property
+    def action(self) -> Action:
+        """The action of its files that costs most: ``fetch``, else ``copy``, else ``adopt``, else ``keep``."""
+        actions = [file.action for file in self.files]
+        return max(actions, key=("keep", "adopt", "copy", "fetch").index)
+
+    @property
+    def bytes_to_fetch(self) -> int | None:
+        """Bytes to receive from mirrors; ``None`` if a file to fetch declares no size."""
+        return _total(file.bytes_to_fetch for file in self.files)
+
+    def __str__(self) -> str:
+        counts = []
+        for action in ("fetch", "copy", "adopt", "keep"):
+            files = [file for file in self.files if file.action == action]
+            if files:
+                size = _total(file.bytes_to_fetch if action == "fetch" else file.size for file in files)
+                plural = "" if len(files) == 1 else "s"
+                counts.append(f"{action} {len(files)} file{plural} ({_megabytes(size)})")
+        return f"{self.name}: {', '.join(counts)}{f'; blocked: {self.blocked}' if self.blocked else ''}"
+
+
+@dataclass(frozen=True)
+class Plan(Mapping[str, CheckpointPlan]):
+    """What `ensure` would do now; a mapping from each name to its `CheckpointPlan`. ``str()`` of it is a line for each.
+
+    Attributes:
+        checkpoints: One plan a name, in manifest order.
+    """
+
+    __module__ = "weightcache"  # pickles name it: it must not change with the file
+
+    checkpoints: Mapping[str, CheckpointPlan]
+
+    @property
+    def bytes_to_fetch(self) -> int | None:
+        """Bytes to receive from mirrors for all checkpoints; ``None`` if a file to fetch declares no size."""
+        return _total(plan.bytes_to_fetch for plan in self.checkpoints.values())
+
+    def __getitem__(self, name: str) -> CheckpointPlan:
+        return self.checkpoints[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.checkpoints)
+
+    def __len__(self) -> int:
+        return len(self.checkpoints)
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.checkpoints.values()), f"to fetch: {_megabytes(self.bytes_to_fetch)}"])
+
+
+def _total(sizes: Iterable[int | None]) -> int | None:
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown size" if size is None else f"{size / 1e6:.1f} MB"

@@ -237,7 +237,7 @@ def test_what_no_commit_took_is_an_error_and_the_next_call_makes_it_good(
             if len(self.calls) > good:
                 raise RuntimeError("no quorum")
 
-    with pytest.raises(VolumeError, match=r"perhaps in this container only: commit .* failed: .*no quorum") as caught:
+    with pytest.raises(VolumeError, match=r"perhaps only in this container: commit .* failed: .*no quorum") as caught:
         publish(made, name="seg", root=root, volume=Failing(root))
     assert caught.value.operation == "commit"
     assert "call publish again" in caught.value.hint
@@ -298,11 +298,11 @@ def test_all_that_speaks_against_a_directory_is_said_at_once(folder: Path, root:
     said = "\n".join(sorted(caught.value.problems))
     assert len(caught.value.problems) == 10, said
     for problem in (
-        "'pipe' is no regular file",
-        "'socket' is no regular file",
+        "'pipe' is not a regular file",
+        "'socket' is not a regular file",
         "'back' is a link to a directory",
-        "'nowhere' is a link that leads nowhere",
-        "'sub/.weightcache' is what a root keeps for itself",
+        "'nowhere' is a symbolic link to nothing",
+        "'sub/.weightcache' is the data of a root",
         "checkpoints.'a b': a name is 1 to 100 of",
         "'a\\\\b': holds a backslash",
         "'new\\nline': holds a control",
@@ -320,7 +320,7 @@ def test_nothing_to_publish(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"checkpoints\.x\.files: is empty"):
         publish(tmp_path / "empty", name="x", root=root)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ManifestError, match="'pipe' is no regular file"):
+    with pytest.raises(ManifestError, match="'pipe' is not a regular file"):
         publish(tmp_path / "pipe", name="x", root=root)
     for path in ("nothing", "empty/nothing"):
         with pytest.raises(StorageError, match=f"cannot read .*{path}: No such file") as caught:
@@ -346,9 +346,9 @@ def test_what_a_programmer_gets_wrong(made: Path, root: Path, tmp_path: Path) ->
     publish(made, name="x", root=root)
     (tmp_path / "mount").symlink_to(root)
     for wrong in (root, tmp_path, tmp_path / "mount", "/"):
-        with pytest.raises(ValueError, match="holds the root"):
+        with pytest.raises(ValueError, match="contains the root"):
             publish(wrong, name="x", root=root)
-    with pytest.raises(ValueError, match="where nothing is verified yet"):
+    with pytest.raises(ValueError, match="where files are not verified yet"):
         publish(root / ".weightcache/partial", name="x", root=root)
     assert len(visible(root)) == 1
 

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from root_simulation import BrokenRootError, simulate_root
-from weightcache._engine.install import CheckpointTask, Installer
+from weightcache._engine.install import Installer
+from weightcache._engine.task import CheckpointTask
 from weightcache._store import files, journal, partial_file, partials
 from weightcache._store.journal import Journal
 from weightcache._store.partial_file import PartialFile, VanishedError
@@ -46,9 +47,7 @@ def found(limit: int = 1000, *, mistakes: bool | None = None) -> str:
     raise AssertionError(f"not found in {limit} seeds")
 
 
-def _links_the_partial(
-    self: Installer, needs: list[tuple[CheckpointTask, File]], verified: PartialFile, left: dict[str, int]
-) -> None:
+def _links_the_partial(self: Installer, needs: list[tuple[CheckpointTask, File]], verified: PartialFile) -> None:
     """Links the other places to the partial's own file, and renames that one last."""
     for task, file in [*needs[1:], needs[0]]:
         source = verified.path
@@ -57,10 +56,9 @@ def _links_the_partial(
             if not files.link_or_copy(verified.path, source, file.sha256, lambda: None):
                 raise VanishedError(source)
         files.publish(self.layout, task.checkpoint, file, source)
-        task.sizes[file.path] = verified.size
-        left[task.checkpoint.name] -= 1
-        if not left[task.checkpoint.name]:
-            task.done("downloaded")
+        task.placed(file, verified.size)
+        if not task.missing:
+            task.installed("downloaded")
 
 
 def _finishes_what_has_two_names(self: PartialFile, size: int) -> None:

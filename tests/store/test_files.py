@@ -355,7 +355,7 @@ def test_a_root_that_somebody_keeps_emptying_is_an_error(origin: Origin, root: P
     import shutil
 
     origin.put("/a", DATA, on_sent=lambda sent: [shutil.rmtree(path, ignore_errors=True) for path in partials(root)])
-    with pytest.raises(weightcache.StorageError, match="vanished while it was written, 3 times"):
+    with pytest.raises(weightcache.StorageError, match="was lost while it was written, 3 times"):
         quiet(one(DATA, origin.url("/a")), root)
 
 

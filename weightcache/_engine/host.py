@@ -1,4 +1,4 @@
-"""A cold `ensure` in this container: takes the lock, and does on a real root what the story asks for."""
+"""A miss in this container: take the lock, and carry out the steps of the protocol on a real root."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from weightcache.errors import StorageError, VolumeError
 from weightcache.reports import CheckpointReport, Report
 
 from . import reconcile
-from .install import CheckpointTask, Installer
+from .install import READ_ONLY, Installer, not_cached
 from .local_notes import remove_old_notes
+from .plan import plan
+from .task import CheckpointTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -38,7 +40,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("weightcache")
 
-JOIN = 0.5  # seconds; a beat that hangs longer may come after the release, and then others wait until it has expired
+JOIN = 0.5  # seconds; a beat that hangs longer may be written after the release, and others wait until it expires
 REPORT_EVERY = 10.0  # seconds between two lines that say which container is waited for
 
 
@@ -88,7 +90,7 @@ class LocalHost:
         self._changed: list[CheckpointTask] = []  # what is being installed
         self._began = time.monotonic()
         self._next_line = 0.0
-        self._lost_path = ""  # of ours, while it was written; empty if that went well the last time
+        self._lost_path = ""  # what was lost while the last installation wrote it; empty if nothing was
 
     def lease(self) -> Lease | None:
         """Return this call's part in the leases of the Volume; ``None`` if there is none or nothing is missing."""
@@ -116,15 +118,10 @@ class LocalHost:
         self._options.cancel.sleep(seconds)
 
     def _todo(self) -> list[CheckpointTask]:
-        """Look, and return what is not ready."""
-        todo = []
+        """Inspect the root, and return what is not ready."""
         for task in self._tasks:
-            task.seen = look(self._layout, task.checkpoint)
-            # Without a commit there is no receipt, and what we published is right all the same.
-            ready = task.seen.state == "ready" or (task.published and task.seen.state == "unverified")
-            if not ready or (self._options.rehash and not task.checked):
-                todo.append(task)
-        return todo
+            task.inspect(self._layout)
+        return [task for task in self._tasks if not task.is_ready(rehash=self._options.rehash)]
 
     async def missing(self) -> list[str]:
         self._options.cancel.check()
@@ -134,7 +131,7 @@ class LocalHost:
         return self._calls.unpushed()
 
     async def reload(self) -> None:
-        if not self._options.local_sources:  # which may lie on this Volume, not committed: a reload would discard it
+        if not self._options.local_sources:  # they may be on this Volume, not committed: a reload would discard them
             self._calls.reload()
 
     async def commit(self) -> bool:
@@ -149,7 +146,7 @@ class LocalHost:
         self._calls.warn_of_place()
         store_root.make_root(self._layout)
         todo = [task for task in self._todo() if task.checkpoint.digest in digests]
-        self._installer.find_missing(todo)
+        self._installer.examine(todo)
         self._changed = [task for task in todo if task.missing or not task.seen.receipt]
         if self._changed:
             self._calls.about_to_write()
@@ -158,28 +155,31 @@ class LocalHost:
     async def install(self) -> None:
         if self._changed:
             self._calls.about_to_write()
-            self._installer.install(self._changed)
+            contents = [task.contents for task in self._changed]
+            # After the receipts are withdrawn, so that a file that must be healed is not planned as a source.
+            steps = plan(self._layout, contents, local_sources=self._options.local_sources, partial_bytes={})
+            self._installer.install(steps, self._changed)
 
     async def has_published(self) -> bool:
-        return any(task.published for task in self._changed)
+        return any(task.state == "installed" for task in self._changed)
 
     async def write_receipts(self) -> None:
         self._calls.about_to_write()
-        self._installer.write_receipts([task for task in self._changed if task.published])
+        self._installer.write_receipts([task for task in self._changed if task.state == "installed"])
 
     async def serve_read_only(self, digests: Sequence[str]) -> None:
-        todo = [task for task in self._tasks if task.checkpoint.digest in digests]
-        self._installer.find_missing(todo)
+        todo = [task for task in self._todo() if task.checkpoint.digest in digests]
+        self._installer.examine(todo)
         if missing := [task for task in todo if task.missing]:
-            raise self._installer.not_cached(missing, "the root is read-only here")
+            raise not_cached(self._layout, missing, READ_ONLY)
         for task in todo:
             if not task.seen.receipt:
                 name = task.checkpoint.name
                 self._calls.warn(
                     f"{name} has no receipt and the root is read-only, so every start hashes it again; "
-                    f"run `weightcache ensure {name} --root {self._layout.root}` once where the root may be written"
+                    f"run `weightcache ensure {name} --root {self._layout.root}` once where the root is writable"
                 )
-                task.done("adopted")
+                task.installed("adopted")
 
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
         other, count = _in_words(lease.holder(digests)), lease.progress(digests)
@@ -199,7 +199,7 @@ class LocalHost:
 
         thread = threading.Thread(
             target=lambda: reconcile.run_sync(beat(pause)), name="weightcache-lease", daemon=may_be_daemons()
-        )  # a daemon: at the end of the interpreter nobody waits for a Dict
+        )  # a daemon, so that the end of the interpreter does not wait for a Dict
         try:
             thread.start()
         except RuntimeError as error:
@@ -216,7 +216,7 @@ class LocalHost:
 
     def what_was_lost(self, lost: Sequence[str]) -> str:
         if self._lost_path:
-            return f"{self._lost_path} vanished while it was written"
+            return f"{self._lost_path} was lost while it was written"
         task = next(task for task in self._tasks if task.checkpoint.digest in lost)
         return f"{task.checkpoint.name} {task.seen.detail} after it was ready"
 
@@ -257,7 +257,7 @@ def _without_lease(why: object) -> str:
 
 
 def _in_words(holder: str) -> str:
-    """Say who holds a lease: "container ta-123 (process 7)"."""
+    """Return the name of a lease's holder as users see it: "container ta-123 (process 7)"."""
     container, _, text = holder.rpartition(" ")
     writer = Writer.parse(text)
     if writer is None:

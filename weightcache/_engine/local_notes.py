@@ -1,4 +1,4 @@
-"""The notes about roots on the container's own disk, and how those that are of no use any more are removed."""
+"""The notes about roots on the container's own disk, and the removal of those that are stale."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from weightcache._runtime.identity import local_directory, note_path
 from weightcache._store.inspect import list_names
 from weightcache.errors import StorageError
 
-OLD = 3600.0  # seconds after which nobody is about to rename a fresh container id any more
+OLD = 3600.0  # seconds after which a temporary file of a container id is a leftover: its writer was killed
 _NOTE = re.compile(r"(?P<key>[0-9a-f]{16})\.(?P<rest>(?P<kind>lock|gate|holder|unpushed)(\.[0-9a-f]{8})?)")
 
 
 def remove_old_notes(root: str) -> None:
-    """Remove what killed processes left, and what is noted of roots that are gone. Those of ``root`` itself stay.
+    """Remove notes that killed processes left, and notes of roots that no longer exist; never those of ``root``.
 
-    Each removal happens under the lock of the root that the note is about, so no note of a process at work is removed.
+    Each removal takes the lock of the root that the note is about, so that the note of a running process stays.
     """
     try:
         folder, own = local_directory(root), os.path.basename(note_path(root, "")).rstrip(".")
@@ -52,7 +52,7 @@ def _remove(path: str, notes: list[re.Match[str]]) -> None:
 
 
 def _is_of_no_root(path: str) -> bool:
-    """Whether a note names a root that does not exist any more."""
+    """Whether a note names a root that no longer exists."""
     try:
         with open(path, encoding="utf-8") as stream:
             root = stream.read()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from weightcache._runtime.cancel import Cancel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from weightcache._coordination.kv import LeaseSource
     from weightcache._coordination.volume import Volume
@@ -35,3 +35,21 @@ class EnsureOptions:
     cancel: Cancel = field(default_factory=Cancel)
     local_sources: Mapping[str, str] = field(default_factory=dict)
     may_link: bool = False
+
+
+class CommonArguments(TypedDict, total=False):
+    """The keyword arguments that `ensure` and `WeightVolume.ensure` share, but ``dry_run``; for type checkers."""
+
+    lease: LeaseSource
+    only: Collection[str] | None
+    offline: bool
+    rehash: bool
+    wait: float
+    patience: float
+    progress: bool | ProgressCallback | None
+
+
+class EnsureArguments(CommonArguments, total=False):
+    """The keyword arguments of `ensure`, but ``root`` and ``dry_run``; for type checkers."""
+
+    volume: Volume | None

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("weightcache")
 
-WAIT = 300.0  # seconds without progress of a download in this container, as `ensure` has it
-
-
-BEGUN = "pruning"  # ending of a receipt whose place is being deleted
+WAIT = 300.0  # seconds without progress of another process in this container, as in `ensure`
+BEGUN = "pruning"  # ending of a receipt whose version directory is being deleted
 
 
 @closed_when_interrupted
@@ -61,7 +59,7 @@ def prune_places(
             calls.about_to_write()
             for name, digest in doomed:
                 _withdraw(f"{layout.receipts}/{name}/{digest}")
-            _commit(calls)  # nobody may be served a hit from a place that is half gone
+            _commit(calls)  # no container may serve a hit from a version directory that is half deleted
             calls.about_to_write()
             for name, digest, receipt in list(receipted_places(layout, BEGUN)):
                 _delete(layout, name, digest, receipt)
@@ -70,15 +68,15 @@ def prune_places(
 
 
 def _is_link(layout: Layout, name: str, digest: str) -> bool:
-    """Whether a place is a link or lies behind one. Then neither it nor its receipt is touched, with a warning."""
+    """Whether a version directory is a link or below one. Then it and its receipt are not touched, with a warning."""
     link = leads_out(layout, f"{layout.root}/{name}/{digest[:16]}")
     if link:
-        _log.warning("%s is a symbolic link: what is behind it is not pruned", link)
+        _log.warning("%s is a symbolic link: what it leads to is not pruned", link)
     return bool(link)
 
 
 def _withdraw(receipt: str) -> None:
-    """Take a receipt back and keep it under another name: it says what is to be deleted if we die half-way."""
+    """Withdraw a receipt, but keep it under another name: after a crash it says what is still to be deleted."""
     try:
         os.replace(f"{receipt}.json", f"{receipt}.{BEGUN}")
     except OSError as error:
@@ -89,16 +87,16 @@ def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) 
     place = f"{layout.root}/{name}/{digest[:16]}"
     if leads_out(layout, place):
         return
-    if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again meanwhile
+    if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again
         for path in receipted_files(receipt):
-            if not leads_out(layout, os.path.dirname(f"{place}/{path}")):  # what is behind a link is not ours to delete
+            if not leads_out(layout, os.path.dirname(f"{place}/{path}")):  # what a link leads to is outside the root
                 _remove(f"{place}/{path}")
         _remove_empty(place, layout.root)
     _remove(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
 
 
 def _age(receipt: dict[str, object]) -> float:
-    """Seconds since the receipt was written, by its own word; 0 (young: it is spared) if it gives none."""
+    """Return the seconds since the receipt says it was written; 0, so that it is spared, if it does not say."""
     with suppress(ValueError, TypeError, OverflowError):
         return time.time() - calendar.timegm(time.strptime(str(receipt.get("verified")), "%Y-%m-%dT%H:%M:%SZ"))
     return 0.0
@@ -113,7 +111,7 @@ def _remove(path: str) -> None:
 
 
 def _remove_empty(place: str, root: str) -> None:
-    """Remove empty directories from ``place`` up to the root; extra files keep theirs."""
+    """Remove empty directories from ``place`` up to the root; a directory with extra files stays."""
     for folder, _, _ in os.walk(place, topdown=False):
         with suppress(OSError):
             os.rmdir(folder)

@@ -1,9 +1,8 @@
-"""`publish`: weights that were made here get the place, receipt and commits that a download gets.
+"""`publish`: copy weights that were made here into the root, with the receipt and commits of a download.
 
-Two passes. The first hashes what is to be published, so that its digest is known, and with it its place: what is there
-already is then a hit, and nothing is written. The second is a cold `ensure` that copies instead of fetching, and the
-hash that it computes on the way judges what was copied. A single pass would read only once, but write everything to a
-Volume before anybody knew that it was there already.
+Two passes. The first hashes the source, because the digest decides the version directory: if that is ready, nothing is
+written. The second is an `ensure` that copies instead of fetching and compares the digest of what it copied. A single
+pass would read only once, but would write everything to a Volume that may hold it already.
 """
 
 from __future__ import annotations
@@ -41,10 +40,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("weightcache")
 
-WAIT = 300.0  # seconds without progress of another one in this container, as `ensure` has it
-
-OURS = ".weightcache"  # in a directory that is itself a root
-UNKNOWN = "0" * 64  # stands for a digest while only the names are checked
+WAIT = 300.0  # seconds without progress of another process in this container, as in `ensure`
+OURS = ".weightcache"  # is skipped: the source directory is itself a root
+UNKNOWN = "0" * 64  # a placeholder digest while only the names are checked
 
 
 def publish_path(path: str | os.PathLike[str], name: str, layout: Layout, volume: Volume | None) -> Checkpoint:
@@ -67,13 +65,13 @@ def copy_in(
 ) -> tuple[Checkpoint, dict[str, str]]:
     """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``may_link`` see `EnsureOptions`."""
     top = _absolute(path, name, layout)
-    store_root.check_root(layout)  # now: to hash what is to be published may take an hour
+    store_root.check_root(layout)  # first, because hashing the source may take an hour
     calls = VolumeCalls(layout.root, volume)
-    # Under the lock: it may lie on the Volume itself, where nothing may be open while another process commits.
+    # Under the lock: the source may be on the Volume itself, and an open file makes another process's commit fail.
     with exclusive(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
         checkpoint, local_sources = hashed(top, name, holder, pointers=pointers)
         ready = weights_if_ready(layout, [checkpoint]) is not None
-        if ready and calls.unpushed() and not calls.commit():  # as the last call may have left it
+        if ready and calls.unpushed() and not calls.commit():  # the last call may have left it uncommitted
             raise _not_committed(layout, checkpoint, calls.warnings[-1])
     if not ready:
         store_root.refuse_read_only(layout, "publish to")
@@ -88,8 +86,8 @@ def copy_in(
 
 def _not_committed(layout: Layout, checkpoint: Checkpoint, why: str) -> VolumeError:
     return VolumeError(
-        f"{checkpoint.name} is at {layout.published(checkpoint)}, but perhaps in this container only: {why}",
-        hint="close what is open on the volume, and call publish again before the container ends; "
+        f"{checkpoint.name} is at {layout.published(checkpoint)}, but perhaps only in this container: {why}",
+        hint="close the files that are open on the volume, and call publish again before the container stops; "
         "nothing is copied a second time",
         operation="commit",
     )
@@ -106,14 +104,14 @@ def _absolute(path: str | os.PathLike[str], name: str, layout: Layout) -> str:
     top = os.path.abspath(user_path(given))
     real, root, home = (os.path.realpath(each) for each in (top, layout.root, layout.home))
     if os.path.commonpath([real, root]) == real:
-        raise ValueError(f"{top} holds the root {layout.root} itself; publish what lies beside or below it")
+        raise ValueError(f"{top} contains the root {layout.root} itself; publish a directory beside or below the root")
     if os.path.commonpath([real, home]) == home:
-        raise ValueError(f"{top} lies in {layout.home}, where nothing is verified yet")
+        raise ValueError(f"{top} is in {layout.home}, where files are not verified yet")
     return top
 
 
 class _Found(NamedTuple):
-    """A file to be published, and by what it is seen that somebody writes to it."""
+    """A file to publish, and the attributes that change when something writes to it."""
 
     path: str
     device: int
@@ -125,21 +123,21 @@ class _Found(NamedTuple):
 def hashed(
     top: str, name: str, holder: Holder | None = None, *, pointers: bool = False
 ) -> tuple[Checkpoint, dict[str, str]]:
-    """Return what checkpoint lies at ``top``, and where each of its digests is.
+    """Return the checkpoint at ``top``, and by digest where its files are.
 
     Args:
         top: A file, or a directory of files.
-        name: What the checkpoint is called.
+        name: Name of the checkpoint.
         holder: Shows other processes that this one makes progress.
         pointers: Whether a Git LFS pointer is published like any other file.
 
     Raises:
-        ManifestError: A name is against the rules, or something is no file, or a pointer to one.
-        StorageError: It cannot be read, or changed meanwhile.
+        ManifestError: A name breaks the rules of manifests, or something is not a file, or is a Git LFS pointer.
+        StorageError: It cannot be read, or changed while it was read.
     """
     found = _survey(top, name, pointers=pointers)
     if holder is not None:
-        holder.begin("hashing what is to be published", sum(file.size for file in found.values()))
+        holder.begin("hashing the files to publish", sum(file.size for file in found.values()))
 
     def sha256(file: _Found, check: Callable[[], None]) -> str:
         if (found := store_files.hash_file(file.path, check, follow=True)) is None:
@@ -151,7 +149,7 @@ def hashed(
             holder.advance(store_files.HASH_CHUNK)
 
     digests = store_files.in_parallel(sha256, list(found.values()), tick)
-    then = _survey(top, name, pointers=True)  # the same ones, or it has changed
+    then = _survey(top, name, pointers=True)  # a difference means that the source changed
     if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
         raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
     pins = {inner: (digest, found[inner].size) for inner, digest in zip(found, digests, strict=True)}
@@ -170,7 +168,7 @@ def _declared(name: str, pins: Mapping[str, tuple[str, int]], *, is_directory: b
 
 
 def shard_warnings(checkpoint: Checkpoint, local_sources: Mapping[str, str]) -> list[str]:
-    """Say of each index of shards what it names that is not there. ``local_sources``: where each digest lies."""
+    """Return a warning for each index of shards that names a missing shard. ``local_sources``: digest → path."""
     warnings = []
     for file in checkpoint.files:
         if is_index(file.path) and (file.size or 0) <= LIMIT:
@@ -180,11 +178,11 @@ def shard_warnings(checkpoint: Checkpoint, local_sources: Mapping[str, str]) -> 
 
 
 def _survey(top: str, name: str, *, pointers: bool) -> dict[str, _Found]:
-    """Return every file to be published, by its path in the checkpoint.
+    """Return every file to publish, by its path in the checkpoint.
 
     Raises:
-        ManifestError: All that speaks against it, before anything is hashed.
-        StorageError: It is not there, or cannot be looked at.
+        ManifestError: With all problems, before anything is hashed.
+        StorageError: The source does not exist, or cannot be read.
     """
     found: dict[str, _Found] = {}
     problems: list[str] = []
@@ -212,7 +210,7 @@ def _survey(top: str, name: str, *, pointers: bool) -> dict[str, _Found]:
 
 
 def _entries(top: str) -> Iterator[str]:
-    """Yield every path below ``top`` but that of a directory: those are not kept."""
+    """Yield every path below ``top`` except directories, which are not kept."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -224,7 +222,7 @@ def _entries(top: str) -> Iterator[str]:
 
 
 def _pointer_problem(path: str, size: int) -> str:
-    if not 0 < size <= HEAD:  # Git LFS makes none that is longer
+    if not 0 < size <= HEAD:  # no pointer of Git LFS is longer
         return ""
     with open(path, "rb") as stream:
         is_pointer = foreign_content(stream.read(HEAD), name=path) == POINTER
@@ -233,9 +231,9 @@ def _pointer_problem(path: str, size: int) -> str:
 
 def _problem(path: str, seen: os.stat_result) -> str | None:
     if stat.S_ISLNK(seen.st_mode):
-        return "is a link that leads nowhere"
+        return "is a symbolic link to nothing"
     if os.path.islink(path) and stat.S_ISDIR(seen.st_mode):
         return "is a link to a directory, which may lead back; put the directory itself there"
     if stat.S_ISDIR(seen.st_mode):
-        return "is what a root keeps for itself; publish one of its places instead"
-    return None if stat.S_ISREG(seen.st_mode) else "is no regular file"
+        return "is the data of a root; publish one of its version directories instead"
+    return None if stat.S_ISREG(seen.st_mode) else "is not a regular file"

@@ -1,4 +1,4 @@
-"""`verify`: hash every byte that is published, and report what is wrong. Writes nothing."""
+"""`verify`: hash every published byte, and report what is wrong. Writes nothing."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from .partial_file import PartialFile, VanishedError, _has_one_name
 from .removal import remove
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from types import TracebackType
 
     from weightcache.manifest import Checkpoint, File
@@ -188,3 +188,21 @@ def sweep(layout: Layout, published: set[str]) -> list[str]:
     for path in removed:
         remove(path)
     return removed
+
+
+def journaled_bytes(layout: Layout, digests: Collection[str]) -> dict[tuple[str, str], int]:
+    """Return by full digest and sha256 how many bytes the next download need not fetch, by the word of the journals.
+
+    Each block counts once, if its file reaches that far. Whether it has the journaled checksum is not read.
+    """
+    blocks: dict[tuple[str, str], dict[int, int]] = {}
+    for path, digest, _ in _writers(layout):
+        if digest in digests:
+            for sha256, journaled in Journal(path).blocks.items():
+                with suppress(OSError):
+                    size = os.lstat(f"{path}/{sha256}").st_size
+                    there = {
+                        block: length for block, (length, _) in journaled.items() if block * BLOCK + length <= size
+                    }
+                    blocks.setdefault((digest, sha256), {}).update(there)
+    return {key: sum(each.values()) for key, each in blocks.items()}

@@ -20,7 +20,7 @@ from weightcache.errors import (
     WeightCacheError,
 )
 
-from . import add, bench, doctor, modal_runner, pin, publish
+from . import add, bench, doctor, dry_run, modal_runner, pin, publish
 from .parser import build_parser
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
 
 
 def _ensure(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return dry_run.dry_run(options)
     weights = weightcache.ensure(
         options.manifest,
         root=options.root,

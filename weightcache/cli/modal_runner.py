@@ -54,6 +54,8 @@ def usage_problem(options: argparse.Namespace) -> str | None:
     if getattr(options, "volume", None) is None:
         given = [name for name in ("env", "secret", "create", "version", "probe") if getattr(options, name, None)]
         return f"--{given[0]} needs --volume" if given else None
+    if getattr(options, "dry_run", False) and options.create:
+        return "--dry-run cannot be combined with --create"
     if options.verb in VERBS and options.root:
         return "--root is a directory of this machine; with --volume the root is the Volume"
     return None
@@ -116,6 +118,7 @@ def _words(options: argparse.Namespace, places: list[str]) -> list[str]:
     for place in places:
         words += ["--manifest", place]
     words += [f"--{flag}" for flag in ("json", "offline", "rehash", "quiet", "yes") if getattr(options, flag, False)]
+    words += ["--dry-run"] if getattr(options, "dry_run", False) else []
     for setting in ("wait", "patience", "older_than", "size"):
         if hasattr(options, setting):
             words += [f"--{setting.replace('_', '-')}", str(getattr(options, setting))]

@@ -111,6 +111,7 @@ def _ensure(parser: argparse.ArgumentParser) -> None:
         help="how long a mirror that delivered may give nothing (default: 180)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be done and fetched; change nothing")
 
 
 def _prune(parser: argparse.ArgumentParser) -> None:

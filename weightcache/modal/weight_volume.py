@@ -33,15 +33,18 @@ from .image import add_library, add_manifest, manifest_path
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from typing import Any
+    from typing import Any, Literal, overload
 
     import modal
+    from typing_extensions import Unpack
 
     from weightcache._coordination.kv import LeaseSource
+    from weightcache._engine.options import CommonArguments
     from weightcache._prefetch.api import Prefetch
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights
     from weightcache.manifest import ManifestSource
+    from weightcache.reports import Plan
 
 __all__ = ["WeightVolume"]
 
@@ -134,6 +137,17 @@ class WeightVolume:
             return image
         return add_manifest(add_library(image), self._manifest, manifest_path(self.name))
 
+    if TYPE_CHECKING:  # ``dry_run`` decides what is returned
+
+        @overload
+        def ensure(self, *, dry_run: Literal[False] = False, **options: Unpack[CommonArguments]) -> Weights: ...
+
+        @overload
+        def ensure(self, *, dry_run: Literal[True], **options: Unpack[CommonArguments]) -> Plan: ...
+
+        @overload
+        def ensure(self, *, dry_run: bool, **options: Unpack[CommonArguments]) -> Weights | Plan: ...
+
     def ensure(
         self,
         *,
@@ -144,7 +158,8 @@ class WeightVolume:
         wait: float = 300.0,
         patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
-    ) -> Weights:
+        dry_run: bool = False,
+    ) -> Weights | Plan:
         """Return the verified path of every checkpoint, fetching what is missing, as `weightcache.ensure`.
 
         In a container the Volume is committed and reloaded as needed. Elsewhere ``path`` is a plain directory.
@@ -164,7 +179,19 @@ class WeightVolume:
             wait=wait,
             patience=patience,
             progress=progress,
+            dry_run=dry_run,
         )
+
+    if TYPE_CHECKING:  # ``dry_run`` decides what is returned
+
+        @overload
+        async def aensure(self, *, dry_run: Literal[False] = False, **options: Unpack[CommonArguments]) -> Weights: ...
+
+        @overload
+        async def aensure(self, *, dry_run: Literal[True], **options: Unpack[CommonArguments]) -> Plan: ...
+
+        @overload
+        async def aensure(self, *, dry_run: bool, **options: Unpack[CommonArguments]) -> Weights | Plan: ...
 
     async def aensure(
         self,
@@ -176,7 +203,8 @@ class WeightVolume:
         wait: float = 300.0,
         patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
-    ) -> Weights:
+        dry_run: bool = False,
+    ) -> Weights | Plan:
         """Do what `ensure` does in a thread, so that the event loop goes on: `weightcache.aensure`."""
         return await aensure(
             self.manifest,
@@ -189,6 +217,7 @@ class WeightVolume:
             wait=wait,
             patience=patience,
             progress=progress,
+            dry_run=dry_run,
         )
 
     def prefetch(self, *, only: Collection[str] | None = None, into: str = "cache", threads: int = 8) -> Prefetch:
