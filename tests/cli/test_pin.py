@@ -24,9 +24,9 @@ from origin import status as answer
 from support import blob, partials, sha256, visible
 from weightcache import Checkpoint, DownloadError, Manifest, ManifestError, ensure
 from weightcache.cli import toml_edit
-from weightcache.cli.draft import Draft, HubUrl
 from weightcache.cli.hash_remote import CHUNK
-from weightcache.cli.resolve import complete
+from weightcache.cli.manifest_draft import Draft, HubUrl
+from weightcache.cli.resolve_pins import complete
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.validate import path_problem
 
@@ -420,14 +420,14 @@ def test_two_names_that_would_be_one(run: Any) -> None:
         (["add", "a"], "want NAME and URL"),
         (["add", "a b", "https://h/x"], "a name is 1 to 100 of"),
         (["add", "a", "s3://b/k"], "want https, http, file or hf"),
-        (["add", "a", "https://h/x", "--link"], "--link goes with --from-dir"),
-        (["add", "a", "https://h/x", "--from-dir", "."], "--from-dir goes with no URL"),
+        (["add", "a", "https://h/x", "--link"], "--link needs --from-dir"),
+        (["add", "a", "https://h/x", "--from-dir", "."], "--from-dir cannot be combined with URL"),
         (["add", "--from-dir", ".", "--link"], "--link needs --root"),
         (["add", "a", "https://h/x", "--include", "*"], "--include and --exclude choose among"),
         (["pin", "--expect", "a" * 64], "there is no such file"),
         (["add", "a", "https://h/x", "--expect", "abc"], "--expect: want 64 lower-case hex digits"),
         (["add", "a", "https://h/x", "-m", "none/weights.toml"], "there is no directory"),
-        (["add", "--from-dir", ".", "--auth", "TOKEN"], "--from-dir goes with no --auth"),
+        (["add", "--from-dir", ".", "--auth", "TOKEN"], "--from-dir cannot be combined with --auth"),
         (["pin", "--expect", "abc"], "--expect: want 64 lower-case hex digits"),
         (["pin", "--check-upstream", "--expect", "a" * 64], "there is no such file"),
     ],
@@ -739,7 +739,7 @@ def test_what_goes_with_no_check(run: Any) -> None:
     Path("weights.toml").write_text(f'[checkpoints.a]\nurls = []\nsha256 = "{"a" * 64}"\n')
     for words in (["--check", "--print"], ["--check-upstream", "--expect", "a" * 64]):
         code, _, err = run("pin", *words)
-        assert (code, f"{words[1]} goes with no --check" in err) == (2, True), err
+        assert (code, f"{words[1]} cannot be combined with {words[0]}:" in err) == (2, True), err
     Path("weights.toml").write_bytes(b"\xef\xbb\xbf" + text().encode())
     for words in (["pin", "--check"], ["status", "--root", "r"]):
         code, _, err = run(*words)

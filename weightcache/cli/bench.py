@@ -21,6 +21,10 @@ from weightcache._store.receipts import receipted_files, receipted_places
 from weightcache._store.root import check_root
 from weightcache.errors import NotCachedError, StorageError, WeightCacheError
 
+from .flags import ENV, JSON, ROOT, VOLUME
+from .output import print_json, print_table
+from .registry import Command, Flag, Remote
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -203,18 +207,21 @@ def _advice(measured: Sequence[Measured], total: int) -> dict[str, Any]:
     return {"threads": enough.threads, "gain": round(gain, 2), "warm": warm, "advice": advice}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--size",
-        type=int,
-        default=2000,
-        metavar="MB",
-        help="how much to read in all, at most, and then once more (default: 2000)",
-    )
+def run(options: argparse.Namespace) -> int:
+    """Measure how fast the root can be read, and print the result."""
+    if options.size < 1:
+        raise ValueError("--size is a number of MB, 1 or more")
+    result = bench(options.root, options.size * 10**6)
+    if options.json:
+        print_json(result)
+    else:
+        print_table(_table(result))
+        print(result["advice"])
+    return 0
 
 
-def table(told: dict[str, Any]) -> list[list[str]]:
-    """Return the rows for a person."""
+def _table(result: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the table that is printed."""
     rows = [["chunk", "at once", "read", "first", "again"]]
     rows += [
         [
@@ -224,6 +231,28 @@ def table(told: dict[str, Any]) -> list[list[str]]:
             f"{each['first'] / 1e6:.0f} MB/s",
             f"{each['again'] / 1e6:.0f} MB/s",
         ]
-        for each in told["ways"]
+        for each in result["ways"]
     ]
     return rows
+
+
+COMMAND = Command(
+    "bench",
+    "measure how fast published files can be read, and with how many parallel reads",
+    (
+        ROOT,
+        JSON,
+        VOLUME,
+        ENV,
+        Flag(
+            ("--size",),
+            "how much to read at most, in MB; all of it is read twice (default: 2000)",
+            Remote.SEND,
+            metavar="MB",
+            type=int,
+            default=2000,
+        ),
+    ),
+    run,
+    remote=True,
+)

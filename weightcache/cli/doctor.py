@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.identity import note_path
@@ -18,7 +18,10 @@ from weightcache.errors import StorageError, WeightCacheError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import MODAL_VOLUMES
 
-from . import modal_runner
+from .flags import ENV, JSON, MANIFEST, NO_ROOT, ROOT, VOLUME
+from .modal_app import connect, version_of
+from .output import print_json, print_table
+from .registry import Command, Flag, Group
 
 if TYPE_CHECKING:
     import argparse
@@ -45,6 +48,31 @@ class Finding:
     code: int = 0
 
 
+def run(options: argparse.Namespace) -> int:
+    """Print the findings; return the highest exit code of those that are not well."""
+    if not options.root and options.volume is None:
+        raise ValueError(NO_ROOT)
+    if options.probe:
+        from .volume_probe import probe
+
+        print_json(probe(options))
+        return 0
+    findings = examine(options.manifest, options.root) if options.root else []
+    if options.volume is not None:
+        findings += examine_volume(options)
+    if options.json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table([[_label(finding), finding.check, finding.text] for finding in findings])
+    return max((finding.code for finding in findings if not finding.ok), default=0)
+
+
+def _label(finding: Finding) -> str:
+    if finding.ok:
+        return "ok"
+    return "FAIL" if finding.code else "WARN"
+
+
 def examine(manifest: str, root: str) -> list[Finding]:
     """Make all local checks; a manifest that cannot be read is a finding like any other."""
     layout, findings, loaded = Layout(root), [], None
@@ -63,8 +91,8 @@ def examine(manifest: str, root: str) -> list[Finding]:
 def examine_volume(options: argparse.Namespace) -> list[Finding]:
     """Look whether the Volume of ``options`` is there, and in which version; nothing is started on Modal."""
     try:
-        volume = modal_runner.connect(options)
-        version = modal_runner.version_of(options)
+        volume = connect(options)
+        version = version_of(options)
     except WeightCacheError as error:
         return [Finding("modal", False, str(error).replace("\n", " "), 5)]
     where = f" in environment {options.env}" if options.env else ""
@@ -123,8 +151,8 @@ def _tokens(manifest: Manifest) -> Iterator[Finding]:
 
 
 def _room(layout: Layout, manifest: Manifest) -> Finding:
-    lacking = [checkpoint for checkpoint in manifest if look(layout, checkpoint).state != "ready"]
-    need = sum(checkpoint.size or 0 for checkpoint in lacking)
+    not_ready = [checkpoint for checkpoint in manifest if look(layout, checkpoint).state != "ready"]
+    need = sum(checkpoint.size or 0 for checkpoint in not_ready)
     if not need:
         return Finding("room", True, "nothing of declared size is missing")
     if not os.path.isdir(layout.root) or not os.access(layout.root, os.W_OK):
@@ -175,3 +203,23 @@ def _baked(layout: Layout, manifest: Manifest) -> Finding:
     if large:
         return Finding("image", False, f"also outside the root, so it is carried twice: {', '.join(large[:3])}")
     return Finding("image", True, "no declared weights lie outside the root")
+
+
+COMMAND = Command(
+    "doctor",
+    "check for common problems: root, disk, locks, tokens, weights in the image",
+    (
+        MANIFEST,
+        ROOT,
+        JSON,
+        replace(VOLUME, help="check this Volume, too"),
+        ENV,
+        Flag(
+            ("--probe",),
+            "try out on that Volume what Modal does not document, and print the answers as JSON",
+            group=Group.ON_MODAL,
+        ),
+    ),
+    run,
+    needs_root=False,
+)

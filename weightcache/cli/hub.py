@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from weightcache._transfer.auth import Token
 
-    from .draft import HubUrl
+    from .manifest_draft import HubUrl
 
 
 class HubFile(NamedTuple):
@@ -87,19 +87,19 @@ def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
     return Snapshot(commit, files)
 
 
-def nothing_there(url: HubUrl, said: Snapshot, name: str) -> DownloadError:
+def path_not_found(url: HubUrl, found: Snapshot, name: str) -> DownloadError:
     """Return the error of a path at which a repository has neither a file nor a directory."""
     page = f"{redacted(hub_endpoint())}/{url.repository}"
-    why = f"{page} has no {url.path or 'files'} at {said.commit[:12]}"
+    why = f"{page} has no {url.path or 'files'} at {found.commit[:12]}"
     plain = unquote(url.path)
-    if plain != url.path and said.has(plain):
+    if plain != url.path and found.has(plain):
         right = replace(url, path=plain)
         why += f"; it has {plain}"
         return _error(name, url, why, f"write {shlex.quote(right.at(url.revision))}, plainly and not percent-encoded")
-    return _error(name, url, why, f"look at {page}/tree/{said.commit}")
+    return _error(name, url, why, f"look at {page}/tree/{found.commit}")
 
 
-def chosen(paths: list[str], include: Sequence[str], exclude: Sequence[str], where: str) -> list[str]:
+def select_files(paths: list[str], include: Sequence[str], exclude: Sequence[str], where: str) -> list[str]:
     """Return the paths that ``hf download --include --exclude`` would take: by its own function.
 
     Args:
@@ -109,7 +109,7 @@ def chosen(paths: list[str], include: Sequence[str], exclude: Sequence[str], whe
         where: What lists the paths, for messages.
 
     Raises:
-        ValueError: None is chosen, or huggingface_hub is not installed and needed.
+        ValueError: No path matches, or huggingface_hub is not installed and needed.
     """
     if not include and not exclude:
         return paths

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import weightcache
@@ -17,7 +18,10 @@ from weightcache._store.layout import Layout
 from weightcache.errors import StorageError
 from weightcache.manifest import Manifest
 
-from .modal_runner import connect, translated
+from .flags import CREATE, ENV, JSON, MANIFEST, NAMES, ROOT, VERSION, VOLUME
+from .modal_app import connect, translated
+from .output import echo, print_json, print_table
+from .registry import Command, Flag
 
 if TYPE_CHECKING:
     import argparse
@@ -39,6 +43,16 @@ class Row(TypedDict):
     path: str
 
 
+def run(options: argparse.Namespace) -> int:
+    """Upload the named checkpoints and print what became of each; return 1 if one is missing here."""
+    rows = push(options)
+    if options.json:
+        print_json(rows)
+    else:
+        print_table([[row["name"], row["outcome"], f"{row['bytes'] / 1e6:.1f} MB", row["path"]] for row in rows])
+    return 0 if all(row["outcome"] != "missing" for row in rows) else 1
+
+
 def push(options: argparse.Namespace) -> list[Row]:
     """Upload what the Volume lacks; ``outcome`` is ``there``, ``uploaded``, or ``missing`` where this root lacks it.
 
@@ -51,27 +65,27 @@ def push(options: argparse.Namespace) -> list[Row]:
     layout = Layout(options.root)
     with translated(f"list Volume {options.volume}"):
         there = {each.name for each in checkpoints if _is_there(volume, each)}
-    lacking = [each.name for each in checkpoints if each.name not in there]
+    missing = [each.name for each in checkpoints if each.name not in there]
     # verify, not status: what is uploaded gets a receipt, so a size is not enough.
-    found = {each.name: each for each in weightcache.verify(options.manifest, root=options.root, only=lacking)}
+    found = {each.name: each for each in weightcache.verify(options.manifest, root=options.root, only=missing)}
     able = [each for each in checkpoints if each.name in found and found[each.name].state in ("ready", "unverified")]
     for name, status in found.items():
         if status.state not in ("ready", "unverified"):
-            _say(f"{name} is {status.state} here and stays so there: {status.detail}")
+            echo(f"{name} is {status.state} here and stays so there: {status.detail}")
     sizes = {each.name: _sizes(layout, each) for each in able}
     total = sum(sum(each.values()) for each in sizes.values())
     for each in able:
         for path in _pointers(layout, each, sizes[each.name]):
-            _say(f"{each.name}: {path} is a Git LFS pointer, and not the file itself; the manifest has its digest")
-        _say(f"{each.name}: {len(each.files)} file(s), {sum(sizes[each.name].values()) / 1e6:.1f} MB to {_place(each)}")
+            echo(f"{each.name}: {path} is a Git LFS pointer, and not the file itself; the manifest has its digest")
+        echo(f"{each.name}: {len(each.files)} file(s), {sum(sizes[each.name].values()) / 1e6:.1f} MB to {_place(each)}")
     if able:
-        _say(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal takes what it has already by its digest")
+        echo(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal takes what it has already by its digest")
     if total > ASK and not options.yes and not _confirmed():
         raise ValueError(f"{total / 1e9:.1f} GB would be uploaded: give --yes, or answer y on a terminal")
     for each in able:
         with translated(f"upload {each.name} to Volume {options.volume}"):
             _upload(volume, layout, each, sizes[each.name])
-        _say(f"{each.name}: uploaded")
+        echo(f"{each.name}: uploaded")
     outcomes = dict.fromkeys((each.name for each in able), "uploaded") | dict.fromkeys(there, "there")
     return [
         {
@@ -162,5 +176,19 @@ def _confirmed() -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _say(text: str) -> None:
-    print(f"weightcache: {text}", file=sys.stderr)
+COMMAND = Command(
+    "push",
+    "verify the checkpoints of this root and upload them to a Volume",
+    (
+        NAMES,
+        MANIFEST,
+        ROOT,
+        JSON,
+        replace(VOLUME, help="the Volume to upload to", required=True),
+        ENV,
+        CREATE,
+        VERSION,
+        Flag(("--yes",), "do not ask for confirmation, whatever the size"),
+    ),
+    run,
+)

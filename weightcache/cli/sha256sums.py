@@ -12,7 +12,7 @@ _GNU = re.compile(r"([0-9A-Fa-f]{64}) [ *](.+)")
 _BSD = re.compile(r"SHA256 \((.+)\) = ([0-9A-Fa-f]{64})")
 
 
-def read_sums(path: str) -> dict[str, str]:
+def read_sha256sums(path: str) -> dict[str, str]:
     """Return the digests of a list, by path. ``-`` is standard input.
 
     Both forms are read: ``DIGEST  PATH`` and, with ``--tag`` or on a Mac, ``SHA256 (PATH) = DIGEST``.

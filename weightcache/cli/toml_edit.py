@@ -12,7 +12,7 @@ from weightcache.manifest import Manifest
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.validate import user_path
 
-from .draft import drafts
+from .manifest_draft import drafts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,11 +103,11 @@ class ManifestFile:
         drafts(after, self._shown)  # with what it says already, such as a name that differs only in case
         names = dict.fromkeys(checkpoint.name for checkpoint in changed)  # in order, and quick to look into
         kept = {name: entry for name, entry in after.get("checkpoints", {}).items() if name not in names}
-        said = {name: after.get("checkpoints", {}).get(name) for name in names}
+        entries = {name: after.get("checkpoints", {}).get(name) for name in names}
         others = {name: entry for name, entry in self.raw.get("checkpoints", {}).items() if name not in names}
         rest = {key: value for key, value in after.items() if key != "checkpoints"}
         was = {key: value for key, value in self.raw.items() if key != "checkpoints"}
-        right = tuple(Manifest.load({"checkpoints": said})) == tuple(changed) if all(said.values()) else False
+        right = tuple(Manifest.load({"checkpoints": entries})) == tuple(changed) if all(entries.values()) else False
         if kept != others or (self.exists and self.text.strip() and rest != was) or not right:
             raise ManifestError(
                 self._shown,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import weightcache
 
-from . import modal_runner
+from . import modal_app
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +41,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         VolumeError: The Volume cannot be had, or no container could be run.
     """
-    volume = modal_runner.connect(options)
+    volume = modal_app.connect(options)
     import modal  # only now: connect says what to do if it is not installed
 
     folder = f".weightcache/probe-{secrets.token_hex(4)}"
@@ -55,11 +55,10 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
         return found
 
     try:
-        found = modal_runner.in_app(
+        found = modal_app.in_app(
             options,
-            volume,
             call,
-            functions={write: volume, watch: volume, read_only: volume.with_mount_options(read_only=True)},
+            {write: volume, watch: volume, read_only: volume.with_mount_options(read_only=True)},
         )
         found["commit_outside_a_container"] = _tried(volume.commit)
         found = json.loads(json.dumps(found).replace(volume.object_id, "vo-…"))  # Modal's messages may name it
@@ -69,7 +68,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "weightcache": weightcache.__version__,
         "modal": modal.__version__,
-        "volume_version": modal_runner.version_of(options),
+        "volume_version": modal_app.version_of(options),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "answers": found,
     }
@@ -77,7 +76,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
 
 def write(volume: modal.Volume, folder: str) -> dict[str, Any]:
     """Answer what one container can, with the Volume mounted for writing; remove what that wrote."""
-    home = Path(modal_runner.MOUNT, folder)
+    home = Path(modal_app.MOUNT, folder)
     home.mkdir(parents=True)
     try:
         found = {
@@ -98,10 +97,10 @@ def write(volume: modal.Volume, folder: str) -> dict[str, Any]:
 
 def watch(volume: modal.Volume, folder: str) -> dict[str, Any]:
     """Tell which numbers of the files of one commit another container ever sees."""
-    home, end = Path(modal_runner.MOUNT, folder), time.monotonic() + PATIENCE
+    home, end = Path(modal_app.MOUNT, folder), time.monotonic() + PATIENCE
     seen: list[int] = []
     failed = "ok"
-    ready = Path(modal_runner.MOUNT, f"{folder}.ready")
+    ready = Path(modal_app.MOUNT, f"{folder}.ready")
     while time.monotonic() < end and (not seen or seen[-1] < FILES):
         failed = _tried(volume.reload)
         if not ready.exists() and home.parent.exists():
@@ -118,12 +117,12 @@ def watch(volume: modal.Volume, folder: str) -> dict[str, Any]:
 
 def read_only(volume: modal.Volume, folder: str) -> dict[str, Any]:
     """Tell what a container gets that mounts the Volume read-only."""
-    path = Path(modal_runner.MOUNT, f"{Path(folder).name}.written")  # no other directory is sure to be there
+    path = Path(modal_app.MOUNT, f"{Path(folder).name}.written")  # no other directory is sure to be there
     found = {
         "commit": _tried(volume.commit),
         "reload": _tried(volume.reload),
         "write": _tried(lambda: path.write_bytes(b"x")),
-        "access_says_writable": os.access(modal_runner.MOUNT, os.W_OK),
+        "access_says_writable": os.access(modal_app.MOUNT, os.W_OK),
     }
     with suppress(OSError):
         path.unlink()
@@ -149,11 +148,11 @@ def _answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mount() -> dict[str, Any]:
-    found = os.statvfs(modal_runner.MOUNT)
+    found = os.statvfs(modal_app.MOUNT)
     return {
         "python": platform.python_version(),
         "kernel": platform.release(),
-        "is_symlink": os.path.islink(modal_runner.MOUNT),
+        "is_symlink": os.path.islink(modal_app.MOUNT),
         "statfs_total": found.f_blocks * found.f_frsize,
         "statfs_free": found.f_bavail * found.f_frsize,
         "statfs_inodes": found.f_files,

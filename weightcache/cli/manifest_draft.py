@@ -109,20 +109,20 @@ class Draft:
         self.warnings.append(text)
         print(f"weightcache: {self.name}: {text}", file=sys.stderr)
 
-    def unpinned(self) -> list[str]:
+    def missing_pins(self) -> list[str]:
         """Say what keeps `ensure` from taking it."""
         branches = [url for url in self.urls if (hub := HubUrl.parse(url)) and not hub.is_pinned]
-        lacking = [f"the commit of {url}" for url in branches]
+        missing = [f"the commit of {url}" for url in branches]
         if not self.knows_files:
-            lacking.append("the list of its files")
-        return lacking + [f"the sha256 of {path}" for path, pin in self.pins.items() if not pin.sha256]
+            missing.append("the list of its files")
+        return missing + [f"the sha256 of {path}" for path, pin in self.pins.items() if not pin.sha256]
 
     @property
-    def takes_names(self) -> bool:
+    def accepts_server_name(self) -> bool:
         """Whether its mirrors may know a name for its file. A path on the Hub has one."""
         return not self.is_directory and not any(map(HubUrl.parse, self.urls))
 
-    def lacks_sizes(self) -> bool:
+    def has_missing_sizes(self) -> bool:
         return any(pin.size is None for pin in self.pins.values())
 
     def checkpoint(self) -> Checkpoint:
@@ -200,7 +200,7 @@ def _filled(entry: object) -> object:
     urls = entry.get("urls")
     if isinstance(urls, list):
         filled["urls"] = [hub.at(_NO_COMMIT) if (hub := _branch(url)) else url for url in urls]
-    if _lists_nothing(entry):
+    if _has_no_file_list(entry):
         filled["files"] = {"-": {"sha256": UNKNOWN}}
     elif "files" not in entry:
         filled.setdefault("sha256", UNKNOWN)
@@ -217,7 +217,7 @@ def _branch(url: object) -> HubUrl | None:
     return None if hub is None or hub.is_pinned else hub
 
 
-def _lists_nothing(entry: Mapping[str, Any]) -> bool:
+def _has_no_file_list(entry: Mapping[str, Any]) -> bool:
     """Whether it is a repository of the Hub whose files are not listed yet."""
     urls = entry.get("urls")
     hubs = (
@@ -227,7 +227,7 @@ def _lists_nothing(entry: Mapping[str, Any]) -> bool:
 
 
 def _draft(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Draft:
-    knows = not _lists_nothing(entry)
+    knows = not _has_no_file_list(entry)
     declared = entry.get("files", {}) if checkpoint.is_directory else {checkpoint.files[0].path: entry}
     pins = {
         file.path: Pin(file.sha256 if "sha256" in declared[file.path] else "", file.size)

@@ -15,8 +15,8 @@ from weightcache.errors import Attempt, DownloadError, redacted
 from weightcache.manifest.urls import has_ending, hub_endpoint, local_path, resolved_url
 
 if TYPE_CHECKING:
-    from .draft import Draft
     from .hash_remote import Opening
+    from .manifest_draft import Draft
 
 _HUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/([^/]+)/(.+)")
 _HUB_PAGE = re.compile(r"/([^/]+/[^/]+?)/?(?:/tree/([^/]+)(/.+)?)?")
@@ -24,30 +24,30 @@ _GITHUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/(.+)")
 _GITLAB_PAGE = re.compile(r"(/.+/-)/blob/(.+)")
 
 
-def unfit(name: str, opening: Opening, *, is_directory: bool, is_git_s: bool = False) -> str:
+def content_problem(name: str, opening: Opening, *, is_directory: bool, matches_git_id: bool = False) -> str:
     """Say what came instead of a file, or return an empty string.
 
     Args:
         name: Path of the file.
         opening: How its answer begins.
         is_directory: Whether it is one of several: ``__init__.py`` and the like are empty.
-        is_git_s: Whether Git's id of the file says that these are its bytes. Then a text is what it is, and only
+        matches_git_id: Whether Git's id of the file says that these are its bytes. Then a text is what it is, and only
             weights and pointers are judged.
     """
     name = name if has_ending(name) else opening.suggested_name or name
     what = foreign_content(opening.head, opening.content_type, name=name)
-    spared = is_git_s if what != EMPTY else is_directory or is_git_s
+    spared = matches_git_id if what != EMPTY else is_directory or matches_git_id
     return "" if spared and what != POINTER and not holds_weights(name) else what
 
 
-def refusal(draft: Draft, path: str, url: str, what: str, opening: Opening, sha256: str = "") -> DownloadError:
+def content_error(draft: Draft, path: str, url: str, what: str, opening: Opening, sha256: str = "") -> DownloadError:
     """Return the error of a file that is not to be pinned.
 
     Args:
         draft: The checkpoint.
         path: The file.
         url: The mirror that gave it, as declared.
-        what: What it gave, from `unfit`.
+        what: What it gave, from `content_problem`.
         opening: How it began.
         sha256: The digest of what it gave, if all of it was read.
     """

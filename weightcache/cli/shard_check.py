@@ -11,11 +11,11 @@ from weightcache._transfer.stream import SourceError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .draft import Draft, Pin
     from .hash_remote import Reader
+    from .manifest_draft import Draft, Pin
 
 
-def warn_of_lacking_shards(draft: Draft, reader: Reader, listed: Collection[str] | None) -> None:
+def warn_of_missing_shards(draft: Draft, reader: Reader, listed: Collection[str] | None) -> None:
     """Warn of each index in a draft that names shards which are not in it.
 
     Args:

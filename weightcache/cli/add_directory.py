@@ -1,0 +1,92 @@
+"""``weightcache add --from-dir``: declare and publish the files of a directory."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from weightcache._store.layout import Layout
+from weightcache.errors import ManifestError
+from weightcache.manifest.validate import user_path
+
+from .manifest_draft import Draft, Pin
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from weightcache.manifest import Checkpoint
+
+
+def directory_drafts(sources: Sequence[tuple[str, str]], *, expected: bool) -> list[Draft]:
+    from weightcache._engine.publish import hashed, shard_warnings
+
+    found = []
+    for name, path in sources:
+        checkpoint, own = hashed(path, name, pointers=expected)
+        draft = _local(checkpoint)
+        for text in shard_warnings(checkpoint, own):
+            draft.warn(text)
+        found.append(draft)
+    return found
+
+
+def directory_sources(options: argparse.Namespace, manifest: str) -> list[tuple[str, str]]:
+    """Return what becomes a checkpoint: the whole directory if it is given a name, else everything in it.
+
+    But the manifest and the root, which may lie there as well: both change by being added to.
+    """
+    top = os.path.abspath(user_path(options.from_dir))
+    if not os.path.isdir(top):
+        raise ValueError(f"--from-dir {top} is no directory")
+    if options.name:
+        sources = [(options.name, top)]
+    else:
+        spared = {manifest, os.path.realpath(Layout(options.root).root) if options.root else manifest}
+        inner = sorted(each for each in os.listdir(top) if not each.startswith("."))
+        inner = [each for each in inner if os.path.realpath(os.path.join(top, each)) not in spared]
+        if not inner:
+            raise ValueError(f"--from-dir {top} is empty")
+        sources = _named(top, inner)
+    for name, path in sources:
+        if not options.print and manifest.startswith(f"{os.path.realpath(path)}/"):
+            raise ValueError(f"{manifest} lies in {path}, and would be a part of {name}; put it elsewhere (-m)")
+    return sources
+
+
+def _named(top: str, inner: Sequence[str]) -> list[tuple[str, str]]:
+    named: dict[str, str] = {}
+    for each in inner:
+        checkpoint = _name(each, is_directory=os.path.isdir(os.path.join(top, each)))
+        if checkpoint in named:
+            raise ValueError(
+                f"{named[checkpoint]} and {each} in {top} would both be called {checkpoint}; add them one by one"
+            )
+        named[checkpoint] = each
+    return [(checkpoint_name, os.path.join(top, each)) for checkpoint_name, each in named.items()]
+
+
+def _name(entry: str, *, is_directory: bool) -> str:
+    """Return a checkpoint's name for a file's, without the ending and what no name may hold."""
+    stem = entry if is_directory else os.path.splitext(entry)[0]
+    return re.sub("[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:100] or "weights"
+
+
+def _local(checkpoint: Checkpoint) -> Draft:
+    pins = {file.path: Pin(file.sha256, file.size, "computed here") for file in checkpoint.files}
+    return Draft(checkpoint.name, [], None, checkpoint.is_directory, pins)
+
+
+def publish_directory(
+    options: argparse.Namespace, sources: Sequence[tuple[str, str]], pinned: Sequence[Checkpoint]
+) -> None:
+    from weightcache._engine.publish import copy_in
+
+    layout = Layout(options.root)
+    for checkpoint, (name, path) in zip(pinned, sources, strict=True):
+        pointers = options.expect is not None
+        if copy_in(path, name, layout, None, link=options.link, pointers=pointers)[0] != checkpoint:
+            raise ManifestError(
+                path, [f"changed after {name} was declared; correct its entry with `weightcache publish {path} {name}`"]
+            )
