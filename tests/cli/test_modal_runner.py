@@ -340,7 +340,7 @@ def test_push_warns_of_a_pointer_that_is_pinned(plane: ControlPlane, root: Path,
     weightcache.ensure(declared, root=root, progress=False)
     code, _, err = tool(plane, "push", "--volume", "v", "--create", "-m", declared, "--root", root)
     assert code == 0
-    assert "sam2: weights.pt is a Git LFS pointer, and not the file itself" in err
+    assert "sam2: weights.pt is a Git LFS pointer instead of the file" in err
 
 
 def test_much_needs_a_yes(

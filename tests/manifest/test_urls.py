@@ -91,7 +91,7 @@ def test_a_path_that_was_copied_percent_encoded_is_named(
     code, _, err = run("add", "w", url) if verb == "add" else run("pin")
     assert code == 3
     assert f"; it has {literal}\n" in err
-    assert f"write {shlex.quote(f'hf://acme/w@feature%2Fx/{literal}')}, plainly" in err
+    assert f"write {shlex.quote(f'hf://acme/w@feature%2Fx/{literal}')}, without percent-encoding" in err
     assert "weights.toml" not in err
 
 

@@ -73,17 +73,17 @@ def _check_names(names: Sequence[str], file: ManifestFile, shown: str) -> None:
     declared = file.raw.get("checkpoints", {})
     known = {draft.name for draft in drafts(file.raw, shown)} if declared != {} else set[str]()
     if taken := sorted(known & set(names)):
-        raise ValueError(f"{shown} declares {', '.join(taken)} already; `weightcache pin` completes an entry")
+        raise ValueError(f"{shown} already declares {', '.join(taken)}; `weightcache pin` completes an entry")
     file.check_add([Checkpoint(name, (), (File("-", UNKNOWN),)) for name in names])
 
 
 def _check_no_secret(url: str) -> None:
-    """Refuse to write a secret into a manifest, which lies in Git and in images."""
+    """Refuse to write a secret into a manifest, because manifests are in Git and in images."""
     parts = urlsplit(url)
     if parts.scheme in ("http", "https") and "@" in parts.netloc:
         raise ValueError(
-            f"{redacted(url)}: what stands before the @ would be written into the manifest; leave it out, and let "
-            "~/.netrc or --auth hold it"
+            f"{redacted(url)}: the user and password before the @ would be written into the manifest; remove them, and "
+            "use ~/.netrc or --auth"
         )
     for name, value in parse_qsl(parts.query if parts.scheme in ("http", "https") else ""):
         if name.lower() in SIGNATURES and not variables(value):
@@ -102,7 +102,7 @@ def _check_usage(options: argparse.Namespace) -> None:
                     f"--from-dir cannot be combined with {'URL' if name == 'urls' else f'--{name}'.replace('_', '-')}"
                 )
         if options.link and not options.root:
-            raise ValueError("--link needs --root: where the files are to be linked")
+            raise ValueError("--link needs --root: the directory to link the files into")
     elif options.link:
         raise ValueError("--link needs --from-dir")
     elif not options.name or not options.urls:
@@ -116,7 +116,7 @@ def _from_urls(options: argparse.Namespace, staging: Staging | None) -> Draft:
     elif (hub := HubUrl.parse(draft.urls[0])) and hub.path:
         from .hub import snapshot
 
-        # Whether a path in a repository is a file or a directory, only the Hub knows.
+        # Only the Hub knows whether a path in a repository is a file or a directory.
         found = snapshot(hub, draft.auth, draft.name)
         draft.is_directory = not any(file.path == hub.path for file in found.files)
         draft.knows_files = not draft.is_directory
@@ -125,7 +125,7 @@ def _from_urls(options: argparse.Namespace, staging: Staging | None) -> Draft:
     if draft.is_directory and options.file:
         raise ValueError("--file names the file of a checkpoint that is one file; this one is a directory")
     if not draft.is_directory and (options.include or options.exclude):
-        raise ValueError("--include and --exclude choose among the files of a repository or list; this is one file")
+        raise ValueError("--include and --exclude select files of a repository or list; this is one file")
     if not draft.is_directory and not draft.pins:
         draft.pins = {draft.placeholder().files[0].path: Pin()}
     complete_draft(draft, staging, options)
@@ -135,21 +135,21 @@ def _from_urls(options: argparse.Namespace, staging: Staging | None) -> Draft:
 
 
 def _use_suggested_name(draft: Draft) -> None:
-    """Call the file as its mirror does where the URL ends in a number or word; offer that name where it differs."""
+    """Use the name that the server sends if the last part of the URL has no suffix; otherwise warn if they differ."""
     [(path, pin)] = draft.pins.items()
     if pin.suggested_name in ("", path):
         return
     if has_ending(path):
         draft.warn(
-            f"the server calls it {pin.suggested_name}; --file {shlex.quote(pin.suggested_name)} takes that name"
+            f"the server calls it {pin.suggested_name}; to use that name, give --file {shlex.quote(pin.suggested_name)}"
         )
         return
     draft.pins = {pin.suggested_name: pin}
-    pin.evidence += "; named as the server does"
+    pin.evidence += "; the file name is the server's"
 
 
 def _declared(options: argparse.Namespace) -> Draft:
-    """Return the draft of what the command line says, by the manifest's own rules."""
+    """Return the draft that the command line declares, checked by the rules of a manifest."""
     entry: dict[str, Any] = {"urls": options.urls}
     if options.auth:
         entry["auth"] = options.auth
@@ -185,10 +185,10 @@ def _use_sha256sums(draft: Draft, options: argparse.Namespace) -> None:
 
 
 def _listed(digests: Mapping[str, str], url: str) -> str:
-    """Return the path in a list that is of the file at ``url``; empty if none is.
+    """Return the path in a list of the file at ``url``; empty if the list does not have it.
 
     Raises:
-        ValueError: Several may be, with other digests.
+        ValueError: Several paths match, with different digests.
     """
     hub = HubUrl.parse(url)
     name = _name_on_the_hub(hub) if hub else name_from_url(url)

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 
 def directory_drafts(sources: Sequence[tuple[str, str]], *, expected: bool) -> list[Draft]:
+    """Hash files and directories; return their drafts.
+
+    Args:
+        sources: Name and path of each checkpoint.
+        expected: Whether the user gave the digest: then Git LFS pointers are accepted.
+    """
     from weightcache._engine.publish import hashed, shard_warnings
 
     found = []
@@ -33,25 +39,25 @@ def directory_drafts(sources: Sequence[tuple[str, str]], *, expected: bool) -> l
 
 
 def directory_sources(options: argparse.Namespace, manifest: str) -> list[tuple[str, str]]:
-    """Return what becomes a checkpoint: the whole directory if it is given a name, else everything in it.
+    """Return name and path of each checkpoint: the whole directory if a name is given, otherwise each entry in it.
 
-    But the manifest and the root, which may lie there as well: both change by being added to.
+    The manifest and the root may be in that directory. They are left out, because this command changes them.
     """
     top = os.path.abspath(user_path(options.from_dir))
     if not os.path.isdir(top):
-        raise ValueError(f"--from-dir {top} is no directory")
+        raise ValueError(f"--from-dir {top} is not a directory")
     if options.name:
         sources = [(options.name, top)]
     else:
-        spared = {manifest, os.path.realpath(Layout(options.root).root) if options.root else manifest}
+        excluded = {manifest, os.path.realpath(Layout(options.root).root) if options.root else manifest}
         inner = sorted(each for each in os.listdir(top) if not each.startswith("."))
-        inner = [each for each in inner if os.path.realpath(os.path.join(top, each)) not in spared]
+        inner = [each for each in inner if os.path.realpath(os.path.join(top, each)) not in excluded]
         if not inner:
             raise ValueError(f"--from-dir {top} is empty")
         sources = _named(top, inner)
     for name, path in sources:
         if not options.print and manifest.startswith(f"{os.path.realpath(path)}/"):
-            raise ValueError(f"{manifest} lies in {path}, and would be a part of {name}; put it elsewhere (-m)")
+            raise ValueError(f"{manifest} is in {path}, and would become part of {name}; put it elsewhere (-m)")
     return sources
 
 
@@ -61,14 +67,14 @@ def _named(top: str, inner: Sequence[str]) -> list[tuple[str, str]]:
         checkpoint = _name(each, is_directory=os.path.isdir(os.path.join(top, each)))
         if checkpoint in named:
             raise ValueError(
-                f"{named[checkpoint]} and {each} in {top} would both be called {checkpoint}; add them one by one"
+                f"{named[checkpoint]} and {each} in {top} would both be called {checkpoint}; add them separately"
             )
         named[checkpoint] = each
-    return [(checkpoint_name, os.path.join(top, each)) for checkpoint_name, each in named.items()]
+    return [(checkpoint, os.path.join(top, each)) for checkpoint, each in named.items()]
 
 
 def _name(entry: str, *, is_directory: bool) -> str:
-    """Return a checkpoint's name for a file's, without the ending and what no name may hold."""
+    """Return a checkpoint name made from a file name: without suffix and invalid characters."""
     stem = entry if is_directory else os.path.splitext(entry)[0]
     return re.sub("[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:100] or "weights"
 
@@ -81,6 +87,11 @@ def _local(checkpoint: Checkpoint) -> Draft:
 def publish_directory(
     options: argparse.Namespace, sources: Sequence[tuple[str, str]], pinned: Sequence[Checkpoint]
 ) -> None:
+    """Copy or link the sources into the root.
+
+    Raises:
+        WeightCacheError: A file changed after it was hashed, or cannot be read or written.
+    """
     from weightcache._engine.publish import copy_in
 
     layout = Layout(options.root)

@@ -1,4 +1,4 @@
-"""``weightcache doctor``: what goes wrong in practice, looked for on this machine. Leaves nothing behind."""
+"""``weightcache doctor``: check this machine for common problems. Leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-PROBE = 64 << 20  # bytes written to see whether there is room: a Volume's statfs gives placeholder values
-_SCAN_LIMIT = 50_000  # directory entries looked at for weights in the image
+PROBE = 64 << 20  # bytes written to find out if there is room, because statfs of a Volume returns placeholder values
+_SCAN_LIMIT = 50_000  # directory entries to search for weights in the image
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Finding:
     """One check's result.
 
     Attributes:
-        check: What was looked at.
-        ok: Whether it is well.
+        check: What was checked.
+        ok: Whether there is no problem.
         text: What was found, and what to do.
-        code: The exit code it stands for if it is not well; 0 for a warning.
+        code: The exit code if it is a problem; 0 for a warning.
     """
 
     check: str
@@ -49,7 +49,7 @@ class Finding:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; return the highest exit code of those that are not well."""
+    """Print the findings; return the highest exit code among the problems."""
     if not options.root and options.volume is None:
         raise ValueError(NO_ROOT)
     if options.probe:
@@ -74,7 +74,7 @@ def _label(finding: Finding) -> str:
 
 
 def examine(manifest: str, root: str) -> list[Finding]:
-    """Make all local checks; a manifest that cannot be read is a finding like any other."""
+    """Run all checks of this machine; an invalid manifest is one of the findings."""
     layout, findings, loaded = Layout(root), [], None
     try:
         loaded = Manifest.load(manifest)
@@ -89,7 +89,7 @@ def examine(manifest: str, root: str) -> list[Finding]:
 
 
 def examine_volume(options: argparse.Namespace) -> list[Finding]:
-    """Look whether the Volume of ``options`` is there, and in which version; nothing is started on Modal."""
+    """Check that the Volume of ``options`` exists, and find its version; nothing is started on Modal."""
     try:
         volume = connect(options)
         version = version_of(options)
@@ -102,10 +102,10 @@ def examine_volume(options: argparse.Namespace) -> list[Finding]:
 def _place(layout: Layout) -> Finding:
     real = os.path.realpath(layout.root)
     if real.startswith(MODAL_VOLUMES):
-        return Finding("volume", True, f"{layout.root} lies on the Modal Volume {real[len(MODAL_VOLUMES) :]}")
+        return Finding("volume", True, f"{layout.root} is on the Modal Volume {real[len(MODAL_VOLUMES) :]}")
     if os.environ.get("MODAL_IS_REMOTE") == "1":
         return Finding(
-            "volume", False, f"{layout.root} lies on no Modal Volume: its contents vanish with the container"
+            "volume", False, f"{layout.root} is not on a Modal Volume: its contents are lost when the container stops"
         )
     return Finding("volume", True, f"{layout.root} is a plain directory (not in a Modal container)")
 
@@ -120,7 +120,7 @@ def _writable(layout: Layout) -> Finding:
         folder = os.path.dirname(folder)
     if not os.access(folder, os.W_OK):
         return Finding("root", False, f"{folder} is not writable: hits work, a miss is an error", 5)
-    made = "" if folder == layout.root else f" (and can be made below {folder})"
+    made = "" if folder == layout.root else f" (and can be created in {folder})"
     return Finding("root", True, f"{layout.root} is writable{made}")
 
 
@@ -133,12 +133,16 @@ def _locks(layout: Layout) -> Finding:
             with suppress(BlockingIOError):
                 fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return Finding(
-                    "locks", False, f"locks in {os.path.dirname(path)} do not lock: downloads may be doubled"
+                    "locks",
+                    False,
+                    f"locks in {os.path.dirname(path)} have no effect: several processes may download the same file",
                 )
         return Finding("locks", True, f"kernel locks work in {os.path.dirname(path)}")
     except (OSError, WeightCacheError) as error:
         return Finding(
-            "locks", False, f"no kernel locks ({error}): downloads may be doubled; set TMPDIR to a local disk"
+            "locks",
+            False,
+            f"no kernel locks ({error}): several processes may download the same file; set TMPDIR to a local disk",
         )
 
 
@@ -157,7 +161,9 @@ def _room(layout: Layout, manifest: Manifest) -> Finding:
         return Finding("room", True, "nothing of declared size is missing")
     if not os.path.isdir(layout.root) or not os.access(layout.root, os.W_OK):
         return Finding(
-            "room", False, f"{need / 1e6:.1f} MB are missing; whether they fit cannot be probed before root is writable"
+            "room",
+            False,
+            f"{need / 1e6:.1f} MB are missing; it cannot be tested if they fit until the root is writable",
         )
     if not os.path.realpath(layout.root).startswith(MODAL_VOLUMES) and shutil.disk_usage(layout.root).free < need:
         return Finding("room", False, f"{need / 1e6:.1f} MB are missing, and less is free in {layout.root}", 5)
@@ -165,7 +171,7 @@ def _room(layout: Layout, manifest: Manifest) -> Finding:
     try:
         with open(path, "wb") as stream:
             for _ in range(0, min(need, PROBE), 1 << 20):
-                stream.write(os.urandom(1 << 20))  # random: nothing on the way can compress it
+                stream.write(os.urandom(1 << 20))  # random bytes, which cannot be compressed on the way
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
@@ -174,12 +180,14 @@ def _room(layout: Layout, manifest: Manifest) -> Finding:
         with suppress(OSError):
             os.unlink(path)
     return Finding(
-        "room", True, f"{need / 1e6:.1f} MB are missing; a probe of {min(need, PROBE) / 1e6:.1f} MB could be written"
+        "room",
+        True,
+        f"{need / 1e6:.1f} MB are missing; a test file of {min(need, PROBE) / 1e6:.1f} MB could be written",
     )
 
 
 def _baked(layout: Layout, manifest: Manifest) -> Finding:
-    """Look where images usually carry weights for files of a declared name and size."""
+    """Search the usual directories of weights in an image for files with a declared name and size."""
     wanted = {
         (file.path.rpartition("/")[2], file.size) for checkpoint in manifest for file in checkpoint.files if file.size
     }
@@ -201,8 +209,8 @@ def _baked(layout: Layout, manifest: Manifest) -> Finding:
                 break
     large = sorted({path for path in found if os.path.getsize(path) >= 1 << 20})
     if large:
-        return Finding("image", False, f"also outside the root, so it is carried twice: {', '.join(large[:3])}")
-    return Finding("image", True, "no declared weights lie outside the root")
+        return Finding("image", False, f"declared weights are also outside the root: {', '.join(large[:3])}")
+    return Finding("image", True, "no declared weights are outside the root")
 
 
 COMMAND = Command(

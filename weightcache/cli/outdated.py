@@ -1,4 +1,4 @@
-"""``weightcache pin --check-upstream``: whether what is pinned can still be had, and whether the Hub has moved on."""
+"""``weightcache pin --check-upstream``: find pinned files that mirrors no longer have or that changed on the Hub."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def _mirror_changes(draft: Draft, reader: Reader, url: str) -> Iterator[str]:
         try:
             opening = reader.opening(url, path if draft.is_directory else "")
         except SourceError as error:
-            yield f"{redacted(url)} gives no {path}: {error}"
+            yield f"{redacted(url)} does not deliver {path}: {error}"
             continue
         what = content_problem(path, opening, is_directory=draft.is_directory)
         if what and (opening.size != len(opening.head) or hashlib.sha256(opening.head).hexdigest() != pin.sha256):
-            yield f"{redacted(url)} sends {what}, and not {path}"
+            yield f"{redacted(url)} sends {what} instead of {path}"
         elif None not in (opening.size, pin.size) and opening.size != pin.size:
-            yield f"{redacted(url)} has {opening.size} bytes of {path}, pinned are {pin.size}"
+            yield f"{redacted(url)} has {path} with {opening.size} bytes, {pin.size} are pinned"
 
 
 def _hub_changes(draft: Draft, hub: HubUrl) -> Iterator[str]:

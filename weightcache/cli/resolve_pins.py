@@ -1,4 +1,4 @@
-"""Finding out what an entry lacks: from the Hub, or from what a mirror delivers."""
+"""Finding the pins that an entry lacks, from the Hub or from what a mirror delivers."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ def complete(
     expected: bool = False,
     quiet: bool = False,
 ) -> dict[str, str]:
-    """Find out everything that a draft lacks.
+    """Find all pins that a draft lacks.
 
     Args:
         draft: Completed in place.
-        new_path: Returns a path to which the next file that must be downloaded is written; ``None`` for nowhere.
-        include: Globs of the files wanted, as ``hf download`` takes them; none for all.
-        exclude: Globs of those not wanted.
-        expected: Whether the user knows the digest and says so: then neither the name nor the bytes are judged.
+        new_path: Returns the path to write the next downloaded file to; ``None`` discards the bytes.
+        include: Globs of the wanted files, in the syntax of ``hf download``; empty for all.
+        exclude: Globs of unwanted files.
+        expected: Whether the user gave the digest: then neither the name nor the content is checked.
         quiet: Show no progress.
 
     Returns:
-        Where each downloaded digest was kept.
+        Path of each downloaded file, by its sha256.
 
     Raises:
-        DownloadError: No mirror delivers, or one delivers no weights, or the Hub does not answer, or has no such thing.
-        IntegrityError: Two of them say different things.
-        ManifestError: The Hub lists what no manifest may say.
-        ValueError: Nothing is selected, or the extra ``hf`` is needed and not installed.
+        DownloadError: No mirror delivers the file, or one delivers content that is not weights, or the Hub does not
+            answer, or has no such file.
+        IntegrityError: Two sources disagree.
+        ManifestError: The Hub lists a file that a manifest may not contain.
+        ValueError: No file is selected, or the extra ``hf`` is needed and not installed.
     """
     found = _resolve_revisions(draft)
     if not draft.knows_files:
@@ -74,7 +75,7 @@ def complete(
 
 
 def _resolve_revisions(draft: Draft) -> tuple[HubUrl, Snapshot] | None:
-    """Replace branches by commits; return the first repository with its files, if anything of it is wanted."""
+    """Replace branches by commits; return the first repository with its files, if the draft lacks pins."""
     first = None
     asks = not draft.knows_files or any(not pin.sha256 or pin.size is None for pin in draft.pins.values())
     for index, url in enumerate(draft.urls):
@@ -99,7 +100,7 @@ def _list_files(
 
 
 def _paths(hub: HubUrl, listing: Snapshot) -> list[str]:
-    """Return what lies below the path of a URL."""
+    """Return the paths of the files below the path of a URL."""
     base = f"{hub.path}/" if hub.path else ""
     return [file.path[len(base) :] for file in listing.files if file.path.startswith(base)]
 
@@ -161,19 +162,19 @@ def _take(draft: Draft, path: str, measured: Measured, url: str, *, matches_git_
     pin.head, pin.suggested_name = opening.head, opening.suggested_name
     pin.evidence = f"computed here from {redacted(resolved_url(url, path if draft.is_directory else ''))}"
     if not measured.git_id:
-        pin.evidence += "; it did not announce a length: look whether this is all"
+        pin.evidence += "; the server announced no length: check that the file is complete"
     if pin.foreign:
         pin.evidence += f"; it is {pin.foreign}"
 
 
 def _check_mirrors(draft: Draft, reader: Reader, *, strict: bool) -> None:
-    """Take sizes from the first mirror that tells, and refuse a mirror that has another one or gives no weights."""
+    """Take missing sizes from the first mirror that has them; refuse a mirror with another size or without weights."""
     for path, pin in draft.pins.items():
         for url in draft.urls if _needs_check(draft, pin) else ():
             try:
                 opening = reader.opening(url, path if draft.is_directory else "")
             except SourceError as error:
-                draft.warn(f"{redacted(url)} does not give {path}: {error}")
+                draft.warn(f"{redacted(url)} does not deliver {path}: {error}")
                 continue
             what = content_problem(path, opening, is_directory=draft.is_directory) if opening.head != pin.head else ""
             if what and strict:
@@ -186,24 +187,25 @@ def _check_mirrors(draft: Draft, reader: Reader, *, strict: bool) -> None:
 
 
 def _needs_check(draft: Draft, pin: Pin) -> bool:
-    """Whether a mirror must be asked that gave no bytes of a file yet.
+    """Whether mirrors must be asked about a file that was not downloaded from them.
 
-    What the Hub publishes is not downloaded. Of a few bytes, it may be the digest of a pointer that was uploaded.
+    Files whose digest the Hub publishes are not downloaded. A very small one may be a pointer that was uploaded by
+    mistake.
     """
     return pin.size is None or len(draft.urls) > 1 or (pin.is_published and pin.size <= HEAD)
 
 
 def _compare_with_name(name: str, path: str, pin: Pin, *, strict: bool) -> None:
-    """Compare with the digits in the name, where it has some as torch.hub writes them."""
+    """Compare a digest with the digits that torch.hub writes into a file name."""
     if not (match := _DIGEST_IN_NAME.search(path)):
         return
     if pin.sha256.startswith(match[1]):
         pin.evidence += f"; the name's {match[1]} agrees"
     elif strict and not match[1].isdecimal():  # decimal digits may be a date or a number of steps
         raise IntegrityError(
-            f"checkpoint {name}: {path} says in its name that its sha256 begins with {match[1]}"
+            f"checkpoint {name}: {path} has a name that says its sha256 begins with {match[1]}"
             f"\n  actual   {pin.sha256}",
-            hint="torch.hub would refuse it, too; if the digits mean something else, give the whole digest to --expect",
+            hint="torch.hub would refuse it, too; if the digits mean something else, give the full digest to --expect",
             checkpoint=name,
             file=path,
             attempts=(),
@@ -215,9 +217,9 @@ def _compare_with_name(name: str, path: str, pin: Pin, *, strict: bool) -> None:
 
 def _disagreement(draft: Draft, path: str, expected: str, actual: str, url: str) -> IntegrityError:
     return IntegrityError(
-        f"checkpoint {draft.name}: {path} at {url} is another file than the one that is wanted"
+        f"checkpoint {draft.name}: {path} at {url} is not the file that was expected"
         f"\n  expected {expected}\n  actual   {actual}",
-        hint="nothing was changed; look which of them is right, and leave the other mirror out",
+        hint="nothing was changed; find out which one is right, and remove the other mirror",
         checkpoint=draft.name,
         file=path,
         attempts=(),
