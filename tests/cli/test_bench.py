@@ -79,7 +79,7 @@ def test_a_file_that_is_gone_is_a_storage_error(filled: Path) -> None:
             "prefetch(..., threads=8): all 1000 MB take 1.2 s, one stream takes",
         ),
         ([100, 110, 400, 500, 900, 950, 300, 700], 16, "threads=16"),
-        ([500, 510, 505, 500, 480, 470, 500, 500], 1, "one stream is as fast as many here (500 MB/s)"),
+        ([500, 510, 505, 500, 480, 470, 500, 500], 1, "one stream is as fast as several here (500 MB/s)"),
         ([4000, 4000, 4000, 4000, 4000, 4000, 4000, 4000], 1, "cached already"),
     ],
 )
@@ -99,7 +99,7 @@ def test_it_gives_no_advice_on_too_little() -> None:
         return bench.Measured(MIB, 1, count, 1e6, 5e9)
 
     for ways in ([measured(CHUNK - 1)] * len(WAYS), [measured(10 * CHUNK)]):
-        assert "too little to tell" in bench._advice(ways, CHUNK)["advice"]
+        assert "too little to measure" in bench._advice(ways, CHUNK)["advice"]
 
 
 def test_where_nothing_is_published(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

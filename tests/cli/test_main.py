@@ -170,7 +170,7 @@ def test_doctor_finds_all_well(manifest: Path, root: Path, nowhere: Path, capsys
     assert out.count("ok") >= 6
     assert len(json.loads(run(capsys, "doctor", "--json", "-m", manifest, "--root", root)[1])) == 6
     assert list(root.iterdir()) == []  # it leaves nothing behind
-    assert "can be made below" in findings(manifest, root / "new")["root"].text
+    assert "can be created in" in findings(manifest, root / "new")["root"].text
 
 
 def test_doctor_finds_what_is_wrong(
@@ -180,11 +180,11 @@ def test_doctor_finds_what_is_wrong(
     assert findings(root / "no.toml", root)["manifest"].code == 2
     assert findings(manifest, manifest)["root"].code == 5
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
-    assert "lies on no Modal Volume" in findings(manifest, root)["volume"].text
+    assert "is not on a Modal Volume" in findings(manifest, root)["volume"].text
     monkeypatch.setattr(doctor, "MODAL_VOLUMES", f"{os.path.realpath(root.parent)}/")
-    assert "lies on the Modal Volume root" in findings(manifest, root)["volume"].text
+    assert "is on the Modal Volume root" in findings(manifest, root)["volume"].text
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
-    assert "do not lock" in findings(manifest, root)["locks"].text
+    assert "have no effect" in findings(manifest, root)["locks"].text
     assert run(capsys, "doctor", "-m", root / "no.toml", "--root", root)[0] == 2
 
 
@@ -220,7 +220,7 @@ def test_doctor_finds_too_little_room(small_disk: Path, tmp_path: Path, nowhere:
     assert (found.code, found.ok) == (5, False)
     assert "No space left" in found.text
     assert list(small_disk.iterdir()) == []
-    assert "cannot be probed" in findings(path, tmp_path / "not-there")["room"].text
+    assert "cannot be tested" in findings(path, tmp_path / "not-there")["room"].text
 
 
 def test_doctor_finds_weights_in_the_image(origin: Origin, root: Path, tmp_path: Path, nowhere: Path) -> None:

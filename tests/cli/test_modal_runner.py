@@ -23,8 +23,11 @@ from origin import Origin
 from origin import status as answer
 from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest
-from weightcache.cli import modal_runner, volume_probe
+from weightcache.cli import modal_app, volume_probe
 from weightcache.cli import push as pushing
+from weightcache.cli.commands import COMMANDS
+from weightcache.cli.main import main_in_container
+from weightcache.cli.parser import build_parser
 from weightcache.modal.image import to_toml
 
 DATA = blob(200_000)
@@ -92,31 +95,20 @@ def test_what_is_wrong_here_is_said_before_modal_is_asked(
         assert "pip install 'weightcache[modal]'" in out + err
 
 
-def test_the_words_of_the_container() -> None:
-    from weightcache.cli.main import build_parser
+def container_argv(words: list[str], **replaced: Any) -> list[str]:
+    options = build_parser(COMMANDS).parse_args(words)
+    command = next(command for command in COMMANDS if command.name == options.verb)
+    return command.container_argv(options, {"root": "/mnt/weights", **replaced})
 
+
+def test_the_argv_of_the_container() -> None:
     words = ["ensure", "a", "b", "--volume", "v", "--json", "--rehash", "--wait", "7", "--secret", "s"]
-    assert modal_runner._words(build_parser().parse_args(words), ["/etc/m.toml"]) == (
-        [
-            "ensure",
-            "a",
-            "b",
-            "--root",
-            "/mnt/weights",
-            "--manifest",
-            "/etc/m.toml",
-            "--json",
-            "--rehash",
-            "--wait",
-            "7.0",
-            "--patience",
-            "180.0",
-        ]
-    )
+    argv = ["ensure", "a", "b", "--manifest=/etc/m.toml", "--root=/mnt/weights", "--json"]
+    assert container_argv(words, manifest="/etc/m.toml") == [*argv, "--rehash", "--wait=7.0", "--patience=180.0"]
     words = ["prune", "--volume", "v", "-m", "x", "-m", "y", "--yes", "--older-than", "0"]
-    assert modal_runner._words(build_parser().parse_args(words), ["/1", "/2"]) == (
-        ["prune", "--root", "/mnt/weights", "--manifest", "/1", "--manifest", "/2", "--yes", "--older-than", "0.0"]
-    )
+    argv = ["prune", "--manifest=/1", "--manifest=/2", "--root=/mnt/weights", "--yes", "--older-than=0.0"]
+    assert container_argv(words, manifest=["/1", "/2"]) == argv
+    assert container_argv(["bench", "--volume", "v"]) == ["bench", "--root=/mnt/weights", "--size=2000"]
 
 
 class Recorder:
@@ -135,16 +127,16 @@ class Recorder:
 def test_the_container_commits_and_answers(manifest: Path, root: Path, tmp_path: Path) -> None:
     volume: Any = Recorder()
     where = ["-m", str(manifest), "--root", str(root)]
-    code, said, heard = modal_runner.run_verb(volume, ["ensure", "--json", "-q", *where], True)
+    code, said, heard = main_in_container(volume, ["ensure", "--json", "-q", *where], True)
     assert (code, heard) == (0, "")
     assert json.loads(said)["checkpoints"][0]["outcome"] == "downloaded"
     assert volume.calls == ["reload", "commit", "commit"]
-    assert modal_runner.run_verb(volume, ["status", "nonsense", *where], True)[0] == 2
-    assert modal_runner.run_verb(volume, ["nonsense"], True)[0] == 2
+    assert main_in_container(volume, ["status", "nonsense", *where], True)[0] == 2
+    assert main_in_container(volume, ["nonsense"], True)[0] == 2
     other = toml_of(one(b"other"), tmp_path / "other.toml")
     volume.calls.clear()
     words = ["prune", "--yes", "--older-than", "0", "-m", str(other), "--root", str(root)]
-    assert modal_runner.run_verb(volume, words, False)[:2] == (0, f"deleted  {root}/sam2/{sha256(DATA)[:16]}\n")
+    assert main_in_container(volume, words, False)[:2] == (0, f"deleted  {root}/sam2/{sha256(DATA)[:16]}\n")
     assert volume.calls == ["reload", "commit", "commit"]
 
 
@@ -182,7 +174,7 @@ def test_an_expired_token(plane: ControlPlane, manifest: Path) -> None:
 def test_no_credentials(plane: ControlPlane, manifest: Path) -> None:
     code, _, err = tool(plane, "status", "--volume", "v", "-m", manifest, MODAL_TOKEN_ID="", MODAL_TOKEN_SECRET="")
     assert code == 5
-    assert "there are no Modal credentials here" in err
+    assert "there are no Modal credentials on this machine" in err
     assert "modal setup" in err
 
 
@@ -196,9 +188,9 @@ def test_what_modal_raises_is_told_with_what_to_do() -> None:
         (raised.PermissionDeniedError("no"), "cannot open it: no", "workspace's owner"),
         (raised.ConnectionError("no route"), "no route", "network"),
         (raised.ResourceExhaustedError("quota"), "quota", "Modal's message"),
-        (raised.FunctionTimeoutError(""), "FunctionTimeoutError", "is kept"),
+        (raised.FunctionTimeoutError(""), "FunctionTimeoutError", "are kept"),
     ):
-        with pytest.raises(weightcache.VolumeError) as caught, modal_runner.translated("open it", missing="look here"):
+        with pytest.raises(weightcache.VolumeError) as caught, modal_app.translated("open it", missing="look here"):
             raise error
         assert said in str(caught.value)
         assert hint in caught.value.hint
@@ -347,7 +339,7 @@ def test_push_warns_of_a_pointer_that_is_pinned(plane: ControlPlane, root: Path,
     weightcache.ensure(declared, root=root, progress=False)
     code, _, err = tool(plane, "push", "--volume", "v", "--create", "-m", declared, "--root", root)
     assert code == 0
-    assert "sam2: weights.pt is a Git LFS pointer, and not the file itself" in err
+    assert "sam2: weights.pt is a Git LFS pointer instead of the file" in err
 
 
 def test_much_needs_a_yes(
@@ -403,7 +395,7 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
     volume: Any = Volume()
     folder = ".weightcache/probe-0"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(modal_runner, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(modal_app, "MOUNT", str(tmp_path))
     monkeypatch.setattr(volume_probe, "LINGER", 1.0)
     monkeypatch.setattr(volume_probe, "PATIENCE", 20.0)
     seen: list[dict[str, Any]] = []

@@ -24,9 +24,9 @@ from origin import status as answer
 from support import blob, change_settings, partials, sha256, visible
 from weightcache import Checkpoint, DownloadError, Manifest, ManifestError, ensure
 from weightcache.cli import toml_edit
-from weightcache.cli.draft import Draft, HubUrl
 from weightcache.cli.hash_remote import CHUNK
-from weightcache.cli.resolve import complete
+from weightcache.cli.manifest_draft import Draft, HubUrl
+from weightcache.cli.resolve_pins import complete
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.validate import path_problem
 
@@ -94,7 +94,7 @@ def test_add_appends_and_leaves_the_rest_as_it_is(run: Any, origin: Origin) -> N
     assert Path("link.toml").is_symlink()
     assert stat.S_IMODE(os.stat("weights.toml").st_mode) == 0o640
     code, _, err = run("add", "b", origin.url("/b.pt"))
-    assert (code, "declares b already; `weightcache pin`" in err) == (2, True)
+    assert (code, "already declares b; `weightcache pin`" in err) == (2, True)
     Path("weights.toml").write_bytes(text().replace("\n", "\r\n").encode())
     assert run("add", "c", origin.url("/b.pt"), "--file", "c.pt", "--auth", "TOK")[0] == 3
     os.environ["TOK"] = "x"
@@ -154,7 +154,7 @@ def test_the_digits_in_a_name_of_torch_hub(digits: str, code: int, run: Any, ori
     found, out, err = run("add", "b", origin.url(path))
     assert found == code, err
     assert ("agrees" in out) == (not digits)
-    assert ("says in its name that its sha256 begins with 5c106cde" in err) == bool(code)
+    assert ("has a name that says its sha256 begins with 5c106cde" in err) == bool(code)
     if code:
         assert run("add", "b", origin.url(path), "--expect", sha256(DATA))[0] == 0
 
@@ -169,13 +169,13 @@ def test_every_mirror_must_have_the_same_length(run: Any, origin: Origin, mirror
     assert (code, "expected 300001 bytes\n  actual   300000 bytes" in err) == (3, True)
     assert "c" not in [each.name for each in Manifest.load("weights.toml")]
     code, _, err = run("add", "d", origin.url("/gone"), origin.url("/b.pt"))
-    assert (code, f"{origin.url('/gone')} does not give gone: HTTP 404" in err) == (0, True), err
+    assert (code, f"{origin.url('/gone')} does not deliver gone: HTTP 404" in err) == (0, True), err
 
 
 @pytest.mark.parametrize(
     ("before", "name", "said"),
     [
-        ("{entry}", "sam2", "declares sam2 already"),
+        ("{entry}", "sam2", "already declares sam2"),
         ("{entry}", "SAM2", "checkpoints.SAM2: differs from checkpoints.sam2 only in case"),
         ("version = 2\n", "a", "reads version 1, got 2"),
         ("colour = 3\n", "a", "colour: unknown key"),
@@ -202,7 +202,7 @@ def test_a_manifest_that_is_no_regular_file_is_not_replaced(run: Any, origin: Or
     origin.put("/b.pt", DATA)
     os.mkfifo("weights.toml")
     code, _, err = run("add", "b", origin.url("/b.pt"))  # nor opened, which would wait for ever
-    assert (code, "is no regular file" in err, origin.requests) == (2, True, []), err
+    assert (code, "is not a regular file" in err, origin.requests) == (2, True, []), err
     assert stat.S_ISFIFO(os.stat("weights.toml").st_mode)
     reading, writing = os.pipe()
     os.write(writing, b"[checkpoints.b]\nurls = []\n")
@@ -287,7 +287,7 @@ def test_a_length_that_was_not_announced_is_told(run: Any, origin: Origin) -> No
 
     origin.put("/b.pt", DATA, always=unannounced)
     code, out, _ = run("add", "b", origin.url("/b.pt"))
-    assert (code, "it did not announce a length: look whether this is all" in out) == (0, True)
+    assert (code, "the server announced no length: check that the file is complete" in out) == (0, True)
 
 
 def test_a_list_of_digests_is_believed_and_nothing_fetched(run: Any, origin: Origin, root: Path) -> None:
@@ -401,7 +401,7 @@ def test_the_manifest_and_the_root_in_a_directory_are_no_weights(before: str, ru
     assert [each.name for each in Manifest.load("weights.toml")] == ["x"]
     assert quiet(Path("root"), offline=True).report["x"].outcome == "hit"
     code, _, err = run("add", "all", "--from-dir", ".")
-    assert (code, "would be a part of all; put it elsewhere (-m)" in err) == (2, True), err
+    assert (code, "would become part of all; put it elsewhere (-m)" in err) == (2, True), err
 
 
 def test_two_names_that_would_be_one(run: Any) -> None:
@@ -410,7 +410,7 @@ def test_two_names_that_would_be_one(run: Any) -> None:
         Path("mine", name).write_bytes(b"")
     assert "a.bin and a.pt in" in run("add", "--from-dir", "mine")[2]
     code, _, err = run("add", "--from-dir", "none")
-    assert (code, "is no directory" in err) == (2, True)
+    assert (code, "is not a directory" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -420,14 +420,14 @@ def test_two_names_that_would_be_one(run: Any) -> None:
         (["add", "a"], "want NAME and URL"),
         (["add", "a b", "https://h/x"], "a name is 1 to 100 of"),
         (["add", "a", "s3://b/k"], "want https, http, file or hf"),
-        (["add", "a", "https://h/x", "--link"], "--link goes with --from-dir"),
-        (["add", "a", "https://h/x", "--from-dir", "."], "--from-dir goes with no URL"),
+        (["add", "a", "https://h/x", "--link"], "--link needs --from-dir"),
+        (["add", "a", "https://h/x", "--from-dir", "."], "--from-dir cannot be combined with URL"),
         (["add", "--from-dir", ".", "--link"], "--link needs --root"),
-        (["add", "a", "https://h/x", "--include", "*"], "--include and --exclude choose among"),
+        (["add", "a", "https://h/x", "--include", "*"], "--include and --exclude select files"),
         (["pin", "--expect", "a" * 64], "there is no such file"),
         (["add", "a", "https://h/x", "--expect", "abc"], "--expect: want 64 lower-case hex digits"),
         (["add", "a", "https://h/x", "-m", "none/weights.toml"], "there is no directory"),
-        (["add", "--from-dir", ".", "--auth", "TOKEN"], "--from-dir goes with no --auth"),
+        (["add", "--from-dir", ".", "--auth", "TOKEN"], "--from-dir cannot be combined with --auth"),
         (["pin", "--expect", "abc"], "--expect: want 64 lower-case hex digits"),
         (["pin", "--check-upstream", "--expect", "a" * 64], "there is no such file"),
     ],
@@ -640,7 +640,7 @@ def test_answers_that_are_none_of_the_hubs(answer: Any, run: Any, hub: Hub, monk
     hub.push("acme/bert", "main", FILES)
     said_by(hub, monkeypatch, lambda _: answer)
     code, _, err = run("add", "x", "hf://acme/bert")
-    assert (code, f"{hub.url} gave an answer that is none of the Hub's" in err) == (3, True), err
+    assert (code, f"{hub.url} sent a response that is not from the Hub" in err) == (3, True), err
 
 
 def test_a_password_in_the_address_of_the_hub_is_not_shown(
@@ -739,7 +739,7 @@ def test_what_goes_with_no_check(run: Any) -> None:
     Path("weights.toml").write_text(f'[checkpoints.a]\nurls = []\nsha256 = "{"a" * 64}"\n')
     for words in (["--check", "--print"], ["--check-upstream", "--expect", "a" * 64]):
         code, _, err = run("pin", *words)
-        assert (code, f"{words[1]} goes with no --check" in err) == (2, True), err
+        assert (code, f"{words[1]} cannot be combined with {words[0]}:" in err) == (2, True), err
     Path("weights.toml").write_bytes(b"\xef\xbb\xbf" + text().encode())
     for words in (["pin", "--check"], ["status", "--root", "r"]):
         code, _, err = run(*words)
@@ -782,7 +782,7 @@ def test_a_manifest_that_changed_meanwhile_is_left_alone(run: Any, origin: Origi
     theirs = text() + "# theirs\n"
     origin.put("/a.pt", DATA, always=meanwhile)
     code, _, err = run("pin")
-    assert (code, "was changed by somebody else meanwhile" in err, text()) == (5, True, theirs)
+    assert (code, "was changed by another process" in err, text()) == (5, True, theirs)
     assert os.listdir() == ["weights.toml"]
 
 
@@ -902,14 +902,14 @@ def test_what_moved_upstream(run: Any, origin: Origin, hub: Hub) -> None:
     assert (code, out.splitlines()) == (
         1,
         [
-            f"WARN  a     {origin.url('/a.pt')} has 300000 bytes of a.pt, pinned are 300001",
+            f"WARN  a     {origin.url('/a.pt')} has a.pt with 300000 bytes, 300001 are pinned",
             f"WARN  bert  acme/bert has other bytes of config.json at main ({moved})",
         ],
     )
     hub.push("acme/bert", "main", {"config.json": None})
     origin.put("/a.pt", b"", always=answer(404))
     rows = json.loads(run("pin", "--check-upstream", "--json")[1])
-    assert "gives no a.pt: HTTP 404" in rows[0]["moved"][0]
+    assert "does not deliver a.pt: HTTP 404" in rows[0]["moved"][0]
     assert "has no config.json at main" in rows[1]["moved"][0]
     del hub.repositories["acme/bert"]
     assert "does not exist, or is private" in run("pin", "bert", "--check-upstream")[1]

@@ -16,7 +16,7 @@ from hub import File, Hub
 from support import blob, sha256
 from weightcache import Manifest, ensure
 from weightcache._transfer.request_target import request_target
-from weightcache.cli.draft import HubUrl
+from weightcache.cli.manifest_draft import HubUrl
 from weightcache.errors import redacted
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.urls import hub_parts, name_from_url, resolved_url, url_problem, variables
@@ -91,7 +91,7 @@ def test_a_path_that_was_copied_percent_encoded_is_named(
     code, _, err = run("add", "w", url) if verb == "add" else run("pin")
     assert code == 3
     assert f"; it has {literal}\n" in err
-    assert f"write {shlex.quote(f'hf://acme/w@feature%2Fx/{literal}')}, plainly" in err
+    assert f"write {shlex.quote(f'hf://acme/w@feature%2Fx/{literal}')}, without percent-encoding" in err
     assert "weights.toml" not in err
 
 

@@ -1,1 +1,1 @@
-"""What people at a terminal run; no container needs it."""
+"""The command line: arguments in, text or JSON out. Apps never import it."""

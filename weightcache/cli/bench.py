@@ -1,8 +1,8 @@
-"""``weightcache bench``: how fast this root can be read, and with how many reads at once.
+"""``weightcache bench``: measure how fast a root can be read, and with how many parallel reads.
 
-To be run where the answer counts: in a container that has just started, on the volume that it mounts. Every way of
-reading is given a share of the published files of its own, so that each meets bytes that nobody read before it; it then
-reads them a second time, for what the cache gives.
+Run it in a container that has just started, on the volume that it mounts. Each combination of chunk size and parallel
+reads gets its own part of the published files, so that it reads bytes that are not cached yet. It then reads them a
+second time, to measure the cache.
 """
 
 from __future__ import annotations
@@ -21,28 +21,32 @@ from weightcache._store.receipts import receipted_files, receipted_places
 from weightcache._store.root import check_root
 from weightcache.errors import NotCachedError, StorageError, WeightCacheError
 
+from .flags import ENV, JSON, ROOT, VOLUME
+from .output import print_json, print_table
+from .registry import Command, Flag, Remote
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
 MIB = 1 << 20
-FILES = 500  # the largest ones, if there are more: a way has all of its files open, and a process may often have 1024
-# Chunk in bytes and reads at once. The first is how loaders of .pt files read, the one with 8 is what prefetch does.
+FILES = 500  # the largest; each combination keeps all its files open, and many systems allow 1024 per process
+# Chunk in bytes, and parallel reads. Loaders of .pt files read like the first one, prefetch like the one with 8.
 WAYS = ((MIB, 1), (CHUNK, 1), (CHUNK, 4), (CHUNK, 8), (CHUNK, 16), (CHUNK, 32), (MIB, 8), (4 * CHUNK, 8))
-CACHED = 0.7  # a first read this near to the second one met a cache that was warm
-GOOD = 0.9  # of the best rate: more reads at once than that takes are of no use
+CACHED = 0.7  # if the first rate is at least this part of the second, the files were cached before
+GOOD = 0.9  # of the best rate: more parallel reads than this needs gain too little
 
 
 @dataclass
 class Measured:
-    """One way of reading.
+    """The result of one combination of chunk size and parallel reads.
 
     Attributes:
-        chunk: Bytes a read.
-        threads: Reads at once.
-        bytes: How many it read.
-        first: Bytes a second, the first time.
-        again: Bytes a second, the second time.
+        chunk: Bytes per read.
+        threads: Parallel reads.
+        bytes: Bytes read each time.
+        first: Bytes per second, the first time.
+        again: Bytes per second, the second time.
     """
 
     chunk: int
@@ -56,14 +60,14 @@ Piece = tuple[str, int, int]  # path, from, to
 
 
 def bench(root: str, limit: int) -> dict[str, Any]:
-    """Measure; return what is to be told.
+    """Measure, and return the JSON object of the result.
 
     Args:
         root: The root.
-        limit: Bytes to read in all, at most; each way gets the same share.
+        limit: Bytes to read at most, in all; each combination gets the same share.
 
     Raises:
-        NotCachedError: Nothing is published there.
+        NotCachedError: The root has no published files.
         StorageError: A file cannot be read.
     """
     layout = Layout(root)
@@ -77,7 +81,7 @@ def bench(root: str, limit: int) -> dict[str, Any]:
     if not any(sizes.values()):
         raise NotCachedError(
             f"nothing is published in {layout.root}, so there is nothing to read",
-            hint=f"run `weightcache ensure --root {layout.root}` first, and this in a container that starts after it",
+            hint=f"run `weightcache ensure --root {layout.root}` first, then this command in a new container",
             checkpoints=(),
         )
     shares = _shares(sizes, limit)
@@ -99,8 +103,8 @@ def bench(root: str, limit: int) -> dict[str, Any]:
 
 
 def _shares(sizes: dict[str, int], limit: int) -> list[list[Piece]]:
-    """Deal the files out in large pieces, so that each way gets the same number of bytes of large and small files."""
-    block = 4 * CHUNK  # at least as large as any chunk, so that no two ways meet in one block of the volume
+    """Divide the files into large pieces, so that each combination gets the same mix of large and small ones."""
+    block = 4 * CHUNK  # at least as large as any chunk, so that no two combinations read one block of the volume
     share = limit // len(WAYS)
     shares: list[list[Piece]] = [[] for _ in WAYS]
     counts = [0] * len(WAYS)
@@ -116,7 +120,7 @@ def _shares(sizes: dict[str, int], limit: int) -> list[list[Piece]]:
 
 
 def _drop(pieces: Sequence[Piece]) -> None:
-    """Ask the kernel to forget what it has of the files. A volume may ignore it; then only a new container is cold."""
+    """Ask the kernel to drop the files from its cache; a volume may ignore it."""
     for path in {path for path, _, _ in pieces}:
         with _open(path) as descriptor:
             if hasattr(os, "posix_fadvise"):
@@ -137,11 +141,11 @@ def _start(workers: Sequence[threading.Thread]) -> None:
         try:
             worker.start()
         except RuntimeError as error:
-            raise WeightCacheError(f"a thread that reads cannot be started: {error}", hint=remedy(error)) from None
+            raise WeightCacheError(f"cannot start a thread for reading: {error}", hint=remedy(error)) from None
 
 
 def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
-    """Read all pieces, so many reads at once; return the seconds that it took."""
+    """Read all pieces with that many parallel reads; return the seconds it took."""
     reads = iter([(path, at, min(chunk, end - at)) for path, start, end in pieces for at in range(start, end, chunk)])
     descriptors: dict[str, Descriptor] = {}
     lock, failed = threading.Lock(), list[OSError]()
@@ -158,7 +162,7 @@ def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
         except OSError as error:
             failed.append(error)
 
-    buffers = [memoryview(bytearray(chunk)) for _ in range(threads)]  # made before the clock runs
+    buffers = [memoryview(bytearray(chunk)) for _ in range(threads)]  # allocated before the time is measured
     workers = [threading.Thread(target=work, args=[view], daemon=True) for view in buffers]
     try:
         for path, _, _ in pieces:
@@ -185,36 +189,40 @@ def _advice(measured: Sequence[Measured], total: int) -> dict[str, Any]:
     warm = all(each.first >= CACHED * each.again for each in measured)
     if len(measured) < len(WAYS) or serial.bytes < CHUNK:
         advice = (
-            f"{total / 1e6:.0f} MB are too little to tell, or too little of it was read (--size): "
-            f"each of {len(WAYS)} ways wants {4 * CHUNK // 1_000_000} MB and more"
+            f"{total / 1e6:.0f} MB are too little to measure, or --size is too small: "
+            f"each of {len(WAYS)} combinations needs {4 * CHUNK // 1_000_000} MB or more"
         )
     elif warm:
         advice = (
-            "the first reads were about as fast as the second ones: either all of it was cached already (run this in a "
-            "container that has just started), or this disk is as fast as memory and nothing is to be gained"
+            "the first reads were about as fast as the second ones: either the files were cached already (run this in "
+            "a container that has just started), or this disk is as fast as memory, and parallel reads gain nothing"
         )
     elif gain < 1.2:
-        advice = f"one stream is as fast as many here ({serial.first / 1e6:.0f} MB/s): prefetch gains the overlap only"
+        rate = f"{serial.first / 1e6:.0f} MB/s"
+        advice = f"one stream is as fast as several here ({rate}): prefetch only gains by reading in the background"
     else:
         advice = (
             f"prefetch(..., threads={enough.threads}): all {total / 1e6:.0f} MB take {total / enough.first:.1f} s, "
-            f"one stream takes {total / serial.first:.1f} s, {gain:.1f} times that"
+            f"one stream takes {total / serial.first:.1f} s, {gain:.1f} times as long"
         )
     return {"threads": enough.threads, "gain": round(gain, 2), "warm": warm, "advice": advice}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--size",
-        type=int,
-        default=2000,
-        metavar="MB",
-        help="how much to read in all, at most, and then once more (default: 2000)",
-    )
+def run(options: argparse.Namespace) -> int:
+    """Measure how fast the root can be read, and print the result."""
+    if options.size < 1:
+        raise ValueError("--size is a number of MB, 1 or more")
+    result = bench(options.root, options.size * 10**6)
+    if options.json:
+        print_json(result)
+    else:
+        print_table(_table(result))
+        print(result["advice"])
+    return 0
 
 
-def table(told: dict[str, Any]) -> list[list[str]]:
-    """Return the rows for a person."""
+def _table(result: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the table that is printed."""
     rows = [["chunk", "at once", "read", "first", "again"]]
     rows += [
         [
@@ -224,6 +232,28 @@ def table(told: dict[str, Any]) -> list[list[str]]:
             f"{each['first'] / 1e6:.0f} MB/s",
             f"{each['again'] / 1e6:.0f} MB/s",
         ]
-        for each in told["ways"]
+        for each in result["ways"]
     ]
     return rows
+
+
+COMMAND = Command(
+    "bench",
+    "measure how fast published files can be read, and with how many parallel reads",
+    (
+        ROOT,
+        JSON,
+        VOLUME,
+        ENV,
+        Flag(
+            ("--size",),
+            "how much to read at most, in MB; all of it is read twice (default: 2000)",
+            Remote.SEND,
+            metavar="MB",
+            type=int,
+            default=2000,
+        ),
+    ),
+    run,
+    remote=True,
+)

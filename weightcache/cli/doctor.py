@@ -1,4 +1,4 @@
-"""``weightcache doctor``: what goes wrong in practice, looked for on this machine. Leaves nothing behind."""
+"""``weightcache doctor``: check this machine for common problems. Leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.identity import note_path
@@ -18,14 +18,17 @@ from weightcache.errors import StorageError, WeightCacheError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import MODAL_VOLUMES
 
-from . import modal_runner
+from .flags import ENV, JSON, MANIFEST, NO_ROOT, ROOT, VOLUME
+from .modal_app import connect, version_of
+from .output import print_json, print_table
+from .registry import Command, Flag, Group
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-PROBE = 64 << 20  # bytes written to see whether there is room: a Volume's statfs gives placeholder values
-_SCAN_LIMIT = 50_000  # directory entries looked at for weights in the image
+PROBE = 64 << 20  # bytes written to find out if there is room, because statfs of a Volume returns placeholder values
+_SCAN_LIMIT = 50_000  # directory entries to search for weights in the image
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class Finding:
     """One check's result.
 
     Attributes:
-        check: What was looked at.
-        ok: Whether it is well.
+        check: What was checked.
+        ok: Whether there is no problem.
         text: What was found, and what to do.
-        code: The exit code it stands for if it is not well; 0 for a warning.
+        code: The exit code if it is a problem; 0 for a warning.
     """
 
     check: str
@@ -45,8 +48,33 @@ class Finding:
     code: int = 0
 
 
+def run(options: argparse.Namespace) -> int:
+    """Print the findings; return the highest exit code among the problems."""
+    if not options.root and options.volume is None:
+        raise ValueError(NO_ROOT)
+    if options.probe:
+        from .volume_probe import probe
+
+        print_json(probe(options))
+        return 0
+    findings = examine(options.manifest, options.root) if options.root else []
+    if options.volume is not None:
+        findings += examine_volume(options)
+    if options.json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table([[_label(finding), finding.check, finding.text] for finding in findings])
+    return max((finding.code for finding in findings if not finding.ok), default=0)
+
+
+def _label(finding: Finding) -> str:
+    if finding.ok:
+        return "ok"
+    return "FAIL" if finding.code else "WARN"
+
+
 def examine(manifest: str, root: str) -> list[Finding]:
-    """Make all local checks; a manifest that cannot be read is a finding like any other."""
+    """Run all checks of this machine; an invalid manifest is one of the findings."""
     layout, findings, loaded = Layout(root), [], None
     try:
         loaded = Manifest.load(manifest)
@@ -61,10 +89,10 @@ def examine(manifest: str, root: str) -> list[Finding]:
 
 
 def examine_volume(options: argparse.Namespace) -> list[Finding]:
-    """Look whether the Volume of ``options`` is there, and in which version; nothing is started on Modal."""
+    """Check that the Volume of ``options`` exists, and find its version; nothing is started on Modal."""
     try:
-        volume = modal_runner.connect(options)
-        version = modal_runner.version_of(options)
+        volume = connect(options)
+        version = version_of(options)
     except WeightCacheError as error:
         return [Finding("modal", False, str(error).replace("\n", " "), 5)]
     where = f" in environment {options.env}" if options.env else ""
@@ -74,10 +102,10 @@ def examine_volume(options: argparse.Namespace) -> list[Finding]:
 def _place(layout: Layout) -> Finding:
     real = os.path.realpath(layout.root)
     if real.startswith(MODAL_VOLUMES):
-        return Finding("volume", True, f"{layout.root} lies on the Modal Volume {real[len(MODAL_VOLUMES) :]}")
+        return Finding("volume", True, f"{layout.root} is on the Modal Volume {real[len(MODAL_VOLUMES) :]}")
     if os.environ.get("MODAL_IS_REMOTE") == "1":
         return Finding(
-            "volume", False, f"{layout.root} lies on no Modal Volume: its contents vanish with the container"
+            "volume", False, f"{layout.root} is not on a Modal Volume: its contents are lost when the container stops"
         )
     return Finding("volume", True, f"{layout.root} is a plain directory (not in a Modal container)")
 
@@ -92,7 +120,7 @@ def _writable(layout: Layout) -> Finding:
         folder = os.path.dirname(folder)
     if not os.access(folder, os.W_OK):
         return Finding("root", False, f"{folder} is not writable: hits work, a miss is an error", 5)
-    made = "" if folder == layout.root else f" (and can be made below {folder})"
+    made = "" if folder == layout.root else f" (and can be created in {folder})"
     return Finding("root", True, f"{layout.root} is writable{made}")
 
 
@@ -105,12 +133,16 @@ def _locks(layout: Layout) -> Finding:
             with suppress(BlockingIOError):
                 fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return Finding(
-                    "locks", False, f"locks in {os.path.dirname(path)} do not lock: downloads may be doubled"
+                    "locks",
+                    False,
+                    f"locks in {os.path.dirname(path)} have no effect: several processes may download the same file",
                 )
         return Finding("locks", True, f"kernel locks work in {os.path.dirname(path)}")
     except (OSError, WeightCacheError) as error:
         return Finding(
-            "locks", False, f"no kernel locks ({error}): downloads may be doubled; set TMPDIR to a local disk"
+            "locks",
+            False,
+            f"no kernel locks ({error}): several processes may download the same file; set TMPDIR to a local disk",
         )
 
 
@@ -123,13 +155,15 @@ def _tokens(manifest: Manifest) -> Iterator[Finding]:
 
 
 def _room(layout: Layout, manifest: Manifest) -> Finding:
-    lacking = [checkpoint for checkpoint in manifest if look(layout, checkpoint).state != "ready"]
-    need = sum(checkpoint.size or 0 for checkpoint in lacking)
+    not_ready = [checkpoint for checkpoint in manifest if look(layout, checkpoint).state != "ready"]
+    need = sum(checkpoint.size or 0 for checkpoint in not_ready)
     if not need:
         return Finding("room", True, "nothing of declared size is missing")
     if not os.path.isdir(layout.root) or not os.access(layout.root, os.W_OK):
         return Finding(
-            "room", False, f"{need / 1e6:.1f} MB are missing; whether they fit cannot be probed before root is writable"
+            "room",
+            False,
+            f"{need / 1e6:.1f} MB are missing; it cannot be tested if they fit until the root is writable",
         )
     if not os.path.realpath(layout.root).startswith(MODAL_VOLUMES) and shutil.disk_usage(layout.root).free < need:
         return Finding("room", False, f"{need / 1e6:.1f} MB are missing, and less is free in {layout.root}", 5)
@@ -137,7 +171,7 @@ def _room(layout: Layout, manifest: Manifest) -> Finding:
     try:
         with open(path, "wb") as stream:
             for _ in range(0, min(need, PROBE), 1 << 20):
-                stream.write(os.urandom(1 << 20))  # random: nothing on the way can compress it
+                stream.write(os.urandom(1 << 20))  # random bytes, which cannot be compressed on the way
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
@@ -146,12 +180,14 @@ def _room(layout: Layout, manifest: Manifest) -> Finding:
         with suppress(OSError):
             os.unlink(path)
     return Finding(
-        "room", True, f"{need / 1e6:.1f} MB are missing; a probe of {min(need, PROBE) / 1e6:.1f} MB could be written"
+        "room",
+        True,
+        f"{need / 1e6:.1f} MB are missing; a test file of {min(need, PROBE) / 1e6:.1f} MB could be written",
     )
 
 
 def _baked(layout: Layout, manifest: Manifest) -> Finding:
-    """Look where images usually carry weights for files of a declared name and size."""
+    """Search the usual directories of weights in an image for files with a declared name and size."""
     wanted = {
         (file.path.rpartition("/")[2], file.size) for checkpoint in manifest for file in checkpoint.files if file.size
     }
@@ -173,5 +209,25 @@ def _baked(layout: Layout, manifest: Manifest) -> Finding:
                 break
     large = sorted({path for path in found if os.path.getsize(path) >= 1 << 20})
     if large:
-        return Finding("image", False, f"also outside the root, so it is carried twice: {', '.join(large[:3])}")
-    return Finding("image", True, "no declared weights lie outside the root")
+        return Finding("image", False, f"declared weights are also outside the root: {', '.join(large[:3])}")
+    return Finding("image", True, "no declared weights are outside the root")
+
+
+COMMAND = Command(
+    "doctor",
+    "check for common problems: root, disk, locks, tokens, weights in the image",
+    (
+        MANIFEST,
+        ROOT,
+        JSON,
+        replace(VOLUME, help="check this Volume, too"),
+        ENV,
+        Flag(
+            ("--probe",),
+            "try out on that Volume what Modal does not document, and print the answers as JSON",
+            group=Group.ON_MODAL,
+        ),
+    ),
+    run,
+    needs_root=False,
+)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import weightcache
+
+from .output import print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +26,10 @@ def dry_run(options: argparse.Namespace) -> int:
         rehash=options.rehash,
         dry_run=True,
     )
-    print(json.dumps(to_json(plan), indent=1) if options.json else plan)
+    if options.json:
+        print_json(to_json(plan))
+    else:
+        print(plan)
     return 1 if any(each.blocked for each in plan.values()) else 0
 
 

@@ -1,8 +1,7 @@
-"""Reading what no digest is known of yet: one stream, hashed as it comes, so that it can be pinned.
+"""Downloading files whose digests are not known yet, in one stream that is hashed as it arrives.
 
-It is not the engine of `ensure`. That one asks for parts on many connections and lets the digest judge what they make;
-here there is nothing to judge by, so the bytes of two answers are joined only where a strong ETag says that they are of
-one file.
+This is not the downloader of `ensure`, which fetches parts on many connections and relies on the digest to find wrong
+ones. Here no digest is known, so the bytes of two responses are joined only if both have the same strong ETag.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ CHUNK = 1 << 20  # bytes
 
 
 class Opening(NamedTuple):
-    """The beginning of a mirror's answer.
+    """The beginning of a mirror's response.
 
     Attributes:
-        size: Length of the whole file in bytes, or ``None`` if the mirror does not say.
-        head: The first `HEAD` bytes; all of a shorter file.
+        size: Length of the whole file in bytes, or ``None`` if the mirror does not announce it.
+        head: The first `HEAD` bytes; the whole file if it is shorter.
         content_type: The Content-Type header; empty if there is none.
-        suggested_name: What the mirror calls the file; empty if it does not say.
+        suggested_name: The file name that the mirror sends; empty if there is none.
     """
 
     size: int | None
@@ -52,10 +51,10 @@ class Measured(NamedTuple):
 
     Attributes:
         sha256: Digest of its bytes.
-        size: How many there were.
-        git_id: What Git calls a file of these bytes; empty if the mirror did not announce their number, and so
-            perhaps broke off before the end.
-        opening: How it begins, and what was said of it.
+        size: Their number.
+        git_id: Git's id of a file with these bytes; empty if the mirror did not announce the length, because the file
+            may then be incomplete.
+        opening: Its first bytes and its headers.
     """
 
     sha256: str
@@ -65,10 +64,10 @@ class Measured(NamedTuple):
 
 
 class Reader:
-    """Asks mirrors for files of which no digest is known.
+    """Reads files without a known digest from the mirrors of one checkpoint.
 
     Args:
-        urls: Mirrors of one checkpoint, in order of preference; ``hf://`` ones name a commit.
+        urls: The mirrors in order of preference; ``hf://`` URLs must name a commit.
         auth: Name of the environment variable that holds its token, or ``None``.
         name: Name of the checkpoint, for messages.
     """
@@ -83,37 +82,37 @@ class Reader:
         self._client.close()
 
     def measure(
-        self, inner: str, size: int | None, keep: str | None, advance: Callable[[int], None]
+        self, inner: str, size: int | None, target: str | None, advance: Callable[[int], None]
     ) -> tuple[Measured, str]:
-        """Read a file to its end; return what it is, and the mirror that gave it, as it was declared.
+        """Read a whole file; return what it is, and the URL of the mirror, as declared.
 
         Args:
-            inner: Path of the file below each URL, or empty if the URLs name it themselves.
-            size: Its declared length in bytes, if any; a mirror that has another one is left.
-            keep: Where its bytes are written, or ``None``.
-            advance: Called with the bytes that came; negative if they must come again.
+            inner: Path of the file below each URL; empty if the URLs name the file.
+            size: Its declared length in bytes, or ``None``; a mirror with another length is skipped.
+            target: Path to write its bytes to, or ``None``.
+            advance: Called with the number of bytes received; negative if they must be received again.
 
         Raises:
-            DownloadError: No mirror gave it; an `IntegrityError` if one gave a file of another length.
+            DownloadError: No mirror delivered it; an `IntegrityError` if one delivered a file of another length.
             StorageError: It cannot be written.
         """
         attempts = []
         hint, wrong = "", None
         for url in self._urls:
             try:
-                with _written(keep) as stream:
+                with _opened_for_writing(target) as stream:
                     return self._read(url, inner, size, stream, advance), url
             except SourceError as error:
                 attempts.append(Attempt(redacted(resolved_url(url, inner)), str(error), 1))
                 hint = hint or error.hint
                 if isinstance(error, WrongBytesError):
                     wrong = wrong or (error, attempts[-1].url)
-        raise self.failed(inner, attempts, hint, wrong)
+        raise self._not_delivered(inner, attempts, hint, wrong)
 
-    def failed(
+    def _not_delivered(
         self, inner: str, attempts: list[Attempt], hint: str, wrong: tuple[WrongBytesError, str] | None
     ) -> DownloadError:
-        """Return the error of a file that no mirror gave."""
+        """Return the error of a file that no mirror delivered."""
         what = inner or "its file"
         lines = "".join(f"\n  {each.url}: {each.reason}" for each in attempts) or "\n  it declares no URL"
         message = f"checkpoint {self._name}: {what} cannot be pinned, no mirror delivered it{lines}"
@@ -124,14 +123,14 @@ class Reader:
             hint = "nothing was changed; correct the declared size, or leave the mirror out"
             return IntegrityError(message, hint=hint, **about)
         if not attempts:
-            hint = f"give it a URL; weights of your own `weightcache publish PATH {self._name}` brings, and prints"
-        return DownloadError(message, hint=hint or "nothing was changed; look at the URL, or try again", **about)
+            hint = f"give it a URL; for your own weights, run `weightcache publish PATH {self._name}`"
+        return DownloadError(message, hint=hint or "nothing was changed; check the URL, or try again", **about)
 
     def opening(self, url: str, inner: str) -> Opening:
-        """Ask one mirror how a file begins, and how long it is.
+        """Return the beginning and the length of a file at one mirror.
 
         Raises:
-            SourceError: It does not give the file at all.
+            SourceError: The mirror does not have the file, or failed.
         """
         try:
             with closing(self._open(url, inner, 0, HEAD)) as body:
@@ -140,11 +139,11 @@ class Reader:
             with closing(self._open(url, inner, 0, None)) as body:
                 return _opening(body)
 
-    def small(self, url: str, inner: str, limit: int) -> bytes:
+    def read_small(self, url: str, inner: str, limit: int) -> bytes:
         """Return a file of at most ``limit`` bytes.
 
         Raises:
-            SourceError: The mirror does not give it, or it is longer.
+            SourceError: The mirror does not have it or failed, or it is longer.
         """
         with closing(self._open(url, inner, 0, None)) as body:
             data = _read(body, limit + 1)
@@ -175,38 +174,38 @@ class Reader:
         self, url: str, inner: str, size: int | None, stream: BinaryIO | None, advance: Callable[[int], None]
     ) -> Measured:
         limits = self._settings
-        failures, furthest, so_far = 0, 0, _SoFar(size, stream, advance)
+        failures, furthest, received = 0, 0, _PartialRead(size, stream, advance)
         while True:
             try:
-                with closing(self._open(url, inner, so_far.size, None, size, so_far.validator)) as body:
-                    return so_far.take(body)
+                with closing(self._open(url, inner, received.size, None, size, received.validator)) as body:
+                    return received.read_from(body)
             except RangeError:
-                if not so_far.size:
-                    raise  # a part, though all was asked for: it would answer the same for ever
-                so_far.forget()
+                if not received.size:
+                    raise  # a part, though the whole file was requested: a retry would get the same response
+                received.reset()
             except TransientError as error:
-                failures = 1 if so_far.size > furthest else failures + 1
-                furthest = max(furthest, so_far.size)
+                failures = 1 if received.size > furthest else failures + 1
+                furthest = max(furthest, received.size)
                 if failures >= limits.tries or error.retry_after > limits.retry_after_max:
                     raise
-                if so_far.validator is None:
-                    so_far.forget()
+                if received.validator is None:
+                    received.reset()
                 backoff = random.uniform(0, min(limits.backoff_max, limits.backoff * 2**failures))  # noqa: S311 (no secret)
                 self._cancel.sleep(max(error.retry_after, backoff))
 
 
-class _SoFar:
-    """The bytes of one file as far as they came."""
+class _PartialRead:
+    """The bytes of one file that have been received."""
 
     def __init__(self, wanted: int | None, stream: BinaryIO | None, advance: Callable[[int], None]) -> None:
         self._wanted, self._stream, self._advance = wanted, stream, advance
         self._buffer = bytearray(CHUNK)
         self.size = 0
         self.validator: str | None = None
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Begin again."""
+    def reset(self) -> None:
+        """Start again from the first byte."""
         self._advance(-self.size)
         self.size, self.validator, self._head = 0, None, b""
         self._sha256 = hashlib.sha256()
@@ -215,28 +214,30 @@ class _SoFar:
             self._stream.seek(0)
             self._stream.truncate()
 
-    def take(self, body: Body) -> Measured:
-        """Read a body to its end.
+    def read_from(self, body: Body) -> Measured:
+        """Read the rest of the file from a response.
 
         Raises:
-            TransientError: It broke off.
-            WrongBytesError: It is not as long as it is declared.
+            TransientError: The connection broke off.
+            WrongBytesError: The file does not have the declared length.
             StorageError: The disk is full.
         """
         if body.offset != self.size:
-            self.forget()  # it changed, or is given whole only
+            self.reset()  # the file changed, or the mirror does not support ranges
         self.validator = body.validator
         if not self.size:
-            self._git.update(f"blob {body.total}\0".encode())  # how Git names a file: by a digest over its length, too
+            self._git.update(
+                f"blob {body.total}\0".encode()
+            )  # Git's id of a file is a digest of its length and its bytes
         view = memoryview(self._buffer)
         while count := body.read_into(view):
             self._head += bytes(view[: min(count, max(0, HEAD - self.size))])
             self._sha256.update(view[:count])
             self._git.update(view[:count])
-            self._keep(view[:count])
+            self._write(view[:count])
             self.size += count
             self._advance(count)
-            if self._wanted is not None and self.size > self._wanted:  # a body without a length may never end
+            if self._wanted is not None and self.size > self._wanted:  # a response without a length may never end
                 raise WrongBytesError(f"{self._wanted} bytes", f"{self.size} bytes or more")
         if body.total is not None and self.size != body.total:
             raise TransientError(f"the connection broke off after {self.size} of {body.total} bytes")
@@ -246,10 +247,10 @@ class _SoFar:
         opening = Opening(self.size, self._head, body.content_type, body.suggested_name)
         return Measured(self._sha256.hexdigest(), self.size, git_id, opening)
 
-    def _keep(self, data: memoryview) -> None:
+    def _write(self, data: memoryview) -> None:
         if self._stream is not None:
             try:
-                while data:  # unbuffered, a write takes what there is room for, and only the next one fails
+                while data:  # an unbuffered write may be short on a full disk; only the next one fails
                     data = data[self._stream.write(data) :]
             except OSError as error:
                 raise StorageError.of(error, "write to", self._stream.name) from None
@@ -267,12 +268,12 @@ def _opening(body: Body) -> Opening:
 
 
 @contextmanager
-def _written(path: str | None) -> Iterator[BinaryIO | None]:
+def _opened_for_writing(path: str | None) -> Iterator[BinaryIO | None]:
     if path is None:
         yield None
         return
     try:
-        stream = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed below; only the opening is translated here)
+        stream = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed below; only an error of opening it is caught here)
     except OSError as error:
         raise StorageError.of(error, "write to", path) from None
     with stream:

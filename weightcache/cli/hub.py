@@ -1,4 +1,4 @@
-"""What the Hugging Face Hub says of a repository, by its own client. Only pinning asks it: the extra ``hf``."""
+"""Asking the Hugging Face Hub about a repository, with its own client (the extra ``hf``). Only pinning needs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from weightcache._transfer.auth import Token
 
-    from .draft import HubUrl
+    from .manifest_draft import HubUrl
 
 
 class HubFile(NamedTuple):
@@ -30,8 +30,8 @@ class HubFile(NamedTuple):
     Attributes:
         path: In the repository.
         size: Bytes.
-        sha256: Where the Hub publishes it: for what is stored outside of Git. Empty otherwise.
-        git_id: What Git calls it; of a file outside of Git, that of its pointer.
+        sha256: The digest that the Hub publishes for files stored outside of Git; empty for other files.
+        git_id: Git's id of the file; for a file outside of Git, that of its pointer.
     """
 
     path: str
@@ -52,15 +52,15 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
-    """Ask the Hub which commit a revision is, and which files it has.
+    """Ask the Hub for the commit of a revision and for its files.
 
     Args:
-        url: Which repository and revision.
+        url: The repository and revision.
         auth: Name of the environment variable with the token; ``None`` for the user's own.
         name: Name of the checkpoint, for messages.
 
     Raises:
-        DownloadError: The Hub does not say; by cause.
+        DownloadError: The Hub does not answer; the message has the cause.
         ValueError: huggingface_hub is not installed.
     """
     try:
@@ -73,7 +73,7 @@ def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
     except SourceError as error:
         raise _error(name, url, str(error), error.hint) from None
     with _translated(name, url, token):
-        # token=False: without ours, none; the client would go on to look for one of its own.
+        # token=False: send no token if we have none; otherwise the client would search for one of its own.
         api = HfApi(endpoint=hub_endpoint(), token=token.value if token else False)
         commit = str(api.model_info(url.repository, revision=url.revision).sha)
         if not re.fullmatch("[0-9a-f]{40}", commit):
@@ -87,29 +87,29 @@ def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
     return Snapshot(commit, files)
 
 
-def nothing_there(url: HubUrl, said: Snapshot, name: str) -> DownloadError:
+def path_not_found(url: HubUrl, found: Snapshot, name: str) -> DownloadError:
     """Return the error of a path at which a repository has neither a file nor a directory."""
     page = f"{redacted(hub_endpoint())}/{url.repository}"
-    why = f"{page} has no {url.path or 'files'} at {said.commit[:12]}"
+    why = f"{page} has no {url.path or 'files'} at {found.commit[:12]}"
     plain = unquote(url.path)
-    if plain != url.path and said.has(plain):
+    if plain != url.path and found.has(plain):
         right = replace(url, path=plain)
         why += f"; it has {plain}"
-        return _error(name, url, why, f"write {shlex.quote(right.at(url.revision))}, plainly and not percent-encoded")
-    return _error(name, url, why, f"look at {page}/tree/{said.commit}")
+        return _error(name, url, why, f"write {shlex.quote(right.at(url.revision))}, without percent-encoding")
+    return _error(name, url, why, f"see {page}/tree/{found.commit}")
 
 
-def chosen(paths: list[str], include: Sequence[str], exclude: Sequence[str], where: str) -> list[str]:
-    """Return the paths that ``hf download --include --exclude`` would take: by its own function.
+def select_files(paths: list[str], include: Sequence[str], exclude: Sequence[str], where: str) -> list[str]:
+    """Return the paths that ``hf download --include --exclude`` would select, by the same function.
 
     Args:
-        paths: To choose among.
-        include: Globs of the files wanted; none for all.
-        exclude: Globs of those not wanted.
+        paths: To select from.
+        include: Globs of wanted files; empty for all.
+        exclude: Globs of unwanted files.
         where: What lists the paths, for messages.
 
     Raises:
-        ValueError: None is chosen, or huggingface_hub is not installed and needed.
+        ValueError: No path matches, or huggingface_hub is not installed and needed.
     """
     if not include and not exclude:
         return paths
@@ -147,37 +147,37 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         why = f"{page} is gated, and {sent}"
         hint = f"accept its licence at {page}, and use the token of that account in {where}"
     except RevisionNotFoundError:
-        why, hint = f"{page} has no revision {url.revision!r}", f"look at {page}/tree/main for its branches and tags"
+        why, hint = f"{page} has no revision {url.revision!r}", f"see {page}/tree/main for its branches and tags"
     except RepositoryNotFoundError:
         why = f"{page} does not exist, or is private, and {sent}"
-        hint = f"look at the name; if it is private, use a token that may read it in {where}"
+        hint = f"check the name; if it is private, use a token that may read it in {where}"
     except LocalTokenNotFoundError:
         why, hint = "the Hub's client found no token", f"set {where}"
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "")
         why, hint = f"{page}: HTTP {status}".rstrip(), "nothing was changed; try again"
         if status in (401, 403):
-            why, hint = f"{why}; {sent}", f"look whether the token in {where} is valid and may read it"
+            why, hint = f"{why}; {sent}", f"check that the token in {where} is valid and may read it"
         elif seconds := seconds_to_wait(error.response.headers):
             hint = f"nothing was changed; try again in {seconds:.0f} seconds"
     except HFValidationError:
-        raise  # the user's own mistake
+        raise  # an invalid argument of the user
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # The client trusts what it is answered. A page of a proxy or of a portal is another thing.
-        why = f"{endpoint} gave an answer that is none of the Hub's ({type(error).__name__})"
-        hint = "look at HF_ENDPOINT, and at what lies between; nothing was changed"
+        # The client does not check responses: the page of a proxy or a login portal ends in one of these.
+        why = f"{endpoint} sent a response that is not from the Hub ({type(error).__name__})"
+        hint = "check HF_ENDPOINT, and proxies on the way; nothing was changed"
     except Exception as error:
         if not _is_network(error):
             raise
         why = f"{endpoint} cannot be reached ({type(error).__name__})"
-        hint = "look at the network, and at HF_ENDPOINT; nothing was changed"
+        hint = "check the network and HF_ENDPOINT; nothing was changed"
         if isinstance(error, OfflineModeIsEnabled):
             why, hint = f"{endpoint} was not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to pin from the Hub"
     raise _error(name, url, why, hint)
 
 
 def _is_network(error: Exception) -> bool:
-    """Whether it is one of the errors that the client's HTTP library has for what the network did."""
+    """Whether it is a network error of the client's HTTP library."""
     return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
 
 

@@ -1,62 +1,61 @@
-"""``weightcache pin --check-upstream``: whether what is pinned can still be had, and whether the Hub has moved on."""
+"""``weightcache pin --check-upstream``: find pinned files that mirrors no longer have or that changed on the Hub."""
 
 from __future__ import annotations
 
 import hashlib
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightcache._transfer.stream import SourceError
 from weightcache.errors import DownloadError, redacted
 
-from .draft import HubUrl
+from .content_check import content_problem
 from .hash_remote import Reader
 from .hub import snapshot
-from .refuse_content import unfit
+from .manifest_draft import HubUrl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from .draft import Draft
     from .hub import HubFile
+    from .manifest_draft import Draft
 
 
-def check(found: Sequence[Draft]) -> tuple[list[dict[str, Any]], int]:
-    """Ask every mirror of every file; return a row a checkpoint with all that moved, and the exit code.
+def changes(draft: Draft) -> list[str]:
+    """Ask every mirror about every file of a checkpoint; return what changed, each as a sentence.
 
-    Of a plain URL its being there and its length can be seen without fetching it, and nothing else. The Hub says which
-    bytes it has. A branch that moved without changing the declared files is no news.
+    Of a plain URL, only whether the file exists and its length are compared: nothing is downloaded. The Hub publishes
+    digests, so they are compared. A commit on a branch that leaves the declared files as they are is not a change.
     """
-    rows = [{"name": draft.name, "moved": [*draft.unpinned(), *_moved(draft)]} for draft in found]
-    return rows, 1 if any(row["moved"] for row in rows) else 0
+    return [*draft.missing_pins(), *_changes(draft)]
 
 
-def _moved(draft: Draft) -> Iterator[str]:
+def _changes(draft: Draft) -> Iterator[str]:
     with closing(Reader(draft.urls, draft.auth, draft.name)) as reader:
         for url in draft.urls:
             hub = HubUrl.parse(url)
             if hub is None:
-                yield from _lost(draft, reader, url)
+                yield from _mirror_changes(draft, reader, url)
             elif hub.is_pinned:
-                yield from _moved_on(draft, hub)
+                yield from _hub_changes(draft, hub)
 
 
-def _lost(draft: Draft, reader: Reader, url: str) -> Iterator[str]:
+def _mirror_changes(draft: Draft, reader: Reader, url: str) -> Iterator[str]:
     for path, pin in draft.pins.items():
         try:
             opening = reader.opening(url, path if draft.is_directory else "")
         except SourceError as error:
-            yield f"{redacted(url)} gives no {path}: {error}"
+            yield f"{redacted(url)} does not deliver {path}: {error}"
             continue
-        what = unfit(path, opening, is_directory=draft.is_directory)
+        what = content_problem(path, opening, is_directory=draft.is_directory)
         if what and (opening.size != len(opening.head) or hashlib.sha256(opening.head).hexdigest() != pin.sha256):
-            yield f"{redacted(url)} sends {what}, and not {path}"
+            yield f"{redacted(url)} sends {what} instead of {path}"
         elif None not in (opening.size, pin.size) and opening.size != pin.size:
-            yield f"{redacted(url)} has {opening.size} bytes of {path}, pinned are {pin.size}"
+            yield f"{redacted(url)} has {path} with {opening.size} bytes, {pin.size} are pinned"
 
 
-def _moved_on(draft: Draft, hub: HubUrl) -> Iterator[str]:
+def _hub_changes(draft: Draft, hub: HubUrl) -> Iterator[str]:
     """Compare the pinned commit with the declared digests, and the main branch with the pinned commit."""
     try:
         pinned = {file.path: file for file in snapshot(hub, draft.auth, draft.name).files}

@@ -1,36 +1,49 @@
-"""``weightcache publish``: what this machine made, into a root; prints the entry that declares it."""
+"""``weightcache publish``: copy weights that were made on this machine into a root; print their entry."""
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import TYPE_CHECKING
 
 import weightcache
 from weightcache._store.layout import Layout
 
+from .flags import JSON, ROOT
+from .output import echo, print_json
+from .registry import Command, Flag
+
 if TYPE_CHECKING:
     import argparse
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a file, or a directory of files; it is copied")
-    parser.add_argument("name", metavar="NAME", help="what the checkpoint is to be called")
-
-
-def publish(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Copy files into the root as a checkpoint and print its entry."""
     checkpoint = weightcache.publish(options.path, name=options.name, root=options.root, volume=options.mounted)
     path = Layout(options.root).published(checkpoint)
     if options.json:
-        from weightcache._engine.publish import shard_warnings  # not at the top: `status` need not wait for requests
+        from weightcache._engine.publish import (
+            shard_warnings,  # not at the top: it imports requests, which `status` does not need
+        )
 
         own = {file.sha256: Layout(options.root).file(checkpoint, file) for file in checkpoint.files}
         files = {file.path: {"sha256": file.sha256, "size": file.size} for file in checkpoint.files}
-        told = {"name": checkpoint.name, "path": path, "digest": checkpoint.digest, "files": files}
-        told["warnings"] = shard_warnings(checkpoint, own)
-        print(json.dumps({**told, "entry": f"{checkpoint}\n"}, indent=1))
+        document = {"name": checkpoint.name, "path": path, "digest": checkpoint.digest, "files": files}
+        document["warnings"] = shard_warnings(checkpoint, own)
+        print_json({**document, "entry": f"{checkpoint}\n"})
     else:
-        # Nothing else, so that `>> weights.toml` declares it; first a line end, which that file may lack.
+        # Only the entry, so that `>> weights.toml` declares it; first a line end, because that file may lack one.
         print(f"\n{checkpoint}")
-        print(f"weightcache: {checkpoint.name} is at {path}", file=sys.stderr)
+        echo(f"{checkpoint.name} is at {path}")
     return 0
+
+
+COMMAND = Command(
+    "publish",
+    "copy weights that were made here into the root; print their manifest entry",
+    (
+        Flag(("path",), "a file, or a directory of files; it is copied", metavar="PATH", completes="file"),
+        Flag(("name",), "the name of the checkpoint", metavar="NAME"),
+        ROOT,
+        JSON,
+    ),
+    run,
+)

@@ -1,4 +1,4 @@
-"""``weightcache push``: what this machine's root has, uploaded in the published layout."""
+"""``weightcache push``: upload checkpoints of this machine's root to a Volume, in the published layout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import weightcache
@@ -17,7 +18,10 @@ from weightcache._store.layout import Layout
 from weightcache.errors import StorageError
 from weightcache.manifest import Manifest
 
-from .modal_runner import connect, translated
+from .flags import CREATE, ENV, JSON, MANIFEST, NAMES, ROOT, VERSION, VOLUME
+from .modal_app import connect, translated
+from .output import echo, print_json, print_table
+from .registry import Command, Flag
 
 if TYPE_CHECKING:
     import argparse
@@ -27,11 +31,11 @@ if TYPE_CHECKING:
 
     from weightcache.manifest import Checkpoint
 
-ASK = 10**9  # bytes above which nothing is uploaded without a yes
+ASK = 10**9  # bytes above which the user must confirm an upload
 
 
 class Row(TypedDict):
-    """What became of one checkpoint; ``path`` is its place on the Volume."""
+    """The result for one checkpoint; ``path`` is its version directory on the Volume."""
 
     name: str
     outcome: str
@@ -39,46 +43,61 @@ class Row(TypedDict):
     path: str
 
 
+def run(options: argparse.Namespace) -> int:
+    """Upload the named checkpoints and print what became of each; return 1 if one is missing here."""
+    rows = push(options)
+    if options.json:
+        print_json(rows)
+    else:
+        print_table([[row["name"], row["outcome"], f"{row['bytes'] / 1e6:.1f} MB", row["path"]] for row in rows])
+    return 0 if all(row["outcome"] != "missing" for row in rows) else 1
+
+
 def push(options: argparse.Namespace) -> list[Row]:
-    """Upload what the Volume lacks; ``outcome`` is ``there``, ``uploaded``, or ``missing`` where this root lacks it.
+    """Upload what the Volume does not have.
+
+    The outcome of a checkpoint is ``there``, ``uploaded``, or ``missing`` if this root does not have it.
 
     Raises:
-        WeightCacheError: The manifest is wrong, the root cannot be read, or the Volume cannot be had or written.
-        ValueError: It is much, and nobody said yes.
+        WeightCacheError: The manifest is invalid, the root cannot be read, or the Volume cannot be opened or written.
+        ValueError: It is more than `ASK` bytes, and the user did not confirm.
     """
     checkpoints = Manifest.load(options.manifest).select(options.names or None)
     volume = connect(options)
     layout = Layout(options.root)
     with translated(f"list Volume {options.volume}"):
         there = {each.name for each in checkpoints if _is_there(volume, each)}
-    lacking = [each.name for each in checkpoints if each.name not in there]
-    # verify, not status: what is uploaded gets a receipt, so a size is not enough.
-    found = {each.name: each for each in weightcache.verify(options.manifest, root=options.root, only=lacking)}
-    able = [each for each in checkpoints if each.name in found and found[each.name].state in ("ready", "unverified")]
+    missing = [each.name for each in checkpoints if each.name not in there]
+    # verify, not status: an upload gets a receipt, so comparing sizes is not enough.
+    found = {each.name: each for each in weightcache.verify(options.manifest, root=options.root, only=missing)}
+    uploadable = [
+        each for each in checkpoints if each.name in found and found[each.name].state in ("ready", "unverified")
+    ]
     for name, status in found.items():
         if status.state not in ("ready", "unverified"):
-            _say(f"{name} is {status.state} here and stays so there: {status.detail}")
-    sizes = {each.name: _sizes(layout, each) for each in able}
+            echo(f"{name} is {status.state} here, and is not uploaded: {status.detail}")
+    sizes = {each.name: _sizes(layout, each) for each in uploadable}
     total = sum(sum(each.values()) for each in sizes.values())
-    for each in able:
+    for each in uploadable:
         for path in _pointers(layout, each, sizes[each.name]):
-            _say(f"{each.name}: {path} is a Git LFS pointer, and not the file itself; the manifest has its digest")
-        _say(f"{each.name}: {len(each.files)} file(s), {sum(sizes[each.name].values()) / 1e6:.1f} MB to {_place(each)}")
-    if able:
-        _say(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal takes what it has already by its digest")
+            echo(f"{each.name}: {path} is a Git LFS pointer instead of the file; the manifest has its digest")
+        size = sum(sizes[each.name].values())
+        echo(f"{each.name}: {len(each.files)} file(s), {size / 1e6:.1f} MB to {_version_dir(each)}")
+    if uploadable:
+        echo(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal does not upload again what it has already")
     if total > ASK and not options.yes and not _confirmed():
         raise ValueError(f"{total / 1e9:.1f} GB would be uploaded: give --yes, or answer y on a terminal")
-    for each in able:
+    for each in uploadable:
         with translated(f"upload {each.name} to Volume {options.volume}"):
             _upload(volume, layout, each, sizes[each.name])
-        _say(f"{each.name}: uploaded")
-    outcomes = dict.fromkeys((each.name for each in able), "uploaded") | dict.fromkeys(there, "there")
+        echo(f"{each.name}: uploaded")
+    outcomes = dict.fromkeys((each.name for each in uploadable), "uploaded") | dict.fromkeys(there, "there")
     return [
         {
             "name": each.name,
             "outcome": outcomes.get(each.name, "missing"),
             "bytes": sum(sizes.get(each.name, {}).values()),
-            "path": _place(each),
+            "path": _version_dir(each),
         }
         for each in checkpoints
     ]
@@ -93,17 +112,17 @@ def _pointers(layout: Layout, checkpoint: Checkpoint, sizes: dict[str, int]) -> 
 
 
 def _is_there(volume: modal.Volume, checkpoint: Checkpoint) -> bool:
-    """Whether the Volume has the receipt and every file in its size: what a look in a container would call ready."""
+    """Whether the Volume has the receipt and all files in the right sizes: `status` there would say ready."""
     receipt = _listed(volume, _receipt(checkpoint))
     if not receipt:
         return False
-    place = _place(checkpoint).removeprefix("/")
-    held = {path.removeprefix(f"{place}/"): size for path, size in _listed(volume, place).items()}
+    directory = _version_dir(checkpoint).removeprefix("/")
+    held = {path.removeprefix(f"{directory}/"): size for path, size in _listed(volume, directory).items()}
     return all(file.path in held and file.size in (None, held[file.path]) for file in checkpoint.files)
 
 
 def _listed(volume: modal.Volume, path: str) -> dict[str, int]:
-    """Return path → size of the files below ``path``, or of that file; none if there is no such thing."""
+    """Return path → size of the files below ``path``, or of that file; empty if there is none."""
     import modal
 
     try:
@@ -114,16 +133,16 @@ def _listed(volume: modal.Volume, path: str) -> dict[str, int]:
 
 
 def _upload(volume: modal.Volume, layout: Layout, checkpoint: Checkpoint, sizes: dict[str, int]) -> None:
-    """Upload the data, and only when that is there, the receipt."""
+    """Upload the data, and after that the receipt."""
     import modal
 
     with suppress(modal.exception.NotFoundError, FileNotFoundError):
-        volume.remove_file(_receipt(checkpoint))  # as a container heals: no hit from a place that changes
-    # Forced: a path without a receipt may hold anything, and whoever else writes it writes the same bytes.
+        volume.remove_file(_receipt(checkpoint))  # no container may have a hit while the files change
+    # Forced: a path without a receipt may have any content, and any other process writes the same bytes there.
     try:
         with volume.batch_upload(force=True) as batch:
             for file in checkpoint.files:
-                batch.put_file(layout.file(checkpoint, file), f"{_place(checkpoint)}/{file.path}")
+                batch.put_file(layout.file(checkpoint, file), f"{_version_dir(checkpoint)}/{file.path}")
     except OSError as error:
         raise StorageError.of(error, "upload", error.filename or layout.place(checkpoint)) from error
     with volume.batch_upload(force=True) as batch:
@@ -147,7 +166,7 @@ def _sizes(layout: Layout, checkpoint: Checkpoint) -> dict[str, int]:
     return {file.path: os.stat(layout.file(checkpoint, file)).st_size for file in checkpoint.files}
 
 
-def _place(checkpoint: Checkpoint) -> str:
+def _version_dir(checkpoint: Checkpoint) -> str:
     return f"/{checkpoint.name}/{checkpoint.version}"
 
 
@@ -162,5 +181,19 @@ def _confirmed() -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _say(text: str) -> None:
-    print(f"weightcache: {text}", file=sys.stderr)
+COMMAND = Command(
+    "push",
+    "verify the checkpoints of this root and upload them to a Volume",
+    (
+        NAMES,
+        MANIFEST,
+        ROOT,
+        JSON,
+        replace(VOLUME, help="the Volume to upload to", required=True),
+        ENV,
+        CREATE,
+        VERSION,
+        Flag(("--yes",), "do not ask for confirmation, whatever the size"),
+    ),
+    run,
+)

@@ -1,4 +1,4 @@
-"""Digests that somebody published in a file, as ``sha256sum`` writes them."""
+"""Reading a list of digests as ``sha256sum`` writes it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _GNU = re.compile(r"([0-9A-Fa-f]{64}) [ *](.+)")
 _BSD = re.compile(r"SHA256 \((.+)\) = ([0-9A-Fa-f]{64})")
 
 
-def read_sums(path: str) -> dict[str, str]:
+def read_sha256sums(path: str) -> dict[str, str]:
     """Return the digests of a list, by path. ``-`` is standard input.
 
-    Both forms are read: ``DIGEST  PATH`` and, with ``--tag`` or on a Mac, ``SHA256 (PATH) = DIGEST``.
+    Both formats are read: ``DIGEST  PATH`` and, with ``--tag`` or on a Mac, ``SHA256 (PATH) = DIGEST``.
 
     Raises:
-        ManifestError: It cannot be read, or a line is neither, or a path is against the rules; all lines are listed.
+        ManifestError: It cannot be read, or a line or path is invalid; the message lists all such lines.
     """
     try:
         if path == "-":
@@ -38,7 +38,7 @@ def read_sums(path: str) -> dict[str, str]:
         elif match := _BSD.fullmatch(line):
             digest, inner = match[2].lower(), match[1].removeprefix("./")
         else:
-            # A line that begins with a backslash names a file with a newline or backslash, which no manifest may.
+            # Also a leading backslash: that path has a newline or backslash, which a manifest may not contain.
             problems.append(f"line {number}: want DIGEST  PATH, got {line[:80]!r}")
             continue
         if problem := path_problem(inner):
@@ -54,5 +54,5 @@ def read_sums(path: str) -> dict[str, str]:
 
 def _error(path: str, problems: list[str]) -> ManifestError:
     refused = ManifestError(path, problems)
-    refused.hint = "give a list that `sha256sum FILE…` wrote; nothing was changed"
+    refused.hint = "give the output of `sha256sum FILE…`; nothing was changed"
     return refused

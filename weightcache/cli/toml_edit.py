@@ -1,4 +1,4 @@
-"""Changing a manifest and nothing else in it: comments, order and layout are the user's."""
+"""Changing entries of a manifest and nothing else: comments, order and layout stay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weightcache.manifest import Manifest
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.validate import user_path
 
-from .draft import drafts
+from .manifest_draft import drafts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,22 +23,22 @@ NEW = "version = 1\n"
 
 
 class ManifestFile:
-    """The text of a manifest, to be changed and written back.
+    """The text of a manifest, for changing it.
 
     Args:
-        path: Where it is, or is to be.
-        writes: Whether it will be changed; what cannot be is then refused here, before anything is downloaded.
+        path: Path of the manifest, which need not exist.
+        writes: Whether it will be changed; if it cannot be, that is an error now, before anything is downloaded.
 
     Attributes:
-        path: The file, behind any link: a link to it stays one.
-        raw: What it says, as plain data; empty if there is no such file.
+        path: The file with links resolved, so that a link to it is not replaced.
+        raw: Its content as plain data; empty if the file does not exist.
 
     Raises:
-        ManifestError: It cannot be read, or not be written, or is not TOML.
+        ManifestError: It cannot be read or written, or is not TOML.
     """
 
     def __init__(self, path: str, *, writes: bool = False) -> None:
-        opened = user_path(path)  # by its own name: a pipe has no real path
+        opened = user_path(path)  # not by its real path, because a pipe has none
         self.path = os.path.realpath(opened)
         self._shown = path
         self._before: bytes | None = None
@@ -62,22 +62,22 @@ class ManifestFile:
         return (self._before or b"").decode()
 
     def add(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Write entries to the end.
+        """Append entries.
 
         Raises:
             ManifestError: Its layout does not allow it.
-            StorageError: It cannot be written, or somebody else changed it meanwhile.
+            StorageError: It cannot be written, or another process changed it.
         """
         text = self._with(checkpoints)
         self._check(text, checkpoints)
         self._replace(text.encode())
 
     def check_add(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Raise what `add` would raise of their names and of the layout, while nothing is downloaded yet."""
+        """Raise the errors of `add` about names and layout before anything is downloaded."""
         self._check(self._with(checkpoints), checkpoints)
 
     def complete(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Write what their entries lack into them. The errors are those of `add` and of `require_tomlkit`."""
+        """Write missing pins into the entries. The errors are those of `add` and of `require_tomlkit`."""
         require_tomlkit()
         import tomlkit
 
@@ -88,7 +88,7 @@ class ManifestFile:
         if (end := _line_end(self.text)) != "\n":
             text = text.replace(end, "\n").replace("\n", end)
         self._check(text, checkpoints)
-        if text != self.text:  # a size that no mirror tells
+        if text != self.text:  # they are equal if only a size was missing and no mirror has it
             self._replace(text.encode())
 
     def _with(self, checkpoints: Sequence[Checkpoint]) -> str:
@@ -98,16 +98,16 @@ class ManifestFile:
         return before + ("" if before.endswith("\n") else end) + added.replace("\n", end)
 
     def _check(self, text: str, changed: Sequence[Checkpoint]) -> None:
-        """Refuse a text that says anything else than before, but for what was to be changed."""
+        """Refuse a text that differs from the old one in anything else than the changed entries."""
         after = parse_toml(text.encode(), self._shown, "cannot be changed so that it stays TOML")
-        drafts(after, self._shown)  # with what it says already, such as a name that differs only in case
-        names = dict.fromkeys(checkpoint.name for checkpoint in changed)  # in order, and quick to look into
+        drafts(after, self._shown)  # together with the old entries: a name may differ from another only in case
+        names = dict.fromkeys(checkpoint.name for checkpoint in changed)  # ordered, and with fast lookup
         kept = {name: entry for name, entry in after.get("checkpoints", {}).items() if name not in names}
-        said = {name: after.get("checkpoints", {}).get(name) for name in names}
+        entries = {name: after.get("checkpoints", {}).get(name) for name in names}
         others = {name: entry for name, entry in self.raw.get("checkpoints", {}).items() if name not in names}
         rest = {key: value for key, value in after.items() if key != "checkpoints"}
         was = {key: value for key, value in self.raw.items() if key != "checkpoints"}
-        right = tuple(Manifest.load({"checkpoints": said})) == tuple(changed) if all(said.values()) else False
+        right = tuple(Manifest.load({"checkpoints": entries})) == tuple(changed) if all(entries.values()) else False
         if kept != others or (self.exists and self.text.strip() and rest != was) or not right:
             raise ManifestError(
                 self._shown,
@@ -118,13 +118,13 @@ class ManifestFile:
         folder = os.path.dirname(self.path)
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             # Renaming over /dev/null, for one, would put a file in its place.
-            return "is no regular file, and cannot be changed; --print shows the entries instead"
+            return "is not a regular file, and cannot be changed; --print shows the entries instead"
         if not os.path.isdir(folder):
-            return f"cannot be made: there is no directory {folder}"
+            return f"cannot be created: there is no directory {folder}"
         return None if os.access(folder, os.W_OK) else f"cannot be changed: {folder} is not writable"
 
     def _replace(self, data: bytes) -> None:
-        """Put the new text in place at once: whoever reads it sees the old one or the new one."""
+        """Replace the file atomically: a reader sees the old text or the new one."""
         temporary = ""
         try:
             descriptor, temporary = tempfile.mkstemp(prefix=".weights-", dir=os.path.dirname(self.path))
@@ -135,7 +135,7 @@ class ManifestFile:
             os.chmod(temporary, _mode(self.path))
             if self._now() != self._before:
                 raise StorageError(
-                    f"{self._shown} was changed by somebody else meanwhile; it was left alone",
+                    f"{self._shown} was changed by another process; this command did not change it",
                     hint="run the command again",
                     path=self.path,
                 )
@@ -156,7 +156,7 @@ class ManifestFile:
 
 
 def require_tomlkit() -> None:
-    """Say what is missing for `ManifestFile.complete`, before anything is downloaded for it.
+    """Check that `ManifestFile.complete` can work, before anything is downloaded.
 
     Raises:
         ValueError: tomlkit is not installed.
@@ -164,7 +164,7 @@ def require_tomlkit() -> None:
     try:
         import tomlkit  # noqa: F401
     except ImportError:
-        raise ValueError("to change an entry, tomlkit is needed: pip install 'weightcache[tool]'") from None
+        raise ValueError("changing an entry needs tomlkit: pip install 'weightcache[tool]'") from None
 
 
 def _mode(path: str) -> int:
@@ -177,7 +177,7 @@ def _mode(path: str) -> int:
 
 
 def _line_end(text: str) -> str:
-    """Return what new lines of it end with: as on Windows if all of its own do."""
+    """Return the line end for new lines: that of Windows if all existing lines have it."""
     return "\r\n" if "\n" in text and text.count("\r\n") == text.count("\n") else "\n"
 
 
@@ -193,7 +193,7 @@ def _complete(table: Any, checkpoint: Checkpoint) -> None:
     if "files" not in table:
         _set(table, {"files": _files(table, checkpoint)})
         return
-    files, changed = table["files"], {}  # once: tomlkit puts a table that is written in pieces together each time
+    files, changed = table["files"], {}  # once: tomlkit merges the parts of a table at each access
     for file in checkpoint.files:
         given = files.get(file.path)
         if given is not None and not isinstance(given, tomlkit.items.InlineTable):
@@ -206,7 +206,7 @@ def _complete(table: Any, checkpoint: Checkpoint) -> None:
 def _files(table: Any, checkpoint: Checkpoint) -> Any:
     import tomlkit
 
-    # Parsed, not put together: tomlkit appends to a table in a time that grows with the table (10,000 files: minutes).
+    # Parsed, not built: the time that tomlkit needs to append grows with the table (10,000 files: minutes).
     files: Any = tomlkit.parse(f"{checkpoint}\n")["checkpoints"][checkpoint.name]["files"]
     if not isinstance(table, tomlkit.items.InlineTable):
         return files
@@ -216,7 +216,7 @@ def _files(table: Any, checkpoint: Checkpoint) -> Any:
 
 
 def _inline(file: File, instead_of: Any = None) -> Any:
-    """Return a file's pins; what stands around the entry that they take the place of stays."""
+    """Return a file's pins as an inline table, with the comment and whitespace of the one that it replaces."""
     import tomlkit
 
     size = "" if file.size is None else f", size = {file.size}"
@@ -235,13 +235,13 @@ def _pin(table: Any, file: File) -> None:
 def _set(table: Any, values: Mapping[str, Any]) -> None:
     """Set keys after the last one of a table.
 
-    What follows that one up to the next header, tomlkit counts to this table: it would add the keys below the comment
-    that is about the next checkpoint.
+    Comments between the last key and the next header belong to this table for tomlkit. It would write new keys below a
+    comment that is about the next checkpoint.
     """
     import tomlkit
 
     after: list[Any] = []
-    if isinstance(table, tomlkit.items.Table):  # and not one in braces, or in pieces (dotted keys)
+    if isinstance(table, tomlkit.items.Table):  # not an inline table, or one of dotted keys
         body = table.value.body
         end = max((index + 1 for index, (name, _) in enumerate(body) if name is not None), default=len(body))
         after = body[end:]

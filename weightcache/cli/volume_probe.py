@@ -1,7 +1,7 @@
-"""``doctor --volume NAME --probe``: try out on the user's own account what Modal does not document.
+"""``doctor --volume NAME --probe``: try out on the user's account what Modal does not document.
 
-Three small containers mount the Volume. All that they write lies in ``.weightcache/probe-<nonce>/``, which is removed
-at the end. Nothing in the result names the account, the Volume or a path of the app, so that it can be shared.
+Three small containers mount the Volume. They write to ``.weightcache/probe-<nonce>/``, which is removed at the end.
+The result contains neither the account, the Volume nor a path of the app, so that it can be shared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import weightcache
 
-from . import modal_runner
+from . import modal_app
 
 if TYPE_CHECKING:
     import argparse
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
     import modal
 
-FILES = 200  # in one commit, whose visibility is watched from another container
-LINGER = 5.0  # seconds that they stay
+FILES = 200  # in one commit, while another container counts the files that it sees
+LINGER = 5.0  # seconds until they are removed
 PATIENCE = 90.0  # seconds for the other container to start, and for a commit to be seen
 
 
 def probe(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the probes and return what they found, question → answer.
+    """Run the probes and return their answers by question.
 
     Raises:
-        VolumeError: The Volume cannot be had, or no container could be run.
+        VolumeError: The Volume cannot be opened, or no container could be started.
     """
-    volume = modal_runner.connect(options)
-    import modal  # only now: connect says what to do if it is not installed
+    volume = modal_app.connect(options)
+    import modal  # only now: connect raises an error with a hint if it is not installed
 
     folder = f".weightcache/probe-{secrets.token_hex(4)}"
 
@@ -55,29 +55,28 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
         return found
 
     try:
-        found = modal_runner.in_app(
+        found = modal_app.in_app(
             options,
-            volume,
             call,
-            functions={write: volume, watch: volume, read_only: volume.with_mount_options(read_only=True)},
+            {write: volume, watch: volume, read_only: volume.with_mount_options(read_only=True)},
         )
         found["commit_outside_a_container"] = _tried(volume.commit)
-        found = json.loads(json.dumps(found).replace(volume.object_id, "vo-…"))  # Modal's messages may name it
+        found = json.loads(json.dumps(found).replace(volume.object_id, "vo-…"))  # Modal's messages may contain the id
     finally:
         with suppress(modal.exception.Error, OSError):  # the container has removed it, unless it died
             volume.remove_file(folder, recursive=True)
     return {
         "weightcache": weightcache.__version__,
         "modal": modal.__version__,
-        "volume_version": modal_runner.version_of(options),
+        "volume_version": modal_app.version_of(options),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "answers": found,
     }
 
 
 def write(volume: modal.Volume, folder: str) -> dict[str, Any]:
-    """Answer what one container can, with the Volume mounted for writing; remove what that wrote."""
-    home = Path(modal_runner.MOUNT, folder)
+    """Answer the questions of a container with a writable Volume; remove what it wrote."""
+    home = Path(modal_app.MOUNT, folder)
     home.mkdir(parents=True)
     try:
         found = {
@@ -97,11 +96,11 @@ def write(volume: modal.Volume, folder: str) -> dict[str, Any]:
 
 
 def watch(volume: modal.Volume, folder: str) -> dict[str, Any]:
-    """Tell which numbers of the files of one commit another container ever sees."""
-    home, end = Path(modal_runner.MOUNT, folder), time.monotonic() + PATIENCE
+    """Return how many files of one commit another container sees while they appear."""
+    home, end = Path(modal_app.MOUNT, folder), time.monotonic() + PATIENCE
     seen: list[int] = []
     failed = "ok"
-    ready = Path(modal_runner.MOUNT, f"{folder}.ready")
+    ready = Path(modal_app.MOUNT, f"{folder}.ready")
     while time.monotonic() < end and (not seen or seen[-1] < FILES):
         failed = _tried(volume.reload)
         if not ready.exists() and home.parent.exists():
@@ -117,13 +116,13 @@ def watch(volume: modal.Volume, folder: str) -> dict[str, Any]:
 
 
 def read_only(volume: modal.Volume, folder: str) -> dict[str, Any]:
-    """Tell what a container gets that mounts the Volume read-only."""
-    path = Path(modal_runner.MOUNT, f"{Path(folder).name}.written")  # no other directory is sure to be there
+    """Answer the questions of a container with a read-only Volume."""
+    path = Path(modal_app.MOUNT, f"{Path(folder).name}.written")  # the only directory that certainly exists
     found = {
         "commit": _tried(volume.commit),
         "reload": _tried(volume.reload),
         "write": _tried(lambda: path.write_bytes(b"x")),
-        "access_says_writable": os.access(modal_runner.MOUNT, os.W_OK),
+        "access_says_writable": os.access(modal_app.MOUNT, os.W_OK),
     }
     with suppress(OSError):
         path.unlink()
@@ -131,29 +130,29 @@ def read_only(volume: modal.Volume, folder: str) -> dict[str, Any]:
 
 
 def _tried(act: Callable[[], object]) -> str:
-    """Return "ok", or what ``act`` raised."""
+    """Return "ok", or the error that ``act`` raised."""
     try:
         act()
     except OSError as error:
         return f"{type(error).__name__} {errno.errorcode.get(error.errno or 0, '')}: {error.strerror or error}"
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
+    except Exception as error:  # noqa: BLE001 (any error is an answer)
         return f"{type(error).__name__}: {error}"
     return "ok"
 
 
 def _answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the answers; if one question breaks, how, so that the others are still asked."""
+    """Return the answers; an error of one question is its answer, so that the others are still asked."""
     answers: dict[str, Any] = {}
     raised = _tried(lambda: answers.update(ask()))
     return answers if raised == "ok" else {"broke": raised}
 
 
 def _mount() -> dict[str, Any]:
-    found = os.statvfs(modal_runner.MOUNT)
+    found = os.statvfs(modal_app.MOUNT)
     return {
         "python": platform.python_version(),
         "kernel": platform.release(),
-        "is_symlink": os.path.islink(modal_runner.MOUNT),
+        "is_symlink": os.path.islink(modal_app.MOUNT),
         "statfs_total": found.f_blocks * found.f_frsize,
         "statfs_free": found.f_bavail * found.f_frsize,
         "statfs_inodes": found.f_files,
@@ -161,7 +160,7 @@ def _mount() -> dict[str, Any]:
 
 
 def _flock(home: Path) -> dict[str, str]:
-    """Lock a file here, and try to lock it from a second process of this container."""
+    """Lock a file, and try to lock it from a second process of this container."""
     import fcntl
 
     path = home / "lock"
@@ -169,7 +168,7 @@ def _flock(home: Path) -> dict[str, str]:
     with path.open("w") as held:
         first = _tried(lambda: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB))
         command = [sys.executable, "-c", script, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own words)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (fixed arguments)
     second = "ok" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
     return {"first": first, "second": second, "excludes": str(first == "ok" and second != "ok")}
 
@@ -207,7 +206,7 @@ def _mtime(volume: modal.Volume, home: Path) -> dict[str, Any]:
 
 
 def _reloads(volume: modal.Volume, home: Path) -> dict[str, str]:
-    """Reload while this container uses the Volume in each way that might forbid it."""
+    """Reload while this container uses the Volume in ways that may prevent a reload."""
     path = home / "used"
     path.write_bytes(b"used" * 4096)
     _tried(volume.commit)
@@ -230,7 +229,7 @@ def _reloads(volume: modal.Volume, home: Path) -> dict[str, str]:
 
 
 def _open_writer(volume: modal.Volume, home: Path, folder: str) -> dict[str, Any]:
-    """Commit while a file is being written; the server's own listing says what the commit took."""
+    """Commit while a file is being written; the server's listing shows what was committed."""
     found: dict[str, Any] = {}
     for name, synced in (("flushed", False), ("fsynced", True)):
         with (home / name).open("wb") as stream:
@@ -242,13 +241,13 @@ def _open_writer(volume: modal.Volume, home: Path, folder: str) -> dict[str, Any
             try:
                 sizes = {Path(each.path).name: each.size for each in volume.listdir(folder)}
                 found[name]["bytes_committed"] = sizes.get(name)
-            except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
+            except Exception as error:  # noqa: BLE001 (any error is an answer)
                 found[name]["bytes_committed"] = f"{type(error).__name__}: {error}"
     return found
 
 
 def _publish_at_once(volume: modal.Volume, home: Path) -> None:
-    """When the other container watches, commit many files at once, and leave them until it has looked."""
+    """When the other container is ready, commit many files at once, and keep them until it has counted them."""
     ready, end = home.with_name(f"{home.name}.ready"), time.monotonic() + PATIENCE
     while not ready.exists() and time.monotonic() < end:
         time.sleep(0.2)

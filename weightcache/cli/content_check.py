@@ -1,6 +1,6 @@
-"""What may be pinned: a page, an answer of an API, a Git LFS pointer and nothing at all are no weights.
+"""Refusing to pin content that is not weights: a web page, an API's response, a Git LFS pointer, an empty file.
 
-A digest of one of them would be believed for ever: `ensure` would verify it and call it right.
+If one of them were pinned, `ensure` would verify its digest and report it as correct.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from weightcache.errors import Attempt, DownloadError, redacted
 from weightcache.manifest.urls import has_ending, hub_endpoint, local_path, resolved_url
 
 if TYPE_CHECKING:
-    from .draft import Draft
     from .hash_remote import Opening
+    from .manifest_draft import Draft
 
 _HUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/([^/]+)/(.+)")
 _HUB_PAGE = re.compile(r"/([^/]+/[^/]+?)/?(?:/tree/([^/]+)(/.+)?)?")
@@ -24,32 +24,32 @@ _GITHUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/(.+)")
 _GITLAB_PAGE = re.compile(r"(/.+/-)/blob/(.+)")
 
 
-def unfit(name: str, opening: Opening, *, is_directory: bool, is_git_s: bool = False) -> str:
-    """Say what came instead of a file, or return an empty string.
+def content_problem(name: str, opening: Opening, *, is_directory: bool, matches_git_id: bool = False) -> str:
+    """Return what a mirror sent instead of a file; an empty string if the content is acceptable.
 
     Args:
         name: Path of the file.
-        opening: How its answer begins.
-        is_directory: Whether it is one of several: ``__init__.py`` and the like are empty.
-        is_git_s: Whether Git's id of the file says that these are its bytes. Then a text is what it is, and only
-            weights and pointers are judged.
+        opening: The beginning of the response.
+        is_directory: Whether it is one file of a directory, where files such as ``__init__.py`` may be empty.
+        matches_git_id: Whether the bytes have the id that Git has for the file. Then a text file is right, and only
+            files of weights and pointers are checked.
     """
     name = name if has_ending(name) else opening.suggested_name or name
     what = foreign_content(opening.head, opening.content_type, name=name)
-    spared = is_git_s if what != EMPTY else is_directory or is_git_s
+    spared = matches_git_id if what != EMPTY else is_directory or matches_git_id
     return "" if spared and what != POINTER and not holds_weights(name) else what
 
 
-def refusal(draft: Draft, path: str, url: str, what: str, opening: Opening, sha256: str = "") -> DownloadError:
-    """Return the error of a file that is not to be pinned.
+def content_error(draft: Draft, path: str, url: str, what: str, opening: Opening, sha256: str = "") -> DownloadError:
+    """Return the error of a file that must not be pinned.
 
     Args:
         draft: The checkpoint.
         path: The file.
-        url: The mirror that gave it, as declared.
-        what: What it gave, from `unfit`.
-        opening: How it began.
-        sha256: The digest of what it gave, if all of it was read.
+        url: The mirror that sent it, as declared.
+        what: What it sent, from `content_problem`.
+        opening: The beginning of the response.
+        sha256: The digest of what it sent, if it was read completely.
     """
     asked = redacted(resolved_url(url, path if draft.is_directory else ""))
     size = "" if opening.size is None else f" of {opening.size:,} bytes"
@@ -61,7 +61,7 @@ def refusal(draft: Draft, path: str, url: str, what: str, opening: Opening, sha2
     else:
         anyway = f"if this is the file, add --expect {sha256 or 'SHA256'}"
     return DownloadError(
-        f"checkpoint {draft.name}: {asked} {why}, and not {path}",
+        f"checkpoint {draft.name}: {asked} {why} instead of {path}",
         hint=f"nothing was changed; {advice(url, what, opening.head)}; {anyway}",
         checkpoint=draft.name,
         file=path,
@@ -70,19 +70,19 @@ def refusal(draft: Draft, path: str, url: str, what: str, opening: Opening, sha2
 
 
 def advice(url: str, what: str, head: bytes) -> str:
-    """Say where the file itself may be had, for what a URL gave instead."""
+    """Return where to find the file itself, for a URL that sent something else."""
     better = _better(url, what)
     if what == POINTER:
         points = f" to the file with sha256 {digest}" if (digest := pointed_at(head)) else ""
         if local_path(url) is not None:
             return f"it points{points or ' to another file'}: run `git lfs pull` in that clone"
         otherwise = "https://media.githubusercontent.com/media/OWNER/REPO/REVISION/PATH of GitHub, or hf:// of the Hub"
-        return f"it points{points or ' to another file'}: take {better or otherwise}"
+        return f"it points{points or ' to another file'}: use {better or otherwise}"
     if better:
-        return f"take {better}"
+        return f"use {better}"
     if what == EMPTY:
-        return "look at the URL"
-    return "open the URL in a browser: take the address of the file itself, and declare --auth if it needs a login"
+        return "check the URL"
+    return "open the URL in a browser and use the address of the file itself; if it needs a login, give --auth"
 
 
 def _better(url: str, what: str) -> str:

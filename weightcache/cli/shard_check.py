@@ -1,4 +1,4 @@
-"""Reading the indexes of shards among what is pinned, to say which shards are not."""
+"""Warning about shards that an index lists and that are not pinned."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from weightcache._transfer.stream import SourceError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .draft import Draft, Pin
     from .hash_remote import Reader
+    from .manifest_draft import Draft, Pin
 
 
-def warn_of_lacking_shards(draft: Draft, reader: Reader, listed: Collection[str] | None) -> None:
-    """Warn of each index in a draft that names shards which are not in it.
+def warn_of_missing_shards(draft: Draft, reader: Reader, listed: Collection[str] | None) -> None:
+    """Warn about each index in a draft that lists shards which the draft does not have.
 
     Args:
         draft: With its digests.
-        reader: For its mirrors.
-        listed: Paths in the draft's directory of all files that could be chosen, if that is known.
+        reader: Reads from its mirrors.
+        listed: Paths of all files in the repository that could be selected, or ``None`` if they are not known.
     """
     for path, pin in draft.pins.items():
         data = _read(draft, reader, path, pin) if is_index(path) else None
@@ -30,10 +30,10 @@ def warn_of_lacking_shards(draft: Draft, reader: Reader, listed: Collection[str]
 
 
 def _read(draft: Draft, reader: Reader, path: str, pin: Pin) -> bytes | None:
-    """Return the pinned bytes of a file. ``None`` if they cannot be had: `ensure` will say so."""
+    """Return the pinned bytes of a file, or ``None`` if no mirror delivers them: `ensure` will report that."""
     for url in draft.urls:
         try:
-            data = reader.small(url, path if draft.is_directory else "", LIMIT)
+            data = reader.read_small(url, path if draft.is_directory else "", LIMIT)
         except SourceError:
             continue
         if hashlib.sha256(data).hexdigest() == pin.sha256:

@@ -1,7 +1,7 @@
-"""Entries of a manifest that may still lack pins, as `add` and `pin` find them.
+"""Manifest entries that may lack pins, for `add` and `pin`.
 
-What lacks is filled with placeholders and given to `Manifest.load`, so that everything else in such a file is checked
-by the one set of rules.
+Missing pins are filled with placeholders before `Manifest.load` reads the entries, so that everything else in them is
+checked by the same rules as a complete manifest.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from weightcache.manifest import Checkpoint, File, Manifest
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-UNKNOWN = "0" * 64  # stands for a digest while everything else is checked
+UNKNOWN = "0" * 64  # the placeholder of a digest that is not known yet
 _NO_COMMIT = "0" * 40
-# A revision is a branch, a tag or a commit; a slash in it is written %2F, since what follows the slash is a path. In
-# the path nothing is decoded.
+# A revision is a branch, a tag or a commit; a slash in it is written %2F, because a path follows the first slash. The
+# path is not decoded.
 _HUB = re.compile(r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)(?:@([^/@]+))?(?:/(.+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class HubUrl:
-    """An ``hf://`` URL, perhaps of a branch or tag.
+    """An ``hf://`` URL; its revision may be a branch or tag.
 
     Attributes:
         repository: ``NAME`` or ``ORG/NAME``.
@@ -42,7 +42,7 @@ class HubUrl:
 
     @classmethod
     def parse(cls, url: str) -> HubUrl | None:
-        """Return what an ``hf://`` URL says, or ``None`` for any other one."""
+        """Return the parts of an ``hf://`` URL, or ``None`` for any other URL."""
         if not (match := _HUB.fullmatch(url)):
             return None
         return cls(match[1], unquote(match[2] or "main"), match[3] or "")
@@ -53,28 +53,28 @@ class HubUrl:
         return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
     def inside(self, path: str, *, is_directory: bool) -> str:
-        """Return where in the repository a file of the checkpoint is."""
+        """Return the path in the repository of a file of the checkpoint."""
         if not is_directory:
             return self.path
         return f"{self.path}/{path}" if self.path else path
 
     def at(self, revision: str) -> str:
-        """Return the URL of the same thing at another revision."""
+        """Return the URL of the same path at another revision."""
         return f"hf://{self.repository}@{quote(revision, safe='')}{f'/{self.path}' if self.path else ''}"
 
 
 @dataclass
 class Pin:
-    """What is known of one file.
+    """What is known about one file.
 
     Attributes:
-        sha256: Its digest; empty if it is not known.
-        size: Its length in bytes, if known.
-        evidence: Where the digest comes from, in words.
-        foreign: What its bytes are, if they are no weights but were expected; empty otherwise.
-        head: Its first bytes, if they were read and judged.
-        suggested_name: What its mirror calls it; empty if it does not say.
-        is_published: Whether the Hub publishes the digest, and nothing was downloaded for it.
+        sha256: Its digest; empty if unknown.
+        size: Its length in bytes; ``None`` if unknown.
+        evidence: The source of the digest, as text for the user.
+        foreign: What its bytes are, if they are not weights but have the digest of ``--expect``; empty otherwise.
+        head: Its first bytes, if they were read and checked.
+        suggested_name: The file name that its mirror sends; empty if there is none.
+        is_published: Whether the Hub publishes the digest, so that the file was not downloaded.
     """
 
     sha256: str = ""
@@ -88,12 +88,12 @@ class Pin:
 
 @dataclass
 class Draft:
-    """One checkpoint on its way to be pinned.
+    """One checkpoint whose pins may be incomplete.
 
     Attributes:
-        pins: By path. Of a single file there is one, under the name that it will be published by.
+        pins: By path. A single file has one, under the name of the published file.
         knows_files: Whether ``pins`` lists every file. A single file always does.
-        warnings: What the user should know, and what stops nothing.
+        warnings: Messages for the user that do not stop the command.
     """
 
     name: str
@@ -105,24 +105,24 @@ class Draft:
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:
-        """Say it now, and once more in the result."""
+        """Print a warning now, and list it in the result."""
         self.warnings.append(text)
         print(f"weightcache: {self.name}: {text}", file=sys.stderr)
 
-    def unpinned(self) -> list[str]:
-        """Say what keeps `ensure` from taking it."""
+    def missing_pins(self) -> list[str]:
+        """Return what `ensure` needs and the entry does not have."""
         branches = [url for url in self.urls if (hub := HubUrl.parse(url)) and not hub.is_pinned]
-        lacking = [f"the commit of {url}" for url in branches]
+        missing = [f"the commit of {url}" for url in branches]
         if not self.knows_files:
-            lacking.append("the list of its files")
-        return lacking + [f"the sha256 of {path}" for path, pin in self.pins.items() if not pin.sha256]
+            missing.append("the list of its files")
+        return missing + [f"the sha256 of {path}" for path, pin in self.pins.items() if not pin.sha256]
 
     @property
-    def takes_names(self) -> bool:
-        """Whether its mirrors may know a name for its file. A path on the Hub has one."""
+    def accepts_server_name(self) -> bool:
+        """Whether a name that its mirror sends may be used. A path on the Hub has a name."""
         return not self.is_directory and not any(map(HubUrl.parse, self.urls))
 
-    def lacks_sizes(self) -> bool:
+    def has_missing_sizes(self) -> bool:
         return any(pin.size is None for pin in self.pins.values())
 
     def checkpoint(self) -> Checkpoint:
@@ -131,15 +131,15 @@ class Draft:
         return Checkpoint(self.name, tuple(self.urls), files, self.is_directory, self.auth)
 
     def placeholder(self) -> Checkpoint:
-        """Return it as a checkpoint whose unknown digests are `UNKNOWN`, for what needs one before it is pinned."""
+        """Return it as a checkpoint, with `UNKNOWN` for unknown digests."""
         files = tuple(File(path, pin.sha256 or UNKNOWN, pin.size) for path, pin in self.pins.items())
         return Checkpoint(self.name, tuple(self.urls), files or (File("-", UNKNOWN),), self.is_directory, self.auth)
 
     def check(self, source: str) -> None:
-        """Hold it against the rules of a manifest: what the Hub or a list says is as little to be trusted as any input.
+        """Check it by the rules of a manifest: the Hub and lists are untrusted input, like any other.
 
         Raises:
-            ManifestError: It breaks one. A path such as ``../x`` would otherwise be written to.
+            ManifestError: It is invalid. Otherwise a path such as ``../x`` would be written to.
         """
         checkpoint = self.placeholder()
         pins = {
@@ -156,9 +156,7 @@ class Draft:
             Manifest.load({"checkpoints": {self.name: entry}})
         except ManifestError as error:
             refused = ManifestError(source, error.problems)
-            refused.hint = (
-                "nothing was changed; leave out what is named above (of the Hub: --exclude), or ask the publisher"
-            )
+            refused.hint = "nothing was changed; leave out these files (on the Hub: --exclude), or ask the publisher"
             raise refused from None
 
 
@@ -166,7 +164,7 @@ def drafts(raw: Mapping[str, Any], source: str) -> list[Draft]:
     """Return every entry of a manifest, pinned or not.
 
     Raises:
-        ManifestError: Something is wrong besides what lacks.
+        ManifestError: Something other than missing pins is wrong.
     """
     entries = raw.get("checkpoints")
     filled = dict(raw)
@@ -180,7 +178,7 @@ def drafts(raw: Mapping[str, Any], source: str) -> list[Draft]:
 
 
 def select(found: Sequence[Draft], names: Collection[str]) -> list[Draft]:
-    """Return those of ``names``, or all for none; in the manifest's order.
+    """Return the drafts with these names, or all for no names; in the order of the manifest.
 
     Raises:
         UnknownCheckpointError: A name is not declared.
@@ -193,14 +191,14 @@ def select(found: Sequence[Draft], names: Collection[str]) -> list[Draft]:
 
 
 def _filled(entry: object) -> object:
-    """Return an entry with placeholders for what `pin` can complete; what is wrong stays as wrong as it is."""
+    """Return an entry with placeholders for what `pin` can complete; errors in it stay, so that they are found."""
     if not isinstance(entry, Mapping):
         return entry
     filled = dict(entry)
     urls = entry.get("urls")
     if isinstance(urls, list):
         filled["urls"] = [hub.at(_NO_COMMIT) if (hub := _branch(url)) else url for url in urls]
-    if _lists_nothing(entry):
+    if _has_no_file_list(entry):
         filled["files"] = {"-": {"sha256": UNKNOWN}}
     elif "files" not in entry:
         filled.setdefault("sha256", UNKNOWN)
@@ -217,8 +215,8 @@ def _branch(url: object) -> HubUrl | None:
     return None if hub is None or hub.is_pinned else hub
 
 
-def _lists_nothing(entry: Mapping[str, Any]) -> bool:
-    """Whether it is a repository of the Hub whose files are not listed yet."""
+def _has_no_file_list(entry: Mapping[str, Any]) -> bool:
+    """Whether it is a whole repository on the Hub without a list of its files."""
     urls = entry.get("urls")
     hubs = (
         [hub for url in urls if isinstance(url, str) and (hub := HubUrl.parse(url))] if isinstance(urls, list) else []
@@ -227,7 +225,7 @@ def _lists_nothing(entry: Mapping[str, Any]) -> bool:
 
 
 def _draft(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Draft:
-    knows = not _lists_nothing(entry)
+    knows = not _has_no_file_list(entry)
     declared = entry.get("files", {}) if checkpoint.is_directory else {checkpoint.files[0].path: entry}
     pins = {
         file.path: Pin(file.sha256 if "sha256" in declared[file.path] else "", file.size)

@@ -1,4 +1,4 @@
-"""Finding out what an entry lacks: from the Hub, or from what a mirror delivers."""
+"""Finding the pins that an entry lacks, from the Hub or from what a mirror delivers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from weightcache._transfer.stream import SourceError
 from weightcache.errors import IntegrityError, redacted
 from weightcache.manifest.urls import resolved_url
 
-from .draft import HubUrl, Pin
+from .content_check import content_error, content_problem
 from .hash_remote import Reader
-from .hub import chosen, nothing_there, snapshot
-from .refuse_content import refusal, unfit
-from .shard_warning import warn_of_lacking_shards
+from .hub import path_not_found, select_files, snapshot
+from .manifest_draft import HubUrl, Pin
+from .shard_check import warn_of_missing_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .draft import Draft
     from .hash_remote import Measured
     from .hub import Snapshot
+    from .manifest_draft import Draft
 
 # torch.hub's names end in the first digits of the file's sha256: resnet18-5c106cde.pth.
 _DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+")
@@ -33,57 +33,58 @@ _DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+")
 def complete(
     draft: Draft,
     *,
-    keep: Callable[[], str] | None = None,
+    new_path: Callable[[], str] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     expected: bool = False,
     quiet: bool = False,
 ) -> dict[str, str]:
-    """Find out everything that a draft lacks.
+    """Find all pins that a draft lacks.
 
     Args:
         draft: Completed in place.
-        keep: Returns a path to which the next file that must be downloaded is written; ``None`` for nowhere.
-        include: Globs of the files wanted, as ``hf download`` takes them; none for all.
-        exclude: Globs of those not wanted.
-        expected: Whether the user knows the digest and says so: then neither the name nor the bytes are judged.
+        new_path: Returns the path to write the next downloaded file to; ``None`` discards the bytes.
+        include: Globs of the wanted files, in the syntax of ``hf download``; empty for all.
+        exclude: Globs of unwanted files.
+        expected: Whether the user gave the digest: then neither the name nor the content is checked.
         quiet: Show no progress.
 
     Returns:
-        Where each downloaded digest was kept.
+        Path of each downloaded file, by its sha256.
 
     Raises:
-        DownloadError: No mirror delivers, or one delivers no weights, or the Hub does not answer, or has no such thing.
-        IntegrityError: Two of them say different things.
-        ManifestError: The Hub lists what no manifest may say.
-        ValueError: Nothing is selected, or the extra ``hf`` is needed and not installed.
+        DownloadError: No mirror delivers the file, or one delivers content that is not weights, or the Hub does not
+            answer, or has no such file.
+        IntegrityError: Two sources disagree.
+        ManifestError: The Hub lists a file that a manifest may not contain.
+        ValueError: No file is selected, or the extra ``hf`` is needed and not installed.
     """
-    found = _ask_the_hub(draft)
+    found = _resolve_revisions(draft)
     if not draft.knows_files:
         _list_files(draft, found, include, exclude)
     if found:
-        _take_what_is_published(draft, *found)
+        _use_published_digests(draft, *found)
         draft.check(draft.urls[0])
     with closing(Reader(draft.urls, draft.auth, draft.name)) as reader:
-        own = _measure(draft, reader, keep, found, strict=not expected, quiet=quiet)
-        _ask_mirrors(draft, reader, strict=not expected)
-        warn_of_lacking_shards(draft, reader, _paths(*found) if found else None)
+        own = _measure(draft, reader, new_path, found, strict=not expected, quiet=quiet)
+        _check_mirrors(draft, reader, strict=not expected)
+        warn_of_missing_shards(draft, reader, _paths(*found) if found else None)
     for path, pin in draft.pins.items():
         _compare_with_name(draft.name, path, pin, strict=not expected)
     return own
 
 
-def _ask_the_hub(draft: Draft) -> tuple[HubUrl, Snapshot] | None:
-    """Replace branches by commits; return the first repository with its files, if anything of it is wanted."""
+def _resolve_revisions(draft: Draft) -> tuple[HubUrl, Snapshot] | None:
+    """Replace branches by commits; return the first repository with its files, if the draft lacks pins."""
     first = None
     asks = not draft.knows_files or any(not pin.sha256 or pin.size is None for pin in draft.pins.values())
     for index, url in enumerate(draft.urls):
         hub = HubUrl.parse(url)
         if hub is None or (hub.is_pinned and (first or not asks)):
             continue
-        said = snapshot(hub, draft.auth, draft.name)
-        draft.urls[index] = hub.at(said.commit)
-        first = first or (hub, said)
+        listing = snapshot(hub, draft.auth, draft.name)
+        draft.urls[index] = hub.at(listing.commit)
+        first = first or (hub, listing)
     return first
 
 
@@ -91,27 +92,27 @@ def _list_files(
     draft: Draft, found: tuple[HubUrl, Snapshot] | None, include: Sequence[str], exclude: Sequence[str]
 ) -> None:
     assert found is not None  # a draft without a list has an hf:// URL
-    hub, said = found
-    if not (paths := _paths(hub, said)):
-        raise nothing_there(hub, said, draft.name)
-    taken = chosen(paths, include, exclude, f"of {draft.name} at {draft.urls[0]}")
-    draft.pins, draft.knows_files = {path: Pin() for path in sorted(taken)}, True
+    hub, listing = found
+    if not (paths := _paths(hub, listing)):
+        raise path_not_found(hub, listing, draft.name)
+    selected = select_files(paths, include, exclude, f"of {draft.name} at {draft.urls[0]}")
+    draft.pins, draft.knows_files = {path: Pin() for path in sorted(selected)}, True
 
 
-def _paths(hub: HubUrl, said: Snapshot) -> list[str]:
-    """Return what lies below the path of a URL."""
+def _paths(hub: HubUrl, listing: Snapshot) -> list[str]:
+    """Return the paths of the files below the path of a URL."""
     base = f"{hub.path}/" if hub.path else ""
-    return [file.path[len(base) :] for file in said.files if file.path.startswith(base)]
+    return [file.path[len(base) :] for file in listing.files if file.path.startswith(base)]
 
 
-def _take_what_is_published(draft: Draft, hub: HubUrl, said: Snapshot) -> None:
-    files = {file.path: file for file in said.files}
+def _use_published_digests(draft: Draft, hub: HubUrl, listing: Snapshot) -> None:
+    files = {file.path: file for file in listing.files}
     for path, pin in draft.pins.items():
         file = files.get(hub.inside(path, is_directory=draft.is_directory))
         if file is None and not draft.is_directory:
-            raise nothing_there(hub, said, draft.name)
+            raise path_not_found(hub, listing, draft.name)
         if file is None:
-            raise _disagreement(draft, path, f"in {hub.repository} at {said.commit[:12]}", "missing", draft.urls[0])
+            raise _disagreement(draft, path, f"in {hub.repository} at {listing.commit[:12]}", "missing", draft.urls[0])
         if file.sha256 and pin.sha256 not in ("", file.sha256):
             raise _disagreement(draft, path, pin.sha256, file.sha256, draft.urls[0])
         if file.sha256 and not pin.sha256:
@@ -124,7 +125,7 @@ def _take_what_is_published(draft: Draft, hub: HubUrl, said: Snapshot) -> None:
 def _measure(
     draft: Draft,
     reader: Reader,
-    keep: Callable[[], str] | None,
+    new_path: Callable[[], str] | None,
     found: tuple[HubUrl, Snapshot] | None,
     *,
     strict: bool,
@@ -137,12 +138,12 @@ def _measure(
     try:
         for file in unknown:
             track = progress.open(draft.name, file.path, file.size)
-            target = keep() if keep else None
+            target = new_path() if new_path else None
             inner = file.path if draft.is_directory else ""
             measured, url = reader.measure(inner, file.size, target, partial(progress.advance, track))
             progress.close(track)
             wanted = git_ids.get(found[0].inside(file.path, is_directory=draft.is_directory)) if found else None
-            _take(draft, file.path, measured, url, is_git_s=measured.git_id == wanted, strict=strict)
+            _take(draft, file.path, measured, url, matches_git_id=measured.git_id == wanted, strict=strict)
             if wanted and measured.git_id not in ("", wanted):
                 raise _disagreement(draft, file.path, f"Git's {wanted}", f"Git's {measured.git_id}", redacted(url))
             if target:
@@ -152,32 +153,32 @@ def _measure(
     return own
 
 
-def _take(draft: Draft, path: str, measured: Measured, url: str, *, is_git_s: bool, strict: bool) -> None:
+def _take(draft: Draft, path: str, measured: Measured, url: str, *, matches_git_id: bool, strict: bool) -> None:
     pin, opening = draft.pins[path], measured.opening
-    pin.foreign = unfit(path, opening, is_directory=draft.is_directory, is_git_s=is_git_s)
+    pin.foreign = content_problem(path, opening, is_directory=draft.is_directory, matches_git_id=matches_git_id)
     if pin.foreign and strict:
-        raise refusal(draft, path, url, pin.foreign, opening, measured.sha256)
+        raise content_error(draft, path, url, pin.foreign, opening, measured.sha256)
     pin.sha256, pin.size = measured.sha256, measured.size
     pin.head, pin.suggested_name = opening.head, opening.suggested_name
     pin.evidence = f"computed here from {redacted(resolved_url(url, path if draft.is_directory else ''))}"
     if not measured.git_id:
-        pin.evidence += "; it did not announce a length: look whether this is all"
+        pin.evidence += "; the server announced no length: check that the file is complete"
     if pin.foreign:
         pin.evidence += f"; it is {pin.foreign}"
 
 
-def _ask_mirrors(draft: Draft, reader: Reader, *, strict: bool) -> None:
-    """Take sizes from the first mirror that tells, and refuse a mirror that has another one or gives no weights."""
+def _check_mirrors(draft: Draft, reader: Reader, *, strict: bool) -> None:
+    """Take missing sizes from the first mirror that has them; refuse a mirror with another size or without weights."""
     for path, pin in draft.pins.items():
-        for url in draft.urls if _is_unseen(draft, pin) else ():
+        for url in draft.urls if _needs_check(draft, pin) else ():
             try:
                 opening = reader.opening(url, path if draft.is_directory else "")
             except SourceError as error:
-                draft.warn(f"{redacted(url)} does not give {path}: {error}")
+                draft.warn(f"{redacted(url)} does not deliver {path}: {error}")
                 continue
-            what = unfit(path, opening, is_directory=draft.is_directory) if opening.head != pin.head else ""
+            what = content_problem(path, opening, is_directory=draft.is_directory) if opening.head != pin.head else ""
             if what and strict:
-                raise refusal(draft, path, url, what, opening)
+                raise content_error(draft, path, url, what, opening)
             pin.suggested_name = pin.suggested_name or opening.suggested_name
             if pin.size is None:
                 pin.size = opening.size
@@ -185,25 +186,26 @@ def _ask_mirrors(draft: Draft, reader: Reader, *, strict: bool) -> None:
                 raise _disagreement(draft, path, f"{pin.size} bytes", f"{opening.size} bytes", redacted(url))
 
 
-def _is_unseen(draft: Draft, pin: Pin) -> bool:
-    """Whether a mirror must be asked that gave no bytes of a file yet.
+def _needs_check(draft: Draft, pin: Pin) -> bool:
+    """Whether mirrors must be asked about a file that was not downloaded from them.
 
-    What the Hub publishes is not downloaded. Of a few bytes, it may be the digest of a pointer that was uploaded.
+    Files whose digest the Hub publishes are not downloaded. A very small one may be a pointer that was uploaded by
+    mistake.
     """
     return pin.size is None or len(draft.urls) > 1 or (pin.is_published and pin.size <= HEAD)
 
 
 def _compare_with_name(name: str, path: str, pin: Pin, *, strict: bool) -> None:
-    """Compare with the digits in the name, where it has some as torch.hub writes them."""
+    """Compare a digest with the digits that torch.hub writes into a file name."""
     if not (match := _DIGEST_IN_NAME.search(path)):
         return
     if pin.sha256.startswith(match[1]):
         pin.evidence += f"; the name's {match[1]} agrees"
     elif strict and not match[1].isdecimal():  # decimal digits may be a date or a number of steps
         raise IntegrityError(
-            f"checkpoint {name}: {path} says in its name that its sha256 begins with {match[1]}"
+            f"checkpoint {name}: {path} has a name that says its sha256 begins with {match[1]}"
             f"\n  actual   {pin.sha256}",
-            hint="torch.hub would refuse it, too; if the digits mean something else, give the whole digest to --expect",
+            hint="torch.hub would refuse it, too; if the digits mean something else, give the full digest to --expect",
             checkpoint=name,
             file=path,
             attempts=(),
@@ -215,9 +217,9 @@ def _compare_with_name(name: str, path: str, pin: Pin, *, strict: bool) -> None:
 
 def _disagreement(draft: Draft, path: str, expected: str, actual: str, url: str) -> IntegrityError:
     return IntegrityError(
-        f"checkpoint {draft.name}: {path} at {url} is another file than the one that is wanted"
+        f"checkpoint {draft.name}: {path} at {url} is not the file that was expected"
         f"\n  expected {expected}\n  actual   {actual}",
-        hint="nothing was changed; look which of them is right, and leave the other mirror out",
+        hint="nothing was changed; find out which one is right, and remove the other mirror",
         checkpoint=draft.name,
         file=path,
         attempts=(),

@@ -1,0 +1,104 @@
+"""``weightcache ensure``: make checkpoints ready."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import weightcache
+
+from .dry_run import dry_run
+from .flags import CREATE, ENV, JSON, MANIFEST, NAMES, QUIET, ROOT, VERSION, VOLUME
+from .output import print_json, print_table
+from .registry import Command, Flag, Group, Remote
+
+if TYPE_CHECKING:
+    import argparse
+
+    from weightcache import Weights
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the named checkpoints ready and print where they are."""
+    if options.dry_run:
+        return dry_run(options)
+    weights = weightcache.ensure(
+        options.manifest,
+        root=options.root,
+        volume=options.mounted,
+        only=options.names or None,
+        offline=options.offline,
+        rehash=options.rehash,
+        wait=options.wait,
+        patience=options.patience,
+        progress=False if options.quiet else None,
+    )
+    if options.json:
+        print_json(_to_json(weights))
+    else:
+        print_table([_row(weights, name) for name in weights])
+    return 0
+
+
+def _to_json(weights: Weights) -> dict[str, object]:
+    report = weights.report
+    return {
+        "checkpoints": [{"name": name, "path": str(weights[name]), **asdict(report[name])} for name in weights],
+        "seconds": report.seconds,
+        "waited": report.waited,
+        "waited_for": report.waited_for,
+        "warnings": report.warnings,
+    }
+
+
+def _row(weights: Weights, name: str) -> list[str]:
+    report = weights.report[name]
+    fetched, seconds = f"{report.bytes_fetched / 1e6:.1f} MB", f"{report.seconds:.1f} s"
+    return [name, report.outcome, fetched, seconds, str(weights[name])]
+
+
+COMMAND = Command(
+    "ensure",
+    "make checkpoints ready: verify, adopt, or download what is missing",
+    (
+        NAMES,
+        MANIFEST,
+        ROOT,
+        JSON,
+        VOLUME,
+        ENV,
+        Flag(
+            ("--secret",),
+            "a Modal Secret with the tokens that the manifest names; may be repeated",
+            Remote.LOCAL,
+            metavar="NAME",
+            repeat=True,
+            group=Group.ON_MODAL,
+        ),
+        CREATE,
+        VERSION,
+        Flag(("--offline",), "open no URL; use only what the root holds", Remote.SEND),
+        Flag(("--rehash",), "hash the published files, and download damaged ones again", Remote.SEND),
+        Flag(
+            ("--wait",),
+            "how long another's download may make no progress (default: 300)",
+            Remote.SEND,
+            metavar="SECONDS",
+            type=float,
+            default=300.0,
+        ),
+        Flag(
+            ("--patience",),
+            "how long a mirror may stall after it delivered data (default: 180)",
+            Remote.SEND,
+            metavar="SECONDS",
+            type=float,
+            default=180.0,
+        ),
+        QUIET,
+        Flag(("--dry-run",), "list what would be done and downloaded; change nothing", Remote.SEND),
+    ),
+    run,
+    remote=True,
+    note_on_interrupt="; each MiB of a file that was complete is kept",
+)

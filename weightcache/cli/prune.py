@@ -1,0 +1,60 @@
+"""``weightcache prune``: delete what no manifest declares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import weightcache
+
+from .flags import ENV, JSON, MANIFESTS, ROOT, VOLUME, manifests_of
+from .output import echo, print_json
+from .registry import Command, Flag, Remote
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def run(options: argparse.Namespace) -> int:
+    """List what no manifest declares; with ``--yes`` delete it."""
+    paths = weightcache.prune(
+        *manifests_of(options),
+        root=options.root,
+        volume=options.mounted,
+        dry_run=not options.yes,
+        older_than=options.older_than,
+    )
+    done = "deleted" if options.yes else "would delete"
+    if options.json:
+        print_json({done: [str(path) for path in paths]})
+        return 0
+    for path in paths:
+        print(f"{done}  {path}")
+    if not paths:
+        print("nothing to delete")
+    elif not options.yes:
+        echo("nothing was deleted; --yes deletes")
+    return 0
+
+
+COMMAND = Command(
+    "prune",
+    "list what no manifest declares; with --yes, delete it",
+    (
+        MANIFESTS,
+        ROOT,
+        JSON,
+        VOLUME,
+        ENV,
+        Flag(("--yes",), "delete; without it, only list", Remote.SEND),
+        Flag(
+            ("--older-than",),
+            "keep what was verified in the last SECONDS (default: 3600)",
+            Remote.SEND,
+            metavar="SECONDS",
+            type=float,
+            default=3600.0,
+        ),
+    ),
+    run,
+    remote=True,
+)

@@ -1,0 +1,29 @@
+"""``weightcache status``: show the state of checkpoints without hashing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import weightcache
+
+from .flags import ENV, JSON, MANIFEST, NAMES, ROOT, VOLUME
+from .output import print_statuses
+from .registry import Command
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the state of the named checkpoints."""
+    statuses = weightcache.status(options.manifest, root=options.root, only=options.names or None)
+    return print_statuses(statuses, as_json=options.json)
+
+
+COMMAND = Command(
+    "status",
+    "show what the root holds, without hashing",
+    (NAMES, MANIFEST, ROOT, JSON, VOLUME, ENV),
+    run,
+    remote=True,
+)

@@ -1,0 +1,29 @@
+"""``weightcache verify``: hash every published file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import weightcache
+
+from .flags import ENV, JSON, MANIFEST, NAMES, ROOT, VOLUME
+from .output import print_statuses
+from .registry import Command
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def run(options: argparse.Namespace) -> int:
+    """Hash the named checkpoints and print their state."""
+    statuses = weightcache.verify(options.manifest, root=options.root, only=options.names or None)
+    return print_statuses(statuses, as_json=options.json)
+
+
+COMMAND = Command(
+    "verify",
+    "hash every published file; write nothing",
+    (NAMES, MANIFEST, ROOT, JSON, VOLUME, ENV),
+    run,
+    remote=True,
+)
