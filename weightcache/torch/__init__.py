@@ -1,4 +1,4 @@
-"""From a file of weights to a module that has them, without a copy and without running what the file says.
+"""Load a file of weights into a module, without a copy and without running code from the file.
 
 ::
 
@@ -8,15 +8,15 @@
         model = build_sam2("sam2_hiera_l.yaml")
     assign_into(model, load_state_dict(weights["sam2"])["model"])
 
-Each of the three works alone. The results are those of the plain way, bit for bit: ``torch.load(path,
-weights_only=True)``, building with random numbers, and ``model.load_state_dict(...)``. Importing this imports neither
-PyTorch nor safetensors; the first call does.
+Each function can be used alone. The results equal, bit for bit, those of ``torch.load(path, weights_only=True)``, a
+build with random numbers and ``model.load_state_dict(...)``. Importing this package does not import PyTorch or
+safetensors; the first call does.
 """
 
 from __future__ import annotations
 
 from ._assign import assign_into
-from ._init import skip_init
 from ._load import load_state_dict
+from ._skip_init import skip_init
 
 __all__ = ["assign_into", "load_state_dict", "skip_init"]

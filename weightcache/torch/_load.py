@@ -1,4 +1,4 @@
-"""`load_state_dict`: the weights in a file, and never anything that runs."""
+"""`load_state_dict`: read the weights in a file without running code from it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from weightcache._prefetch.file import CHUNK
 from weightcache._runtime.descriptors import opened
 from weightcache.errors import LoadError, StorageError
 
-from ._formats import check_zip, kind_of, read_pickle
-from ._globals import LONGEST, Pickled, scan
-from ._hints import not_weights
-from ._storages import check_tensors
-from ._strangers import directory_hint
-from ._torch import import_safetensors, import_torch, require_safe_unpickling
+from ._file_format import check_zip, detect_format, read_pickle
+from ._optional_imports import import_safetensors, import_torch, require_safe_unpickling
+from ._other_formats import directory_hint
+from ._pickle_refusal import refusal
+from ._pickle_scan import MAX_PICKLE_BYTES, PickleSummary, scan_pickle
+from ._tensor_checks import check_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._formats import Kind
+    from ._file_format import Kind
 
-READS = 16  # at once: more than a prefetch makes, since nothing is imported beside them and all of it is waited for
+READ_THREADS = 16  # more than a prefetch uses: no import runs at the same time, and the caller waits for all bytes
 
 
 class Prefetched(Protocol):
-    """What holds files in memory already, as `weightcache.prefetch(..., into="memory")` returns it."""
+    """Holds files in memory, as what `weightcache.prefetch(..., into="memory")` returns does."""
 
     def path(self, path: str | os.PathLike[str], /) -> str | os.PathLike[str]:
-        """Return under which path the bytes of ``path`` are in memory, or ``path`` itself if they are not."""
+        """Return the path of the copy of ``path`` in memory, or ``path`` itself if there is no copy."""
         ...
 
 
@@ -43,38 +43,34 @@ def load_state_dict(
 ) -> dict[str, Any]:
     """Load the weights in a file that ``torch.save`` or safetensors wrote.
 
-    That is a zip file (PyTorch 1.6 or newer), the kind before it (0.1.10 or newer), both with the default pickle
-    protocol, or a ``.safetensors`` file; the first bytes say which. Every other kind of file is refused by its name, a
-    tar file of PyTorch before 0.1.10 and a TorchScript archive too, with what to do about it.
+    Supported formats, detected from the first bytes: the zip format (PyTorch 1.6 or newer) and the legacy format
+    (PyTorch 0.1.10 to 1.5), both with the default pickle protocol, and safetensors. The error for any other format,
+    such as a TorchScript archive, names the format and what to do.
 
-    Weights only: a file that needs anything else to be imported is refused, with what it needs and how to allow it. A
-    tensor that reaches beyond its memory, or whose indices do not fit it, is refused in every layout, whatever the
-    version of PyTorch lets pass.
+    Nothing but weights is loaded. A file that needs another import is refused; the error names the import and how to
+    allow it. Tensors with a size or index outside their storage are refused with every version of PyTorch.
 
-    A zip file and a safetensors file are mapped from memory, without a copy: from the memory that ``prefetched`` has
-    filled, else from memory that many reads at once fill here. The older kind is read in the plain way; so is a zip
-    file of up to 8 MiB, and what has no room in memory. Nothing on the Volume stays open or mapped.
+    Zip and safetensors files are mapped from memory without a copy: from ``prefetched``, else from memory that this
+    call fills with parallel reads. ``torch.load`` reads legacy files, zip files up to 8 MiB and files that do not
+    fit into memory. No file on the Volume stays open or mapped.
 
-    The tensors can be written to: that changes neither the file nor what another call returned. As long as one of them
-    lives, the whole file stays in memory, once; a page that is written to is there twice.
+    Writing to a tensor changes neither the file nor the result of another call. The whole file stays in memory until
+    all its tensors are deleted.
 
     Args:
         path: The file.
         prefetched: What `weightcache.prefetch` returned, with ``into="memory"``.
-        device: Where the tensors shall be, as ``torch.device`` takes it. Tensors that share memory in the file share it
-            there too.
+        device: Device of the tensors, as for ``torch.device``. Tensors that share memory in the file share it there.
 
     Returns:
-        What was saved, which must be a dict; often the weights are one level below, as in
-        ``load_state_dict(path)["model"]``.
+        The saved dict. The weights are often one level below: ``load_state_dict(path)["model"]``.
 
     Raises:
-        LoadError: The file is cut off or damaged or lies about itself, is of no such kind, needs something imported
-            that is not weights (``problems`` names all of it), holds no dict, or was written to while it was read; or
-            the device cannot be used.
-        StorageError: The file is not there, cannot be read, or is a directory.
-        ImportError: PyTorch or safetensors is not installed, or this PyTorch (before 2.10) is not safe.
-        ValueError: ``device`` names no kind of device.
+        LoadError: The file is damaged, has an unsupported format, needs other imports (all in ``problems``), contains
+            no dict or changed while it was read; or the device is not available.
+        StorageError: The file does not exist, cannot be read, or is a directory.
+        ImportError: PyTorch or safetensors is not installed, or PyTorch is older than 2.10, which is not safe.
+        ValueError: ``device`` is invalid.
 
     Example:
         >>> state_dict = load_state_dict(weights["sam2"], prefetched=reading)["model"]  # doctest: +SKIP
@@ -83,31 +79,31 @@ def load_state_dict(
     if not isinstance(name, str):
         raise TypeError(f"path must be a str or a path of str, not {type(name).__name__}")
     torch = import_torch()
-    where = _usable(torch, device, name)
+    where = _checked_device(torch, device, name)
     held = name if prefetched is None else os.fspath(prefetched.path(path))
     try:
         with _open(held, name) as file:
-            # Asked again: a handle that another thread closed before this opened it has given its number away.
+            # Check again: if another thread closed the handle first, its descriptor number may be another file's now.
             if prefetched is not None and os.fspath(prefetched.path(path)) != held:
                 return load_state_dict(path, device=device)
-            kind = _kind(torch, file, name)
+            kind = _detect(torch, file, name)
             if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= CHUNK):
                 return _load(torch, kind, file, name, where, in_memory=held != name)
-        # Closed by now: a prefetch lets go of the file for a commit, and a descriptor held here would not.
-        with prefetch_files(name, into="memory", threads=READS) as reading:
+        # The file is closed here: a prefetch closes its files for a commit, an open descriptor of ours would block it.
+        with prefetch_files(name, into="memory", threads=READ_THREADS) as reading:
             ahead = reading.path(name)
             with _open(ahead, name) as file:
-                kind = _kind(torch, file, name)  # it may be another file than the one before
+                kind = _detect(torch, file, name)  # the path may name another file now
                 return _load(torch, kind, file, name, where, in_memory=ahead != name)
     except OSError as error:
-        if held != name and not os.path.exists(held):  # closed in between, too
+        if held != name and not os.path.exists(held):  # another thread closed the handle
             return load_state_dict(path, device=device)
         if isinstance(error, StorageError):
             raise
         raise StorageError.of(error, "read", name) from error
 
 
-def _usable(torch: Any, device: Any, name: str) -> Any:
+def _checked_device(torch: Any, device: Any, name: str) -> Any:
     try:
         where = torch.device(device)
     except RuntimeError as error:
@@ -116,88 +112,88 @@ def _usable(torch: Any, device: Any, name: str) -> Any:
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA fails an assertion
         problem = f"cannot be loaded to {where}: {str(error).partition('.')[0]}"
-        raise LoadError(name, [problem], hint='run it where that device is, or load with device="cpu"') from error
+        raise LoadError(name, [problem], hint='use a machine with that device, or load with device="cpu"') from error
     return where
 
 
 @contextmanager
 def _open(path: str, name: str) -> Iterator[int]:
-    """Open what lies at ``path``: the file ``name``, or a copy of it in memory."""
-    # Non-blocking, so that a pipe in this place is refused below and not waited for.
+    """Open ``path``, which is the file ``name`` or its copy in memory. ``name`` is for messages."""
+    # Non-blocking: opening a pipe would wait for a writer. The check below refuses it.
     with opened(path, os.O_RDONLY | os.O_NONBLOCK) as file:
         before = os.fstat(file.number)
         if stat.S_ISDIR(before.st_mode):
-            problem = f"cannot read {name}: it is a directory, and not a regular file"
+            problem = f"cannot read {name}: it is a directory"
             raise StorageError(problem, hint=directory_hint(path), path=name)
         if not stat.S_ISREG(before.st_mode):
-            raise StorageError(f"cannot read {name}: not a regular file", hint="give the path of a file", path=name)
+            raise StorageError(f"cannot read {name}: not a regular file", hint="use the path of a file", path=name)
         yield file.number
         after = os.fstat(file.number)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise LoadError(name, ["was written to while it was read"], hint="load it again when it is complete")
+            raise LoadError(name, ["changed while it was read"], hint="load it again when it is complete")
 
 
-def _kind(torch: Any, file: int, name: str) -> Kind:
-    kind = kind_of(file, os.fstat(file).st_size, name)
+def _detect(torch: Any, file: int, name: str) -> Kind:
+    kind = detect_format(file, os.fstat(file).st_size, name)
     if kind != "safetensors":
         require_safe_unpickling(torch)
     return kind
 
 
 def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory: bool) -> dict[str, Any]:
-    # The descriptor's own path, opened anew by the loaders: the file cannot be another one by then.
+    # The loaders open this path: the descriptor cannot become another file, a path on disk could.
     opened = f"/proc/self/fd/{file}"
     if kind == "safetensors":
         load = import_safetensors().load_file
-        with _refusing(torch, name):
-            # Never mapped from a Volume: that would keep a file open there, and fault its pages in one by one.
+        with _raising_load_errors(torch, name):
+            # Not mapped from a Volume: a mapping keeps the file open there, and reads page by page.
             return dict(load(opened, device=str(where)) if in_memory else load(opened, str(where), backend="pread"))
     size = os.fstat(file).st_size
-    with _refusing(torch, name):
+    with _raising_load_errors(torch, name):
         archive = check_zip(file, size, name) if kind == "zip" else None
 
-    def pickled() -> Pickled:
+    def pickled() -> PickleSummary:
         if archive:
-            return scan(read_pickle(file, archive))
-        return scan(os.pread(file, LONGEST, 0), before=3)  # a mark, the version and the machine come first
+            return scan_pickle(read_pickle(file, archive))
+        return scan_pickle(os.pread(file, MAX_PICKLE_BYTES, 0), before=3)  # three pickles precede it
 
-    with _refusing(torch, name, pickled):
+    with _raising_load_errors(torch, name, pickled):
         if archive and in_memory:
-            with _private_mapping(torch):
+            with _copy_on_write(torch):
                 loaded = torch.load(opened, map_location=str(where), weights_only=True, mmap=True)
         else:
             with open(opened, "rb") as stream:
-                # One read for a small file: torch would make one for each record. The older kind is read in one go.
+                # One read for a small zip file: torch makes one for each record. It reads a legacy file sequentially.
                 source = io.BytesIO(stream.read()) if archive and size <= CHUNK else stream
                 loaded = torch.load(source, map_location=str(where), weights_only=True, mmap=False)
         check_tensors(torch, loaded, archive and archive.sizes, name)
     if not isinstance(loaded, dict):
-        problem = f"holds a {type(loaded).__name__} and not a dict"
+        problem = f"contains a {type(loaded).__name__}, not a dict"
         raise LoadError(name, [problem], hint="read it with torch.load(path, weights_only=True)")
     return loaded
 
 
-def _private_mapping(torch: Any) -> Any:
-    """Let torch map so that writing to a tensor changes nothing else, whatever the program has set."""
+def _copy_on_write(torch: Any) -> Any:
+    """Make torch map files copy-on-write, whatever the program has configured: writes must not reach the file."""
     if torch.serialization.get_default_mmap_options() == mmap.MAP_PRIVATE:
         return nullcontext()
     return torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE)
 
 
 @contextmanager
-def _refusing(torch: Any, name: str, pickled: Callable[[], Pickled] | None = None) -> Iterator[None]:
-    """Turn whatever a loader raises for what is in the file into a `LoadError`."""
+def _raising_load_errors(torch: Any, name: str, pickled: Callable[[], PickleSummary] | None = None) -> Iterator[None]:
+    """Raise `LoadError` for every exception that a loader raises about the content of the file."""
     try:
         yield
     except pickle.UnpicklingError as error:
-        found = Pickled(0, (), ()) if pickled is None else pickled()
-        raise not_weights(torch, name, str(error), found) from None  # its text advises weights_only=False
-    except (OSError, LoadError):  # the disk, and not what is on it; what says it better
+        found = PickleSummary(0, (), ()) if pickled is None else pickled()
+        raise refusal(torch, name, str(error), found) from None  # its text advises weights_only=False
+    except (OSError, LoadError):  # an I/O failure, or a more exact error
         raise
-    except Exception as error:  # a crafted pickle can make torch raise anything
+    except Exception as error:  # a crafted pickle can make torch raise any exception
         said = str(error).strip().partition("\n")[0]
         problem = f"cannot be loaded: {type(error).__name__}{': ' if said else ''}{said}"
-        hint = "the file is damaged: fetch it again, or save it again"
+        hint = "the file is damaged: download it again, or save it again"
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-            hint = f"there is less memory than it says that it needs: make room, or check the file ({hint})"
+            hint = f"not enough memory for the size that the file declares: free memory, or check the file ({hint})"
         raise LoadError(name, [problem], hint=hint) from error

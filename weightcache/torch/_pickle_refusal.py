@@ -1,4 +1,4 @@
-"""What to do about a file that needs more than weights: a hint that works when it is followed."""
+"""The error for a pickle that PyTorch refused to load: which imports it needs, and how to allow them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weightcache.errors import LoadError
 
-from ._globals import Pickled, refused
-from ._strangers import protocol_error
+from ._other_formats import protocol_error
+from ._pickle_scan import PickleSummary, disallowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What runs a command, loads code, or reaches everything else by its name. PyTorch itself never allows the first four.
+# Names that run commands, load code, or give access to any other name. PyTorch itself never allows the first four.
 _HARMFUL = frozenset(
     """
     nt os posix sys subprocess commands popen2 pty runpy importlib code codeop marshal pickle _pickle dill cloudpickle
@@ -31,13 +31,13 @@ _HARMFUL = frozenset(
 )
 
 
-class _Found(NamedTuple):
-    """Where something that a file names is in this Python.
+class _Location(NamedTuple):
+    """Where a class or function that a file names is in this Python.
 
     Attributes:
         module: The module to import.
-        name: Its name in there.
-        plain: Whether PyTorch finds it by its own name; else it must be given together with the name in the file.
+        name: The name in this module.
+        plain: Whether PyTorch accepts it without the name in the file; else ``safe_globals`` needs a pair.
     """
 
     module: str
@@ -45,50 +45,50 @@ class _Found(NamedTuple):
     plain: bool
 
 
-def not_weights(torch: Any, path: str, said: str, pickled: Pickled) -> LoadError:
-    """Say why PyTorch refused a file that it was to load weights from.
+def refusal(torch: Any, path: str, said: str, pickled: PickleSummary) -> LoadError:
+    """Return the error for a file that PyTorch refused with ``weights_only=True``.
 
     Args:
         torch: The module.
         path: The file.
-        said: What PyTorch said, whose first global counts even where the pickle cannot be read.
-        pickled: What the pickle in the file says.
+        said: The message of PyTorch. Its first global counts even if the pickle cannot be scanned.
+        pickled: Result of scanning the pickle.
     """
     if modules := re.findall(
         r"``([\w.]+)``", said.partition("must be imported")[0] if "must be imported" in said else ""
     ):
-        problem = f"holds tensors of a kind that needs {' and '.join(modules)} imported"
-        return LoadError(path, [problem], hint=f"import it before: `import {', '.join(modules)}`")
+        problem = f"holds tensors that need the import of {' and '.join(modules)}"
+        return LoadError(path, [problem], hint=f"import it first: `import {', '.join(modules)}`")
     if pickled.protocol > 2 and (operand := re.search(r"Unsupported operand \d+", said)):
         return protocol_error(path, pickled.protocol, f" ({operand[0]})")
-    needed = refused(torch, pickled.names)
+    needed = disallowed(torch, pickled.names)
     found = re.search(r"[Cc]an only (?:build|create)[\s\S]*<class '([\w.]+)'>", said)
-    if found is None and not needed:  # a pickle that could not be read here
+    if found is None and not needed:  # the scan failed
         found = re.search(r"GLOBAL ([^\s`]+)", said)
     if found and not any(".".join(pair) == found[1] for pair in needed):
         module, _, name = found[1].rpartition(".")
         needed.append((module or "builtins", name))
     classes = _dtype_classes(torch, pickled)
     if not needed and not classes:
-        return _odd(path, said)
+        return _unsupported_operation(path, said)
     names = sorted({".".join(pair) for pair in needed} | set(classes))
-    problems = [f"needs {_shown(name)}, which is not weights: importing it could run anything" for name in names]
+    problems = [f"needs {_quoted(name)}, which is not weights: importing it could run any code" for name in names]
     return LoadError(path, problems, hint=_hint(path, needed, classes))
 
 
-def _odd(path: str, said: str) -> LoadError:
-    """Name what PyTorch does not do in a pickle, whatever is allowed."""
+def _unsupported_operation(path: str, said: str) -> LoadError:
+    """Return the error for a pickle operation that PyTorch never supports with ``weights_only=True``."""
     reason = next(filter(None, map(str.strip, said.partition("WeightsUnpickler error: ")[2].splitlines())), said)
     hint = "save it again with torch.save and the default pickle_protocol"
     if filled := re.search(r"Can only (?:SETITEM|append|extend).*<class '([\w.]+)'>", said):
-        hint = f"this cannot be allowed: have {filled[1]} replaced by a plain dict or list, and the file saved again"
-    return LoadError(path, [f"holds a pickle that is not one of weights: {reason}"], hint=hint)
+        hint = f"this cannot be allowed: replace {filled[1]} by a plain dict or list, and save the file again"
+    return LoadError(path, [f"holds a pickle that does not contain only weights: {reason}"], hint=hint)
 
 
 def _hint(path: str, needed: Iterable[tuple[str, str]], classes: dict[str, str]) -> str:
     harmful = sorted(".".join(pair) for pair in needed if _harmful(*pair))
     if harmful:
-        return f"{', '.join(map(_shown, harmful))} can do harm and never belongs to weights: do not load this file"
+        return f"{', '.join(map(_quoted, harmful))} can do harm and is never part of weights: do not load this file"
     entries, modules, lacking = dict.fromkeys(classes.values()), {"torch"}, []
     for module, name in needed:
         found = _find(module, name)
@@ -100,14 +100,13 @@ def _hint(path: str, needed: Iterable[tuple[str, str]], classes: dict[str, str])
         entries[here if found.plain else f'({here}, "{module}.{name}")'] = None
     if lacking:
         return (
-            f"{'; '.join(lacking)}. Load the file with the versions of the packages that made it, and save its state "
-            "dict alone"
+            f"{'; '.join(lacking)}. Load the file with the package versions that saved it, and save only its state dict"
         )
     modules |= {"numpy"} if classes else set()
     imports = ", ".join(sorted(modules - {"builtins"}))
     return (
-        "allowing a class or function lets its code run. If you trust who made the file and know what these do, allow "
-        "them for one call:\n"
+        "allowing a class or function lets its code run. If you trust the source of the file and know what these do, "
+        "allow them for one call:\n"
         f"    `import {imports}; from weightcache.torch import load_state_dict`\n"
         f"    `with torch.serialization.safe_globals([{', '.join(sorted(entries))}]): load_state_dict({path!r})`"
     )
@@ -117,14 +116,14 @@ def _harmful(module: str, name: str) -> bool:
     return module.partition(".")[0] in _HARMFUL or f"{module}.{name}" in _HARMFUL
 
 
-def _shown(name: str) -> str:
+def _quoted(name: str) -> str:
     return name if all(part.isidentifier() for part in name.split(".")) else repr(name)
 
 
-def _dtype_classes(torch: Any, pickled: Pickled) -> dict[str, str]:
-    """Return the classes of numpy's dtypes that must be allowed too, each with an expression for it.
+def _dtype_classes(torch: Any, pickled: PickleSummary) -> dict[str, str]:
+    """Return the dtype classes of numpy that must be allowed too, each with an expression for it.
 
-    A file does not name them: it makes them by calling ``numpy.dtype``. numpy is asked only if it is imported.
+    A file does not name these classes: it calls ``numpy.dtype``. If numpy is not imported, the result is empty.
     """
     numpy = sys.modules.get("numpy")
     if numpy is None:
@@ -144,24 +143,24 @@ def _dtype_classes(torch: Any, pickled: Pickled) -> dict[str, str]:
     return classes
 
 
-def _find(module: str, name: str) -> _Found | str:
-    """Say where it is in this Python, or why it cannot be allowed. Nothing is imported: that could run anything."""
+def _find(module: str, name: str) -> _Location | str:
+    """Return where it is in this Python, or why it cannot be allowed. Nothing is imported: that could run any code."""
     if not all(part.isidentifier() and not iskeyword(part) for part in [*module.split("."), *name.split(".")]):
-        return f"{_shown(f'{module}.{name}')} cannot be allowed: it is not a name of Python"
+        return f"{_quoted(f'{module}.{name}')} cannot be allowed: it is not a valid Python name"
     reasons = []
-    for home, own in _homes(module, name):
-        there = _look_up(home, own)
-        if isinstance(there, _Found):
+    for home, own in _candidate_names(module, name):
+        there = _lookup(home, own)
+        if isinstance(there, _Location):
             return there._replace(plain=there.plain and (home, own) == (module, name))
         reasons.append(there)
     return f"{module}.{name} cannot be allowed: {reasons[0]}"
 
 
-def _homes(module: str, name: str) -> Iterable[tuple[str, str]]:
-    """Yield where it may be, the present place first."""
+def _candidate_names(module: str, name: str) -> Iterable[tuple[str, str]]:
+    """Yield the names that it may have in this Python, the most likely first."""
     if (module, name) == ("pathlib", "WindowsPath") and os.name != "nt":
-        yield "pathlib", "PureWindowsPath"  # the other one cannot be made on this system
-    elif module == "pathlib._local":  # where Python 3.13 has the classes of pathlib
+        yield "pathlib", "PureWindowsPath"  # WindowsPath cannot be created on this system
+    elif module == "pathlib._local":  # the module of these classes in Python 3.13
         yield "pathlib", name
     elif module.startswith("numpy.core."):
         yield module.replace("numpy.core.", "numpy._core.", 1), name
@@ -173,22 +172,22 @@ def _homes(module: str, name: str) -> Iterable[tuple[str, str]]:
         yield module, name
 
 
-def _look_up(module: str, name: str) -> _Found | str:
+def _lookup(module: str, name: str) -> _Location | str:
     loaded = sys.modules.get(module)
     if loaded is None:
-        return _Found(module, name, plain=False) if _importable(module) else _absent(module)
+        return _Location(module, name, plain=False) if _importable(module) else _missing_reason(module)
     value: Any = loaded
     for part in name.split("."):
         known = getattr(value, "__dict__", {})
         if part not in known:
-            lazy = value is loaded and "__getattr__" in known  # it may make its names when they are asked for
+            lazy = value is loaded and "__getattr__" in known  # __getattr__ may create the name
             if lazy and module.partition(".")[0] not in {"numpy", "torch"}:
-                return _Found(module, name, plain=False)
+                return _Location(module, name, plain=False)
             return f"{module} has no {name}{_version(module)}"
         value = known[part]
         if not isinstance(value, type):
             break
-    return _Found(
+    return _Location(
         module,
         name,
         plain=f"{_attribute(value, '__module__')}.{_attribute(value, '__qualname__')}" == f"{module}.{name}",
@@ -203,11 +202,11 @@ def _attribute(value: Any, name: str) -> Any:
 
 
 def _importable(module: str) -> bool:
-    """Look for the module where an import would, without importing it or its parents."""
+    """Whether an import would find the module; neither it nor its parents are imported."""
     top, *below = module.split(".")
     try:
         spec = find_spec(top)
-    except (ImportError, ValueError):  # a module that nothing was loaded from, such as __main__
+    except (ImportError, ValueError):  # a module without a file, such as __main__
         return top in sys.modules and not below
     for i in range(len(below)):
         if spec is None or spec.submodule_search_locations is None:
@@ -216,7 +215,7 @@ def _importable(module: str) -> bool:
     return spec is not None
 
 
-def _absent(module: str) -> str:
+def _missing_reason(module: str) -> str:
     top = module.partition(".")[0]
     if top in sys.modules or _importable(top):
         return f"{top} has no module {module}{_version(module)}"

@@ -1,4 +1,4 @@
-"""Whether a tensor lies within its memory, for each layout that a file can hold."""
+"""Check that one tensor stays within its storage, for each tensor layout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 _PACKED = {"quint4x2": 2, "quint2x4": 4}  # elements of one byte
 
 
-def fault_of(torch: Any, tensor: Any) -> str:
-    """Say what is wrong with ``tensor``, in a sentence that begins "holds a …"; empty if nothing is."""
+def bounds_problem(torch: Any, tensor: Any) -> str:
+    """Return what is wrong with ``tensor``, as "holds a …"; an empty string if nothing is."""
     if tensor.is_meta:
         return ""
     tensor = tensor.detach()
@@ -26,15 +26,15 @@ def fault_of(torch: Any, tensor: Any) -> str:
 def _strided_fault(torch: Any, tensor: Any) -> str:
     try:
         size = tensor.untyped_storage().nbytes()
-    except (RuntimeError, NotImplementedError):  # a subclass without memory: it holds other tensors
+    except (RuntimeError, NotImplementedError):  # a subclass without memory of its own: its inner tensors are checked
         return ""
     shape, strides, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
     what = f"a{' quantized' if tensor.is_quantized else ''} tensor of shape {shape}"
     packed = _PACKED.get(str(tensor.dtype).removeprefix("torch.")) if tensor.is_quantized else None
-    if packed:  # each row begins with a byte of its own
+    if packed:  # each row starts at a new byte
         needed = offset + prod(shape[:-1]) * -(-shape[-1] // packed) if shape else offset + 1
         if not tensor.is_contiguous():
-            return f"holds {what} and strides {strides}, which a packed one cannot have"
+            return f"holds {what} and strides {strides}, which packed tensors cannot have"
     else:
         needed = _reach(shape, strides, offset) * tensor.element_size()
     if needed > size or offset < 0 or min(shape + strides, default=0) < 0:
@@ -43,7 +43,7 @@ def _strided_fault(torch: Any, tensor: Any) -> str:
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> int:
-    """Return how many elements of its storage a tensor needs. Python's numbers do not overflow."""
+    """Return how many elements of its storage a tensor needs. Integers of Python do not overflow."""
     return (
         offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1 if all(shape) else 0
     )
@@ -64,12 +64,12 @@ def _channel_fault(torch: Any, tensor: Any, what: str) -> str:
 
 
 def _nested_fault(tensor: Any) -> str:
-    """The parts of a nested tensor lie in one buffer; each has a shape, strides and an offset of its own."""
+    """Check the parts of a nested tensor: one buffer, with shape, strides and offset for each part."""
     size = tensor.untyped_storage().nbytes() // tensor.element_size()
     shapes, strides = tensor._nested_tensor_size().tolist(), tensor._nested_tensor_strides().tolist()  # noqa: SLF001
     offsets = tensor._nested_tensor_storage_offsets().tolist()  # noqa: SLF001
     if not len(shapes) == len(strides) == len(offsets):
-        return "holds a nested tensor with more parts than it has"
+        return "holds a nested tensor with inconsistent numbers of shapes, strides and offsets"
     for shape, stride, offset in zip(shapes, strides, offsets, strict=True):
         if min([offset, *shape, *stride]) < 0 or _reach(tuple(shape), tuple(stride), offset) > size:
             return f"holds a nested tensor with a part of shape {tuple(shape)} that reaches beyond its storage"
@@ -77,12 +77,12 @@ def _nested_fault(tensor: Any) -> str:
 
 
 def _jagged_fault(torch: Any, tensor: Any) -> str:
-    """The parts of a jagged tensor are rows of its values, between two offsets."""
+    """Check the parts of a jagged tensor: rows of its values between two offsets."""
     offsets, lengths, values = tensor.offsets(), tensor.lengths(), tensor.values()
     for part in (offsets, lengths, values):
-        if part is not None and (fault := fault_of(torch, part)):
+        if part is not None and (fault := bounds_problem(torch, part)):
             return fault
-    rows = values.shape[tensor._ragged_idx - 1]  # noqa: SLF001 (it has no other name)
+    rows = values.shape[tensor._ragged_idx - 1]  # noqa: SLF001 (there is no public name)
     bounds = offsets.tolist()
     sizes = [end - begin for begin, end in pairwise(bounds)]
     if lengths is not None and len(lengths) == len(sizes):
@@ -95,19 +95,19 @@ def _jagged_fault(torch: Any, tensor: Any) -> str:
 
 
 def _sparse_fault(torch: Any, tensor: Any) -> str:
-    """Build the tensor again from its parts, with the checks that PyTorch leaves out when it loads."""
+    """Build the tensor again with the checks that PyTorch skips when it loads a file."""
     what = f"a sparse tensor of shape {tuple(tensor.shape)}"
     by_rows = tensor.layout in {torch.sparse_csr, torch.sparse_bsr}
     if tensor.layout is torch.sparse_coo:
-        parts = [tensor._indices(), tensor._values()]  # noqa: SLF001 (the others demand a coalesced one)
+        parts = [tensor._indices(), tensor._values()]  # noqa: SLF001 (the public methods need a coalesced tensor)
     elif by_rows:
         parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     elif tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
         parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
     else:
-        return f"holds a tensor of layout {tensor.layout}, which is not known here"
+        return f"holds a tensor of layout {tensor.layout}, which is not supported"
     for part in parts:
-        if fault := fault_of(torch, part):
+        if fault := bounds_problem(torch, part):
             return fault
     try:
         if tensor.layout is torch.sparse_coo:

@@ -116,7 +116,7 @@ def test_a_storage_without_a_tensor_has_the_length_of_its_record(
     whole = path.read_bytes()
     assert whole.count(claimed) == 1
     path.write_bytes(whole.replace(claimed, claimed[:1] + b"\xe0\x03" + claimed[3:]))
-    with pytest.raises(LoadError, match="a storage is said to have"):
+    with pytest.raises(LoadError, match="declares a storage of"):
         load_state_dict(path)
 
 
@@ -133,7 +133,7 @@ def test_storages_that_have_exchanged_their_lengths_are_refused(
     first, second = whole.index(short), whole.index(long)
     assert first < second
     path.write_bytes(whole[:first] + long + whole[first + 5 : second] + short + whole[second + 5 :])
-    with pytest.raises(LoadError, match="a storage is said to have"):
+    with pytest.raises(LoadError, match="declares a storage of"):
         load_state_dict(path)
 
 
@@ -263,7 +263,7 @@ def test_memory_that_grew_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """As PyTorch makes it grow, with what was there before, for a tensor that is too large for it."""
     path = save(tmp_path / "weights.pt", {"a": torch.ones(3), "b": torch.ones(5)})
     monkeypatch.setattr(torch, "load", lambda *_, **__: {"a": torch.ones(5), "b": torch.ones(5)})
-    with pytest.raises(LoadError, match="a storage is said to have 20 bytes"):
+    with pytest.raises(LoadError, match="declares a storage of 20 bytes"):
         load_state_dict(path)
 
 

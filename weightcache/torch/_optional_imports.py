@@ -1,10 +1,10 @@
-"""The optional packages, imported when they are first needed, so that a prefetch can start before them."""
+"""Import PyTorch and safetensors at first use, so that a prefetch can start before these slow imports."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Before it, a crafted file could run code in spite of weights_only=True: CVE-2025-32434 (fixed in 2.6) and
+# In older versions a crafted file can run code even with weights_only=True: CVE-2025-32434 (fixed in 2.6) and
 # CVE-2026-24747 (fixed in 2.10).
 OLDEST_SAFE_TORCH = (2, 10)
 
@@ -12,7 +12,7 @@ _INSTALL = "pip install 'weightcache[torch]'"
 
 
 def import_torch() -> Any:
-    """Return the module ``torch``, or say what to install."""
+    """Return the module ``torch``; the ImportError names what to install."""
     try:
         import torch
     except ImportError as error:
@@ -21,7 +21,7 @@ def import_torch() -> Any:
 
 
 def import_safetensors() -> Any:
-    """Return the module ``safetensors.torch``, or say what to install."""
+    """Return the module ``safetensors.torch``; the ImportError names what to install."""
     try:
         import safetensors.torch
     except ImportError as error:
@@ -31,11 +31,11 @@ def import_safetensors() -> Any:
 
 
 def require_safe_unpickling(torch: Any) -> None:
-    """Raise ``ImportError`` if this PyTorch can be made to run code by a file that holds a pickle."""
+    """Raise ``ImportError`` if a crafted pickle can run code in this version of PyTorch."""
     major, minor = (int(number) for number in torch.__version__.split(".")[:2])
     if (major, minor) < OLDEST_SAFE_TORCH:
         raise ImportError(
-            f"PyTorch {torch.__version__} can be made to run code by a crafted checkpoint, even when it loads weights "
-            "only (CVE-2026-24747): pip install 'torch>=2.10', or convert the file to .safetensors",
+            f"a crafted checkpoint can run code in PyTorch {torch.__version__}, even with weights_only=True "
+            "(CVE-2026-24747): pip install 'torch>=2.10', or convert the file to .safetensors",
             name="torch",
         )

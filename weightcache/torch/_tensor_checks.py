@@ -1,8 +1,8 @@
-"""Tensors in what was loaded, and the memory that they lie in.
+"""Check every tensor that was loaded from a file against its storage and the size of its record.
 
-A file says how large its tensors are and where they lie. PyTorch believes part of that, and which part depends on its
-version: a tensor that reaches beyond its memory shows what else is in the process, or ends it. So every tensor is
-checked here, by rules that rest on no version.
+A file declares the shape and offset of its tensors. PyTorch checks only some of that, depending on its version. A
+tensor that reaches beyond its storage exposes other memory of the process, or crashes it. These checks do not depend
+on the version of PyTorch.
 """
 
 from __future__ import annotations
@@ -14,42 +14,51 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache.errors import LoadError
 
-from ._layouts import fault_of
+from ._tensor_bounds import bounds_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_HINT = "the file is damaged or forged: fetch it again from its source"
-_ENDS = (str, bytes, int, float, type(None), type, ModuleType, FunctionType, BuiltinFunctionType)  # nothing is below
+_HINT = "the file is damaged or crafted: download it again from its source"
+_LEAVES = (
+    str,
+    bytes,
+    int,
+    float,
+    type(None),
+    type,
+    ModuleType,
+    FunctionType,
+    BuiltinFunctionType,
+)  # without tensors
 
 
 def check_tensors(torch: Any, loaded: object, sizes: Counter[int] | None, path: str) -> None:
-    """Raise `LoadError` unless every tensor lies within its memory, and that is as long as the file says.
+    """Raise `LoadError` unless every tensor stays within its storage, and every storage matches a record.
 
     Args:
         torch: The module.
-        loaded: What was loaded; its tensors are found in containers, attributes and other tensors.
-        sizes: How long the records of the file are, in bytes, each as often as there are records of that length; or
-            None if the loader has compared the storages with the file.
-        path: The file.
+        loaded: The result of the loader. Tensors are found in containers, attributes and other tensors.
+        sizes: Length of a record in bytes → number of such records; None if the loader compares storages itself.
+        path: The file, for the message.
     """
     spans = {}
     for value, in_containers in _tensors(torch, loaded):
-        if isinstance(value, torch.Tensor) and (fault := fault_of(torch, value)):
+        if isinstance(value, torch.Tensor) and (fault := bounds_problem(torch, value)):
             raise LoadError(path, [fault], hint=_HINT)
-        # What an object computes of itself when it is made has memory of its own.
+        # Objects may compute tensors when they are created: these have no record in the file.
         for storage in _storages(torch, value) if in_containers else ():
             if storage.nbytes() and storage.data_ptr():
                 spans[storage.device, storage.data_ptr()] = storage.nbytes()
     if sizes is not None:
-        _compare(spans, sizes, path)
+        _compare_storages(spans, sizes, path)
 
 
-def _compare(spans: dict[tuple[Any, int], int], sizes: Counter[int], path: str) -> None:
-    """Raise unless each storage has a record of its own, and none reaches into another.
+def _compare_storages(spans: dict[tuple[Any, int], int], sizes: Counter[int], path: str) -> None:
+    """Raise unless each storage has its own record and storages do not overlap.
 
-    A pickle says how long its storages are. Where a file is mapped torch takes that length as it is, and a tensor could
-    hold what lies behind its record.
+    A pickle declares the length of its storages. For a mapped file torch does not check it, and a tensor could expose
+    bytes after its record.
     """
     end, where = 0, None
     left = Counter(sizes)
@@ -58,33 +67,33 @@ def _compare(spans: dict[tuple[Any, int], int], sizes: Counter[int], path: str) 
             end, where = 0, device
         left[size] -= 1
         if left[size] < 0 or begin < end:
-            problem = f"a storage is said to have {size} bytes, which is not what the file has for it"
+            problem = f"declares a storage of {size} bytes, but has no record of that size for it"
             raise LoadError(path, [problem], hint=_HINT)
         end = begin + size
 
 
 def _storages(torch: Any, value: Any) -> list[Any]:
-    """Return the memory that holds the data of a tensor, if it is that which the file says; of a storage, itself."""
+    """Return the storages of ``value`` whose data come from records of the file."""
     if isinstance(value, torch.UntypedStorage):
         return [value]
     if value.layout is torch.sparse_coo:
-        parts = [value.detach()._indices(), value.detach()._values()]  # noqa: SLF001 (of one that is not coalesced)
+        parts = [value.detach()._indices(), value.detach()._values()]  # noqa: SLF001 (the public methods need a coalesced tensor)
         return [part.untyped_storage() for part in parts if part.layout is torch.strided]
     if type(value) in {torch.Tensor, torch.nn.Parameter} and value.layout is torch.strided:
         return [value.untyped_storage()]
-    return []  # compressed ones may have copied what was not contiguous; subclasses hold tensors as attributes
+    return []  # compressed layouts may copy; the tensors inside subclasses are checked as attributes
 
 
 def _tensors(torch: Any, loaded: object) -> Iterator[tuple[Any, bool]]:
-    """Yield every tensor and storage below ``loaded``, and whether only containers and tensors are above it."""
+    """Yield every tensor and storage in ``loaded``, and whether only containers and tensors enclose it."""
     containers = (dict, list, tuple, set, frozenset, torch.storage.TypedStorage)
     waiting: list[tuple[Any, bool]] = [(loaded, True)]
     seen: dict[int, Any] = {}
     while waiting:
         value, in_containers = waiting.pop()
-        if id(value) in seen or isinstance(value, _ENDS):
+        if id(value) in seen or isinstance(value, _LEAVES):
             continue
-        seen[id(value)] = value  # a pickle can hold a list that holds itself; kept, so that no other gets its id
+        seen[id(value)] = value  # lists may contain themselves; a reference keeps the id in use
         if isinstance(value, torch.Tensor):
             yield value, in_containers
             below = [vars(value), value._backward_hooks, value.grad if value.is_leaf else None]  # noqa: SLF001
@@ -93,7 +102,7 @@ def _tensors(torch: Any, loaded: object) -> Iterator[tuple[Any, bool]]:
             below = []
         else:
             in_containers = in_containers and isinstance(value, containers)
-            # An array of objects in numpy does not show them to the garbage collector.
+            # numpy does not report the objects of an array to the garbage collector.
             has_objects = getattr(getattr(value, "dtype", None), "hasobject", False)
             below = value.ravel().tolist() if has_objects else gc.get_referents(value)
         waiting.extend((each, in_containers) for each in below)

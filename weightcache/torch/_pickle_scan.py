@@ -1,4 +1,4 @@
-"""Which classes and functions a pickle names, read without running any of it."""
+"""Find which classes and functions a pickle names, without running it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _DTYPE = re.compile(r"[|<>=]?[?a-zA-Z]\d{0,10}")
-LONGEST = 64 << 20  # bytes of a pickle that are read: a minute
+MAX_PICKLE_BYTES = 64 << 20  # scanning more would take over a minute
 
 
-class Pickled(NamedTuple):
-    """What a pickle says.
+class PickleSummary(NamedTuple):
+    """What a pickle would import.
 
     Attributes:
-        protocol: Its protocol.
+        protocol: The pickle protocol.
         names: Module and name of each class and function, in their order.
-        dtypes: What it makes dtypes of numpy of, as in ``"f8"``.
+        dtypes: The codes from which it creates numpy dtypes, such as ``"f8"``.
     """
 
     protocol: int
@@ -30,19 +30,19 @@ class Pickled(NamedTuple):
     dtypes: tuple[str, ...]
 
 
-def scan(data: bytes, *, before: int = 0) -> Pickled:
-    """Read a pickle; what cannot be read ends it early.
+def scan_pickle(data: bytes, *, before: int = 0) -> PickleSummary:
+    """Scan a pickle up to its end or to the first operation that cannot be read.
 
     Args:
-        data: The pickle, or the beginning of a file.
-        before: How many pickles are before it.
+        data: The pickle, or the start of a file with several.
+        before: Number of pickles to skip.
     """
-    file = io.BytesIO(data[:LONGEST])
+    file = io.BytesIO(data[:MAX_PICKLE_BYTES])
     protocol, names, dtypes = 0, dict[tuple[str, str], None](), dict[str, None]()
     memo: dict[Any, Any] = {}
-    last: Any = None  # what the last operation pushed, as far as it matters here
+    last: Any = None  # what the last operation pushed: a global, or a string
     in_dtype = False
-    with suppress(Exception):  # cut off, no pickle, or crafted
+    with suppress(Exception):  # truncated, no pickle, or crafted
         for _ in range(before):
             for _ in pickletools.genops(file):
                 pass
@@ -64,23 +64,23 @@ def scan(data: bytes, *, before: int = 0) -> Pickled:
             if in_dtype and isinstance(last, str) and _DTYPE.fullmatch(last):
                 dtypes[last] = None
             in_dtype = last == ("numpy", "dtype")
-    return Pickled(protocol, tuple(names), tuple(dtypes))
+    return PickleSummary(protocol, tuple(names), tuple(dtypes))
 
 
-def refused(torch: Any, names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return those of ``names`` that PyTorch does not allow, nor the program.
+def disallowed(torch: Any, names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return those of ``names`` that neither PyTorch nor ``safe_globals`` allows.
 
-    PyTorch is asked with a pickle that names them and does nothing with them.
+    PyTorch checks a pickle that only names them.
     """
     every = list(names)
     pickle = b"\x80\x02" + b"".join(f"c{module}\n{name}\n".encode() for module, name in every) + b"N."
-    asked = io.BytesIO()
-    with zipfile.ZipFile(asked, "w") as archive:
+    probe = io.BytesIO()
+    with zipfile.ZipFile(probe, "w") as archive:
         archive.writestr("archive/data.pkl", pickle)
         archive.writestr("archive/version", "3\n")
-    asked.seek(0)
-    unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(asked))
+    probe.seek(0)
+    unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(probe))
     known = [pair for pair in every if ".".join(pair) in unsafe]
-    # PyTorch calls by its present name what Python 2 called otherwise, as in __builtin__.
+    # PyTorch reports names of Python 2, such as __builtin__, by their names in Python 3.
     renamed = unsafe - {".".join(pair) for pair in known}
     return known + [(module, name) for module, _, name in (each.rpartition(".") for each in sorted(renamed))]

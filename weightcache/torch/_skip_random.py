@@ -1,4 +1,4 @@
-"""What `skip_init` skips: filling memory of a parameter with random numbers."""
+"""The torch function mode behind `skip_init`: random fills of parameters do nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch  # noqa: TID253 (imported by skip_init only; its subject is torch)
 from torch.nn.parameter import Parameter, is_lazy  # noqa: TID253
 from torch.overrides import TorchFunctionMode  # noqa: TID253
 
-# Fill their first argument. A normal distribution that is cut off is made of uniform_ and erfinv_.
+# Functions that fill their first argument. trunc_normal_ uses uniform_ and erfinv_.
 _FILLS = frozenset(
     {
         torch.Tensor.bernoulli_,
@@ -29,11 +29,11 @@ _FILLS = frozenset(
 
 
 class SkipRandom(TorchFunctionMode):  # type: ignore[misc]
-    """While it is entered, this thread's random fills of parameters do nothing. All else runs as always.
+    """A mode in which random fills of parameters do nothing, in this thread. All other calls run as usual.
 
-    Memory is known by its address: a program also writes to ``weight.data`` and to parts of a weight, which are
-    tensors of their own. A tensor that shares no memory with a parameter is filled: it may be a buffer that no file
-    holds.
+    Parameters are recognized by the address of their memory, because programs also fill ``weight.data`` and slices of
+    a weight, which are other tensor objects. Tensors that share no memory with a parameter are filled: they may be
+    buffers that no file contains.
     """
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ class SkipRandom(TorchFunctionMode):  # type: ignore[misc]
         return func(*args, **kwargs)
 
     def owns(self, tensor: Any) -> bool:
-        """Whether the tensor is a parameter, or shares memory with one that lives."""
+        """Whether the tensor is a parameter, or shares memory with a live one."""
         if isinstance(tensor, Parameter):
             return True
         address = _address(tensor)
         owner = self._owners.get(address, lambda: None)()
-        # Memory of a parameter that is gone may be a buffer's by now.
+        # After a parameter is deleted, a buffer may get its memory.
         return address != 0 and owner is not None and _address(owner) == address
 
 
