@@ -99,7 +99,7 @@ def lease(found: FakeDict, clock: Time, me: str, wait: float = 300.0) -> Lease:
 
 
 def take(who: Lease, *digests: str) -> list[str]:
-    return run(who.claim(run(who.free(digests))))
+    return run(who.claim(run(who.claimable(digests))))
 
 
 def beat(who: Lease, times: int) -> None:
@@ -124,7 +124,7 @@ def test_one_holds_and_the_other_waits_until_it_is_done(
     assert take(a, X) == [X]
     assert (found[f"{X}/1"], head(found)) == ("a", (1, "a", "held"))
     assert take(b, X) == []
-    run(b.rest([X]))
+    run(b.wait([X]))
     assert (b.waited_for, b.waited > 0) == ("a", True)
     run(a.release([X], "done"))
     assert head(found) == (1, "a", "done")
@@ -192,11 +192,11 @@ def test_a_sleep_of_the_waiters_is_not_the_holders_silence(asleep: str, found: F
 def test_what_went_missing_since_the_heads_were_read_may_be_held(found: FakeDict, clock: Time) -> None:
     a, b = lease(found, clock, "a"), lease(found, clock, "b")
     take(a, Y)
-    assert run(b.free([X])) == [X]
+    assert run(b.claimable([X])) == [X]
     assert b.held_by_others([X, Y]) == [Y]
-    run(b.free([X, Y]))
+    run(b.claimable([X, Y]))
     run(a.release([Y], "done"))
-    run(b.free([X, Y]))
+    run(b.claimable([X, Y]))
     assert b.held_by_others([X, Y]) == []
 
 
@@ -221,7 +221,7 @@ def test_what_was_released_is_not_kept_alive(found: FakeDict, clock: Time) -> No
 
 def test_a_lost_claim_gives_the_winner_time_to_speak(found: FakeDict, clock: Time) -> None:
     b = lease(found, clock, "b")
-    free = run(b.free([X]))
+    free = run(b.claimable([X]))
     found[f"{X}/1"] = "a"  # it won, and is about to write its head
     clock.time += EXPIRY - 1
     assert (free, run(b.claim(free))) == ([X], [])
@@ -234,7 +234,7 @@ def test_a_lost_claim_gives_the_winner_time_to_speak(found: FakeDict, clock: Tim
 
 def test_an_old_number_is_not_claimed(found: FakeDict, clock: Time) -> None:
     b = lease(found, clock, "b")
-    free = run(b.free([X]))
+    free = run(b.claimable([X]))
     found[f"{X}/head"] = (3, "a", "held", 1, 0)  # meanwhile; and a has removed the claims before its own
     assert run(b.claim(free)) == []
     assert f"{X}/1" not in found
@@ -243,10 +243,10 @@ def test_an_old_number_is_not_claimed(found: FakeDict, clock: Time) -> None:
 
 def test_a_claim_whose_answer_was_lost_is_known_again(found: FakeDict, clock: Time) -> None:
     a = lease(found, clock, "a")
-    free = run(a.free([X]))
+    free = run(a.claimable([X]))
     found.faults = ["after"]
     assert run(a.claim(free)) == [X]
-    assert (head(found), a.broken) == ((1, "a", "held"), "")
+    assert (head(found), a.failure) == ((1, "a", "held"), "")
 
 
 @pytest.mark.parametrize("after", range(5))
@@ -254,7 +254,7 @@ def test_a_dict_that_fails_is_done_without(after: int, found: FakeDict, clock: T
     a = lease(found, clock, "a")
     found.faults = [""] * after + ["before"] * 100
     assert take(a, X, Y) == [X, Y]
-    assert (a.broken == "ConnectionError: the Dict is away") is (after < 5)
+    assert (a.failure == "ConnectionError: the Dict is away") is (after < 5)
     beat(a, 2)
     run(a.release([X, Y], "done"))
 
@@ -309,7 +309,7 @@ def test_ones_own_head_does_not_keep_one_waiting(found: FakeDict, clock: Time) -
 
 
 def test_a_dict_that_hangs_has_an_end(monkeypatch: pytest.MonkeyPatch, found: FakeDict) -> None:
-    monkeypatch.setattr(kv, "LIMIT", 0.05)
+    monkeypatch.setattr(kv, "TIMEOUT", 0.05)
     answered = threading.Event()
     monkeypatch.setattr(found, "get", lambda key: answered.wait(30.0))
     store = kv.open_store(found, object())  # type: ignore[arg-type]
@@ -333,8 +333,8 @@ class Volume:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordination_lease, "POLL", (0.01, 0.01))
-    monkeypatch.setattr(coordination_lease, "LOOK", 0.02)
-    monkeypatch.setattr(coordination_lease, "TRIES", (0.001,) * 3)
+    monkeypatch.setattr(coordination_lease, "RELOAD_INTERVAL", 0.02)
+    monkeypatch.setattr(coordination_lease, "RETRY_DELAYS", (0.001,) * 3)
 
 
 def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
@@ -411,15 +411,15 @@ def test_what_another_process_brought_needs_no_lease(
     origin.put("/a", DATA)
     manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
     quiet(manifest, theirs)
-    exclusive = host.exclusive
+    root_lock = host.root_lock
 
     @contextmanager
     def late(*args: Any, **options: Any) -> Iterator[Any]:
-        with exclusive(*args, **options) as held:
+        with root_lock(*args, **options) as held:
             os.rename(theirs, root)  # what the last holder of the lock did
             yield held
 
-    monkeypatch.setattr(host, "exclusive", late)
+    monkeypatch.setattr(host, "root_lock", late)
     monkeypatch.setattr(kv, "open_store", lambda *_: pytest.fail("a Dict was looked for"))
     quiet(manifest, root, lease=found)
 
@@ -515,7 +515,7 @@ def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
 
     monkeypatch.setattr(found, "put", hanging)
     monkeypatch.setattr("weightcache._engine.install.fetch", interrupted)
-    monkeypatch.setattr(kv, "LIMIT", 60.0)
+    monkeypatch.setattr(kv, "TIMEOUT", 60.0)
     with pytest.raises(KeyboardInterrupt):
         quiet(one(DATA, origin.url("/a")), root, lease=found)
     assert answers == []  # it did not wait for the Dict, which answers only now

@@ -206,9 +206,9 @@ def test_status_looks_again_when_the_reload_is_over(origin: Origin, root: Path) 
 
     from weightcache._coordination import volume as coordination_volume
 
-    calls = coordination_volume.VolumeCalls(str(root), Empty(root))
+    calls = coordination_volume.VolumeSession(str(root), Empty(root))
     os.unlink(next(Path(os.environ["TMPDIR"]).glob("*/*.unpushed")))  # as after a commit
-    filler = threading.Thread(target=calls.refresh)
+    filler = threading.Thread(target=calls.sync)
     filler.start()
     assert empty.wait(60)
     states: list[str] = []

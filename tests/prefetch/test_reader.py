@@ -25,9 +25,9 @@ from weightcache import Manifest, ensure, prefetch, prefetch_files
 from weightcache._coordination import readers as coordination_readers
 from weightcache._prefetch import memory as prefetch_memory
 from weightcache._prefetch import reader as prefetch_reader
-from weightcache._prefetch.file import CHUNK, PrefetchedFile
+from weightcache._prefetch.file import READ_CHUNK, PrefetchedFile
 
-LARGE = blob(2 * CHUNK + 12345)
+LARGE = blob(2 * READ_CHUNK + 12345)
 
 
 def descriptors(under: Path) -> list[str]:
@@ -60,7 +60,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     for thread in threading.enumerate():
         if thread.name.startswith("weightcache-prefetch"):
             thread.join(30)
-    assert (descriptors(tmp_path), memfds(), readers(), prefetch_memory.promised) == ([], [], [], {})
+    assert (descriptors(tmp_path), memfds(), readers(), prefetch_memory.reservations) == ([], [], [], {})
 
 
 @pytest.fixture
@@ -98,14 +98,14 @@ class Gate:
             return read(file, start, end, buffer)
 
         monkeypatch.setattr(prefetch_reader, "read_chunk", gated)
-        let_go = weightcache.Prefetch._let_go
+        let_go = weightcache.Prefetch._close_idle
 
         def letting_go(handle: weightcache.Prefetch) -> None:
             self.go_on.set()
             let_go(handle)
 
         if until_pause:
-            monkeypatch.setattr(weightcache.Prefetch, "_let_go", letting_go)
+            monkeypatch.setattr(weightcache.Prefetch, "_close_idle", letting_go)
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -127,7 +127,7 @@ def test_into_cache_reads_everything_and_keeps_nothing(files: list[Path], monkey
     gate = Gate(monkeypatch, "none")
     handle = prefetch_files(*files, threads=2)
     assert handle.wait(60)
-    assert sorted(gate.reads) == [("large", 0), ("large", CHUNK), ("large", 2 * CHUNK), ("small", 0)]
+    assert sorted(gate.reads) == [("large", 0), ("large", READ_CHUNK), ("large", 2 * READ_CHUNK), ("small", 0)]
     assert handle.path(files[0]) == str(files[0])
     assert handle.stats.bytes == len(LARGE) + 5
     assert repr(handle) == "<Prefetch of 3 files: 16.8 of 16.8 MB>"
@@ -136,7 +136,7 @@ def test_into_cache_reads_everything_and_keeps_nothing(files: list[Path], monkey
 def test_files_are_read_in_order(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch, "none")
     prefetch_files(files[1], files[0], files[1], threads=1).wait()
-    assert gate.reads == [("small", 0), ("large", 0), ("large", CHUNK), ("large", 2 * CHUNK)]
+    assert gate.reads == [("small", 0), ("large", 0), ("large", READ_CHUNK), ("large", 2 * READ_CHUNK)]
 
 
 def test_a_manifest_is_read_in_its_order_and_what_is_not_there_is_skipped(
@@ -188,7 +188,7 @@ def test_a_programmers_mistake(root: Path) -> None:
 @pytest.mark.parametrize("into", ["cache", "memory"])
 @pytest.mark.parametrize(
     ("size", "said"),
-    [(7, f"it ends after 7 of {len(LARGE)} bytes"), (CHUNK + 7, "it changed while it was read")],
+    [(7, f"it ends after 7 of {len(LARGE)} bytes"), (READ_CHUNK + 7, "it changed while it was read")],
 )
 def test_a_file_that_shrinks(
     size: int, said: str, into: str, files: list[Path], monkeypatch: pytest.MonkeyPatch
@@ -268,7 +268,7 @@ def test_a_relative_path_is_where_it_was(
     files: list[Path], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files[0].parent)
-    with coordination_readers.all_paused():
+    with coordination_readers.pause_all():
         handle = prefetch_files("large", into="memory")
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     with handle:
@@ -369,7 +369,7 @@ def test_the_memory_of_a_container(texts: dict[str, str], free: float, monkeypat
             raise FileNotFoundError(path) from None
 
     monkeypatch.setattr(prefetch_memory, "_text", text)
-    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.SHARE * free)
+    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.MEMORY_SHARE * free)
 
 
 @pytest.mark.parametrize(
@@ -401,13 +401,13 @@ def test_the_memory_of_the_cgroup_and_of_those_around_it(
             raise FileNotFoundError(path) from None
 
     monkeypatch.setattr(prefetch_memory, "_text", text)
-    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.SHARE * free)
+    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.MEMORY_SHARE * free)
 
 
 def test_memory_is_not_promised_twice(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first is read, all of its memory seems to be free."""
     monkeypatch.setattr(prefetch_memory, "_cgroups", list)
-    monkeypatch.setattr(prefetch_memory, "_meminfo", lambda: 1.5 * len(LARGE) / prefetch_memory.SHARE)
+    monkeypatch.setattr(prefetch_memory, "_meminfo", lambda: 1.5 * len(LARGE) / prefetch_memory.MEMORY_SHARE)
     gate = Gate(monkeypatch)
     with prefetch_files(files[0], into="memory", threads=1) as handle:
         assert gate.reached.wait(60)
@@ -425,13 +425,13 @@ def test_a_promise_shrinks_as_memory_is_taken(files: list[Path], monkeypatch: py
     promised, read = [], prefetch_reader.read_chunk
 
     def noting(*args: Any) -> int:
-        promised.append(sum(prefetch_memory.promised.values()))
+        promised.append(sum(prefetch_memory.reservations.values()))
         return read(*args)
 
     monkeypatch.setattr(prefetch_reader, "read_chunk", noting)
     with prefetch_files(*files, into="memory", threads=1) as handle:
         assert handle.wait(60)
-    assert promised == [len(LARGE) + 5, len(LARGE) + 5 - CHUNK, len(LARGE) + 5 - 2 * CHUNK, 5]
+    assert promised == [len(LARGE) + 5, len(LARGE) + 5 - READ_CHUNK, len(LARGE) + 5 - 2 * READ_CHUNK, 5]
 
 
 def test_memory_of_many_files_leaves_the_process_files_to_open(tmp_path: Path) -> None:
@@ -568,18 +568,18 @@ def test_who_waits_does_not_look_at_all_files_whenever_one_is_read(
 
     monkeypatch.setattr(PrefetchedFile, "is_over", property(looked_at))
     monkeypatch.setattr(prefetch_reader, "read_chunk", waited_for)
-    with coordination_readers.all_paused():
+    with coordination_readers.pause_all():
         handle = prefetch_files(*paths, threads=1)
     assert handle.wait(60)
     assert len(looks) < 10 * len(paths)
 
 
 def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     with prefetch_files(files[0], threads=1) as handle:
         assert gate.reached.wait(60)
-        with coordination_readers.all_paused():
+        with coordination_readers.pause_all():
             assert descriptors(files[0].parent) != []
         gate.go_on.set()
         assert handle.wait(60)
@@ -587,7 +587,7 @@ def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], mo
 
 def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed is the handle by then, and nobody asks again."""
-    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(*files, into="memory", threads=1)
     assert gate.reached.wait(60)
@@ -602,7 +602,7 @@ def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: p
 
 
 def test_what_begins_during_a_commit_waits_for_its_end(files: list[Path]) -> None:
-    with coordination_readers.all_paused(), coordination_readers.all_paused():
+    with coordination_readers.pause_all(), coordination_readers.pause_all():
         handle = prefetch_files(*files)
         assert not handle.wait(0.2)
         assert handle.stats.bytes == 0
@@ -619,8 +619,8 @@ def test_a_pause_that_is_interrupted_ends(files: list[Path], monkeypatch: pytest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(weightcache.Prefetch, "_let_go", interrupted)
-        with pytest.raises(KeyboardInterrupt), coordination_readers.all_paused():
+        patch.setattr(weightcache.Prefetch, "_close_idle", interrupted)
+        with pytest.raises(KeyboardInterrupt), coordination_readers.pause_all():
             pass
     gate.go_on.set()
     assert first.wait(60)
@@ -694,7 +694,7 @@ def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         close(descriptor)
 
-    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(files[0], into=into, threads=1)
     assert gate.reached.wait(60)
@@ -710,7 +710,7 @@ def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
 
 
 def test_a_child_that_was_forked_during_a_commit_reads(files: list[Path]) -> None:
-    with coordination_readers.all_paused(), warnings.catch_warnings():
+    with coordination_readers.pause_all(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
         if not child:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from weightcache import DownloadError, NotCachedError
-from weightcache._coordination.lease import EXPIRY, LOOK, POLL, Lease
+from weightcache._coordination.lease import EXPIRY, POLL, RELOAD_INTERVAL, Lease
 from weightcache._engine.reconcile import tell
 from weightcache._store.partial_file import VanishedError
 from weightcache._store.partials import STALE
@@ -302,7 +302,7 @@ class Entries:
         await self._answer()
         return value
 
-    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
+    async def put(self, key: str, value: object, *, new: bool = False, timeout: float | None = None) -> bool:
         await self._reach()
         made = not (new and key in self._world.entries)
         if not made:
@@ -335,7 +335,7 @@ class Patience:
 
     - EXPIRY + 2 * (POLL + calls) after the last sign of life: a new number, state or beat;
     - WAIT + 2 * (POLL + calls) after the last progress: a new number, or more bytes;
-    - LOOK + POLL + calls after its last look at the Volume, whatever the heads say.
+    - RELOAD_INTERVAL + POLL + calls after its last look at the Volume, whatever the heads say.
 
     ``calls`` is what the longest of its own rounds took without the rest. The first two begin anew when it loses a
     claim (the winner's head is still to come), and all when it has brought something itself and when it wakes up.
@@ -396,7 +396,7 @@ class Patience:
     def check(self) -> None:
         world, container = self._world, self._container
         a_round = POLL[1] + self._calls + 0.01
-        if world.now - max(self._looked, container.woke) > LOOK / (1 - RATE) + a_round:
+        if world.now - max(self._looked, container.woke) > RELOAD_INTERVAL / (1 - RATE) + a_round:
             raise BrokenError(f"waits: no look at the Volume since {self._looked:.1f}")
         late = []
         for digest, began in self._since.items():
@@ -585,7 +585,7 @@ class Container:
             await self._reload()
 
     async def call(self, operation: Callable[[], Awaitable[None]]) -> bool:
-        """Do it alone in this container, with retries, as `VolumeCalls` does."""
+        """Do it alone in this container, with retries, as `VolumeSession` does."""
         for delay in (0.5, 2.0, None):
             while self.busy is not None:
                 await Step(0.1)

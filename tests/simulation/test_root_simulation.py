@@ -56,7 +56,7 @@ def _links_the_partial(
             source = f"{verified.path}.copy"
             if not files.link_or_copy(verified.path, source, file.sha256, lambda: None):
                 raise VanishedError(source)
-        files.publish(self.layout, work.checkpoint, file, source)
+        files.publish_file(self.layout, work.checkpoint, file, source)
         work.sizes[file.path] = verified.size
         left[work.checkpoint.name] -= 1
         if not left[work.checkpoint.name]:
@@ -71,7 +71,7 @@ def _finishes_what_has_two_names(self: PartialFile, size: int) -> None:
 
 def test_a_partial_that_shares_its_bytes_with_a_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bringer, "_publish_for_all", _links_the_partial)
-    monkeypatch.setattr(partials, "_is_only_ours", os.path.isfile)
+    monkeypatch.setattr(partials, "_is_exclusively_ours", os.path.isfile)
     monkeypatch.setattr(PartialFile, "finish", _finishes_what_has_two_names)
     assert found(mistakes=False).startswith("G1")
 
@@ -84,7 +84,7 @@ def test_each_of_the_two_safeguards_holds_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_writing_on_in_a_living_writers_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partials, "_is_only_ours", os.path.isfile)
+    monkeypatch.setattr(partials, "_is_exclusively_ours", os.path.isfile)
     assert found(mistakes=True).startswith("G1")
 
 

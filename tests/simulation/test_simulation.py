@@ -13,7 +13,7 @@ import simulation
 from simulation import FILES, GOOD, BrokenError, House, Step, Switches, receipt, simulate
 from weightcache import DownloadError, NotCachedError
 from weightcache._coordination import lease as coordination_lease
-from weightcache._coordination.lease import EXPIRY, LOOK, Head, Lease
+from weightcache._coordination.lease import EXPIRY, RELOAD_INTERVAL, Head, Lease
 from weightcache._engine import reconcile
 from weightcache._store.partial_file import VanishedError
 
@@ -127,14 +127,14 @@ async def _blind_tell(house: Any, lease: Any, clock: Any) -> list[str]:
         return await _tell(house, lease, clock)
     missing = await house.look()
     while missing:
-        free = await lease.free(missing)
+        free = await lease.claimable(missing)
         await reconcile._refresh(house)
         missing = await house.look()
         if held := await lease.claim([digest for digest in free if digest in missing]):
             await reconcile._bring_under(lease, house, held)
             missing = [digest for digest in missing if digest not in held]
         elif missing:
-            await lease.rest(missing)
+            await lease.wait(missing)
     return []
 
 
@@ -143,7 +143,7 @@ async def _claims_without_reload(house: Any, lease: Any, clock: Any) -> list[str
         return await _tell(house, lease, clock)
     missing, reloaded = await house.look(), False
     while missing:
-        free = await lease.free(missing)
+        free = await lease.claimable(missing)
         if not reloaded or not free:
             await reconcile._refresh(house)
             reloaded, missing = True, await house.look()
@@ -151,7 +151,7 @@ async def _claims_without_reload(house: Any, lease: Any, clock: Any) -> list[str
             await reconcile._bring_under(lease, house, held)
             missing = await house.look()
         elif missing:
-            await lease.rest(missing)
+            await lease.wait(missing)
     return []
 
 
@@ -160,13 +160,13 @@ async def _waits_while_holding(house: Any, lease: Any, clock: Any) -> list[str]:
         return await _tell(house, lease, clock)
     missing, held = await house.look(), list[str]()
     while missing:
-        free = await lease.free([digest for digest in missing if digest not in held])
+        free = await lease.claimable([digest for digest in missing if digest not in held])
         held += await lease.claim(free[:1])
         if set(missing) <= set(held):
             await reconcile._bring_under(lease, house, held)
             missing, held = await house.look(), []
         else:
-            await house.alongside(lease.beat, lease.rest([digest for digest in missing if digest not in held]))
+            await house.alongside(lease.beat, lease.wait([digest for digest in missing if digest not in held]))
             await reconcile._refresh(house)
             missing = [digest for digest in await house.look() if digest in missing]
             held = [digest for digest in held if digest in missing]
@@ -196,7 +196,7 @@ async def _reads_without_waiting(house: Any, lease: Any, clock: Any) -> list[str
     if await house.can_write():
         return await _tell(house, lease, clock)
     if missing := await house.look():
-        await lease.free(missing)
+        await lease.claimable(missing)
         await reconcile._refresh(house)
         if missing := await house.look():
             await house.give_up(missing)
@@ -244,10 +244,10 @@ class PopsAndPuts(Lease):
     async def _claim(self, digest: str, watched: Any) -> bool:
         head = watched.head
         if head:
-            await self._trying(lambda: self._store.pop(f"{digest}/head"))
+            await self._retry(lambda: self._store.pop(f"{digest}/head"))
         watched.number = watched.next
         mine = Head(watched.number, self._me, "held")
-        made = await self._trying(lambda: self._store.put(f"{digest}/head", mine.value(), new=True))
+        made = await self._retry(lambda: self._store.put(f"{digest}/head", mine.to_tuple(), new=True))
         if not made:
             watched.number = 0
         return made
@@ -265,21 +265,21 @@ class ForgetsTheHead(Lease):
     async def _claim(self, digest: str, watched: Any) -> bool:
         number = watched.next
         if not await self._put_new(f"{digest}/{number}"):
-            watched.lost, watched.changed = number, self._clock.now()
+            watched.highest_lost, watched.alive_at = number, self._clock.now()
             return False
         watched.number, watched.beat = number, 0
-        await self._trying(lambda: self._write(digest, watched, "held"))
+        await self._retry(lambda: self._write(digest, watched, "held"))
         return True
 
 
 class TakesItsSleepForSilence(Lease):
     """Judges a head by a clock that it reads later."""
 
-    async def free(self, digests: Sequence[str]) -> list[str]:
-        await super().free(digests)
+    async def claimable(self, digests: Sequence[str]) -> list[str]:
+        await super().claimable(digests)
         for watched in self._watched.values():
-            watched.asked = self._clock.now()
-        return [digest for digest in digests if self._is_free(digest)]
+            watched.requested_at = self._clock.now()
+        return [digest for digest in digests if self._is_claimable(digest)]
 
 
 class WaitsForWhoStalls(Lease):
@@ -290,15 +290,15 @@ class WaitsForWhoStalls(Lease):
 class TimesItsBeats(Lease):
     """Writes its wall clock into its beats, as a lock with an expiry would; others compare it with their own."""
 
-    async def _write(self, digest: str, watched: Any, state: str, *, hurried: bool = False) -> None:
+    async def _write(self, digest: str, watched: Any, state: str, *, timeout: float | None = None) -> None:
         watched.beat = int(self._clock.container.wall) + 100  # type: ignore[attr-defined]
-        await super()._write(digest, watched, state, hurried=hurried)
+        await super()._write(digest, watched, state, timeout=timeout)
 
-    def _is_free(self, digest: str) -> bool:
+    def _is_claimable(self, digest: str) -> bool:
         watched = self._watched.get(digest)
         if watched and watched.head and watched.head.state == "held" and watched.head.holder != self._me:
             return self._clock.container.wall + 100 - watched.head.beat > EXPIRY  # type: ignore[attr-defined]
-        return super()._is_free(digest)
+        return super()._is_claimable(digest)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,8 @@ def test_a_lease_that_compares_clocks_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("EXPIRY", 10 * EXPIRY), ("EXPIRY", 2 * EXPIRY), ("POLL", (1.0, 60.0)), ("LOOK", 3 * LOOK)]
+    ("name", "value"),
+    [("EXPIRY", 10 * EXPIRY), ("EXPIRY", 2 * EXPIRY), ("POLL", (1.0, 60.0)), ("RELOAD_INTERVAL", 3 * RELOAD_INTERVAL)],
 )
 def test_who_waits_too_long_is_found(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordination_lease, name, value)

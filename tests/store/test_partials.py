@@ -19,7 +19,6 @@ from weightcache import DownloadError, StorageError, ensure, status, verify
 from weightcache._runtime.identity import Writer, container_id
 from weightcache._store import files as store_files
 from weightcache._store import partial_file
-from weightcache._store import partials as store_partials
 from weightcache._store import receipts as store_receipts
 from weightcache._store.partials import BLOCK
 
@@ -140,7 +139,7 @@ def test_a_receipt_has_the_size_that_was_hashed(
             os.truncate(cuts[0], 0)
         real(layout, checkpoint, *arguments)
 
-    monkeypatch.setattr(store_files, "write_receipt", cut)
+    monkeypatch.setattr(store_receipts, "write_receipt", cut)
     weights = quiet(manifest, root)
     assert cuts
     assert weights["sam2"].read_bytes() == DATA
@@ -193,7 +192,7 @@ def living(origin: Origin, root: Path) -> Any:
     (root / ".weightcache/partial").mkdir(parents=True)
     code = """
     from weightcache._runtime.identity import Writer
-    from weightcache._store.inspect import Layout
+    from weightcache._store.layout import Layout
     from weightcache._store.partials import Partial
     from weightcache.manifest import Manifest
     [checkpoint] = Manifest.load(json.loads(sys.argv[1]))
@@ -205,7 +204,7 @@ def living(origin: Origin, root: Path) -> Any:
         print("ready", flush=True)
         sys.stdin.readline()
         file.write(2, memoryview(b"?" * (1 << 20)))
-        file.wipe()
+        file.reset()
         file.write(0, memoryview(b"?" * (1 << 20)))
     """
     process = child(code, json.dumps(one(DATA, origin.url("/a"))), str(root), stdin=subprocess.PIPE)
@@ -223,7 +222,7 @@ def test_a_living_writer_that_is_taken_for_dead_changes_nothing_that_is_publishe
     origin.put("/a", DATA)
     monkeypatch.setattr(Writer, "is_dead_here", lambda writer, root: True)
     if not leases:
-        monkeypatch.setattr(store_partials.fcntl, "fcntl", lambda *arguments: no_leases())
+        monkeypatch.setattr(partial_file.fcntl, "fcntl", lambda *arguments: no_leases())
     path = quiet(one(DATA, origin.url("/a")), root)["sam2"]
     living.communicate("go\n", timeout=60)
     assert path.read_bytes() == DATA
@@ -254,13 +253,13 @@ def test_a_dead_writers_file_is_taken_over_and_not_copied(origin: Origin, root: 
 def test_without_leases_only_modal_is_trusted(on_modal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"x")
-    assert partial_file._is_only_ours(str(path))
-    monkeypatch.setattr(store_partials.fcntl, "fcntl", lambda *arguments: no_leases())
+    assert partial_file._is_exclusively_ours(str(path))
+    monkeypatch.setattr(partial_file.fcntl, "fcntl", lambda *arguments: no_leases())
     monkeypatch.delenv("MODAL_IS_REMOTE", raising=False)
     monkeypatch.delenv("MODAL_TASK_ID", raising=False)
     if on_modal:
         monkeypatch.setenv("MODAL_TASK_ID", "ta-1")
-    assert partial_file._is_only_ours(str(path)) is on_modal
+    assert partial_file._is_exclusively_ours(str(path)) is on_modal
 
 
 # Who is alive --------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from weightcache._coordination import lease as coordination_lease, volume as coo
 from weightcache._transfer import scheduler
 from weightcache import ensure
 coordination_lease.EXPIRY, coordination_lease.BEAT = 2.0, 0.2
-coordination_lease.POLL, coordination_lease.LOOK = (0.05, 0.2), 1.0
+coordination_lease.POLL, coordination_lease.RELOAD_INTERVAL = (0.05, 0.2), 1.0
 coordination_volume.BACKOFF = (0.05, 0.1)
 scheduler.PROBATION = 60.0  # whatever this machine is busy with, each byte comes once
 manifest, root, options = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])

@@ -226,7 +226,7 @@ class World:
         while (yield from self.next_block(task, task.piece.end)):
             task.writing = True
             yield
-            data = transfer.job.partial.take(task.piece.start // BLOCK)
+            data = transfer.job.partial.read_block(task.piece.start // BLOCK)
             if data is None:
                 task.writing = False
                 transfer.lack(task)

@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from weightcache._runtime.threads import may_be_daemons
+from weightcache._runtime.threads import daemon_threads_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from .lease import Store
     from .volume import Volume
 
-LIMIT = 5.0  # seconds for one operation; Modal says that a Dict takes a few dozen milliseconds
-MOMENT = 0.3  # seconds for one by a caller who was interrupted: Ctrl-C must end within a second
+TIMEOUT = 5.0  # seconds for one operation; Modal says that a Dict takes a few dozen milliseconds
 
 
 class DictLike(Protocol):
@@ -47,7 +46,7 @@ def open_store(source: LeaseSource, volume: Volume) -> Store | None:
     if source is None:
         return None
     if source != "auto":
-        return _Bounded(source)
+        return _DictStore(source)
     modal: Any = sys.modules.get("modal")  # who has a modal.Volume has imported it; nobody else should have to
     if modal is None or not isinstance(volume, modal.Volume):
         return None
@@ -59,31 +58,30 @@ def open_store(source: LeaseSource, volume: Volume) -> Store | None:
         found.get("")  # found out here, and not in the middle: whether this container may use it
         return found
 
-    return _Bounded(_bounded(find))
+    return _DictStore(_with_timeout(find))
 
 
-class _Bounded:
+class _DictStore:
     """A `Store` on a Dict."""
 
     def __init__(self, found: DictLike) -> None:
         self._dict = found
 
     async def get(self, key: str) -> object:
-        return _bounded(lambda: self._dict.get(key))
+        return _with_timeout(lambda: self._dict.get(key))
 
-    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
-        limit = MOMENT if hurried else LIMIT
-        made: bool = _bounded(lambda: self._dict.put(key, value, skip_if_exists=new), limit)
+    async def put(self, key: str, value: object, *, new: bool = False, timeout: float | None = None) -> bool:
+        made: bool = _with_timeout(lambda: self._dict.put(key, value, skip_if_exists=new), timeout)
         return made
 
     async def pop(self, key: str) -> object:
         try:
-            return _bounded(lambda: self._dict.pop(key))
+            return _with_timeout(lambda: self._dict.pop(key))
         except KeyError:
             return None
 
 
-def _bounded(operation: Callable[[], Any], limit: float | None = None) -> Any:
+def _with_timeout(operation: Callable[[], Any], timeout: float | None = None) -> Any:
     """Do it in a thread of its own, and do not wait for ever: a Dict that hangs must not hang the download."""
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -93,12 +91,12 @@ def _bounded(operation: Callable[[], Any], limit: float | None = None) -> Any:
         except BaseException as error:  # noqa: BLE001 (it is the caller's to judge)
             results.put((None, error))
 
-    threading.Thread(target=work, name="weightcache-dict", daemon=may_be_daemons()).start()
-    limit = LIMIT if limit is None else limit
+    threading.Thread(target=work, name="weightcache-dict", daemon=daemon_threads_allowed()).start()
+    timeout = TIMEOUT if timeout is None else timeout
     try:
-        result, error = results.get(timeout=limit)
+        result, error = results.get(timeout=timeout)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {limit:g} s") from None
+        raise TimeoutError(f"no answer within {timeout:g} s") from None
     if error is not None:
         raise error
     return result

@@ -32,8 +32,9 @@ _log = logging.getLogger("weightcache")
 EXPIRY = 30.0  # seconds without a beat after which a holder is believed dead
 BEAT = 5.0  # seconds between two beats: five may be lost or late
 POLL = (1.0, 5.0)  # seconds between two reads of the heads, at first and at most
-LOOK = 15.0  # seconds after which a waiter looks at the Volume, whatever the heads say: a Dict may forget
-TRIES = (0.5, 1.0, 2.0)  # seconds before another try of an operation that failed
+RELOAD_INTERVAL = 15.0  # seconds after which a waiter looks at the Volume, whatever the heads say: a Dict may forget
+INTERRUPTED_TIMEOUT = 0.3  # seconds for the last operation of a caller that Ctrl-C ends: it must end within a second
+RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds before another try of an operation that failed
 
 
 class Store(Protocol):
@@ -42,8 +43,8 @@ class Store(Protocol):
     async def get(self, key: str) -> object:
         """Return the value, or ``None``."""
 
-    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
-        """Write, if ``new`` only where there is none; say whether it was written. ``hurried``: wait a moment only."""
+    async def put(self, key: str, value: object, *, new: bool = False, timeout: float | None = None) -> bool:
+        """Write, if ``new`` only where there is no value; return whether it was written. ``timeout``: in seconds."""
 
     async def pop(self, key: str) -> object:
         """Remove a key and return its value, or ``None``."""
@@ -79,7 +80,7 @@ class Head:
             return None
         return cls(number, holder, state, beat, done) if state in ("held", "done", "failed") else None
 
-    def value(self) -> tuple[int, str, str, int, int]:
+    def to_tuple(self) -> tuple[int, str, str, int, int]:
         return self.number, self.holder, self.state, self.beat, self.done
 
 
@@ -87,37 +88,37 @@ class UnavailableError(Exception):
     """The Dict failed, repeatedly. Never leaves the library: it goes on without a lease."""
 
 
-class _Watched:
+class _LeaseState:
     """What one caller knows of one digest."""
 
     def __init__(self, now: float) -> None:
         self.head: Head | None = None
         # Whoever sleeps between an answer and the look at its clock must not take its own sleep for the holder's
         # silence: nothing is judged by a clock that was read after the head was asked for.
-        self.asked = now  # when the head that we know was asked for
-        self.changed = now  # when number or beat changed last, or a claim was lost: the holder lived then
-        self.moved = now  # when there was progress in bytes last
-        self.lost = 0  # the highest number that somebody else claimed
+        self.requested_at = now  # when the head that we know was asked for
+        self.alive_at = now  # when number or beat changed last, or a claim was lost: the holder lived then
+        self.progress_at = now  # when there was progress in bytes last
+        self.highest_lost = 0  # the highest number that somebody else claimed
         self.number = 0  # that of the lease that we hold; 0 for none
         self.beat = 0
 
     @property
     def next(self) -> int:
-        return max(self.head.number if self.head else 0, self.lost) + 1
+        return max(self.head.number if self.head else 0, self.highest_lost) + 1
 
     @property
     def is_silent(self) -> bool:
-        return self.asked - self.changed > EXPIRY
+        return self.requested_at - self.alive_at > EXPIRY
 
     def is_stuck(self, wait: float) -> bool:
-        return self.asked - self.moved > wait
+        return self.requested_at - self.progress_at > wait
 
-    def see(self, head: Head | None, asked: float, now: float) -> None:
-        before, self.head, self.asked = self.head, head, asked
+    def update(self, head: Head | None, asked: float, now: float) -> None:
+        before, self.head, self.requested_at = self.head, head, asked
         if (head and (head.number, head.state, head.beat)) != (before and (before.number, before.state, before.beat)):
-            self.changed = now
+            self.alive_at = now
         if (head and (head.number, head.done)) != (before and (before.number, before.done)):
-            self.moved = now
+            self.progress_at = now
 
 
 class Lease:
@@ -129,25 +130,25 @@ class Lease:
         broken: Why there is no lease any more; empty while there is.
     """
 
-    def __init__(self, store: Store, clock: Clock, me: str, *, wait: float, dice: random.Random | None = None) -> None:
+    def __init__(self, store: Store, clock: Clock, me: str, *, wait: float, rng: random.Random | None = None) -> None:
         self._store, self._clock, self._me, self._wait = store, clock, me, wait
-        self._dice = dice or random.Random()  # noqa: S311 (no secret: it keeps containers from moving in step)
-        self._watched: dict[str, _Watched] = {}
+        self._rng = rng or random.Random()  # noqa: S311 (no secret: it keeps containers from moving in step)
+        self._watched: dict[str, _LeaseState] = {}
         self._poll = POLL[0]
         self.done: Callable[[], int] = lambda: 0  # bytes that we fetched or hashed: who waits for us sees them move
-        self.waited_for, self.waited, self.broken = "", 0.0, ""
+        self.waited_for, self.waited, self.failure = "", 0.0, ""
 
-    async def free(self, digests: Sequence[str]) -> list[str]:
+    async def claimable(self, digests: Sequence[str]) -> list[str]:
         """Read the heads; return what may be claimed: what nobody holds, or a holder that is dead or too slow."""
         for digest in digests:
-            if not self.broken:
-                await self._attempt(self._read(digest))
-        return [digest for digest in digests if self._is_free(digest)]
+            if not self.failure:
+                await self._guard(self._read(digest))
+        return [digest for digest in digests if self._is_claimable(digest)]
 
     async def _read(self, digest: str) -> None:
         head, asked = await self._head(digest)
         now = self._clock.now()
-        self._watched.setdefault(digest, _Watched(now)).see(head, asked, now)
+        self._watched.setdefault(digest, _LeaseState(now)).update(head, asked, now)
 
     async def _head(self, digest: str) -> tuple[Head | None, float]:
         """Return the head, and when it was asked for."""
@@ -158,10 +159,10 @@ class Lease:
             asked = self._clock.now()
             return await self._store.get(f"{digest}/head")
 
-        return Head.parse(await self._trying(get)), asked
+        return Head.parse(await self._retry(get)), asked
 
-    def _is_free(self, digest: str) -> bool:
-        if self.broken:
+    def _is_claimable(self, digest: str) -> bool:
+        if self.failure:
             return True
         watched = self._watched.get(digest)
         if watched is None:
@@ -170,40 +171,40 @@ class Lease:
         if head and head.state == "held" and head.holder != self._me:
             return watched.is_silent or watched.is_stuck(self._wait)
         # Who claimed a number that no head shows yet is about to write its head, or died before it could.
-        return watched.is_silent or watched.lost <= (head.number if head else 0)
+        return watched.is_silent or watched.highest_lost <= (head.number if head else 0)
 
     def held_by_others(self, digests: Sequence[str]) -> list[str]:
         """Return those that somebody alive holds, or may hold."""
-        return [digest for digest in digests if not self._is_free(digest)]
+        return [digest for digest in digests if not self._is_claimable(digest)]
 
     async def claim(self, digests: Sequence[str]) -> list[str]:
         """Claim what was `free`; return what is to be brought now, by us alone or, without a lease, by us too."""
         held = []
         for digest in digests:
             watched = self._watched.get(digest)
-            if self.broken or watched is None:
+            if self.failure or watched is None:
                 held.append(digest)
             elif watched.is_stuck(self._wait) and watched.head and watched.head.state == "held":
                 _log.warning("%s made no progress for %g s; not waiting for it", watched.head.holder, self._wait)
                 held.append(digest)  # it beats, so the lease is its own; this only costs bandwidth
-            elif await self._attempt(self._claim(digest, watched)) or self.broken:
+            elif await self._guard(self._claim(digest, watched)) or self.failure:
                 held.append(digest)
         return held
 
-    async def _claim(self, digest: str, watched: _Watched) -> bool:
+    async def _claim(self, digest: str, watched: _LeaseState) -> bool:
         number = watched.next
         key = f"{digest}/{number}"
         if not await self._put_new(key):
-            watched.lost, watched.changed = number, self._clock.now()
+            watched.highest_lost, watched.alive_at = number, self._clock.now()
             return False
         head, asked = await self._head(digest)
         if head and head.number >= number:
             # A holder removes the claims before its own: one that is asleep could otherwise claim an old number.
-            await self._trying(lambda: self._store.pop(key))
-            watched.see(head, asked, self._clock.now())
+            await self._retry(lambda: self._store.pop(key))
+            watched.update(head, asked, self._clock.now())
             return False
         watched.number, watched.beat = number, 0
-        await self._trying(lambda: self._write(digest, watched, "held"))
+        await self._retry(lambda: self._write(digest, watched, "held"))
         return True
 
     async def _put_new(self, key: str) -> bool:
@@ -215,7 +216,7 @@ class Lease:
             # A put that failed may have been done: then our own name stands there.
             return await self._store.put(key, self._me, new=True) or (again and await self._store.get(key) == self._me)
 
-        made: bool = await self._trying(put)
+        made: bool = await self._retry(put)
         return made
 
     async def beat(self, pause: Pause) -> None:
@@ -249,26 +250,26 @@ class Lease:
                 await self._release(digest, watched, state, tidy=tidy)
             except Exception as error:  # noqa: BLE001 (who waits finds out by the missing beat)
                 _log.info("the lease of %s could not be released: %s", digest[:16], error)
-            watched.number, watched.lost = 0, 0
+            watched.number, watched.highest_lost = 0, 0
 
-    async def _release(self, digest: str, watched: _Watched, state: str, *, tidy: bool) -> None:
+    async def _release(self, digest: str, watched: _LeaseState, state: str, *, tidy: bool) -> None:
         if tidy:
             head = Head.parse(await self._store.get(f"{digest}/head"))
             if head and head.number > watched.number:
                 return
-        await self._write(digest, watched, state, hurried=not tidy)
+        await self._write(digest, watched, state, timeout=None if tidy else INTERRUPTED_TIMEOUT)
         number = watched.number - 1
         while tidy and number > 0 and await self._store.pop(f"{digest}/{number}") is not None:
             number -= 1
 
-    async def _write(self, digest: str, watched: _Watched, state: str, *, hurried: bool = False) -> None:
+    async def _write(self, digest: str, watched: _LeaseState, state: str, *, timeout: float | None = None) -> None:
         head = Head(watched.number, self._me, state, watched.beat, self.done())
-        await self._store.put(f"{digest}/head", head.value(), hurried=hurried)
+        await self._store.put(f"{digest}/head", head.to_tuple(), timeout=timeout)
 
-    async def rest(self, digests: Sequence[str]) -> None:
+    async def wait(self, digests: Sequence[str]) -> None:
         """Wait a while for those who hold what we need."""
         self.waited_for = self.holder(digests) or self.waited_for
-        seconds = self._poll * self._dice.uniform(0.5, 1.0)
+        seconds = self._poll * self._rng.uniform(0.5, 1.0)
         self._poll = min(self._poll * 1.5, POLL[1])
         began = self._clock.now()
         await self._clock.sleep(seconds)
@@ -284,15 +285,15 @@ class Lease:
         heads = [watched.head for digest in digests if (watched := self._watched.get(digest))]
         return max((head.done for head in heads if head), default=0)
 
-    async def _attempt(self, work: Awaitable[Any]) -> Any:
+    async def _guard(self, work: Awaitable[Any]) -> Any:
         try:
             return await work
         except UnavailableError as error:
-            self.broken = str(error)
+            self.failure = str(error)
             return None
 
-    async def _trying(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        for delay in (*TRIES, None):
+    async def _retry(self, operation: Callable[[], Awaitable[Any]]) -> Any:
+        for delay in (*RETRY_DELAYS, None):
             try:
                 return await operation()
             except Exception as error:  # noqa: BLE001 (a Dict raises whatever it likes)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from weightcache._runtime.descriptors import Held
+from weightcache._runtime.descriptors import OwnedResource
 from weightcache._runtime.identity import note_path, write_note
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
 
@@ -29,13 +29,13 @@ _log = logging.getLogger("weightcache")
 REPORT_EVERY = 10.0  # seconds between two lines that say who is waited for
 POLL = 0.05  # seconds between two tries
 BEAT = 1.0  # seconds between two notes of the holder
-VAIN = 20  # tries after which nobody holds a file that is not there
-NAMELESS = "another process"  # a holder that has no note yet, or can write none
+MAX_MISSING_TRIES = 20  # tries after which nobody holds a file that is not there
+UNKNOWN_HOLDER = "another process"  # a holder that has no note yet, or can write none
 
 # By root, what the call made that has passed the gate. Not a lock: to set a key where there is none is one step, also
 # for Ctrl-C, and shows who did it; a lock that was just acquired would stay so if the next line is never reached.
-_gates: dict[str, _Held] = {}
-os.register_at_fork(after_in_child=_gates.clear)  # the thread that has passed is not in the child
+_thread_locks: dict[str, _LockHandle] = {}
+os.register_at_fork(after_in_child=_thread_locks.clear)  # the thread that has passed is not in the child
 
 
 def _note(root: str, suffix: str) -> str:
@@ -53,21 +53,21 @@ class Holder:
         self._path = _note(root, "holder")
         self._done, self._total, self._doing = 0, 0, "looking"
         self._next = 0.0
-        self.moved = 0  # bytes downloaded or hashed in all: what other containers see of our progress
+        self.bytes_done = 0  # bytes downloaded or hashed in all: what other containers see of our progress
 
     def advance(self, count: int) -> None:
         """Note ``count`` more bytes; the file is written at most once a second."""
         self._done += count
-        self.moved += max(0, count)
+        self.bytes_done += max(0, count)
         if time.monotonic() >= self._next:
             self._write()
 
-    def begin(self, doing: str, total: int = 0) -> None:
+    def phase(self, doing: str, total: int = 0) -> None:
         """Note what is done now, and how many bytes it will be."""
         self._doing, self._total, self._done = doing, total, 0
         self._write()
 
-    def follow(self, doing: str, done: int) -> None:
+    def mirror(self, doing: str, done: int) -> None:
         """Note how far somebody else is, for whom the holder itself waits."""
         if (doing, done) != (self._doing, self._done):
             self._doing, self._total, self._done = doing, 0, done
@@ -86,7 +86,7 @@ class Holder:
             os.unlink(self._path)
 
 
-class Waiting:
+class LockWait:
     """One caller's wait: who it waits for, for how long, and whether there is progress."""
 
     def __init__(self, root: str, wait: float, say: Callable[[str], None], check: Callable[[], None]) -> None:
@@ -99,7 +99,7 @@ class Waiting:
         self.holder = ""  # who was waited for, in words
         self.seconds = 0.0  # waited so far
 
-    def tick(self) -> None:
+    def poll(self) -> None:
         """Note that the lock is still held.
 
         Raises:
@@ -114,11 +114,11 @@ class Waiting:
         if text != self._seen:
             self._seen, self._moved = text, now
         words = _in_words(text)
-        if words and (self.holder in ("", NAMELESS) or "(looking)" not in words):  # the next waiter only looks
+        if words and (self.holder in ("", UNKNOWN_HOLDER) or "(looking)" not in words):  # the next waiter only looks
             self.holder = words
-        self.holder = self.holder or NAMELESS
+        self.holder = self.holder or UNKNOWN_HOLDER
         # Who has just taken the lock writes its note in a moment: a line without a name would be of no use to anybody.
-        if now >= self._next_line and (self.holder != NAMELESS or self.seconds >= BEAT):
+        if now >= self._next_line and (self.holder != UNKNOWN_HOLDER or self.seconds >= BEAT):
             self._next_line = now + REPORT_EVERY
             self._say(f"waiting for {self.holder} to fill {self._root} ({self.seconds:.0f} s so far)")
         if now - self._moved >= self._wait:
@@ -143,9 +143,9 @@ def _in_words(note: str) -> str:
 
 
 @contextmanager
-def exclusive(
+def root_lock(
     root: str, *, wait: float, say: Callable[[str], None], check: Callable[[], None]
-) -> Iterator[tuple[Holder, Waiting]]:
+) -> Iterator[tuple[Holder, LockWait]]:
     """Hold the right to fill ``root`` in this container.
 
     Args:
@@ -157,16 +157,16 @@ def exclusive(
     Raises:
         LockTimeoutError: The holder made no progress for ``wait`` seconds.
     """
-    waiting = Waiting(root, wait, say, check)
-    held = _Held(_note(root, "lock"), gate=os.path.realpath(root))
+    waiting = LockWait(root, wait, say, check)
+    held = _LockHandle(_note(root, "lock"), thread_key=os.path.realpath(root))
     try:
-        while _gates.setdefault(held.gate, held) is not held:
+        while _thread_locks.setdefault(held.thread_key, held) is not held:
             time.sleep(POLL / 10)
-            waiting.tick()
-        held.lock = _kernel_lock(held.path, waiting.tick)
+            waiting.poll()
+        held.lock = _kernel_lock(held.path, waiting.poll)
         holder = Holder(root)
         try:
-            holder.begin("looking")
+            holder.phase("looking")
             yield holder, waiting
         finally:
             holder.clear()
@@ -174,13 +174,13 @@ def exclusive(
         held.close_quietly()
 
 
-class _Held(Held):
+class _LockHandle(OwnedResource):
     """What one caller holds: the gate of a root for threads, and a kernel's lock for processes."""
 
-    __slots__ = ("gate", "lock", "path")
+    __slots__ = ("lock", "path", "thread_key")
 
-    def __init__(self, path: str, gate: str = "") -> None:
-        self.path, self.gate = path, gate
+    def __init__(self, path: str, thread_key: str = "") -> None:
+        self.path, self.thread_key = path, thread_key
         self.lock: FileLock | None = None
         super().__init__()
 
@@ -195,12 +195,12 @@ class _Held(Held):
                 os.unlink(self.path)
             with suppress(OSError, RuntimeError):  # gone with its descriptor in any case
                 self.lock.release()
-        if _gates.get(self.gate) is self:
-            del _gates[self.gate]
+        if _thread_locks.get(self.thread_key) is self:
+            del _thread_locks[self.thread_key]
 
 
 @contextmanager
-def reload_gate(root: str) -> Iterator[None]:
+def reload_lock(root: str) -> Iterator[None]:
     """Keep lookers and a reload apart: during a reload a Volume looks empty, so a miss seen then proves nothing.
 
     Held for the moment of a commit or reload, and by who looks a second time. Never waits for a download.
@@ -214,10 +214,10 @@ def reload_gate(root: str) -> Iterator[None]:
                 hint="look at the process that holds the lock",
                 lock_path=_note(root, "gate"),
                 waited=60.0,
-                holder=NAMELESS,
+                holder=UNKNOWN_HOLDER,
             )
 
-    held = _Held(_note(root, "gate"))
+    held = _LockHandle(_note(root, "gate"))
     try:
         with suppress(LockTimeoutError):  # then without: it only guards a look
             held.lock = _kernel_lock(held.path, tick)
@@ -231,16 +231,16 @@ def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
     if not path:
         _log.warning("no container-local directory for locks: going on without; a download may be made twice")
         return None
-    lock, vain = FileLock(path, fallback_to_soft=False), 0
+    lock, missing_tries = FileLock(path, fallback_to_soft=False), 0
     while True:
         try:
             lock.acquire(timeout=POLL, poll_interval=POLL / 2)
             return lock
         except Timeout:
             tick()
-            vain = 0 if os.path.lexists(path) else vain + 1
+            missing_tries = 0 if os.path.lexists(path) else missing_tries + 1
             problem: Exception | str = "the file cannot be made"  # else somebody would hold it
-            if vain < VAIN:
+            if missing_tries < MAX_MISSING_TRIES:
                 continue
         except WeightCacheError:
             raise
@@ -251,9 +251,9 @@ def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
 
 
 @contextmanager
-def if_free(path: str) -> Iterator[bool]:
+def try_lock(path: str) -> Iterator[bool]:
     """Hold the lock on ``path`` if nobody does, and remove its file; yields whether it is held."""
-    held = _Held(path)
+    held = _LockHandle(path)
     try:
         with suppress(Timeout, OSError, NotImplementedError, RuntimeError):
             lock = FileLock(path, fallback_to_soft=False)

@@ -17,8 +17,8 @@ from weightcache._runtime.identity import in_modal_container, note_path
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import MODAL_VOLUMES
 
-from .lock import reload_gate
-from .readers import all_paused
+from .lock import reload_lock
+from .readers import pause_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ class Volume(Protocol):
         ...
 
 
-class VolumeCalls:
+class VolumeSession:
     """Commits and reloads one root for one call, and keeps what went wrong.
 
     Attributes:
@@ -54,10 +54,10 @@ class VolumeCalls:
         self._root, self._volume = root, volume
         self.warnings: list[str] = []
         self.committed: bool | None = None
-        self._warned_of_place = False
+        self._warned_ephemeral = False
 
     @property
-    def present(self) -> bool:
+    def has_volume(self) -> bool:
         return self._volume is not None
 
     def about_to_write(self) -> None:
@@ -65,7 +65,7 @@ class VolumeCalls:
         with suppress(OSError, StorageError), open(note_path(self._root, "unpushed"), "w", encoding="utf-8") as note:
             note.write(os.path.realpath(self._root))  # by which it is seen later that this root is gone
 
-    def unpushed(self) -> bool:
+    def is_dirty(self) -> bool:
         """Whether this container wrote what no commit has taken."""
         if self._volume is None:
             return False
@@ -74,9 +74,9 @@ class VolumeCalls:
         except StorageError:
             return True
 
-    def refresh(self) -> None:
+    def sync(self) -> None:
         """Show what other containers committed, without losing what this one wrote. Never raises."""
-        if not self.unpushed() or self.commit():  # else it would discard a partial that nobody else has
+        if not self.is_dirty() or self.commit():  # else it would discard a partial that nobody else has
             self.reload()
 
     def reload(self) -> None:
@@ -97,7 +97,7 @@ class VolumeCalls:
     def _call(self, operation: str, function: Callable[[], object]) -> bool:
         for delay in (*BACKOFF, None):
             try:
-                with reload_gate(self._root), all_paused():
+                with reload_lock(self._root), pause_all():
                     function()
             except Exception as error:  # noqa: BLE001 (a volume raises whatever it likes; the bytes are safe)
                 if delay is None:
@@ -114,11 +114,11 @@ class VolumeCalls:
         _log.warning("%s", text)
         self.warnings.append(text)
 
-    def warn_of_place(self) -> None:
+    def warn_if_ephemeral(self) -> None:
         """Warn, once, of a root that looks like a Volume but is not committed, or of one that vanishes."""
-        if self._warned_of_place:
+        if self._warned_ephemeral:
             return
-        self._warned_of_place = True
+        self._warned_ephemeral = True
         on_volume = os.path.realpath(self._root).startswith(MODAL_VOLUMES)
         if on_volume and self._volume is None:
             self.warn(

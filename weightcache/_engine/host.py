@@ -8,13 +8,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from weightcache._coordination.lock import Holder, Waiting, exclusive
-from weightcache._coordination.volume import VolumeCalls
-from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._coordination.lock import Holder, LockWait, root_lock
+from weightcache._coordination.volume import VolumeSession
+from weightcache._runtime.descriptors import close_on_interrupt
 from weightcache._runtime.identity import Writer
-from weightcache._runtime.threads import may_be_daemons
+from weightcache._runtime.threads import daemon_threads_allowed
 from weightcache._store import root as store_root
-from weightcache._store.inspect import Look, look
+from weightcache._store.inspect import Inspection, inspect
 from weightcache._transfer.progress import make_progress
 from weightcache._views.weights import Weights
 from weightcache.errors import StorageError, VolumeError
@@ -44,7 +44,7 @@ JOIN = 0.5  # seconds; a beat that hangs longer may come after the release, and 
 REPORT_EVERY = 10.0  # seconds between two lines that say which container is waited for
 
 
-@closed_when_interrupted
+@close_on_interrupt
 def fill(
     layout: Layout,
     checkpoints: Sequence[Checkpoint],
@@ -62,10 +62,10 @@ def fill(
 ) -> Weights:
     """Make every checkpoint ready; see `ensure` for arguments and errors, and `Bringer` for ``own`` and ``link``."""
     store_root.check_root(layout)
-    calls = VolumeCalls(layout.root, volume)
-    first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
+    calls = VolumeSession(layout.root, volume)
+    first_looks = [inspect(layout, checkpoint) for checkpoint in checkpoints]
     say = make_progress(progress, []).say
-    with exclusive(layout.root, wait=wait, say=say, check=cancel.check) as (holder, waiting):
+    with root_lock(layout.root, wait=wait, say=say, check=cancel.check) as (holder, waiting):
         remove_old_notes(layout.root)
         bringer = Bringer(layout, holder, offline, rehash, patience, progress, cancel, own or {}, link)
         house = _House(layout, checkpoints, calls, bringer, holder, say, cancel, rehash)
@@ -74,7 +74,7 @@ def fill(
         if not lost:
             return house.weights(first_looks, waiting, between)
     detail = house.what_was_lost(lost)
-    if calls.present:
+    if calls.has_volume:
         raise VolumeError(
             f"{detail}, {reconcile.ROUNDS} times: the volume does not keep what was committed",
             hint="look for another process that deletes or reloads there, and at the volume's own log",
@@ -94,7 +94,7 @@ class _House:
         self,
         layout: Layout,
         checkpoints: Sequence[Checkpoint],
-        calls: VolumeCalls,
+        calls: VolumeSession,
         bringer: Bringer,
         holder: Holder,
         say: Callable[[str], None],
@@ -103,7 +103,7 @@ class _House:
     ) -> None:
         self._layout, self._calls, self._bringer, self._holder = layout, calls, bringer, holder
         self._say, self._cancel, self._rehash = say, cancel, rehash
-        self._works = [Work(checkpoint, look(layout, checkpoint)) for checkpoint in checkpoints]
+        self._works = [Work(checkpoint, inspect(layout, checkpoint)) for checkpoint in checkpoints]
         self._changed: list[Work] = []  # what is being brought
         self._began = time.monotonic()
         self._next_line = 0.0
@@ -125,7 +125,7 @@ class _House:
             return None
         task = os.environ.get("MODAL_TASK_ID", "")
         lease = Lease(store, self, f"{task} {Writer.new(self._layout.root)}".strip(), wait=wait)
-        lease.done = lambda: self._holder.moved
+        lease.done = lambda: self._holder.bytes_done
         return lease
 
     def now(self) -> float:
@@ -138,7 +138,7 @@ class _House:
         """Look, and return what is not ready."""
         todo = []
         for work in self._works:
-            work.seen = look(self._layout, work.checkpoint)
+            work.seen = inspect(self._layout, work.checkpoint)
             # Without a commit there is no receipt, and what we published is right all the same.
             ready = work.seen.state == "ready" or (work.published and work.seen.state == "unverified")
             if not ready or (self._rehash and not work.checked):
@@ -150,14 +150,14 @@ class _House:
         return list(dict.fromkeys(work.checkpoint.digest for work in self._todo()))
 
     async def unpushed(self) -> bool:
-        return self._calls.unpushed()
+        return self._calls.is_dirty()
 
     async def reload(self) -> None:
         if not self._bringer.own:  # which may lie on this Volume, not committed: a reload would discard it
             self._calls.reload()
 
     async def commit(self) -> bool:
-        self._holder.begin("committing")
+        self._holder.phase("committing")
         return self._calls.commit()
 
     async def can_write(self) -> bool:
@@ -165,7 +165,7 @@ class _House:
 
     async def prepare(self, digests: Sequence[str]) -> bool:
         self._vanished = ""
-        self._calls.warn_of_place()
+        self._calls.warn_if_ephemeral()
         store_root.make_root(self._layout)
         todo = [work for work in self._todo() if work.checkpoint.digest in digests]
         self._bringer.find_missing(todo)
@@ -202,7 +202,7 @@ class _House:
 
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
         other, count = _in_words(lease.holder(digests)), lease.progress(digests)
-        self._holder.follow(f"waiting for {other}", count)
+        self._holder.mirror(f"waiting for {other}", count)
         if self.now() >= self._next_line:
             self._next_line = self.now() + REPORT_EVERY
             far = f", {count / 1e6:.0f} MB so far" if count else ""
@@ -215,7 +215,7 @@ class _House:
             return not over.wait(seconds)
 
         thread = threading.Thread(
-            target=lambda: reconcile.run(beat(pause)), name="weightcache-lease", daemon=may_be_daemons()
+            target=lambda: reconcile.run(beat(pause)), name="weightcache-lease", daemon=daemon_threads_allowed()
         )  # a daemon: at the end of the interpreter nobody waits for a Dict
         try:
             thread.start()
@@ -237,7 +237,7 @@ class _House:
         work = next(work for work in self._works if work.checkpoint.digest in lost)
         return f"{work.checkpoint.name} {work.seen.detail} after it was ready"
 
-    def weights(self, first_looks: list[Look], waiting: Waiting, lease: Lease | None) -> Weights:
+    def weights(self, first_looks: list[Inspection], waiting: LockWait, lease: Lease | None) -> Weights:
         between = lease.waited if lease else 0.0
         waited, holders = (
             waiting.seconds + between,
@@ -249,8 +249,8 @@ class _House:
             if work.outcome == "hit" and first.state != "ready" and waited:
                 report = CheckpointReport("waited", 0, waited)
             reports[work.checkpoint.name] = report
-        if lease and lease.broken:
-            self._calls.warn(_without_lease(lease.broken))
+        if lease and lease.failure:
+            self._calls.warn(_without_lease(lease.failure))
         return Weights(
             {work.checkpoint.name: self._layout.published(work.checkpoint) for work in self._works},
             Report(

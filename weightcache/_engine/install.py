@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from weightcache._coordination.lock import Holder
     from weightcache._runtime.cancel import Cancel
-    from weightcache._store.inspect import Look
+    from weightcache._store.inspect import Inspection
     from weightcache._store.layout import Layout
     from weightcache._store.partial_file import PartialFile
     from weightcache._transfer.progress import ProgressCallback
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Work:
     """One checkpoint on its way through the story."""
 
-    def __init__(self, checkpoint: Checkpoint, seen: Look) -> None:
+    def __init__(self, checkpoint: Checkpoint, seen: Inspection) -> None:
         self.checkpoint = checkpoint
         self.seen = seen
         self.missing: list[File] = []
@@ -93,7 +93,7 @@ class Bringer:
 
     def find_missing(self, todo: Sequence[Work]) -> None:
         """Tell which files must be brought. What a receipt speaks for is believed, unless all is to be hashed."""
-        self._holder.begin("hashing what is there")
+        self._holder.phase("hashing what is there")
         to_hash = []
         for work in todo:
             work.published, work.resumed = False, False
@@ -103,7 +103,7 @@ class Bringer:
             else:
                 work.sizes = {}
                 to_hash += [(work.checkpoint, file) for file in work.checkpoint.files]
-        right = store_files.right_files(self.layout, to_hash, self._tick)
+        right = store_files.verified_sizes(self.layout, to_hash, self._tick)
         by_name = {work.checkpoint.name: work for work in todo}
         for (name, path), size in right.items():
             by_name[name].sizes[path] = size
@@ -144,13 +144,13 @@ class Bringer:
 
     def _copy_what_is_here(self, changed: Sequence[Work], partials: dict[str, Partial]) -> None:
         """Publish what the root or this machine has; first copy all: half of what was made here helps nobody."""
-        held = receipts.held_files(self.layout)
+        held = receipts.files_by_digest(self.layout)
         for work in changed:  # what was hashed just now has no receipt yet
             for file in work.checkpoint.files:
                 if file.path in work.sizes:
                     held.setdefault(file.sha256, []).append(self.layout.file(work.checkpoint, file))
         copied: list[tuple[Work, File, str]] = []
-        self._holder.begin("copying")
+        self._holder.phase("copying")
         for work in changed:
             work.to_fetch = []
             for file in work.missing:
@@ -160,7 +160,7 @@ class Bringer:
                 else:
                     work.to_fetch.append(file)
         for work, file, target in copied:
-            store_files.publish(self.layout, work.checkpoint, file, target)
+            store_files.publish_file(self.layout, work.checkpoint, file, target)
         for work in changed:
             if work.missing and not work.to_fetch:
                 work.done("healed" if work.was_wrong else "copied")
@@ -173,7 +173,7 @@ class Bringer:
                 return True
         if own is None:
             return False
-        copied = store_files.copy(own, target, self._tick)
+        copied = store_files.copy_file(own, target, self._tick)
         if copied != (file.sha256, file.size):
             raise changed_while_read(own)
         work.sizes[file.path] = copied.size
@@ -185,7 +185,7 @@ class Bringer:
         return [
             path
             for path in held.get(file.sha256, ())
-            if path != place and not store_root.leads_out(self.layout, os.path.dirname(path))
+            if path != place and not store_root.find_symlink(self.layout, os.path.dirname(path))
         ]
 
     def _fetch(self, short: list[Work], partials: dict[str, Partial]) -> None:
@@ -205,7 +205,7 @@ class Bringer:
                 work.sources.append(job.source)
             self._publish_for_all(wanted[job.file.sha256], job.partial, left)
 
-        self._holder.begin("downloading", progress.total or 0)
+        self._holder.phase("downloading", progress.total or 0)
         try:
             fetch(
                 jobs,
@@ -234,7 +234,7 @@ class Bringer:
                     source = f"{verified.path}.copy"
                     if not store_files.link_or_copy(published, source, file.sha256, self._cancel.check):
                         raise VanishedError(published)
-                store_files.publish(self.layout, work.checkpoint, file, source)
+                store_files.publish_file(self.layout, work.checkpoint, file, source)
             except StorageError as error:
                 failure = failure or error
                 continue

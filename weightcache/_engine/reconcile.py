@@ -84,8 +84,8 @@ async def tell(house: House, lease: Lease | None, clock: Clock) -> list[str]:
     looked, brought = float("-inf"), Counter[str]()
     while missing and max(brought[digest] for digest in missing) < ROUNDS:
         # The heads first: one that says "done" was written after the last commit, so the reload shows its data.
-        free = missing if lease is None else await lease.free(missing)
-        if free or clock.now() - looked >= coordination_lease.LOOK:
+        free = missing if lease is None else await lease.claimable(missing)
+        if free or clock.now() - looked >= coordination_lease.RELOAD_INTERVAL:
             await _refresh(house)
             looked, missing = clock.now(), await house.look()
             free = [digest for digest in free if digest in missing]
@@ -102,7 +102,7 @@ async def tell(house: House, lease: Lease | None, clock: Clock) -> list[str]:
             missing = await house.look()
         elif missing and lease is not None:
             await house.waiting(lease, missing)
-            await lease.rest(missing)
+            await lease.wait(missing)
     return missing
 
 

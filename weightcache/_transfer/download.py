@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import Cancel
-from weightcache._runtime.threads import remedy
+from weightcache._runtime.threads import thread_error_hint
 from weightcache.errors import DownloadError
 
 from .client import Client
@@ -85,7 +85,7 @@ class _Conductor:
         self._start(Hasher(self._shared))
         for _ in self._schedule.transfers:
             transfer = self._next_verified()
-            transfer.job.partial.finish(transfer.hashed)
+            transfer.job.partial.seal(transfer.hashed)
             self._show()
             self._progress.close(self._tracks.pop(transfer))
             on_verified(transfer.job)
@@ -101,7 +101,7 @@ class _Conductor:
                 return False  # those that run bring everything, later
             raise DownloadError(
                 f"a thread of the download cannot be started: {error}",
-                hint=remedy(error),
+                hint=thread_error_hint(error),
             ) from None
         self._threads.append(thread)
         return True

@@ -334,7 +334,7 @@ class Transfer:
     def _settle(self) -> None:
         if self._reset and not self.tasks:
             if self._reset == "wipe":
-                self.job.partial.wipe()
+                self.job.partial.reset()
             self._begin()
 
 

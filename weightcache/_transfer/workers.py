@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import Cancel, CancelledByCallerError
-from weightcache._runtime.threads import may_be_daemons
+from weightcache._runtime.threads import daemon_threads_allowed
 from weightcache._store.partials import BLOCK
 
 from .segments import Block
@@ -97,7 +97,7 @@ class Connection(threading.Thread):
     """Takes one task after another, and brings its blocks to the disk and into memory."""
 
     def __init__(self, shared: Shared, number: int) -> None:
-        super().__init__(name=f"weightcache-connection-{number}", daemon=may_be_daemons())
+        super().__init__(name=f"weightcache-connection-{number}", daemon=daemon_threads_allowed())
         self._shared, self._schedule = shared, shared.schedule
 
     def run(self) -> None:
@@ -254,7 +254,7 @@ class Connection(threading.Thread):
                 if not (self._goes_on(task, task.piece.end) and self._claim(task)):
                     return
                 start = task.piece.start
-            data = transfer.job.partial.take(start // BLOCK)
+            data = transfer.job.partial.read_block(start // BLOCK)
             with shared.lock:
                 if data is None:
                     task.writing = False
@@ -270,7 +270,7 @@ class Hasher(threading.Thread):
     """Takes the blocks of all files in order, from memory."""
 
     def __init__(self, shared: Shared) -> None:
-        super().__init__(name="weightcache-hasher", daemon=may_be_daemons())
+        super().__init__(name="weightcache-hasher", daemon=daemon_threads_allowed())
         self._shared, self._schedule = shared, shared.schedule
 
     def run(self) -> None:

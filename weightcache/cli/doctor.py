@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.identity import note_path
-from weightcache._store.inspect import look
+from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache._store.root import check_root
 from weightcache.errors import StorageError, WeightCacheError
@@ -61,7 +61,7 @@ def examine(manifest: str, root: str) -> list[Finding]:
 
 
 def examine_volume(options: argparse.Namespace) -> list[Finding]:
-    """Look whether the Volume of ``options`` is there, and in which version; nothing is started on Modal."""
+    """Inspection whether the Volume of ``options`` is there, and in which version; nothing is started on Modal."""
     try:
         volume = modal_runner.connect(options)
         version = modal_runner.version_of(options)
@@ -123,7 +123,7 @@ def _tokens(manifest: Manifest) -> Iterator[Finding]:
 
 
 def _room(layout: Layout, manifest: Manifest) -> Finding:
-    lacking = [checkpoint for checkpoint in manifest if look(layout, checkpoint).state != "ready"]
+    lacking = [checkpoint for checkpoint in manifest if inspect(layout, checkpoint).state != "ready"]
     need = sum(checkpoint.size or 0 for checkpoint in lacking)
     if not need:
         return Finding("room", True, "nothing of declared size is missing")
@@ -151,7 +151,7 @@ def _room(layout: Layout, manifest: Manifest) -> Finding:
 
 
 def _baked(layout: Layout, manifest: Manifest) -> Finding:
-    """Look where images usually carry weights for files of a declared name and size."""
+    """Inspection where images usually carry weights for files of a declared name and size."""
     wanted = {
         (file.path.rpartition("/")[2], file.size) for checkpoint in manifest for file in checkpoint.files if file.size
     }
