@@ -149,7 +149,7 @@ def test_the_gate_of_a_root_opens_again(root: Path) -> None:
     with Interrupting() as interrupting:
         pass_gate()
     kept = []
-    for place in sorted(each for each in interrupting.seen if each[0] in ("_lock", "_descriptors")):
+    for place in sorted(each for each in interrupting.seen if each[0] in ("lock", "descriptors")):
         with Interrupting(place):
             try:
                 close_on_interrupt(pass_gate)()

@@ -32,7 +32,7 @@ from weightcache._runtime.cancel import Cancel
 from weightcache._runtime.identity import Writer
 from weightcache._store import files as store_files
 from weightcache._store import journal as store_journal
-from weightcache._store import partials
+from weightcache._store import partial_file
 from weightcache._store.layout import Layout
 from weightcache.errors import DownloadError, IntegrityError, StorageError, WeightCacheError
 from weightcache.manifest import Manifest
@@ -311,12 +311,12 @@ def _patched(world: RootWorld) -> Iterator[None]:
         def patch(target: Any, name: str, value: Any) -> None:
             stack.enter_context(mock.patch.object(target, name, value))
 
-        world.real_fcntl = partials.fcntl.fcntl  # type: ignore[attr-defined]
-        for module in (partials, store_journal):
+        world.real_fcntl = partial_file.fcntl.fcntl  # type: ignore[attr-defined]
+        for module in (partial_file, store_journal):
             patch(module, "BLOCK", BLOCK)
         for name in CALLS:
             patch(os, name, lambda *a, _name=name, **o: world.call(_name, *a, **o))
-        patch(partials.fcntl, "fcntl", world.lease)
+        patch(partial_file.fcntl, "fcntl", world.lease)
         patch(install, "fetch", world.fetch)
         patch(install, "make_progress", lambda *a: _Silent())
         patch(store_files, "parallel_map", lambda work, items, check: [work(item, check) for item in items])

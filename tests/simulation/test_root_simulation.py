@@ -8,7 +8,7 @@ import pytest
 
 from root_simulation import BrokenRootError, simulate_root
 from weightcache._engine.install import Bringer, Work
-from weightcache._store import files, journal, partials
+from weightcache._store import files, journal, partial_file, partials
 from weightcache._store.journal import Journal
 from weightcache._store.partial_file import PartialFile, VanishedError
 from weightcache.manifest import File
@@ -71,8 +71,8 @@ def _finishes_what_has_two_names(self: PartialFile, size: int) -> None:
 
 def test_a_partial_that_shares_its_bytes_with_a_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bringer, "_publish_for_all", _links_the_partial)
-    monkeypatch.setattr(partials, "_is_exclusively_ours", os.path.isfile)
-    monkeypatch.setattr(PartialFile, "finish", _finishes_what_has_two_names)
+    monkeypatch.setattr(partial_file, "_is_exclusively_ours", os.path.isfile)
+    monkeypatch.setattr(PartialFile, "seal", _finishes_what_has_two_names)
     assert found(mistakes=False).startswith("G1")
 
 
@@ -84,12 +84,12 @@ def test_each_of_the_two_safeguards_holds_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_writing_on_in_a_living_writers_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partials, "_is_exclusively_ours", os.path.isfile)
+    monkeypatch.setattr(partial_file, "_is_exclusively_ours", os.path.isfile)
     assert found(mistakes=True).startswith("G1")
 
 
 def test_a_seal_that_trusts_a_file_system_without_leases_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partials, "in_modal_container", lambda: True)
+    monkeypatch.setattr(partial_file, "in_modal_container", lambda: True)
     assert found(mistakes=True).startswith("G1")
 
 
@@ -113,5 +113,5 @@ def test_publishing_before_the_hash_is_found(monkeypatch: pytest.MonkeyPatch) ->
         os.pwrite(self._data.number, b"?", 0)
         self.close()
 
-    monkeypatch.setattr(PartialFile, "finish", unverified)
+    monkeypatch.setattr(PartialFile, "seal", unverified)
     assert found().startswith("G1")

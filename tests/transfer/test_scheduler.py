@@ -55,7 +55,7 @@ class Disk:
     def present(self) -> dict[int, int]:
         return {number: len(data) for number, data in self.blocks.items()}
 
-    def take(self, number: int) -> bytes | None:
+    def read_block(self, number: int) -> bytes | None:
         data = self.blocks.pop(number, None)
         if number in self.lost or data is None:
             return None
@@ -66,7 +66,7 @@ class Disk:
         self.data[number * BLOCK : number * BLOCK + len(data)] = data
         self.blocks[number] = data
 
-    def wipe(self) -> None:
+    def reset(self) -> None:
         self.blocks.clear()
 
 
