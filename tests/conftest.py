@@ -14,8 +14,7 @@ import pytest
 
 from hub import Hub, isolated_client
 from origin import Origin
-from support import forbidden
-from weightcache._coordination import volume
+from support import change_settings, forbidden
 from weightcache._transfer import client, download
 from weightcache.cli.main import main
 
@@ -33,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(download, "RETRIES", download.Retries(tries=3, base=0.001, cap=0.01, refusals=0.0))
     monkeypatch.setattr(client, "TIMEOUTS", client.Timeouts(connect=5.0, stall=5.0))
-    monkeypatch.setattr(volume, "BACKOFF", (0.001, 0.001))
+    change_settings(monkeypatch, volume_backoff=(0.001, 0.001))
     for name in ("MODAL_TASK_ID", "MODAL_IS_REMOTE", "WEIGHTCACHE_ROOT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:

@@ -16,15 +16,18 @@ import pytest
 import weightcache
 from origin import Origin, hang_up
 from origin import status as answer
-from support import blob, one
+from support import blob, change_settings, one
 from weightcache import DownloadError, NotCachedError, ensure
 from weightcache._coordination import kv
-from weightcache._coordination import lease as coordination_lease
-from weightcache._coordination.lease import BEAT, EXPIRY, Head, Lease
+from weightcache._coordination.lease import Lease
+from weightcache._coordination.lease_state import Head
 from weightcache._engine import host
 from weightcache._engine.reconcile import run
 from weightcache._runtime.identity import Writer
+from weightcache._runtime.settings import DEFAULT
 from weightcache._store.partials import BLOCK
+
+BEAT, EXPIRY = DEFAULT.lease_beat, DEFAULT.lease_expiry
 
 DATA = blob(2 * BLOCK + 5)
 X, Y = "a" * 64, "b" * 64
@@ -309,7 +312,7 @@ def test_ones_own_head_does_not_keep_one_waiting(found: FakeDict, clock: Time) -
 
 
 def test_a_dict_that_hangs_has_an_end(monkeypatch: pytest.MonkeyPatch, found: FakeDict) -> None:
-    monkeypatch.setattr(kv, "TIMEOUT", 0.05)
+    change_settings(monkeypatch, dict_timeout=0.05)
     answered = threading.Event()
     monkeypatch.setattr(found, "get", lambda key: answered.wait(30.0))
     store = kv.open_store(found, object())  # type: ignore[arg-type]
@@ -332,9 +335,8 @@ class Volume:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordination_lease, "POLL", (0.01, 0.01))
-    monkeypatch.setattr(coordination_lease, "RELOAD_INTERVAL", 0.02)
-    monkeypatch.setattr(coordination_lease, "RETRY_DELAYS", (0.001,) * 3)
+    waits = {"lease_poll": (0.01, 0.01), "reload_interval": 0.02, "lease_retry_delays": (0.001,) * 3}
+    change_settings(monkeypatch, **waits)
 
 
 def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
@@ -427,7 +429,7 @@ def test_what_another_process_brought_needs_no_lease(
 def test_no_beat_comes_after_the_release(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
+    change_settings(monkeypatch, lease_beat=0.01)
     monkeypatch.setattr(host, "JOIN", 60.0)  # however late this machine lets the beat go on
     manifest = one(DATA, origin.url("/a"))
     key, beating, released = f"{digest(manifest)}/head", threading.Event(), threading.Event()
@@ -499,7 +501,7 @@ def test_a_keyboard_interrupt_says_so_too(
 def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
+    change_settings(monkeypatch, lease_beat=0.01)
     hangs, over, put = threading.Event(), threading.Event(), found.put
     answers: list[bool] = []
 
@@ -515,7 +517,7 @@ def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
 
     monkeypatch.setattr(found, "put", hanging)
     monkeypatch.setattr("weightcache._engine.install.fetch", interrupted)
-    monkeypatch.setattr(kv, "TIMEOUT", 60.0)
+    change_settings(monkeypatch, dict_timeout=60.0)
     with pytest.raises(KeyboardInterrupt):
         quiet(one(DATA, origin.url("/a")), root, lease=found)
     assert answers == []  # it did not wait for the Dict, which answers only now
@@ -570,7 +572,7 @@ def test_a_volume_that_is_gone_is_a_warning_with_what_to_do(origin: Origin, root
         quiet(manifest, root / type(volume).__name__, volume=volume, lease=None).report.warnings
         for volume in (Deleted(), Failing())
     ]
-    advice = ". If it was deleted, deploy the app again: a Volume that is made anew has another id"
+    advice = ". If the Volume was deleted, deploy the app again: a new Volume has another id"
     assert warnings == [
         (f"commit of the volume failed: RuntimeError: vo-1 not found{advice}",),
         ("commit of the volume failed: RuntimeError: try again",),
@@ -593,13 +595,13 @@ def test_a_place_that_vanishes_is_warned_of_once(
     weights = quiet(one(DATA, origin.url("/a")), root, lease=found, volume=LosingOnce())
     assert len(commits) > 2  # it was brought twice
     [warning] = weights.report.warnings
-    assert "vanishes with this container" in warning
+    assert "lost when the container stops" in warning
 
 
 def test_the_holder_beats_while_it_downloads(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
+    change_settings(monkeypatch, lease_beat=0.01)
     manifest = one(DATA, origin.url("/a"))
     key, beaten = f"{digest(manifest)}/head", threading.Event()
     put = found.put

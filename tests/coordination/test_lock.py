@@ -15,7 +15,7 @@ import pytest
 
 import weightcache
 from origin import Origin, gate, stalled
-from support import blob, child, one, partials, visible
+from support import blob, change_settings, child, one, partials, visible
 from weightcache import DownloadError, LockTimeoutError, StorageError, aensure, ensure, status
 from weightcache._coordination import lock as coordination_lock
 from weightcache._runtime.identity import container_id, local_directory, process_start
@@ -66,7 +66,7 @@ def test_a_hit_and_a_status_do_not_wait(origin: Origin, root: Path) -> None:
 def test_waiting_ends_without_progress(
     origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination_lock, "BEAT", 0.0)
+    change_settings(monkeypatch, lock_beat=0.0)
     with Filling(origin, root) as filling:
         with pytest.raises(LockTimeoutError) as caught:
             ensure(filling.manifest, root=root, wait=0.2)
@@ -302,7 +302,7 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
 
 def test_hashing_is_progress_to_who_waits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[tuple[str, int]] = []
-    monkeypatch.setattr(coordination_lock, "BEAT", 0.0)
+    change_settings(monkeypatch, lock_beat=0.0)
     monkeypatch.setattr(coordination_lock.Holder, "_write", lambda self: noted.append((self._doing, self._done)))
     path = Path(weightcache.status(one(DATA), root=root)[0].path)
     path.parent.mkdir(parents=True)

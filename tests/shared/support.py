@@ -9,10 +9,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from weightcache._runtime import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +46,11 @@ def directory(files: dict[str, bytes], *urls: str, name: str = "bert") -> dict[s
     return {"version": 1, "checkpoints": {name: {"urls": list(urls), "files": pins}}}
 
 
+def change_settings(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Change some `Settings` for one test."""
+    monkeypatch.setattr("weightcache._runtime.settings.DEFAULT", replace(settings.DEFAULT, **changes))
+
+
 def visible(root: Path) -> list[str]:
     """Every file of the root outside `.weightcache/`."""
     return sorted(
@@ -59,11 +67,12 @@ def partials(root: Path) -> list[Path]:
 
 PRELUDE = """
 import json, logging, os, sys
+from dataclasses import replace
+from weightcache._runtime import settings
 from weightcache._transfer import download, client
-from weightcache._coordination import volume
 from weightcache import ensure
 download.RETRIES.base = 0.01
-volume.BACKOFF = (0.01, 0.01)
+settings.DEFAULT = replace(settings.DEFAULT, volume_backoff=(0.01, 0.01))
 """
 
 

@@ -21,10 +21,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from weightcache import DownloadError, NotCachedError
-from weightcache._coordination.lease import EXPIRY, POLL, RELOAD_INTERVAL, Lease
+from weightcache._coordination.lease import Lease
 from weightcache._engine.reconcile import tell
+from weightcache._runtime.settings import DEFAULT
 from weightcache._store.partial_file import VanishedError
 from weightcache._store.partials import STALE
+
+EXPIRY, POLL, RELOAD_INTERVAL = DEFAULT.lease_expiry, DEFAULT.lease_poll, DEFAULT.reload_interval
 
 T = TypeVar("T")
 Blocks = tuple[Any, ...]
@@ -663,7 +666,7 @@ class Container:
         async def cold() -> str:
             me = f"{self.number}.{world._count}.{world.dice.random()}"
             house.patience.restarts()
-            lease = world.lease(Entries(self, house.patience), house, me, wait=WAIT, dice=world.dice)
+            lease = world.lease(Entries(self, house.patience), house, me, wait=WAIT, rng=world.dice)
             lease.done = lambda: self.fetched
             try:
                 if await tell(house, lease, house):

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import simulation
-from simulation import FILES, GOOD, BrokenError, House, Step, Switches, receipt, simulate
+from simulation import EXPIRY, FILES, GOOD, RELOAD_INTERVAL, BrokenError, House, Step, Switches, receipt, simulate
+from support import change_settings
 from weightcache import DownloadError, NotCachedError
-from weightcache._coordination import lease as coordination_lease
-from weightcache._coordination.lease import EXPIRY, RELOAD_INTERVAL, Head, Lease
+from weightcache._coordination.lease import Lease
+from weightcache._coordination.lease_state import Head
 from weightcache._engine import reconcile
 from weightcache._store.partial_file import VanishedError
 
@@ -317,10 +318,15 @@ def test_a_lease_that_compares_clocks_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("EXPIRY", 10 * EXPIRY), ("EXPIRY", 2 * EXPIRY), ("POLL", (1.0, 60.0)), ("RELOAD_INTERVAL", 3 * RELOAD_INTERVAL)],
+    [
+        ("lease_expiry", 10 * EXPIRY),
+        ("lease_expiry", 2 * EXPIRY),
+        ("lease_poll", (1.0, 60.0)),
+        ("reload_interval", 3 * RELOAD_INTERVAL),
+    ],
 )
 def test_who_waits_too_long_is_found(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordination_lease, name, value)
+    change_settings(monkeypatch, **{name: value})
     assert found().startswith("waits")
 
 

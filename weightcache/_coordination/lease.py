@@ -7,7 +7,7 @@ One Dict for each Volume holds, for each full digest:
 
 A Dict has no compare-and-swap and no expiry of one key, so a lease is never taken from a dead holder: the next number
 is claimed. There are no times in it, since the clocks of two containers differ: a holder is believed dead when its
-beat has not changed for `EXPIRY` seconds of the waiter's own clock.
+beat has not changed for `Settings.lease_expiry` seconds of the waiter's own clock.
 
 Everything here is a coroutine, so that the simulation in ``tests/`` can stop it anywhere and let other containers
 move. In a container none of them ever suspends: see `_story.run`.
@@ -17,24 +17,22 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from weightcache._runtime import settings as runtime_settings
+
+from .lease_state import Head, LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import TypeAlias
 
+    from weightcache._runtime.settings import Settings
+
     # Waits for so many seconds; returns whether to go on afterwards.
     Pause: TypeAlias = Callable[[float], Awaitable[bool]]
 
 _log = logging.getLogger("weightcache")
-
-EXPIRY = 30.0  # seconds without a beat after which a holder is believed dead
-BEAT = 5.0  # seconds between two beats: five may be lost or late
-POLL = (1.0, 5.0)  # seconds between two reads of the heads, at first and at most
-RELOAD_INTERVAL = 15.0  # seconds after which a waiter looks at the Volume, whatever the heads say: a Dict may forget
-INTERRUPTED_TIMEOUT = 0.3  # seconds for the last operation of a caller that Ctrl-C ends: it must end within a second
-RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds before another try of an operation that failed
 
 
 class Store(Protocol):
@@ -60,65 +58,8 @@ class Clock(Protocol):
         """Wait."""
 
 
-@dataclass(frozen=True)
-class Head:
-    """What the newest holder of a lease says of itself."""
-
-    number: int
-    holder: str
-    state: str
-    beat: int = 0
-    done: int = 0
-
-    @classmethod
-    def parse(cls, value: object) -> Head | None:
-        """Return what a Dict gave as a head; ``None`` for anything that none of ours would have written."""
-        if not isinstance(value, (tuple, list)) or len(value) != 5:
-            return None
-        number, holder, state, beat, done = value
-        if not isinstance(holder, str) or not all(type(count) is int and count >= 0 for count in (number, beat, done)):
-            return None
-        return cls(number, holder, state, beat, done) if state in ("held", "done", "failed") else None
-
-    def to_tuple(self) -> tuple[int, str, str, int, int]:
-        return self.number, self.holder, self.state, self.beat, self.done
-
-
 class UnavailableError(Exception):
     """The Dict failed, repeatedly. Never leaves the library: it goes on without a lease."""
-
-
-class _LeaseState:
-    """What one caller knows of one digest."""
-
-    def __init__(self, now: float) -> None:
-        self.head: Head | None = None
-        # Whoever sleeps between an answer and the look at its clock must not take its own sleep for the holder's
-        # silence: nothing is judged by a clock that was read after the head was asked for.
-        self.requested_at = now  # when the head that we know was asked for
-        self.alive_at = now  # when number or beat changed last, or a claim was lost: the holder lived then
-        self.progress_at = now  # when there was progress in bytes last
-        self.highest_lost = 0  # the highest number that somebody else claimed
-        self.number = 0  # that of the lease that we hold; 0 for none
-        self.beat = 0
-
-    @property
-    def next(self) -> int:
-        return max(self.head.number if self.head else 0, self.highest_lost) + 1
-
-    @property
-    def is_silent(self) -> bool:
-        return self.requested_at - self.alive_at > EXPIRY
-
-    def is_stuck(self, wait: float) -> bool:
-        return self.requested_at - self.progress_at > wait
-
-    def update(self, head: Head | None, asked: float, now: float) -> None:
-        before, self.head, self.requested_at = self.head, head, asked
-        if (head and (head.number, head.state, head.beat)) != (before and (before.number, before.state, before.beat)):
-            self.alive_at = now
-        if (head and (head.number, head.done)) != (before and (before.number, before.done)):
-            self.progress_at = now
 
 
 class Lease:
@@ -130,11 +71,21 @@ class Lease:
         broken: Why there is no lease any more; empty while there is.
     """
 
-    def __init__(self, store: Store, clock: Clock, me: str, *, wait: float, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        me: str,
+        *,
+        wait: float,
+        rng: random.Random | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._settings = settings or runtime_settings.DEFAULT
         self._store, self._clock, self._me, self._wait = store, clock, me, wait
         self._rng = rng or random.Random()  # noqa: S311 (no secret: it keeps containers from moving in step)
-        self._watched: dict[str, _LeaseState] = {}
-        self._poll = POLL[0]
+        self._watched: dict[str, LeaseState] = {}
+        self._poll = self._settings.lease_poll[0]
         self.done: Callable[[], int] = lambda: 0  # bytes that we fetched or hashed: who waits for us sees them move
         self.waited_for, self.waited, self.failure = "", 0.0, ""
 
@@ -148,7 +99,7 @@ class Lease:
     async def _read(self, digest: str) -> None:
         head, asked = await self._head(digest)
         now = self._clock.now()
-        self._watched.setdefault(digest, _LeaseState(now)).update(head, asked, now)
+        self._watched.setdefault(digest, LeaseState(now, self._settings.lease_expiry)).update(head, asked, now)
 
     async def _head(self, digest: str) -> tuple[Head | None, float]:
         """Return the head, and when it was asked for."""
@@ -191,7 +142,7 @@ class Lease:
                 held.append(digest)
         return held
 
-    async def _claim(self, digest: str, watched: _LeaseState) -> bool:
+    async def _claim(self, digest: str, watched: LeaseState) -> bool:
         number = watched.next
         key = f"{digest}/{number}"
         if not await self._put_new(key):
@@ -221,7 +172,7 @@ class Lease:
 
     async def beat(self, pause: Pause) -> None:
         """Tell that we are alive, for every lease that we hold, until the pause says that it is over."""
-        while await pause(BEAT):
+        while await pause(self._settings.lease_beat):
             for digest, watched in self._watched.items():
                 if watched.number:
                     try:
@@ -252,17 +203,17 @@ class Lease:
                 _log.info("the lease of %s could not be released: %s", digest[:16], error)
             watched.number, watched.highest_lost = 0, 0
 
-    async def _release(self, digest: str, watched: _LeaseState, state: str, *, tidy: bool) -> None:
+    async def _release(self, digest: str, watched: LeaseState, state: str, *, tidy: bool) -> None:
         if tidy:
             head = Head.parse(await self._store.get(f"{digest}/head"))
             if head and head.number > watched.number:
                 return
-        await self._write(digest, watched, state, timeout=None if tidy else INTERRUPTED_TIMEOUT)
+        await self._write(digest, watched, state, timeout=None if tidy else self._settings.dict_timeout_on_interrupt)
         number = watched.number - 1
         while tidy and number > 0 and await self._store.pop(f"{digest}/{number}") is not None:
             number -= 1
 
-    async def _write(self, digest: str, watched: _LeaseState, state: str, *, timeout: float | None = None) -> None:
+    async def _write(self, digest: str, watched: LeaseState, state: str, *, timeout: float | None = None) -> None:
         head = Head(watched.number, self._me, state, watched.beat, self.done())
         await self._store.put(f"{digest}/head", head.to_tuple(), timeout=timeout)
 
@@ -270,7 +221,7 @@ class Lease:
         """Wait a while for those who hold what we need."""
         self.waited_for = self.holder(digests) or self.waited_for
         seconds = self._poll * self._rng.uniform(0.5, 1.0)
-        self._poll = min(self._poll * 1.5, POLL[1])
+        self._poll = min(self._poll * 1.5, self._settings.lease_poll[1])
         began = self._clock.now()
         await self._clock.sleep(seconds)
         self.waited += self._clock.now() - began
@@ -293,7 +244,7 @@ class Lease:
             return None
 
     async def _retry(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        for delay in (*RETRY_DELAYS, None):
+        for delay in (*self._settings.lease_retry_delays, None):
             try:
                 return await operation()
             except Exception as error:  # noqa: BLE001 (a Dict raises whatever it likes)

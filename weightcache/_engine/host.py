@@ -170,21 +170,22 @@ class _House:
         todo = [work for work in self._todo() if work.checkpoint.digest in digests]
         self._bringer.find_missing(todo)
         self._changed = [work for work in todo if work.missing or not work.seen.receipt]
-        if self._changed:
-            self._calls.about_to_write()
-        return self._bringer.withdraw_receipts(self._changed)
+        if not self._changed:
+            return False
+        with self._calls.writing():
+            return self._bringer.withdraw_receipts(self._changed)
 
     async def bring(self) -> None:
         if self._changed:
-            self._calls.about_to_write()
-            self._bringer.bring(self._changed)
+            with self._calls.writing():
+                self._bringer.bring(self._changed)
 
     async def has_published(self) -> bool:
         return any(work.published for work in self._changed)
 
     async def write_receipts(self) -> None:
-        self._calls.about_to_write()
-        self._bringer.write_receipts([work for work in self._changed if work.published])
+        with self._calls.writing():
+            self._bringer.write_receipts([work for work in self._changed if work.published])
 
     async def give_up(self, digests: Sequence[str]) -> None:
         todo = [work for work in self._works if work.checkpoint.digest in digests]

@@ -58,13 +58,13 @@ def prune_places(
         refuse_read_only(layout, "prune")
         swept = [Path(path) for path in sweep(layout, set())]
         if places or swept:
-            calls.about_to_write()
-            for name, digest in doomed:
-                _withdraw(f"{layout.receipts}/{name}/{digest}")
+            with calls.writing():
+                for name, digest in doomed:
+                    _withdraw(f"{layout.receipts}/{name}/{digest}")
             _commit(calls)  # nobody may be served a hit from a place that is half gone
-            calls.about_to_write()
-            for name, digest, receipt in list(iter_receipts(layout, BEGUN)):
-                _delete(layout, name, digest, receipt)
+            with calls.writing():
+                for name, digest, receipt in list(iter_receipts(layout, BEGUN)):
+                    _delete(layout, name, digest, receipt)
             _commit(calls)
         return [*places, *swept]
 

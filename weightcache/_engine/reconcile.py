@@ -18,7 +18,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from weightcache._coordination import lease as coordination_lease
+from weightcache._runtime import settings as runtime_settings
 from weightcache._store.partial_file import VanishedError
 from weightcache.errors import WeightCacheError
 
@@ -85,7 +85,7 @@ async def tell(house: House, lease: Lease | None, clock: Clock) -> list[str]:
     while missing and max(brought[digest] for digest in missing) < ROUNDS:
         # The heads first: one that says "done" was written after the last commit, so the reload shows its data.
         free = missing if lease is None else await lease.claimable(missing)
-        if free or clock.now() - looked >= coordination_lease.RELOAD_INTERVAL:
+        if free or clock.now() - looked >= runtime_settings.DEFAULT.reload_interval:
             await _refresh(house)
             looked, missing = clock.now(), await house.look()
             free = [digest for digest in free if digest in missing]

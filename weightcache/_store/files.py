@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from weightcache._runtime.descriptors import Descriptor, opened
 from weightcache._runtime.threads import run_in_threads
+from weightcache._runtime.write_guard import require_writing
 from weightcache.errors import StorageError
 
 from .partial_file import VanishedError, storage_failure
@@ -163,8 +164,10 @@ def publish_file(layout: Layout, checkpoint: Checkpoint, file: File, source: str
 
     Raises:
         VanishedError: ``source`` is gone: somebody swept the partial.
-        StorageError: The place cannot be written.
+        StorageError: The directory cannot be written.
+        RuntimeError: The write was not announced with ``VolumeSession.writing()``.
     """
+    require_writing(layout.root)
     target = layout.file(checkpoint, file)
     refuse_links(layout, os.path.dirname(target))
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from weightcache._runtime.descriptors import opened
 from weightcache._runtime.identity import Writer
+from weightcache._runtime.write_guard import require_writing
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import digest_problem, name_problem, path_problem
 
@@ -74,6 +75,7 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, in
         StorageError: It cannot be written.
         VanishedError: A published file is gone, or has another size.
     """
+    require_writing(layout.root)
     path = layout.receipt(checkpoint)
     fresh = f"{layout.partials}/{UNFINISHED_RECEIPT}.{Writer.new(layout.root)}"  # there it is swept if we die
     for file in checkpoint.files:
@@ -115,6 +117,7 @@ def withdraw_receipt(layout: Layout, checkpoint: Checkpoint) -> None:
     Raises:
         StorageError: It cannot be removed.
     """
+    require_writing(layout.root)
     try:
         with suppress(FileNotFoundError):
             os.unlink(layout.receipt(checkpoint))
