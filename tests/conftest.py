@@ -15,7 +15,6 @@ import pytest
 from hub import Hub, isolated_client
 from origin import Origin
 from support import change_settings, forbidden
-from weightcache._coordination import volume
 from weightcache.cli.main import main
 
 if find_spec("groundingdino") is None:
@@ -37,8 +36,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "connect_timeout": 5.0,
         "stall_timeout": 5.0,
     }
-    change_settings(monkeypatch, tries=3, **waits)
-    monkeypatch.setattr(volume, "BACKOFF", (0.001, 0.001))
+    change_settings(monkeypatch, tries=3, volume_backoff=(0.001, 0.001), **waits)
     for name in ("MODAL_TASK_ID", "MODAL_IS_REMOTE", "WEIGHTCACHE_ROOT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightcache._store.inspect import look
+from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache._views.weights import weights_if_ready
 from weightcache.manifest import Manifest
@@ -233,14 +233,14 @@ def status(manifest: ManifestSource, *, root: Root, only: Collection[str] | None
 
     checkpoints = Manifest.load(manifest).select(only)
     layout = Layout(root)
-    looks = [look(layout, checkpoint) for checkpoint in checkpoints]
+    looks = [inspect(layout, checkpoint) for checkpoint in checkpoints]
     if any(seen.state != "ready" for seen in looks):
-        from weightcache._coordination.lock import reload_gate
+        from weightcache._coordination.lock import reload_lock
         from weightcache._store.root import check_root
 
         check_root(layout)
-        with reload_gate(layout.root):  # while a Volume reloads it looks empty
-            looks = [look(layout, checkpoint) for checkpoint in checkpoints]
+        with reload_lock(layout.root):  # while a Volume reloads it looks empty
+            looks = [inspect(layout, checkpoint) for checkpoint in checkpoints]
     return [
         Status(checkpoint.name, seen.state, Path(layout.published(checkpoint)), seen.detail, checkpoint.size)
         for checkpoint, seen in zip(checkpoints, looks, strict=True)

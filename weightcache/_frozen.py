@@ -6,7 +6,7 @@ Measured for docs/decisions/0005: eight frozen dataclasses and the import behind
 from __future__ import annotations
 
 
-class Value:
+class Frozen:
     """Compared, hashed, shown and pickled by its ``__slots__``; cannot be changed."""
 
     __slots__: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ attributes, because Modal sends exceptions from one container to another. A mist
 
 from __future__ import annotations
 
-from weightcache._frozen import Value
+from weightcache._frozen import Frozen
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class NotCachedError(WeightCacheError, FileNotFoundError):
     checkpoints: tuple[str, ...]
 
 
-class Attempt(Value):
+class Attempt(Frozen):
     """What became of one URL.
 
     Attributes:

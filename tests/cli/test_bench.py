@@ -12,7 +12,7 @@ import pytest
 
 from support import blob
 from weightcache import NotCachedError, StorageError, publish
-from weightcache._prefetch.file import CHUNK
+from weightcache._prefetch.file import READ_CHUNK
 from weightcache.cli import bench
 from weightcache.cli.bench import MIB, WAYS
 from weightcache.cli.main import main
@@ -22,7 +22,7 @@ from weightcache.cli.main import main
 def filled(root: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "weights"
     folder.mkdir()
-    (folder / "large.bin").write_bytes(blob(5 * CHUNK + 3))
+    (folder / "large.bin").write_bytes(blob(5 * READ_CHUNK + 3))
     (folder / "small.bin").write_bytes(b"small")
     (folder / "empty").write_bytes(b"")
     publish(folder, name="w", root=root)
@@ -33,7 +33,7 @@ def filled(root: Path, tmp_path: Path) -> Path:
 def test_it_reads_and_tells(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--root", str(filled), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["files"], told["bytes"]) == (3, 5 * CHUNK + 8)
+    assert (told["files"], told["bytes"]) == (3, 5 * READ_CHUNK + 8)
     assert sum(way["bytes"] for way in told["ways"]) == told["bytes"]  # each byte is read by one way
     assert all(way["first"] > 0 and way["again"] > 0 for way in told["ways"])
     assert main(["bench", "--root", str(filled)]) == 0
@@ -43,23 +43,23 @@ def test_it_reads_and_tells(filled: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_no_two_ways_read_the_same_bytes_and_none_more_than_its_share() -> None:
-    sizes = {"a": 40 * CHUNK + 1, "b": 3, "c": 100 * CHUNK}
+    sizes = {"a": 40 * READ_CHUNK + 1, "b": 3, "c": 100 * READ_CHUNK}
     shares = bench._shares(sizes, 10**12)
     pieces = sorted(piece for share in shares for piece in share)
     assert all(first[0] != second[0] or first[2] <= second[1] for first, second in itertools.pairwise(pieces))
     assert sum(end - start for _, start, end in pieces) == sum(sizes.values())
     counts = [sum(end - start for _, start, end in share) for share in shares]
-    assert max(counts) - min(counts) <= 4 * CHUNK
+    assert max(counts) - min(counts) <= 4 * READ_CHUNK
     few = bench._shares(sizes, 1000)  # at most what is asked for, though a piece is larger
     assert sum(end - start for share in few for _, start, end in share) == 1000
-    limited = bench._shares(sizes, 8 * len(WAYS) * CHUNK)
-    assert [sum(end - start for _, start, end in share) for share in limited] == [8 * CHUNK] * len(WAYS)
+    limited = bench._shares(sizes, 8 * len(WAYS) * READ_CHUNK)
+    assert [sum(end - start for _, start, end in share) for share in limited] == [8 * READ_CHUNK] * len(WAYS)
 
 
 def test_of_many_files_it_reads_the_largest_and_never_opens_all() -> None:
     shares = bench._shares({str(size): size for size in range(1, 10_001)}, 10**12)
     read = {int(path) for share in shares for path, _, _ in share}
-    assert read == set(range(10_001 - bench.FILES, 10_001))
+    assert read == set(range(10_001 - bench.MAX_FILES, 10_001))
 
 
 def test_a_file_that_is_gone_is_a_storage_error(filled: Path) -> None:
@@ -98,8 +98,8 @@ def test_it_gives_no_advice_on_too_little() -> None:
     def measured(count: int) -> bench.Measured:
         return bench.Measured(MIB, 1, count, 1e6, 5e9)
 
-    for ways in ([measured(CHUNK - 1)] * len(WAYS), [measured(10 * CHUNK)]):
-        assert "too little to measure" in bench._advice(ways, CHUNK)["advice"]
+    for ways in ([measured(READ_CHUNK - 1)] * len(WAYS), [measured(10 * READ_CHUNK)]):
+        assert "too little to measure" in bench._advice(ways, READ_CHUNK)["advice"]
 
 
 def test_where_nothing_is_published(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,15 +16,18 @@ import pytest
 import weightcache
 from origin import Origin, hang_up
 from origin import status as answer
-from support import blob, one
+from support import blob, change_settings, one
 from weightcache import DownloadError, NotCachedError, ensure
 from weightcache._coordination import kv
-from weightcache._coordination import lease as coordination_lease
-from weightcache._coordination.lease import BEAT, EXPIRY, Head, Lease
+from weightcache._coordination.lease import Lease
+from weightcache._coordination.lease_state import Head
 from weightcache._engine import host
 from weightcache._engine.reconcile import run_sync
 from weightcache._runtime.identity import Writer
+from weightcache._runtime.settings import DEFAULT
 from weightcache._store.partials import BLOCK
+
+BEAT, EXPIRY = DEFAULT.lease_beat, DEFAULT.lease_expiry
 
 DATA = blob(2 * BLOCK + 5)
 X, Y = "a" * 64, "b" * 64
@@ -99,7 +102,7 @@ def lease(found: FakeDict, clock: Time, me: str, wait: float = 300.0, **more: An
 
 
 def take(who: Lease, *digests: str) -> list[str]:
-    return run_sync(who.claim(run_sync(who.free(digests))))
+    return run_sync(who.claim(run_sync(who.claimable(digests))))
 
 
 def beat(who: Lease, times: int) -> None:
@@ -124,7 +127,7 @@ def test_one_holds_and_the_other_waits_until_it_is_done(
     assert take(a, X) == [X]
     assert (found[f"{X}/1"], head(found)) == ("a", (1, "a", "held"))
     assert take(b, X) == []
-    run_sync(b.rest([X]))
+    run_sync(b.wait([X]))
     assert (b.waited_for, b.waited > 0) == ("a", True)
     run_sync(a.release([X], "done"))
     assert head(found) == (1, "a", "done")
@@ -192,11 +195,11 @@ def test_a_sleep_of_the_waiters_is_not_the_holders_silence(asleep: str, found: F
 def test_what_went_missing_since_the_heads_were_read_may_be_held(found: FakeDict, clock: Time) -> None:
     a, b = lease(found, clock, "a"), lease(found, clock, "b")
     take(a, Y)
-    assert run_sync(b.free([X])) == [X]
+    assert run_sync(b.claimable([X])) == [X]
     assert b.held_by_others([X, Y]) == [Y]
-    run_sync(b.free([X, Y]))
+    run_sync(b.claimable([X, Y]))
     run_sync(a.release([Y], "done"))
-    run_sync(b.free([X, Y]))
+    run_sync(b.claimable([X, Y]))
     assert b.held_by_others([X, Y]) == []
 
 
@@ -221,7 +224,7 @@ def test_what_was_released_is_not_kept_alive(found: FakeDict, clock: Time) -> No
 
 def test_a_lost_claim_gives_the_winner_time_to_speak(found: FakeDict, clock: Time) -> None:
     b = lease(found, clock, "b")
-    free = run_sync(b.free([X]))
+    free = run_sync(b.claimable([X]))
     found[f"{X}/1"] = "a"  # it won, and is about to write its head
     clock.time += EXPIRY - 1
     assert (free, run_sync(b.claim(free))) == ([X], [])
@@ -234,7 +237,7 @@ def test_a_lost_claim_gives_the_winner_time_to_speak(found: FakeDict, clock: Tim
 
 def test_an_old_number_is_not_claimed(found: FakeDict, clock: Time) -> None:
     b = lease(found, clock, "b")
-    free = run_sync(b.free([X]))
+    free = run_sync(b.claimable([X]))
     found[f"{X}/head"] = (3, "a", "held", 1, 0)  # meanwhile; and a has removed the claims before its own
     assert run_sync(b.claim(free)) == []
     assert f"{X}/1" not in found
@@ -243,10 +246,10 @@ def test_an_old_number_is_not_claimed(found: FakeDict, clock: Time) -> None:
 
 def test_a_claim_whose_answer_was_lost_is_known_again(found: FakeDict, clock: Time) -> None:
     a = lease(found, clock, "a")
-    free = run_sync(a.free([X]))
+    free = run_sync(a.claimable([X]))
     found.faults = ["after"]
     assert run_sync(a.claim(free)) == [X]
-    assert (head(found), a.broken) == ((1, "a", "held"), "")
+    assert (head(found), a.failure) == ((1, "a", "held"), "")
 
 
 @pytest.mark.parametrize("after", range(5))
@@ -254,7 +257,7 @@ def test_a_dict_that_fails_is_done_without(after: int, found: FakeDict, clock: T
     a = lease(found, clock, "a")
     found.faults = [""] * after + ["before"] * 100
     assert take(a, X, Y) == [X, Y]
-    assert (a.broken == "ConnectionError: the Dict is away") is (after < 5)
+    assert (a.failure == "ConnectionError: the Dict is away") is (after < 5)
     beat(a, 2)
     run_sync(a.release([X, Y], "done"))
 
@@ -308,7 +311,7 @@ def test_ones_own_head_does_not_keep_one_waiting(found: FakeDict, clock: Time) -
 
 
 def test_a_dict_that_hangs_has_an_end(monkeypatch: pytest.MonkeyPatch, found: FakeDict) -> None:
-    monkeypatch.setattr(kv, "LIMIT", 0.05)
+    change_settings(monkeypatch, dict_timeout=0.05)
     answered = threading.Event()
     monkeypatch.setattr(found, "get", lambda key: answered.wait(30.0))
     store = kv.open_store(found, object())  # type: ignore[arg-type]
@@ -331,9 +334,8 @@ class Volume:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordination_lease, "POLL", (0.01, 0.01))
-    monkeypatch.setattr(coordination_lease, "LOOK", 0.02)
-    monkeypatch.setattr(coordination_lease, "TRIES", (0.001,) * 3)
+    waits = {"lease_poll": (0.01, 0.01), "reload_interval": 0.02, "lease_retry_delays": (0.001,) * 3}
+    change_settings(monkeypatch, **waits)
 
 
 def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
@@ -410,15 +412,15 @@ def test_what_another_process_brought_needs_no_lease(
     origin.put("/a", DATA)
     manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
     quiet(manifest, theirs)
-    exclusive = host.exclusive
+    root_lock = host.root_lock
 
     @contextmanager
     def late(*args: Any, **options: Any) -> Iterator[Any]:
-        with exclusive(*args, **options) as held:
+        with root_lock(*args, **options) as held:
             os.rename(theirs, root)  # what the last holder of the lock did
             yield held
 
-    monkeypatch.setattr(host, "exclusive", late)
+    monkeypatch.setattr(host, "root_lock", late)
     monkeypatch.setattr(kv, "open_store", lambda *_: pytest.fail("a Dict was looked for"))
     quiet(manifest, root, lease=found)
 
@@ -426,7 +428,7 @@ def test_what_another_process_brought_needs_no_lease(
 def test_no_beat_comes_after_the_release(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
+    change_settings(monkeypatch, lease_beat=0.01)
     monkeypatch.setattr(host, "JOIN", 60.0)  # however late this machine lets the beat go on
     manifest = one(DATA, origin.url("/a"))
     key, beating, released = f"{digest(manifest)}/head", threading.Event(), threading.Event()
@@ -488,7 +490,7 @@ def test_a_keyboard_interrupt_says_so_too(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("weightcache._engine.install.fetch", interrupted)
+    monkeypatch.setattr("weightcache._engine.install.download", interrupted)
     manifest = one(DATA, origin.url("/a"))
     with pytest.raises(KeyboardInterrupt):
         quiet(manifest, root, lease=found)
@@ -498,7 +500,7 @@ def test_a_keyboard_interrupt_says_so_too(
 def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
+    change_settings(monkeypatch, lease_beat=0.01)
     hangs, over, put = threading.Event(), threading.Event(), found.put
     answers: list[bool] = []
 
@@ -513,8 +515,8 @@ def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(found, "put", hanging)
-    monkeypatch.setattr("weightcache._engine.install.fetch", interrupted)
-    monkeypatch.setattr(kv, "LIMIT", 60.0)
+    monkeypatch.setattr("weightcache._engine.install.download", interrupted)
+    change_settings(monkeypatch, dict_timeout=60.0)
     with pytest.raises(KeyboardInterrupt):
         quiet(one(DATA, origin.url("/a")), root, lease=found)
     assert answers == []  # it did not wait for the Dict, which answers only now
@@ -569,7 +571,7 @@ def test_a_volume_that_is_gone_is_a_warning_with_what_to_do(origin: Origin, root
         quiet(manifest, root / type(volume).__name__, volume=volume, lease=None).report.warnings
         for volume in (Deleted(), Failing())
     ]
-    advice = ". If it was deleted, deploy the app again: a Volume that is made anew has another id"
+    advice = ". If the Volume was deleted, deploy the app again: a new Volume has another id"
     assert warnings == [
         (f"commit of the volume failed: RuntimeError: vo-1 not found{advice}",),
         ("commit of the volume failed: RuntimeError: try again",),
@@ -592,13 +594,13 @@ def test_a_place_that_vanishes_is_warned_of_once(
     weights = quiet(one(DATA, origin.url("/a")), root, lease=found, volume=LosingOnce())
     assert len(commits) > 2  # it was brought twice
     [warning] = weights.report.warnings
-    assert "vanishes with this container" in warning
+    assert "lost when the container stops" in warning
 
 
 def test_the_holder_beats_while_it_downloads(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination_lease, "BEAT", 0.01)
+    change_settings(monkeypatch, lease_beat=0.01)
     manifest = one(DATA, origin.url("/a"))
     key, beaten = f"{digest(manifest)}/head", threading.Event()
     put = found.put

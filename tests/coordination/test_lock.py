@@ -66,7 +66,7 @@ def test_a_hit_and_a_status_do_not_wait(origin: Origin, root: Path) -> None:
 def test_waiting_ends_without_progress(
     origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordination_lock, "BEAT", 0.0)
+    change_settings(monkeypatch, lock_beat=0.0)
     with Filling(origin, root) as filling:
         with pytest.raises(LockTimeoutError) as caught:
             ensure(filling.manifest, root=root, wait=0.2)
@@ -87,20 +87,20 @@ def test_waiting_ends_without_progress(
 def test_progress_of_the_holder_makes_waiting_go_on(root: Path) -> None:
     holder = coordination_lock.Holder(str(root))
     lines: list[str] = []
-    waiting = coordination_lock.Waiting(str(root), 10.0, lines.append, lambda: None)
+    waiting = coordination_lock.LockWait(str(root), 10.0, lines.append, lambda: None)
     for step in range(5):
-        holder.begin("downloading", 100)
+        holder.phase("downloading", 100)
         waiting._moved -= 9  # nine seconds later
         holder.advance(step)
         holder._write()
-        waiting.tick()
+        waiting.poll()
     waiting._moved -= 11
     with pytest.raises(LockTimeoutError):
-        waiting.tick()
+        waiting.poll()
     assert len(lines) == 1
     waiting._moved += 100
     waiting._next_line -= 11
-    waiting.tick()
+    waiting.poll()
     assert len(lines) == 2
     holder.clear()
 
@@ -108,18 +108,18 @@ def test_progress_of_the_holder_makes_waiting_go_on(root: Path) -> None:
 def test_who_is_waited_for_is_said_with_a_name(root: Path) -> None:
     """A holder is a moment away from its note when it has just taken the lock, or can write none."""
     lines: list[str] = []
-    waiting = coordination_lock.Waiting(str(root), 10.0, lines.append, lambda: None)
-    waiting.tick()
+    waiting = coordination_lock.LockWait(str(root), 10.0, lines.append, lambda: None)
+    waiting.poll()
     assert (lines, waiting.holder) == ([], "another process")
     holder = coordination_lock.Holder(str(root))
-    holder.begin("looking")
-    waiting.tick()
+    holder.phase("looking")
+    waiting.poll()
     assert waiting.holder == f"process {os.getpid()} (looking)"
     assert [line.partition(" to fill")[0] for line in lines] == [f"waiting for {waiting.holder}"]
     holder.clear()
-    waiting = coordination_lock.Waiting(str(root), 10.0, lines.append, lambda: None)
+    waiting = coordination_lock.LockWait(str(root), 10.0, lines.append, lambda: None)
     waiting._began -= 2  # two seconds later
-    waiting.tick()
+    waiting.poll()
     assert lines[1].startswith("waiting for another process to fill")
 
 
@@ -278,7 +278,7 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
     def no_lock(root: str, **options: Any) -> Any:
         yield (
             coordination_lock.Holder(root),
-            coordination_lock.Waiting(root, options["wait"], options["say"], options["check"]),
+            coordination_lock.LockWait(root, options["wait"], options["say"], options["check"]),
         )
 
     journaled, append = threading.Event(), store_partials.Partial.append
@@ -288,7 +288,7 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
         if not line.startswith("opened"):
             journaled.set()
 
-    monkeypatch.setattr("weightcache._engine.host.exclusive", no_lock)
+    monkeypatch.setattr("weightcache._engine.host.root_lock", no_lock)
     monkeypatch.setattr(store_partials.Partial, "append", appending)
     with Filling(origin, root) as filling:
         assert journaled.wait(60)
@@ -302,7 +302,7 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
 
 def test_hashing_is_progress_to_who_waits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[tuple[str, int]] = []
-    monkeypatch.setattr(coordination_lock, "BEAT", 0.0)
+    change_settings(monkeypatch, lock_beat=0.0)
     monkeypatch.setattr(coordination_lock.Holder, "_write", lambda self: noted.append((self._doing, self._done)))
     path = Path(weightcache.status(one(DATA), root=root)[0].path)
     path.parent.mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from origin import Origin, broken
 from origin import status as answer
 from support import blob, one, partials, visible
 from weightcache import DownloadError, NotCachedError, VolumeError, ensure, prune, status
+from weightcache._coordination.volume import VolumeSession
+from weightcache._store import files as store_files
+from weightcache._store import receipts as store_receipts
+from weightcache._store.layout import Layout
 from weightcache._store.partials import BLOCK
+from weightcache.manifest import Manifest
 
 DATA = blob(2 * BLOCK + 5)
 
@@ -186,9 +192,9 @@ def test_status_looks_again_when_the_reload_is_over(origin: Origin, root: Path) 
 
     from weightcache._coordination import volume as coordination_volume
 
-    calls = coordination_volume.VolumeCalls(str(root), Empty(root))
+    calls = coordination_volume.VolumeSession(str(root), Empty(root))
     os.unlink(next(Path(os.environ["TMPDIR"]).glob("*/*.unpushed")))  # as after a commit
-    filler = threading.Thread(target=calls.refresh)
+    filler = threading.Thread(target=calls.sync)
     filler.start()
     assert empty.wait(60)
     states: list[str] = []
@@ -196,9 +202,9 @@ def test_status_looks_again_when_the_reload_is_over(origin: Origin, root: Path) 
 
     real = lock._kernel_lock
 
-    def noticed(path: str, tick: Any) -> Any:
+    def noticed(path: str, tick: Any, poll: float) -> Any:
         looked.set()  # the first look, at an empty root, is over
-        return real(path, tick)
+        return real(path, tick, poll)
 
     lock._kernel_lock = noticed  # type: ignore[assignment]
     try:
@@ -255,7 +261,7 @@ def test_warnings_of_the_place(
     assert quiet(manifest, root / "plain").report.warnings == ()
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
     [warning] = quiet(manifest, root / "vanishing").report.warnings
-    assert "vanishes with this container" in warning
+    assert "lost when the container stops" in warning
     (tmp_path / "volumes" / "vo-1").mkdir(parents=True)
     (tmp_path / "mount").symlink_to(tmp_path / "volumes" / "vo-1")
     monkeypatch.setattr("weightcache._coordination.volume.MODAL_VOLUMES", f"{tmp_path}/volumes/")
@@ -277,3 +283,47 @@ def test_offline_still_reloads(root: Path) -> None:
         quiet(one(DATA, "https://h/x"), root, volume=volume, offline=True)
     assert [call.partition(":")[0] for call in volume.calls] == ["reload"]
     assert partials(root) == []
+
+
+# A write that nobody announced ------------------------------------------------------------------------------------
+
+
+def test_a_write_that_is_not_announced_is_refused(origin: Origin, root: Path) -> None:
+    """A reload would discard it: nothing would say that the root holds what no commit has taken."""
+    origin.put("/a", DATA)
+    manifest = one(DATA, origin.url("/a"))
+    quiet(manifest, root)
+    layout, [checkpoint] = Layout(root), Manifest.load(manifest)
+    [file] = checkpoint.files
+    spare = root.with_name("spare")
+    spare.write_bytes(DATA)
+    writes = [
+        lambda: store_receipts.withdraw_receipt(layout, checkpoint),
+        lambda: store_files.publish_file(layout, checkpoint, file, str(spare)),
+        lambda: store_receipts.write_receipt(layout, checkpoint, {file.path: len(DATA)}, []),
+    ]
+    for write in writes:
+        with pytest.raises(RuntimeError, match="outside `with VolumeSession"):
+            write()
+    assert status(manifest, root=root)[0].state == "ready"
+    session = VolumeSession(layout.root, Volume(root))
+    for write in writes:
+        with session.writing():
+            write()
+    assert status(manifest, root=root)[0].state == "ready"
+
+
+def test_writing_marks_the_root_until_a_commit(root: Path) -> None:
+    session = VolumeSession(str(root), Volume(root, commit=3))
+    assert not session.is_dirty()
+    with suppress(KeyboardInterrupt), session.writing():
+        assert session.is_dirty()
+        raise KeyboardInterrupt
+    assert session.is_dirty()
+    assert not session.commit()
+    assert session.is_dirty()
+    with session.writing():
+        assert session.commit()  # of another thread: it cannot have taken what is written next
+        assert session.is_dirty()
+    assert session.commit()
+    assert not session.is_dirty()

@@ -245,7 +245,7 @@ def test_what_no_commit_took_is_an_error_and_the_next_call_makes_it_good(
     [path] = visible(root)
     inode = (root / path).stat().st_ino
     if good:
-        with pytest.raises(VolumeError, match="in this container only"):  # it was a hit, and is still not committed
+        with pytest.raises(VolumeError, match="only in this container"):  # it was a hit, and is still not committed
             publish(made, name="seg", root=root, volume=Volume(root, commit=3))
     volume = Volume(root)
     publish(made, name="seg", root=root, volume=volume)
@@ -404,8 +404,8 @@ def test_files_that_change_while_they_are_hashed(what: str, folder: Path, root: 
             (folder / "model.bin").unlink()
         return digests
 
-    real = store_files.in_parallel
-    monkeypatch.setattr(store_files, "in_parallel", meanwhile)
+    real = store_files.parallel_map
+    monkeypatch.setattr(store_files, "parallel_map", meanwhile)
     with pytest.raises(StorageError, match=r"model.*\.bin changed while it was read") as caught:
         publish(folder, name="tag", root=root)
     assert "when whatever writes it has ended" in caught.value.hint
@@ -418,9 +418,9 @@ def test_a_file_that_changes_while_it_is_copied(what: Any, folder: Path, root: P
         what(folder / "model.bin")
         return real(*arguments)
 
-    real = store_receipts.held_files
+    real = store_receipts.files_by_digest
     with monkeypatch.context() as patch:
-        patch.setattr(store_receipts, "held_files", meanwhile)
+        patch.setattr(store_receipts, "files_by_digest", meanwhile)
         with pytest.raises(StorageError, match=r"model\.bin"):
             publish(folder, name="tag", root=root)
     assert visible(root) == []  # none of the other files either

@@ -35,7 +35,7 @@ from modal_proto import api_pb2 as pb
 from control_plane_apps import AppCalls
 from control_plane_functions import FunctionCalls
 from control_plane_state import Container, WebCall
-from control_plane_volumes import VolumeCalls
+from control_plane_volumes import VolumeSession
 from support import forbidden
 from volume_model import Switches, View, Volume
 
@@ -65,7 +65,7 @@ exec chroot "$scratch/root" "$@"
 """
 
 
-class ControlPlane(VolumeCalls, AppCalls, FunctionCalls):
+class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
     """Use as a context manager.
 
     Attributes:

@@ -19,7 +19,7 @@ from volume_model import BusyError, View
 BLOCK = 8 << 20  # bytes of a block in the protocol of version 2 (modal/_utils/blob_utils.py)
 
 
-class VolumeCalls:
+class VolumeSession:
     """A part of `ControlPlane`, which has the attributes."""
 
     # Calls: Volumes.

@@ -20,7 +20,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     for thread in threading.enumerate():
         if thread.name.startswith("weightcache-prefetch"):
             thread.join(30)
-    assert (descriptors(tmp_path), memfds(), readers(), prefetch_memory.promised) == ([], [], [], {})
+    assert (descriptors(tmp_path), memfds(), readers(), prefetch_memory.reservations) == ([], [], [], {})
 
 
 @pytest.fixture

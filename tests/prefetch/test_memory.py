@@ -13,7 +13,7 @@ from prefetching import LARGE, Gate, memfds
 from weightcache import prefetch_files
 from weightcache._prefetch import memory as prefetch_memory
 from weightcache._prefetch import reader as prefetch_reader
-from weightcache._prefetch.file import CHUNK
+from weightcache._prefetch.file import READ_CHUNK
 
 
 def test_what_does_not_fit_into_memory_is_not_read(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_the_memory_of_a_container(texts: dict[str, str], free: float, monkeypat
             raise FileNotFoundError(path) from None
 
     monkeypatch.setattr(prefetch_memory, "_text", text)
-    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.SHARE * free)
+    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.MEMORY_SHARE * free)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_the_memory_of_the_cgroup_and_of_those_around_it(
             raise FileNotFoundError(path) from None
 
     monkeypatch.setattr(prefetch_memory, "_text", text)
-    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.SHARE * free)
+    assert prefetch_memory.free_memory() == pytest.approx(prefetch_memory.MEMORY_SHARE * free)
 
 
 def test_memory_is_not_promised_twice(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first is read, all of its memory seems to be free."""
     monkeypatch.setattr(prefetch_memory, "_cgroups", list)
-    monkeypatch.setattr(prefetch_memory, "_meminfo", lambda: 1.5 * len(LARGE) / prefetch_memory.SHARE)
+    monkeypatch.setattr(prefetch_memory, "_meminfo", lambda: 1.5 * len(LARGE) / prefetch_memory.MEMORY_SHARE)
     gate = Gate(monkeypatch)
     with prefetch_files(files[0], into="memory", threads=1) as handle:
         assert gate.reached.wait(60)
@@ -114,13 +114,13 @@ def test_a_promise_shrinks_as_memory_is_taken(files: list[Path], monkeypatch: py
     promised, read = [], prefetch_reader.read_chunk
 
     def noting(*args: Any) -> int:
-        promised.append(sum(prefetch_memory.promised.values()))
+        promised.append(sum(prefetch_memory.reservations.values()))
         return read(*args)
 
     monkeypatch.setattr(prefetch_reader, "read_chunk", noting)
     with prefetch_files(*files, into="memory", threads=1) as handle:
         assert handle.wait(60)
-    assert promised == [len(LARGE) + 5, len(LARGE) + 5 - CHUNK, len(LARGE) + 5 - 2 * CHUNK, 5]
+    assert promised == [len(LARGE) + 5, len(LARGE) + 5 - READ_CHUNK, len(LARGE) + 5 - 2 * READ_CHUNK, 5]
 
 
 def test_memory_of_many_files_leaves_the_process_files_to_open(tmp_path: Path) -> None:

@@ -135,18 +135,18 @@ def test_who_waits_does_not_look_at_all_files_whenever_one_is_read(
 
     monkeypatch.setattr(PrefetchedFile, "is_over", property(looked_at))
     monkeypatch.setattr(prefetch_reader, "read_chunk", waited_for)
-    with coordination_readers.all_paused():
+    with coordination_readers.pause_all():
         handle = prefetch_files(*paths, threads=1)
     assert handle.wait(60)
     assert len(looks) < 10 * len(paths)
 
 
 def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     with prefetch_files(files[0], threads=1) as handle:
         assert gate.reached.wait(60)
-        with coordination_readers.all_paused():
+        with coordination_readers.pause_all():
             assert descriptors(files[0].parent) != []
         gate.go_on.set()
         assert handle.wait(60)
@@ -154,7 +154,7 @@ def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], mo
 
 def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed is the handle by then, and nobody asks again."""
-    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(*files, into="memory", threads=1)
     assert gate.reached.wait(60)
@@ -169,7 +169,7 @@ def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: p
 
 
 def test_what_begins_during_a_commit_waits_for_its_end(files: list[Path]) -> None:
-    with coordination_readers.all_paused(), coordination_readers.all_paused():
+    with coordination_readers.pause_all(), coordination_readers.pause_all():
         handle = prefetch_files(*files)
         assert not handle.wait(0.2)
         assert handle.stats.bytes == 0
@@ -186,8 +186,8 @@ def test_a_pause_that_is_interrupted_ends(files: list[Path], monkeypatch: pytest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(weightcache.Prefetch, "_let_go", interrupted)
-        with pytest.raises(KeyboardInterrupt), coordination_readers.all_paused():
+        patch.setattr(weightcache.Prefetch, "_close_idle", interrupted)
+        with pytest.raises(KeyboardInterrupt), coordination_readers.pause_all():
             pass
     gate.go_on.set()
     assert first.wait(60)

@@ -22,7 +22,7 @@ from support import directory, one, sha256
 from weightcache import Manifest, ensure, prefetch, prefetch_files
 from weightcache._coordination import readers as coordination_readers
 from weightcache._prefetch import reader as prefetch_reader
-from weightcache._prefetch.file import CHUNK
+from weightcache._prefetch.file import READ_CHUNK
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -44,7 +44,7 @@ def test_into_cache_reads_everything_and_keeps_nothing(files: list[Path], monkey
     gate = Gate(monkeypatch, "none")
     handle = prefetch_files(*files, threads=2)
     assert handle.wait(60)
-    assert sorted(gate.reads) == [("large", 0), ("large", CHUNK), ("large", 2 * CHUNK), ("small", 0)]
+    assert sorted(gate.reads) == [("large", 0), ("large", READ_CHUNK), ("large", 2 * READ_CHUNK), ("small", 0)]
     assert handle.path(files[0]) == str(files[0])
     assert handle.stats.bytes == len(LARGE) + 5
     assert repr(handle) == "<Prefetch of 3 files: 16.8 of 16.8 MB>"
@@ -53,7 +53,7 @@ def test_into_cache_reads_everything_and_keeps_nothing(files: list[Path], monkey
 def test_files_are_read_in_order(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch, "none")
     prefetch_files(files[1], files[0], files[1], threads=1).wait()
-    assert gate.reads == [("small", 0), ("large", 0), ("large", CHUNK), ("large", 2 * CHUNK)]
+    assert gate.reads == [("small", 0), ("large", 0), ("large", READ_CHUNK), ("large", 2 * READ_CHUNK)]
 
 
 def test_a_manifest_is_read_in_its_order_and_what_is_not_there_is_skipped(
@@ -105,7 +105,7 @@ def test_a_programmers_mistake(root: Path) -> None:
 @pytest.mark.parametrize("into", ["cache", "memory"])
 @pytest.mark.parametrize(
     ("size", "said"),
-    [(7, f"it ends after 7 of {len(LARGE)} bytes"), (CHUNK + 7, "it changed while it was read")],
+    [(7, f"it ends after 7 of {len(LARGE)} bytes"), (READ_CHUNK + 7, "it changed while it was read")],
 )
 def test_a_file_that_shrinks(
     size: int, said: str, into: str, files: list[Path], monkeypatch: pytest.MonkeyPatch
@@ -185,7 +185,7 @@ def test_a_relative_path_is_where_it_was(
     files: list[Path], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files[0].parent)
-    with coordination_readers.all_paused():
+    with coordination_readers.pause_all():
         handle = prefetch_files("large", into="memory")
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     with handle:
@@ -311,7 +311,7 @@ def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         close(descriptor)
 
-    monkeypatch.setattr(prefetch_reader, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(files[0], into=into, threads=1)
     assert gate.reached.wait(60)
@@ -327,7 +327,7 @@ def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
 
 
 def test_a_child_that_was_forked_during_a_commit_reads(files: list[Path]) -> None:
-    with coordination_readers.all_paused(), warnings.catch_warnings():
+    with coordination_readers.pause_all(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
         if not child:

@@ -17,7 +17,7 @@ import pytest
 import weightcache
 from support import blob, one
 from weightcache._coordination import lock
-from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._runtime.descriptors import close_on_interrupt
 from weightcache._runtime.identity import Writer
 from weightcache._store import files as store_files
 from weightcache._store import root as store_root
@@ -79,7 +79,7 @@ def open_below(folder: Path) -> list[str]:
     ]
 
 
-@closed_when_interrupted
+@close_on_interrupt
 def write_and_read(root: Path, manifest: dict[str, Any]) -> None:
     """What a cold `ensure` does with files. Without its coroutines: Python 3.11 confuses its stack where a signal's
     handler raises in one."""
@@ -91,9 +91,9 @@ def write_and_read(root: Path, manifest: dict[str, Any]) -> None:
         data = partial.file(file)
         data.open()
         data.write(0, memoryview(DATA))
-        assert data.take(0) == DATA
-        data.finish(len(DATA))
-        store_files.copy(data.path, f"{partial.path}/copy", lambda: None)
+        assert data.read_block(0) == DATA
+        data.seal(len(DATA))
+        store_files.copy_file(data.path, f"{partial.path}/copy", lambda: None)
         assert store_files.hash_file(data.path, lambda: None)
         assert read_bytes(f"{partial.path}/journal", 1 << 20)
         partial.discard()
@@ -142,7 +142,7 @@ def test_the_gate_of_a_root_opens_again(root: Path) -> None:
     """Also where it comes just after the gate was passed, and the exception is kept."""
 
     def pass_gate() -> None:
-        with lock.exclusive(str(root), wait=1, say=lambda _: None, check=lambda: None):
+        with lock.root_lock(str(root), wait=1, say=lambda _: None, check=lambda: None):
             pass
 
     pass_gate()
@@ -152,7 +152,7 @@ def test_the_gate_of_a_root_opens_again(root: Path) -> None:
     for place in sorted(each for each in interrupting.seen if each[0] in ("lock", "descriptors")):
         with Interrupting(place):
             try:
-                closed_when_interrupted(pass_gate)()
+                close_on_interrupt(pass_gate)()
             except KeyboardInterrupt as error:
                 kept.append(error)
         pass_gate()

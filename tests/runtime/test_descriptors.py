@@ -190,9 +190,9 @@ def test_a_child_waits_for_its_parent(source: Path, root: Path, monkeypatch: pyt
         code = 1
         try:
             signal.alarm(60)
-            tick = coordination_lock.Waiting.tick
+            tick = coordination_lock.LockWait.poll
             monkeypatch.setattr(
-                coordination_lock.Waiting, "tick", lambda waiting: (os.write(tell, b"."), tick(waiting))
+                coordination_lock.LockWait, "poll", lambda waiting: (os.write(tell, b"."), tick(waiting))
             )
             code = 0 if ensure(manifest, root=root, progress=False).report["sam2"].outcome == "waited" else 2
         finally:
@@ -230,7 +230,7 @@ def test_a_fork_waits_until_a_file_is_open_or_closed(tmp_path: Path, monkeypatch
 
 
 def test_a_fork_does_not_wait_for_a_volume_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descriptors, "PATIENCE", 0.01)
+    monkeypatch.setattr(descriptors, "FORK_TIMEOUT", 0.01)
     hanging = Descriptor()
     hanging.busy = -1  # a thread that is inside a call
     with forked():

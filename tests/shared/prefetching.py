@@ -13,9 +13,9 @@ import weightcache
 from origin import Origin
 from support import blob, one
 from weightcache._prefetch import reader as prefetch_reader
-from weightcache._prefetch.file import CHUNK
+from weightcache._prefetch.file import READ_CHUNK
 
-LARGE = blob(2 * CHUNK + 12345)
+LARGE = blob(2 * READ_CHUNK + 12345)
 
 
 def descriptors(under: Path) -> list[str]:
@@ -65,11 +65,11 @@ class Gate:
             return read(file, start, end, buffer)
 
         monkeypatch.setattr(prefetch_reader, "read_chunk", gated)
-        let_go = weightcache.Prefetch._let_go
+        let_go = weightcache.Prefetch._close_idle
 
         def letting_go(handle: weightcache.Prefetch) -> None:
             self.go_on.set()
             let_go(handle)
 
         if until_pause:
-            monkeypatch.setattr(weightcache.Prefetch, "_let_go", letting_go)
+            monkeypatch.setattr(weightcache.Prefetch, "_close_idle", letting_go)

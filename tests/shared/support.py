@@ -86,10 +86,8 @@ PRELUDE = """
 import json, logging, os, sys
 from dataclasses import replace
 from weightcache._runtime import settings
-from weightcache._coordination import volume
 from weightcache import ensure
-settings.DEFAULT = replace(settings.DEFAULT, backoff=0.01)
-volume.BACKOFF = (0.01, 0.01)
+settings.DEFAULT = replace(settings.DEFAULT, backoff=0.01, volume_backoff=(0.01, 0.01))
 """
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from content import FILES, GOOD, RATE, RIGHT, WAIT
 from faults import Switches
-from weightcache._coordination.lease import EXPIRY, LOOK, POLL
+from weightcache._runtime.settings import DEFAULT
 
 if TYPE_CHECKING:
     from world import Container, World
+
+EXPIRY, POLL, RELOAD_INTERVAL = DEFAULT.lease_expiry, DEFAULT.lease_poll, DEFAULT.reload_interval
 
 
 class BrokenError(AssertionError):
@@ -28,7 +30,7 @@ class Patience:
 
     - EXPIRY + 2 * (POLL + calls) after the last sign of life: a new number, state or beat;
     - WAIT + 2 * (POLL + calls) after the last progress: a new number, or more bytes;
-    - LOOK + POLL + calls after its last look at the Volume, whatever the heads say.
+    - RELOAD_INTERVAL + POLL + calls after its last look at the Volume, whatever the heads say.
 
     ``calls`` is what the longest of its own rounds took without the rest. The first two begin anew when it loses a
     claim (the winner's head is still to come), and all when it has brought something itself and when it wakes up.
@@ -89,7 +91,7 @@ class Patience:
     def check(self) -> None:
         world, container = self._world, self._container
         a_round = POLL[1] + self._calls + 0.01
-        if world.now - max(self._looked, container.woke) > LOOK / (1 - RATE) + a_round:
+        if world.now - max(self._looked, container.woke) > RELOAD_INTERVAL / (1 - RATE) + a_round:
             raise BrokenError(f"waits: no look at the Volume since {self._looked:.1f}")
         late = []
         for digest, began in self._since.items():

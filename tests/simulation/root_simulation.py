@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from weightcache._coordination.volume import VolumeCalls
+from weightcache._coordination.volume import VolumeSession
 from weightcache._engine import install, reconcile
 from weightcache._engine.host import LocalHost
 from weightcache._engine.options import EnsureOptions
@@ -88,7 +88,7 @@ class _Silent:
     """A `Holder` and a progress that nobody reads."""
 
     total = 0
-    moved = 0
+    bytes_done = 0
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments, **options: None
@@ -186,11 +186,11 @@ class RootWorld:
                 digest, size, mixed = self._deliver(actor, job, fresh=again)
                 if digest == job.file.sha256:
                     break
-                job.partial.wipe()
+                job.partial.reset()
                 if again or not mixed:
                     wrong = {"expected": job.file.sha256, "actual": digest, "url": "", "attempts": ()}
                     raise IntegrityError("wrong bytes", hint="", checkpoint="", file="", **wrong)
-            job.partial.finish(size)
+            job.partial.seal(size)
             on_verified(job)
 
     def _deliver(self, actor: Actor, job: Any, *, fresh: bool) -> tuple[str, int, bool]:
@@ -199,7 +199,7 @@ class RootWorld:
         there = {} if fresh else job.partial.present()
         hashed, size, mixed = hashlib.sha256(), 0, False
         for number in range(-(-len(sent) // BLOCK)):
-            data = job.partial.take(number) if number in there else None
+            data = job.partial.read_block(number) if number in there else None
             mixed |= data is not None
             if data is None:
                 if actor.mirror == "breaks" and number == 5:
@@ -214,7 +214,7 @@ class RootWorld:
         layout = Layout(self.root)
         checkpoints = self.manifest.select(actor.names)
         options = EnsureOptions(progress=False)
-        host = LocalHost(layout, checkpoints, options, VolumeCalls(self.root, None), _Silent())  # type: ignore[arg-type]
+        host = LocalHost(layout, checkpoints, options, VolumeSession(self.root, None), _Silent())  # type: ignore[arg-type]
         if reconcile.run_sync(reconcile.reconcile(host, None, host)):
             raise StorageError("vanished", hint="", path=self.root)
 
@@ -317,7 +317,7 @@ def _patched(world: RootWorld) -> Iterator[None]:
         patch(partial_file.fcntl, "fcntl", world.lease)
         patch(install, "download", world.download)
         patch(install, "make_progress", lambda *_, **__: _Silent())
-        patch(store_files, "in_parallel", lambda work, items, check: [work(item, check) for item in items])
+        patch(store_files, "parallel_map", lambda work, items, check: [work(item, check) for item in items])
         patch(Writer, "new", world.new_writer)
         patch(Writer, "is_here", lambda writer, root: world.is_here(writer))
         patch(Writer, "is_dead_here", lambda writer, root: world.is_dead_here(writer))

@@ -55,7 +55,7 @@ def _links_the_partial(self: Installer, needs: list[tuple[CheckpointTask, File]]
             source = f"{verified.path}.copy"
             if not files.link_or_copy(verified.path, source, file.sha256, lambda: None):
                 raise VanishedError(source)
-        files.publish(self.layout, task.checkpoint, file, source)
+        files.publish_file(self.layout, task.checkpoint, file, source)
         task.placed(file, verified.size)
         if not task.missing:
             task.installed("downloaded")
@@ -69,8 +69,8 @@ def _finishes_what_has_two_names(self: PartialFile, size: int) -> None:
 
 def test_a_partial_that_shares_its_bytes_with_a_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Installer, "_publish_for_all", _links_the_partial)
-    monkeypatch.setattr(partial_file, "_is_only_ours", os.path.isfile)
-    monkeypatch.setattr(PartialFile, "finish", _finishes_what_has_two_names)
+    monkeypatch.setattr(partial_file, "_is_exclusively_ours", os.path.isfile)
+    monkeypatch.setattr(PartialFile, "seal", _finishes_what_has_two_names)
     assert found(mistakes=False).startswith("G1")
 
 
@@ -82,7 +82,7 @@ def test_each_of_the_two_safeguards_holds_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_writing_on_in_a_living_writers_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_file, "_is_only_ours", os.path.isfile)
+    monkeypatch.setattr(partial_file, "_is_exclusively_ours", os.path.isfile)
     assert found(mistakes=True).startswith("G1")
 
 
@@ -111,5 +111,5 @@ def test_publishing_before_the_hash_is_found(monkeypatch: pytest.MonkeyPatch) ->
         os.pwrite(self._data.number, b"?", 0)
         self.close()
 
-    monkeypatch.setattr(PartialFile, "finish", unverified)
+    monkeypatch.setattr(PartialFile, "seal", unverified)
     assert found().startswith("G1")

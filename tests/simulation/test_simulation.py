@@ -12,12 +12,13 @@ import pytest
 import world as world_model
 from content import FILES, GOOD, receipt
 from faults import Switches
-from invariants import BrokenError
+from invariants import EXPIRY, RELOAD_INTERVAL, BrokenError
 from protocol import Host
 from simulation import simulate
+from support import change_settings
 from weightcache import DownloadError, NotCachedError
-from weightcache._coordination import lease as coordination_lease
-from weightcache._coordination.lease import EXPIRY, LOOK, Head, Lease
+from weightcache._coordination.lease import Lease
+from weightcache._coordination.lease_state import Head
 from weightcache._engine import reconcile
 from weightcache._store.partial_file import VanishedError
 from world import Step
@@ -132,14 +133,14 @@ async def _blind_protocol(host: Any, lease: Any, clock: Any) -> list[str]:
         return await _right_protocol(host, lease, clock)
     missing = await host.missing()
     while missing:
-        free = await lease.free(missing)
+        free = await lease.claimable(missing)
         await reconcile.sync_volume(host)
         missing = await host.missing()
         if held := await lease.claim([digest for digest in free if digest in missing]):
             await reconcile._install_under_lease(lease, host, held)
             missing = [digest for digest in missing if digest not in held]
         elif missing:
-            await lease.rest(missing)
+            await lease.wait(missing)
     return []
 
 
@@ -148,7 +149,7 @@ async def _claims_without_reload(host: Any, lease: Any, clock: Any) -> list[str]
         return await _right_protocol(host, lease, clock)
     missing, reloaded = await host.missing(), False
     while missing:
-        free = await lease.free(missing)
+        free = await lease.claimable(missing)
         if not reloaded or not free:
             await reconcile.sync_volume(host)
             reloaded, missing = True, await host.missing()
@@ -156,7 +157,7 @@ async def _claims_without_reload(host: Any, lease: Any, clock: Any) -> list[str]
             await reconcile._install_under_lease(lease, host, held)
             missing = await host.missing()
         elif missing:
-            await lease.rest(missing)
+            await lease.wait(missing)
     return []
 
 
@@ -165,13 +166,13 @@ async def _waits_while_holding(host: Any, lease: Any, clock: Any) -> list[str]:
         return await _right_protocol(host, lease, clock)
     missing, held = await host.missing(), list[str]()
     while missing:
-        free = await lease.free([digest for digest in missing if digest not in held])
+        free = await lease.claimable([digest for digest in missing if digest not in held])
         held += await lease.claim(free[:1])
         if set(missing) <= set(held):
             await reconcile._install_under_lease(lease, host, held)
             missing, held = await host.missing(), []
         else:
-            await host.with_heartbeat(lease.beat, lease.rest([digest for digest in missing if digest not in held]))
+            await host.with_heartbeat(lease.beat, lease.wait([digest for digest in missing if digest not in held]))
             await reconcile.sync_volume(host)
             missing = [digest for digest in await host.missing() if digest in missing]
             held = [digest for digest in held if digest in missing]
@@ -201,7 +202,7 @@ async def _reads_without_waiting(host: Any, lease: Any, clock: Any) -> list[str]
     if await host.can_write():
         return await _right_protocol(host, lease, clock)
     if missing := await host.missing():
-        await lease.free(missing)
+        await lease.claimable(missing)
         await reconcile.sync_volume(host)
         if missing := await host.missing():
             await host.serve_read_only(missing)
@@ -249,10 +250,10 @@ class PopsAndPuts(Lease):
     async def _claim(self, digest: str, watched: Any) -> bool:
         head = watched.head
         if head:
-            await self._trying(lambda: self._store.pop(f"{digest}/head"))
+            await self._retry(lambda: self._store.pop(f"{digest}/head"))
         watched.number = watched.next
         mine = Head(watched.number, self._me, "held")
-        made = await self._trying(lambda: self._store.put(f"{digest}/head", mine.value(), new=True))
+        made = await self._retry(lambda: self._store.put(f"{digest}/head", mine.to_tuple(), new=True))
         if not made:
             watched.number = 0
         return made
@@ -270,21 +271,21 @@ class ForgetsTheHead(Lease):
     async def _claim(self, digest: str, watched: Any) -> bool:
         number = watched.next
         if not await self._put_new(f"{digest}/{number}"):
-            watched.lost, watched.changed = number, self._clock.now()
+            watched.highest_lost, watched.alive_at = number, self._clock.now()
             return False
         watched.number, watched.beat = number, 0
-        await self._trying(lambda: self._write(digest, watched, "held"))
+        await self._retry(lambda: self._write(digest, watched, "held"))
         return True
 
 
 class TakesItsSleepForSilence(Lease):
     """Judges a head by a clock that it reads later."""
 
-    async def free(self, digests: Sequence[str]) -> list[str]:
-        await super().free(digests)
+    async def claimable(self, digests: Sequence[str]) -> list[str]:
+        await super().claimable(digests)
         for watched in self._watched.values():
-            watched.asked = self._clock.now()
-        return [digest for digest in digests if self._is_free(digest)]
+            watched.requested_at = self._clock.now()
+        return [digest for digest in digests if self._is_claimable(digest)]
 
 
 class WaitsForWhoStalls(Lease):
@@ -295,15 +296,15 @@ class WaitsForWhoStalls(Lease):
 class TimesItsBeats(Lease):
     """Writes its wall clock into its beats, as a lock with an expiry would; others compare it with their own."""
 
-    async def _write(self, digest: str, watched: Any, state: str, *, hurried: bool = False) -> None:
+    async def _write(self, digest: str, watched: Any, state: str, *, timeout: float | None = None) -> None:
         watched.beat = int(self._clock.container.wall) + 100  # type: ignore[attr-defined]
-        await super()._write(digest, watched, state, hurried=hurried)
+        await super()._write(digest, watched, state, timeout=timeout)
 
-    def _is_free(self, digest: str) -> bool:
+    def _is_claimable(self, digest: str) -> bool:
         watched = self._watched.get(digest)
         if watched and watched.head and watched.head.state == "held" and watched.head.holder != self._me:
             return self._clock.container.wall + 100 - watched.head.beat > EXPIRY  # type: ignore[attr-defined]
-        return super()._is_free(digest)
+        return super()._is_claimable(digest)
 
 
 @pytest.mark.parametrize(
@@ -321,10 +322,16 @@ def test_a_lease_that_compares_clocks_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("EXPIRY", 10 * EXPIRY), ("EXPIRY", 2 * EXPIRY), ("POLL", (1.0, 60.0)), ("LOOK", 3 * LOOK)]
+    ("name", "value"),
+    [
+        ("lease_expiry", 10 * EXPIRY),
+        ("lease_expiry", 2 * EXPIRY),
+        ("lease_poll", (1.0, 60.0)),
+        ("reload_interval", 3 * RELOAD_INTERVAL),
+    ],
 )
 def test_who_waits_too_long_is_found(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordination_lease, name, value)
+    change_settings(monkeypatch, **{name: value})
     assert found().startswith("waits")
 
 

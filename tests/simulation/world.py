@@ -208,7 +208,7 @@ class Entries:
         await self._answer()
         return value
 
-    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
+    async def put(self, key: str, value: object, *, new: bool = False, timeout: float | None = None) -> bool:
         await self._reach()
         made = not (new and key in self._world.entries)
         if not made:
@@ -407,7 +407,7 @@ class Container:
             await self._reload()
 
     async def call(self, operation: Callable[[], Awaitable[None]]) -> bool:
-        """Do it alone in this container, with retries, as `VolumeCalls` does."""
+        """Do it alone in this container, with retries, as `VolumeSession` does."""
         for delay in (0.5, 2.0, None):
             while self.busy is not None:
                 await Step(0.1)
@@ -486,7 +486,7 @@ class Container:
             me = f"{self.number}.{world._count}.{world.dice.random()}"
             host.patience.restarts()
             entries = Entries(self, host.patience)
-            lease = world.lease(entries, host, me, wait=WAIT, dice=world.dice, bytes_done=lambda: self.fetched)
+            lease = world.lease(entries, host, me, wait=WAIT, rng=world.dice, bytes_done=lambda: self.fetched)
             try:
                 if await reconcile(host, lease, host):
                     return ""  # that what was committed does not stay happens in no position of a switch

@@ -87,7 +87,7 @@ def test_a_root_that_may_not_be_read(tmp_path: Path) -> None:
         forbidden("only root can become somebody else")
     root = tmp_path / "root"
     code = """
-    from weightcache._engine import host, prune as _, verify as _
+    import weightcache._engine.host, weightcache._engine.prune, weightcache._engine.verify
     from weightcache._coordination import lock
     from weightcache import StorageError, ensure, prune, status, verify
     os.setuid(65534)  # nobody

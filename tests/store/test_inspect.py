@@ -16,7 +16,7 @@ import pytest
 from origin import Origin
 from support import blob, directory, forbidden, lacking, one, site_hooks, toml_of
 from weightcache import Manifest, ensure, status
-from weightcache._store.inspect import look
+from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 
 DATA = blob(100_000)
@@ -177,7 +177,7 @@ def test_a_receipt_of_another_place_does_not_make_a_hit(origin: Origin, root: Pa
     receipt = Path(layout.receipt(checkpoint))
     receipt.parent.mkdir(parents=True)
     shutil.copy(receipt_of(root, "stranger"), receipt)
-    assert look(layout, checkpoint).state == "unverified"
+    assert inspect(layout, checkpoint).state == "unverified"
     assert ensure(wanted, root=root, progress=False)["right"].read_bytes() == right
 
 

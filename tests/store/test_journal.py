@@ -18,7 +18,7 @@ from support import blob, one, partials, sha256
 from weightcache import Checkpoint, StorageError, ensure, prune, status
 from weightcache._runtime.descriptors import opened
 from weightcache._runtime.identity import Writer
-from weightcache._store.journal import BLOCK, Journal, age
+from weightcache._store.journal import BLOCK, Journal, partial_age
 from weightcache._store.layout import Layout
 from weightcache._store.partials import STALE, Partial
 from weightcache.manifest import Manifest
@@ -67,7 +67,7 @@ def test_any_bytes_are_a_journal(text: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "journal").write_bytes(text)
         assert Journal(folder).bytes >= 0
-        assert age(folder) >= -86400.0
+        assert partial_age(folder) >= -86400.0
 
 
 @pytest.mark.parametrize("line", [b"\nopened\n", b"wiped\n", b"opened nan\n", b"\xff\xfe\n"])
@@ -89,7 +89,7 @@ def test_a_cut_journal_stops_neither_ensure_nor_prune(line: bytes, root: Path, t
 def test_without_a_credible_time_the_directory_says_how_old_a_partial_is(line: bytes, tmp_path: Path) -> None:
     (tmp_path / "journal").write_bytes(line)
     os.utime(tmp_path, (time.time() - 1000,) * 2)
-    assert 990 < age(str(tmp_path)) < STALE
+    assert 990 < partial_age(str(tmp_path)) < STALE
 
 
 def checkpoint() -> Checkpoint:

@@ -204,7 +204,7 @@ def living(origin: Origin, root: Path) -> Any:
         print("ready", flush=True)
         sys.stdin.readline()
         file.write(2, memoryview(b"?" * (1 << 20)))
-        file.wipe()
+        file.reset()
         file.write(0, memoryview(b"?" * (1 << 20)))
     """
     process = child(code, json.dumps(one(DATA, origin.url("/a"))), str(root), stdin=subprocess.PIPE)
@@ -253,13 +253,13 @@ def test_a_dead_writers_file_is_taken_over_and_not_copied(origin: Origin, root: 
 def test_without_leases_only_modal_is_trusted(on_modal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"x")
-    assert partial_file._is_only_ours(str(path))
+    assert partial_file._is_exclusively_ours(str(path))
     monkeypatch.setattr(partial_file.fcntl, "fcntl", lambda *arguments: no_leases())
     monkeypatch.delenv("MODAL_IS_REMOTE", raising=False)
     monkeypatch.delenv("MODAL_TASK_ID", raising=False)
     if on_modal:
         monkeypatch.setenv("MODAL_TASK_ID", "ta-1")
-    assert partial_file._is_only_ours(str(path)) is on_modal
+    assert partial_file._is_exclusively_ours(str(path)) is on_modal
 
 
 # Who is alive --------------------------------------------------------------------------------------------------

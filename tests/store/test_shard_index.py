@@ -13,7 +13,7 @@ from hub import File, Hub
 from origin import Origin
 from support import blob, sha256
 from weightcache import Manifest, publish
-from weightcache._store.shard_index import is_index, lacking_shards
+from weightcache._store.shard_index import is_index, missing_shards
 
 SHARDS = [f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)]
 LACKING = "model.safetensors.index.json names 4 shards, and 3 of them are not among the files of this checkpoint: "
@@ -89,10 +89,10 @@ def test_publish_says_it(run: Any, root: Path, tmp_path: Path, caplog: pytest.Lo
 def test_another_format_beside_it_is_enough() -> None:
     data = index("pytorch_model-1.bin", "pytorch_model-2.bin")
     name = "pytorch_model.bin.index.json"
-    assert lacking_shards(name, data, [name, "config.json"])
-    assert lacking_shards(name, data, [name, "pytorch_model-1.bin", "model.safetensors"])
-    assert lacking_shards(name, data, [name, "model.safetensors"]) == ""
-    assert lacking_shards(f"a/{name}", data, [f"a/{name}", "model.safetensors"])
+    assert missing_shards(name, data, [name, "config.json"])
+    assert missing_shards(name, data, [name, "pytorch_model-1.bin", "model.safetensors"])
+    assert missing_shards(name, data, [name, "model.safetensors"]) == ""
+    assert missing_shards(f"a/{name}", data, [f"a/{name}", "model.safetensors"])
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_another_format_beside_it_is_enough() -> None:
     ],
 )
 def test_what_is_no_index_is_let_be(data: bytes) -> None:
-    assert lacking_shards("model.safetensors.index.json", data, []) == ""
+    assert missing_shards("model.safetensors.index.json", data, []) == ""
 
 
 def test_a_hostile_index_is_shown_without_its_control_characters() -> None:
-    text = lacking_shards("m.index.json", index(*(f"\x1b[31m{n}" + "x" * 500 for n in range(9))), [])
+    text = missing_shards("m.index.json", index(*(f"\x1b[31m{n}" + "x" * 500 for n in range(9))), [])
     assert "\x1b" not in text
     assert len(text) < 600
     assert text.endswith(" and 6 more")

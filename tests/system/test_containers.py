@@ -35,13 +35,11 @@ import hashlib, json, os, sys
 from dataclasses import replace
 import modal
 from volume_model import play_links
-from weightcache._coordination import lease as coordination_lease, volume as coordination_volume
+from dataclasses import replace
 from weightcache._runtime import settings
 from weightcache import ensure
-coordination_lease.EXPIRY, coordination_lease.BEAT = 2.0, 0.2
-coordination_lease.POLL, coordination_lease.LOOK = (0.05, 0.2), 1.0
-coordination_volume.BACKOFF = (0.05, 0.1)
-settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # even if this machine is busy, each byte comes once
+waits = dict(lease_expiry=2.0, lease_beat=0.2, lease_poll=(0.05, 0.2), reload_interval=1.0, volume_backoff=(0.05, 0.1))
+settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0, **waits)  # even on a busy machine, each byte comes once
 manifest, root, options = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 links = play_links(root, int(os.environ["VOLUME_VERSION"]))
 volume = modal.Volume.from_name("w")
@@ -94,7 +92,7 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.returncode == 0, err
     told: dict[str, Any] = json.loads(out)
     # A plain process has its view on no Volume by path, and is told so; one by the entrypoint is not.
-    told["warnings"] = [each for each in told["warnings"] if "lies on no Modal Volume" not in each]
+    told["warnings"] = [each for each in told["warnings"] if "is not on a Modal Volume" not in each]
     assert told["sha256"] == sha256(DATA)
     return told
 
@@ -316,7 +314,7 @@ def test_a_volume_that_was_deleted_is_a_warning(plane: ControlPlane, origin: Ori
     origin.put("/a", DATA, on_sent=lambda sent: plane.volumes.pop(volume, None) and None)
     told = finish(start(plane, container, one(DATA, origin.url("/a"))))
     assert told["committed"] is False
-    advice = "If it was deleted, deploy the app again: a Volume that is made anew has another id"
+    advice = "If the Volume was deleted, deploy the app again: a new Volume has another id"
     assert f"commit of the volume failed: RuntimeError: Volume {volume} not found. {advice}" in told["warnings"]
 
 
@@ -376,12 +374,11 @@ BESIDE = """
 import errno, hashlib
 from dataclasses import replace
 import modal
-from weightcache._coordination import lease as coordination_lease
+from dataclasses import replace
 from weightcache._runtime import settings
 from weightcache import ensure
 
-coordination_lease.POLL = (0.05, 0.2)
-settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # the origin holds its bytes back
+settings.DEFAULT = replace(settings.DEFAULT, lease_poll=(0.05, 0.2), slow_after=60.0)  # the origin holds its bytes back
 ROOT = "/root/data/weights"
 app = modal.App("beside")
 volume = modal.Volume.from_name("w")

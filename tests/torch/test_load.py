@@ -61,9 +61,9 @@ class InMemory:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, and a zip file is large, from 256 KiB on."""
-    monkeypatch.setattr("weightcache._prefetch.reader.CHUNK", 256 << 10)
-    monkeypatch.setattr("weightcache._prefetch.file.CHUNK", 256 << 10)
-    monkeypatch.setattr("weightcache.torch._load.CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.reader.READ_CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.file.READ_CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", 256 << 10)
 
 
 def weights(elements: int = 10_000) -> dict[str, Any]:
@@ -493,7 +493,7 @@ def test_nothing_of_a_file_that_is_being_loaded_is_open_during_a_commit_or_reloa
     monkeypatch.setattr("weightcache.torch._load.READ_THREADS", 1)
     path = write(tmp_path / "weights", weights(100_000))
     reading, go_on, held = threading.Event(), threading.Event(), []
-    preadv, let_go = os.preadv, Prefetch._let_go
+    preadv, let_go = os.preadv, Prefetch._close_idle
 
     def gated(*args: Any) -> int:
         reading.set()
@@ -506,13 +506,13 @@ def test_nothing_of_a_file_that_is_being_loaded_is_open_during_a_commit_or_reloa
 
     def reload() -> None:
         assert reading.wait(60)
-        with readers.all_paused():
+        with readers.pause_all():
             held.append(held_by_process(path))
             if retimed:
                 os.utime(path, ns=(1, 1))
 
     monkeypatch.setattr(os, "preadv", gated)
-    monkeypatch.setattr(Prefetch, "_let_go", letting_go)
+    monkeypatch.setattr(Prefetch, "_close_idle", letting_go)
     reloading = threading.Thread(target=reload)
     reloading.start()
     loaded = load_state_dict(path)

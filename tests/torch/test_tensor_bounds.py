@@ -87,7 +87,7 @@ def test_it_is_found_wherever_it_is(tmp_path: Path, place: str, legacy: bool) ->
 
 
 def test_a_file_that_is_mapped_is_looked_at_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightcache.torch._load.CHUNK", 1000)
+    monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", 1000)
     path = save(tmp_path / "weights.pt", {"w": torch.ones(10_000), "x": SPARSE["coo above"]()})
     with pytest.raises(LoadError, match="sparse tensor"):
         load_state_dict(path)
@@ -108,7 +108,7 @@ def test_an_array_of_objects_hides_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_storage_without_a_tensor_has_the_length_of_its_record(
     tmp_path: Path, typed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightcache.torch._load.CHUNK", 0)  # mapped
+    monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", 0)  # mapped
     storage = torch.ones(1000).storage()
     path = save(tmp_path / "weights.pt", {"x": storage if typed else storage.untyped(), "w": torch.ones(3)})
     assert load_state_dict(path)["x"].nbytes() == 4000
@@ -124,7 +124,7 @@ def test_storages_that_have_exchanged_their_lengths_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is as long as some record, and the first reaches into the second."""
-    monkeypatch.setattr("weightcache.torch._load.CHUNK", 0)  # mapped
+    monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", 0)  # mapped
     value = {"a": torch.ones(1000)[:5], "b": torch.ones(500), "c": torch.ones(2000)[:5]}
     path = save(tmp_path / "weights.pt", value)
     short, long = b"M\xe8\x03tq", b"M\xd0\x07tq"
@@ -185,7 +185,7 @@ def test_what_is_right_is_loaded(
 ) -> None:
     if kind == "nested" and legacy:
         pytest.skip("torch takes its shapes before it has read them")
-    monkeypatch.setattr("weightcache.torch._load.CHUNK", chunk)
+    monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", chunk)
     value = GOOD[kind]()
     path = save(tmp_path / "weights.pt", {"x": value, "tied": [value]}, legacy=legacy)
     loaded = load_state_dict(path)["x"]

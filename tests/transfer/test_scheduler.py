@@ -53,7 +53,7 @@ class Disk:
     def present(self) -> dict[int, int]:
         return {number: len(data) for number, data in self.blocks.items()}
 
-    def take(self, number: int) -> bytes | None:
+    def read_block(self, number: int) -> bytes | None:
         data = self.blocks.pop(number, None)
         if number in self.lost or data is None:
             return None
@@ -64,7 +64,7 @@ class Disk:
         self.data[number * BLOCK : number * BLOCK + len(data)] = data
         self.blocks[number] = data
 
-    def wipe(self) -> None:
+    def reset(self) -> None:
         self.blocks.clear()
 
 
@@ -224,7 +224,7 @@ class World:
         while (yield from self.next_block(task, task.segment.end)):
             transfer.claim(task)
             yield
-            data = transfer.job.partial.take(task.segment.start // BLOCK)
+            data = transfer.job.partial.read_block(task.segment.start // BLOCK)
             if data is None:
                 transfer.on_missing(task)
                 continue

@@ -7,16 +7,16 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from weightcache._runtime.threads import may_be_daemons
+from weightcache._runtime import settings as runtime_settings
+from weightcache._runtime.threads import daemon_threads_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from weightcache._runtime.settings import Settings
+
     from .lease import Store
     from .volume import Volume
-
-LIMIT = 5.0  # seconds for one operation; Modal says that a Dict takes a few dozen milliseconds
-MOMENT = 0.3  # seconds for one by a caller who was interrupted: Ctrl-C must end within a second
 
 
 class DictLike(Protocol):
@@ -38,7 +38,7 @@ class DictLike(Protocol):
 LeaseSource: TypeAlias = "Literal['auto'] | DictLike | None"
 
 
-def open_store(source: LeaseSource, volume: Volume) -> Store | None:
+def open_store(source: LeaseSource, volume: Volume, settings: Settings | None = None) -> Store | None:
     """Return the store for leases on ``volume``; ``None`` if there is none.
 
     Raises:
@@ -46,8 +46,9 @@ def open_store(source: LeaseSource, volume: Volume) -> Store | None:
     """
     if source is None:
         return None
+    limit = (settings or runtime_settings.DEFAULT).dict_timeout
     if source != "auto":
-        return _Bounded(source)
+        return _DictStore(source, limit)
     modal: Any = sys.modules.get("modal")  # who has a modal.Volume has imported it; nobody else should have to
     if modal is None or not isinstance(volume, modal.Volume):
         return None
@@ -59,31 +60,30 @@ def open_store(source: LeaseSource, volume: Volume) -> Store | None:
         found.get("")  # found out here, and not in the middle: whether this container may use it
         return found
 
-    return _Bounded(_bounded(find))
+    return _DictStore(_with_timeout(find, limit), limit)
 
 
-class _Bounded:
+class _DictStore:
     """A `Store` on a Dict."""
 
-    def __init__(self, found: DictLike) -> None:
-        self._dict = found
+    def __init__(self, found: DictLike, limit: float) -> None:
+        self._dict, self._limit = found, limit
 
     async def get(self, key: str) -> object:
-        return _bounded(lambda: self._dict.get(key))
+        return _with_timeout(lambda: self._dict.get(key), self._limit)
 
-    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
-        limit = MOMENT if hurried else LIMIT
-        made: bool = _bounded(lambda: self._dict.put(key, value, skip_if_exists=new), limit)
+    async def put(self, key: str, value: object, *, new: bool = False, timeout: float | None = None) -> bool:
+        made: bool = _with_timeout(lambda: self._dict.put(key, value, skip_if_exists=new), timeout or self._limit)
         return made
 
     async def pop(self, key: str) -> object:
         try:
-            return _bounded(lambda: self._dict.pop(key))
+            return _with_timeout(lambda: self._dict.pop(key), self._limit)
         except KeyError:
             return None
 
 
-def _bounded(operation: Callable[[], Any], limit: float | None = None) -> Any:
+def _with_timeout(operation: Callable[[], Any], timeout: float) -> Any:
     """Do it in a thread of its own, and do not wait for ever: a Dict that hangs must not hang the download."""
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -93,12 +93,11 @@ def _bounded(operation: Callable[[], Any], limit: float | None = None) -> Any:
         except BaseException as error:  # noqa: BLE001 (it is the caller's to judge)
             results.put((None, error))
 
-    threading.Thread(target=work, name="weightcache-dict", daemon=may_be_daemons()).start()
-    limit = LIMIT if limit is None else limit
+    threading.Thread(target=work, name="weightcache-dict", daemon=daemon_threads_allowed()).start()
     try:
-        result, error = results.get(timeout=limit)
+        result, error = results.get(timeout=timeout)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {limit:g} s") from None
+        raise TimeoutError(f"no answer within {timeout:g} s") from None
     if error is not None:
         raise error
     return result

@@ -7,7 +7,7 @@ One Dict for each Volume holds, for each full digest:
 
 A Dict has no compare-and-swap and no expiry of one key, so a lease is never taken from a dead holder: the next number
 is claimed. There are no times in it, since the clocks of two containers differ: a holder is believed dead when its
-beat has not changed for `EXPIRY` seconds of the waiter's own clock.
+beat has not changed for `Settings.lease_expiry` seconds of the waiter's own clock.
 
 Everything here is a coroutine, so that the simulation in ``tests/`` can stop it anywhere and let other containers
 move. In a container none of them ever suspends: see `_engine.reconcile.run_sync`.
@@ -17,23 +17,22 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from weightcache._runtime import settings as runtime_settings
+
+from .lease_state import Head, LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import TypeAlias
 
+    from weightcache._runtime.settings import Settings
+
     # Waits for so many seconds; returns whether to go on afterwards.
     Pause: TypeAlias = Callable[[float], Awaitable[bool]]
 
 _log = logging.getLogger("weightcache")
-
-EXPIRY = 30.0  # seconds without a beat after which a holder is believed dead
-BEAT = 5.0  # seconds between two beats: five may be lost or late
-POLL = (1.0, 5.0)  # seconds between two reads of the heads, at first and at most
-LOOK = 15.0  # seconds after which a waiter looks at the Volume, whatever the heads say: a Dict may forget
-TRIES = (0.5, 1.0, 2.0)  # seconds before another try of an operation that failed
 
 
 class Store(Protocol):
@@ -42,8 +41,8 @@ class Store(Protocol):
     async def get(self, key: str) -> object:
         """Return the value, or ``None``."""
 
-    async def put(self, key: str, value: object, *, new: bool = False, hurried: bool = False) -> bool:
-        """Write, if ``new`` only where there is none; say whether it was written. ``hurried``: wait a moment only."""
+    async def put(self, key: str, value: object, *, new: bool = False, timeout: float | None = None) -> bool:
+        """Write, if ``new`` only where there is no value; return whether it was written. ``timeout``: in seconds."""
 
     async def pop(self, key: str) -> object:
         """Remove a key and return its value, or ``None``."""
@@ -59,65 +58,8 @@ class Clock(Protocol):
         """Wait."""
 
 
-@dataclass(frozen=True)
-class Head:
-    """What the newest holder of a lease says of itself."""
-
-    number: int
-    holder: str
-    state: str
-    beat: int = 0
-    done: int = 0
-
-    @classmethod
-    def parse(cls, value: object) -> Head | None:
-        """Return what a Dict gave as a head; ``None`` for anything that none of ours would have written."""
-        if not isinstance(value, (tuple, list)) or len(value) != 5:
-            return None
-        number, holder, state, beat, done = value
-        if not isinstance(holder, str) or not all(type(count) is int and count >= 0 for count in (number, beat, done)):
-            return None
-        return cls(number, holder, state, beat, done) if state in ("held", "done", "failed") else None
-
-    def value(self) -> tuple[int, str, str, int, int]:
-        return self.number, self.holder, self.state, self.beat, self.done
-
-
 class UnavailableError(Exception):
     """The Dict failed, repeatedly. Never leaves the library: it goes on without a lease."""
-
-
-class _Watched:
-    """What one caller knows of one digest."""
-
-    def __init__(self, now: float) -> None:
-        self.head: Head | None = None
-        # Whoever sleeps between an answer and the look at its clock must not take its own sleep for the holder's
-        # silence: nothing is judged by a clock that was read after the head was asked for.
-        self.asked = now  # when the head that we know was asked for
-        self.changed = now  # when number or beat changed last, or a claim was lost: the holder lived then
-        self.moved = now  # when there was progress in bytes last
-        self.lost = 0  # the highest number that somebody else claimed
-        self.number = 0  # that of the lease that we hold; 0 for none
-        self.beat = 0
-
-    @property
-    def next(self) -> int:
-        return max(self.head.number if self.head else 0, self.lost) + 1
-
-    @property
-    def is_silent(self) -> bool:
-        return self.asked - self.changed > EXPIRY
-
-    def is_stuck(self, wait: float) -> bool:
-        return self.asked - self.moved > wait
-
-    def see(self, head: Head | None, asked: float, now: float) -> None:
-        before, self.head, self.asked = self.head, head, asked
-        if (head and (head.number, head.state, head.beat)) != (before and (before.number, before.state, before.beat)):
-            self.changed = now
-        if (head and (head.number, head.done)) != (before and (before.number, before.done)):
-            self.moved = now
 
 
 class Lease:
@@ -136,27 +78,29 @@ class Lease:
         me: str,
         *,
         wait: float,
-        dice: random.Random | None = None,
+        rng: random.Random | None = None,
         bytes_done: Callable[[], int] = lambda: 0,
+        settings: Settings | None = None,
     ) -> None:
+        self._settings = settings or runtime_settings.DEFAULT
         self._store, self._clock, self._me, self._wait = store, clock, me, wait
-        self._dice = dice or random.Random()  # noqa: S311 (no secret: it keeps containers from moving in step)
-        self._watched: dict[str, _Watched] = {}
-        self._poll = POLL[0]
+        self._rng = rng or random.Random()  # noqa: S311 (no secret: it keeps containers from moving in step)
+        self._watched: dict[str, LeaseState] = {}
+        self._poll = self._settings.lease_poll[0]
         self._bytes_done = bytes_done  # fetched or hashed by this container: waiters judge its progress by it
-        self.waited_for, self.waited, self.broken = "", 0.0, ""
+        self.waited_for, self.waited, self.failure = "", 0.0, ""
 
-    async def free(self, digests: Sequence[str]) -> list[str]:
+    async def claimable(self, digests: Sequence[str]) -> list[str]:
         """Read the heads; return what may be claimed: what nobody holds, or a holder that is dead or too slow."""
         for digest in digests:
-            if not self.broken:
-                await self._attempt(self._read(digest))
-        return [digest for digest in digests if self._is_free(digest)]
+            if not self.failure:
+                await self._guard(self._read(digest))
+        return [digest for digest in digests if self._is_claimable(digest)]
 
     async def _read(self, digest: str) -> None:
         head, asked = await self._head(digest)
         now = self._clock.now()
-        self._watched.setdefault(digest, _Watched(now)).see(head, asked, now)
+        self._watched.setdefault(digest, LeaseState(now, self._settings.lease_expiry)).update(head, asked, now)
 
     async def _head(self, digest: str) -> tuple[Head | None, float]:
         """Return the head, and when it was asked for."""
@@ -167,10 +111,10 @@ class Lease:
             asked = self._clock.now()
             return await self._store.get(f"{digest}/head")
 
-        return Head.parse(await self._trying(get)), asked
+        return Head.parse(await self._retry(get)), asked
 
-    def _is_free(self, digest: str) -> bool:
-        if self.broken:
+    def _is_claimable(self, digest: str) -> bool:
+        if self.failure:
             return True
         watched = self._watched.get(digest)
         if watched is None:
@@ -179,40 +123,40 @@ class Lease:
         if head and head.state == "held" and head.holder != self._me:
             return watched.is_silent or watched.is_stuck(self._wait)
         # Who claimed a number that no head shows yet is about to write its head, or died before it could.
-        return watched.is_silent or watched.lost <= (head.number if head else 0)
+        return watched.is_silent or watched.highest_lost <= (head.number if head else 0)
 
     def held_by_others(self, digests: Sequence[str]) -> list[str]:
         """Return those that somebody alive holds, or may hold."""
-        return [digest for digest in digests if not self._is_free(digest)]
+        return [digest for digest in digests if not self._is_claimable(digest)]
 
     async def claim(self, digests: Sequence[str]) -> list[str]:
         """Claim what was `free`; return what is to be brought now, by us alone or, without a lease, by us too."""
         held = []
         for digest in digests:
             watched = self._watched.get(digest)
-            if self.broken or watched is None:
+            if self.failure or watched is None:
                 held.append(digest)
             elif watched.is_stuck(self._wait) and watched.head and watched.head.state == "held":
                 _log.warning("%s made no progress for %g s; not waiting for it", watched.head.holder, self._wait)
                 held.append(digest)  # it beats, so the lease is its own; this only costs bandwidth
-            elif await self._attempt(self._claim(digest, watched)) or self.broken:
+            elif await self._guard(self._claim(digest, watched)) or self.failure:
                 held.append(digest)
         return held
 
-    async def _claim(self, digest: str, watched: _Watched) -> bool:
+    async def _claim(self, digest: str, watched: LeaseState) -> bool:
         number = watched.next
         key = f"{digest}/{number}"
         if not await self._put_new(key):
-            watched.lost, watched.changed = number, self._clock.now()
+            watched.highest_lost, watched.alive_at = number, self._clock.now()
             return False
         head, asked = await self._head(digest)
         if head and head.number >= number:
             # A holder removes the claims before its own: one that is asleep could otherwise claim an old number.
-            await self._trying(lambda: self._store.pop(key))
-            watched.see(head, asked, self._clock.now())
+            await self._retry(lambda: self._store.pop(key))
+            watched.update(head, asked, self._clock.now())
             return False
         watched.number, watched.beat = number, 0
-        await self._trying(lambda: self._write(digest, watched, "held"))
+        await self._retry(lambda: self._write(digest, watched, "held"))
         return True
 
     async def _put_new(self, key: str) -> bool:
@@ -224,12 +168,12 @@ class Lease:
             # A put that failed may have been done: then our own name stands there.
             return await self._store.put(key, self._me, new=True) or (again and await self._store.get(key) == self._me)
 
-        made: bool = await self._trying(put)
+        made: bool = await self._retry(put)
         return made
 
     async def beat(self, pause: Pause) -> None:
         """Tell that we are alive, for every lease that we hold, until the pause says that it is over."""
-        while await pause(BEAT):
+        while await pause(self._settings.lease_beat):
             for digest, watched in self._watched.items():
                 if watched.number:
                     try:
@@ -258,27 +202,27 @@ class Lease:
                 await self._release(digest, watched, state, tidy=tidy)
             except Exception as error:  # noqa: BLE001 (who waits finds out by the missing beat)
                 _log.info("the lease of %s could not be released: %s", digest[:16], error)
-            watched.number, watched.lost = 0, 0
+            watched.number, watched.highest_lost = 0, 0
 
-    async def _release(self, digest: str, watched: _Watched, state: str, *, tidy: bool) -> None:
+    async def _release(self, digest: str, watched: LeaseState, state: str, *, tidy: bool) -> None:
         if tidy:
             head = Head.parse(await self._store.get(f"{digest}/head"))
             if head and head.number > watched.number:
                 return
-        await self._write(digest, watched, state, hurried=not tidy)
+        await self._write(digest, watched, state, timeout=None if tidy else self._settings.dict_timeout_on_interrupt)
         number = watched.number - 1
         while tidy and number > 0 and await self._store.pop(f"{digest}/{number}") is not None:
             number -= 1
 
-    async def _write(self, digest: str, watched: _Watched, state: str, *, hurried: bool = False) -> None:
+    async def _write(self, digest: str, watched: LeaseState, state: str, *, timeout: float | None = None) -> None:
         head = Head(watched.number, self._me, state, watched.beat, self._bytes_done())
-        await self._store.put(f"{digest}/head", head.value(), hurried=hurried)
+        await self._store.put(f"{digest}/head", head.to_tuple(), timeout=timeout)
 
-    async def rest(self, digests: Sequence[str]) -> None:
+    async def wait(self, digests: Sequence[str]) -> None:
         """Wait a while for those who hold what we need."""
         self.waited_for = self.holder(digests) or self.waited_for
-        seconds = self._poll * self._dice.uniform(0.5, 1.0)
-        self._poll = min(self._poll * 1.5, POLL[1])
+        seconds = self._poll * self._rng.uniform(0.5, 1.0)
+        self._poll = min(self._poll * 1.5, self._settings.lease_poll[1])
         began = self._clock.now()
         await self._clock.sleep(seconds)
         self.waited += self._clock.now() - began
@@ -293,15 +237,15 @@ class Lease:
         heads = [watched.head for digest in digests if (watched := self._watched.get(digest))]
         return max((head.done for head in heads if head), default=0)
 
-    async def _attempt(self, work: Awaitable[Any]) -> Any:
+    async def _guard(self, work: Awaitable[Any]) -> Any:
         try:
             return await work
         except UnavailableError as error:
-            self.broken = str(error)
+            self.failure = str(error)
             return None
 
-    async def _trying(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        for delay in (*TRIES, None):
+    async def _retry(self, operation: Callable[[], Awaitable[Any]]) -> Any:
+        for delay in (*self._settings.lease_retry_delays, None):
             try:
                 return await operation()
             except Exception as error:  # noqa: BLE001 (a Dict raises whatever it likes)

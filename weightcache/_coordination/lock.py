@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from weightcache._runtime.descriptors import Held
+from weightcache._runtime import settings as runtime_settings
+from weightcache._runtime.descriptors import OwnedResource
 from weightcache._runtime.identity import note_path, write_note
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from weightcache._runtime.settings import Settings
+
 _log = logging.getLogger("weightcache")
 
-REPORT_EVERY = 10.0  # seconds between two lines that say who is waited for
-POLL = 0.05  # seconds between two tries
-BEAT = 1.0  # seconds between two notes of the holder
-VAIN = 20  # tries after which nobody holds a file that is not there
-NAMELESS = "another process"  # a holder that has no note yet, or can write none
+MAX_MISSING_TRIES = 20  # tries after which nobody holds a file that is not there
+UNKNOWN_HOLDER = "another process"  # a holder that has no note yet, or can write none
 
 # By root, what the call made that has passed the gate. Not a lock: to set a key where there is none is one step, also
 # for Ctrl-C, and shows who did it; a lock that was just acquired would stay so if the next line is never reached.
-_gates: dict[str, _Held] = {}
-os.register_at_fork(after_in_child=_gates.clear)  # the thread that has passed is not in the child
+_thread_locks: dict[str, _LockHandle] = {}
+os.register_at_fork(after_in_child=_thread_locks.clear)  # the thread that has passed is not in the child
 
 
 def _note(root: str, suffix: str) -> str:
@@ -47,34 +47,39 @@ def _note(root: str, suffix: str) -> str:
 
 
 class Holder:
-    """The note in which the holder of the lock says who it is and how far."""
+    """The note in which the holder of the lock reports its identity and its progress.
 
-    def __init__(self, root: str) -> None:
+    Attributes:
+        bytes_done: Bytes downloaded or hashed in all; other containers see it as our progress.
+    """
+
+    def __init__(self, root: str, settings: Settings | None = None) -> None:
+        self._settings = settings or runtime_settings.DEFAULT
         self._path = _note(root, "holder")
         self._done, self._total, self._doing = 0, 0, "looking"
         self._next = 0.0
-        self.moved = 0  # bytes downloaded or hashed in all: what other containers see of our progress
+        self.bytes_done = 0
 
     def advance(self, count: int) -> None:
         """Note ``count`` more bytes; the file is written at most once a second."""
         self._done += count
-        self.moved += max(0, count)
+        self.bytes_done += max(0, count)
         if time.monotonic() >= self._next:
             self._write()
 
-    def begin(self, doing: str, total: int = 0) -> None:
-        """Note what is done now, and how many bytes it will be."""
+    def phase(self, doing: str, total: int = 0) -> None:
+        """Note that a phase of the work begins, and how many bytes it will process."""
         self._doing, self._total, self._done = doing, total, 0
         self._write()
 
-    def follow(self, doing: str, done: int) -> None:
-        """Note how far somebody else is, for whom the holder itself waits."""
+    def mirror(self, doing: str, done: int) -> None:
+        """Repeat the progress of another container, for which the holder waits."""
         if (doing, done) != (self._doing, self._done):
             self._doing, self._total, self._done = doing, 0, done
             self._write()
 
     def _write(self) -> None:
-        self._next = time.monotonic() + BEAT
+        self._next = time.monotonic() + self._settings.lock_beat
         note = {"pid": os.getpid(), "thread": threading.get_ident(), "doing": self._doing}
         with suppress(OSError):  # a full /tmp must not stop a download
             if not self._path:
@@ -86,20 +91,33 @@ class Holder:
             os.unlink(self._path)
 
 
-class Waiting:
-    """One caller's wait: who it waits for, for how long, and whether there is progress."""
+class LockWait:
+    """One caller's wait for the lock.
 
-    def __init__(self, root: str, wait: float, say: Callable[[str], None], check: Callable[[], None]) -> None:
+    Attributes:
+        holder: The process that holds the lock, in words; empty before the first `poll`.
+        seconds: Seconds waited so far.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        wait: float,
+        say: Callable[[str], None],
+        check: Callable[[], None],
+        settings: Settings | None = None,
+    ) -> None:
+        self._settings = settings or runtime_settings.DEFAULT
         self._note = _note(root, "holder")
         self._lock_path = _note(root, "lock")
         self._root, self._wait, self._say, self._check = root, wait, say, check
         self._began = self._moved = time.monotonic()
         self._next_line = self._began
         self._seen = ""
-        self.holder = ""  # who was waited for, in words
-        self.seconds = 0.0  # waited so far
+        self.holder = ""
+        self.seconds = 0.0
 
-    def tick(self) -> None:
+    def poll(self) -> None:
         """Note that the lock is still held.
 
         Raises:
@@ -114,18 +132,18 @@ class Waiting:
         if text != self._seen:
             self._seen, self._moved = text, now
         words = _in_words(text)
-        if words and (self.holder in ("", NAMELESS) or "(looking)" not in words):  # the next waiter only looks
+        if words and (self.holder in ("", UNKNOWN_HOLDER) or "(looking)" not in words):  # another waiter
             self.holder = words
-        self.holder = self.holder or NAMELESS
-        # Who has just taken the lock writes its note in a moment: a line without a name would be of no use to anybody.
-        if now >= self._next_line and (self.holder != NAMELESS or self.seconds >= BEAT):
-            self._next_line = now + REPORT_EVERY
+        self.holder = self.holder or UNKNOWN_HOLDER
+        # A new holder writes its note in a moment; a line that names no process would not help.
+        if now >= self._next_line and (self.holder != UNKNOWN_HOLDER or self.seconds >= self._settings.lock_beat):
+            self._next_line = now + self._settings.report_interval
             self._say(f"waiting for {self.holder} to fill {self._root} ({self.seconds:.0f} s so far)")
         if now - self._moved >= self._wait:
             raise LockTimeoutError(
                 f"waited {self.seconds:.1f} s for {self.holder} to fill {self._root}; "
                 f"it made no progress for {self._wait:g} s",
-                hint="look at what that process does, or call with a larger wait=",
+                hint="check what that process does, or call with a larger wait=",
                 lock_path=self._lock_path,
                 waited=self.seconds,
                 holder=self.holder,
@@ -143,30 +161,37 @@ def _in_words(note: str) -> str:
 
 
 @contextmanager
-def exclusive(
-    root: str, *, wait: float, say: Callable[[str], None], check: Callable[[], None]
-) -> Iterator[tuple[Holder, Waiting]]:
+def root_lock(
+    root: str,
+    *,
+    wait: float,
+    say: Callable[[str], None],
+    check: Callable[[], None],
+    settings: Settings | None = None,
+) -> Iterator[tuple[Holder, LockWait]]:
     """Hold the right to fill ``root`` in this container.
 
     Args:
         root: The root; every spelling of it is the same lock.
         wait: Seconds without any progress of the holder after which waiting ends.
-        say: Called at once and then every ten seconds with a line that says who is waited for.
-        check: Called while waiting; may raise to end it.
+        say: Called at once and then every `Settings.report_interval` seconds with a line that names the holder.
+        check: Called while waiting; it may raise to end the wait.
+        settings: Time limits; ``None`` for the defaults.
 
     Raises:
         LockTimeoutError: The holder made no progress for ``wait`` seconds.
     """
-    waiting = Waiting(root, wait, say, check)
-    held = _Held(_note(root, "lock"), gate=os.path.realpath(root))
+    settings = settings or runtime_settings.DEFAULT
+    waiting = LockWait(root, wait, say, check, settings)
+    held = _LockHandle(_note(root, "lock"), thread_key=os.path.realpath(root))
     try:
-        while _gates.setdefault(held.gate, held) is not held:
-            time.sleep(POLL / 10)
-            waiting.tick()
-        held.lock = _kernel_lock(held.path, waiting.tick)
-        holder = Holder(root)
+        while _thread_locks.setdefault(held.thread_key, held) is not held:
+            time.sleep(settings.lock_poll / 10)
+            waiting.poll()
+        held.lock = _kernel_lock(held.path, waiting.poll, settings.lock_poll)
+        holder = Holder(root, settings)
         try:
-            holder.begin("looking")
+            holder.phase("looking")
             yield holder, waiting
         finally:
             holder.clear()
@@ -174,13 +199,13 @@ def exclusive(
         held.close_quietly()
 
 
-class _Held(Held):
+class _LockHandle(OwnedResource):
     """What one caller holds: the gate of a root for threads, and a kernel's lock for processes."""
 
-    __slots__ = ("gate", "lock", "path")
+    __slots__ = ("lock", "path", "thread_key")
 
-    def __init__(self, path: str, gate: str = "") -> None:
-        self.path, self.gate = path, gate
+    def __init__(self, path: str, thread_key: str = "") -> None:
+        self.path, self.thread_key = path, thread_key
         self.lock: FileLock | None = None
         super().__init__()
 
@@ -195,12 +220,12 @@ class _Held(Held):
                 os.unlink(self.path)
             with suppress(OSError, RuntimeError):  # gone with its descriptor in any case
                 self.lock.release()
-        if _gates.get(self.gate) is self:
-            del _gates[self.gate]
+        if _thread_locks.get(self.thread_key) is self:
+            del _thread_locks[self.thread_key]
 
 
 @contextmanager
-def reload_gate(root: str) -> Iterator[None]:
+def reload_lock(root: str, settings: Settings | None = None) -> Iterator[None]:
     """Keep lookers and a reload apart: during a reload a Volume looks empty, so a miss seen then proves nothing.
 
     Held for the moment of a commit or reload, and by who looks a second time. Never waits for a download.
@@ -214,33 +239,33 @@ def reload_gate(root: str) -> Iterator[None]:
                 hint="look at the process that holds the lock",
                 lock_path=_note(root, "gate"),
                 waited=60.0,
-                holder=NAMELESS,
+                holder=UNKNOWN_HOLDER,
             )
 
-    held = _Held(_note(root, "gate"))
+    held = _LockHandle(_note(root, "gate"))
     try:
         with suppress(LockTimeoutError):  # then without: it only guards a look
-            held.lock = _kernel_lock(held.path, tick)
+            held.lock = _kernel_lock(held.path, tick, (settings or runtime_settings.DEFAULT).lock_poll)
         yield
     finally:
         held.close_quietly()
 
 
-def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
+def _kernel_lock(path: str, tick: Callable[[], None], poll: float) -> FileLock | None:
     """Acquire the kernel's lock on ``path``; ``None`` where there are no such locks."""
     if not path:
         _log.warning("no container-local directory for locks: going on without; a download may be made twice")
         return None
-    lock, vain = FileLock(path, fallback_to_soft=False), 0
+    lock, missing_tries = FileLock(path, fallback_to_soft=False), 0
     while True:
         try:
-            lock.acquire(timeout=POLL, poll_interval=POLL / 2)
+            lock.acquire(timeout=poll, poll_interval=poll / 2)
             return lock
         except Timeout:
             tick()
-            vain = 0 if os.path.lexists(path) else vain + 1
+            missing_tries = 0 if os.path.lexists(path) else missing_tries + 1
             problem: Exception | str = "the file cannot be made"  # else somebody would hold it
-            if vain < VAIN:
+            if missing_tries < MAX_MISSING_TRIES:
                 continue
         except WeightCacheError:
             raise
@@ -251,9 +276,9 @@ def _kernel_lock(path: str, tick: Callable[[], None]) -> FileLock | None:
 
 
 @contextmanager
-def if_free(path: str) -> Iterator[bool]:
+def try_lock(path: str) -> Iterator[bool]:
     """Hold the lock on ``path`` if nobody does, and remove its file; yields whether it is held."""
-    held = _Held(path)
+    held = _LockHandle(path)
     try:
         with suppress(Timeout, OSError, NotImplementedError, RuntimeError):
             lock = FileLock(path, fallback_to_soft=False)

@@ -30,7 +30,7 @@ _running: weakref.WeakSet[Pausable] = weakref.WeakSet()
 _pauses: dict[object, list[Pausable]] = {}  # what each pause under way has stopped
 
 
-def begin(reader: Pausable) -> None:
+def register(reader: Pausable) -> None:
     """Note a reader, before it opens anything. While others are paused, it is paused too."""
     with _changing:
         _running.add(reader)
@@ -39,14 +39,14 @@ def begin(reader: Pausable) -> None:
             reader.pause()
 
 
-def end(reader: Pausable) -> None:
+def unregister(reader: Pausable) -> None:
     """Note that a reader is done for good."""
     with _changing:
         _running.discard(reader)
 
 
 @contextmanager
-def all_paused() -> Iterator[None]:
+def pause_all() -> Iterator[None]:
     """Let everything in this process that reads in the background close its files for a while."""
     pause = object()
     stopped: list[Pausable] = []
@@ -65,7 +65,7 @@ def all_paused() -> Iterator[None]:
             each.resume()
 
 
-def _forked() -> None:
+def _after_fork() -> None:
     global _changing  # noqa: PLW0603 (another thread may have held it, and that thread is not here)
     _changing = threading.Lock()
     _pauses.clear()
@@ -74,4 +74,4 @@ def _forked() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_after_fork)

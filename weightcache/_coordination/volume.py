@@ -1,8 +1,10 @@
-"""A Volume as this library sees it: anything with ``commit()`` and ``reload()``.
+"""Commit and reload of a Volume: any object with ``commit()`` and ``reload()``.
 
-Two facts rule the calls. A reload discards what no commit has taken, so a container that has written commits
-instead. And a commit that raises may have published all the same (Modal's client reloads after committing, and
-that may fail), so its failure is retried and reported, never taken as "not published".
+Two properties of Modal Volumes shape the calls:
+
+- A reload discards what no commit has taken, so a container that has written commits before it reloads.
+- A commit that raises may have published all the same: Modal's client reloads after it commits, and that may fail. So
+  a failed commit is retried and reported, and never taken as "not published".
 """
 
 from __future__ import annotations
@@ -10,22 +12,24 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from weightcache._runtime import settings as runtime_settings
 from weightcache._runtime.identity import in_modal_container, note_path
+from weightcache._runtime.write_guard import announce_writing, is_writing
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import MODAL_VOLUMES
 
-from .lock import reload_gate
-from .readers import all_paused
+from .lock import reload_lock
+from .readers import pause_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from weightcache._runtime.settings import Settings
 
 _log = logging.getLogger("weightcache")
-
-BACKOFF = (0.5, 2.0)  # seconds before the second and the third try
 
 
 class Volume(Protocol):
@@ -40,33 +44,49 @@ class Volume(Protocol):
         ...
 
 
-class VolumeCalls:
-    """Commits and reloads one root for one call, and keeps what went wrong.
+class VolumeSession:
+    """Commits and reloads the Volume of one root during one call, and collects the warnings.
+
+    Args:
+        root: The root; it need not lie on the Volume.
+        volume: The Volume, or ``None`` if there is none: then nothing is committed or reloaded.
+        settings: Time limits; ``None`` for the defaults.
+
+    Raises:
+        TypeError: ``volume`` has no ``commit()`` or no ``reload()``.
 
     Attributes:
-        warnings: What went wrong, in words.
+        warnings: One sentence for each failure.
         committed: Whether the last commit succeeded; ``None`` before the first, or without a volume.
     """
 
-    def __init__(self, root: str, volume: Volume | None) -> None:
+    def __init__(self, root: str, volume: Volume | None, settings: Settings | None = None) -> None:
         if volume is not None and not all(callable(getattr(volume, name, None)) for name in ("commit", "reload")):
             raise TypeError(f"volume must have commit() and reload(), and {type(volume).__name__} does not")
         self._root, self._volume = root, volume
+        self._settings = settings or runtime_settings.DEFAULT
         self.warnings: list[str] = []
         self.committed: bool | None = None
-        self._warned_of_place = False
+        self._warned_ephemeral = False
 
     @property
-    def present(self) -> bool:
+    def has_volume(self) -> bool:
         return self._volume is not None
 
-    def about_to_write(self) -> None:
-        """Note, for every process of this container, that the root will hold what no commit has taken."""
-        with suppress(OSError, StorageError), open(note_path(self._root, "unpushed"), "w", encoding="utf-8") as note:
-            note.write(os.path.realpath(self._root))  # by which it is seen later that this root is gone
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Allow changes of published data inside the block, and mark the root as changed since the last commit.
 
-    def unpushed(self) -> bool:
-        """Whether this container wrote what no commit has taken."""
+        The mark is a note on the container's own disk, for every process of this container. It is written first, so
+        that a process that is killed inside the block leaves it behind; only a commit removes it.
+        """
+        with suppress(OSError, StorageError), open(note_path(self._root, "unpushed"), "w", encoding="utf-8") as note:
+            note.write(os.path.realpath(self._root))  # the note is removed later if this root does not exist any more
+        with announce_writing(self._root):
+            yield
+
+    def is_dirty(self) -> bool:
+        """Whether this container has written anything that no commit has taken."""
         if self._volume is None:
             return False
         try:
@@ -74,9 +94,9 @@ class VolumeCalls:
         except StorageError:
             return True
 
-    def refresh(self) -> None:
-        """Show what other containers committed, without losing what this one wrote. Never raises."""
-        if not self.unpushed() or self.commit():  # else it would discard a partial that nobody else has
+    def sync(self) -> None:
+        """Show what other containers committed, and commit first what this one wrote. Never raises."""
+        if not self.is_dirty() or self.commit():  # a reload would discard a partial that exists only here
             self.reload()
 
     def reload(self) -> None:
@@ -89,15 +109,15 @@ class VolumeCalls:
         if self._volume is None:
             return True
         self.committed = self._call("commit", self._volume.commit)
-        if self.committed:
+        if self.committed and not is_writing(self._root):  # another thread may be inside `writing`
             with suppress(OSError, StorageError):
                 os.unlink(note_path(self._root, "unpushed"))
         return self.committed
 
     def _call(self, operation: str, function: Callable[[], object]) -> bool:
-        for delay in (*BACKOFF, None):
+        for delay in (*self._settings.volume_backoff, None):
             try:
-                with reload_gate(self._root), all_paused():
+                with reload_lock(self._root, self._settings), pause_all():
                     function()
             except Exception as error:  # noqa: BLE001 (a volume raises whatever it likes; the bytes are safe)
                 if delay is None:
@@ -114,27 +134,27 @@ class VolumeCalls:
         _log.warning("%s", text)
         self.warnings.append(text)
 
-    def warn_of_place(self) -> None:
-        """Warn, once, of a root that looks like a Volume but is not committed, or of one that vanishes."""
-        if self._warned_of_place:
+    def warn_if_ephemeral(self) -> None:
+        """Warn once if the root is on a Volume that nobody commits, or if it is lost when the container stops."""
+        if self._warned_ephemeral:
             return
-        self._warned_of_place = True
+        self._warned_ephemeral = True
         on_volume = os.path.realpath(self._root).startswith(MODAL_VOLUMES)
         if on_volume and self._volume is None:
             self.warn(
-                f"root {self._root} lies on a Modal Volume, and no volume= was given: what is downloaded is not "
-                "committed. Add volume=, the modal.Volume that is mounted there"
+                f"root {self._root} is on a Modal Volume, and no volume= was given: downloads are not committed. "
+                "Add volume=, the modal.Volume that is mounted there"
             )
         elif in_modal_container() and not on_volume:
             self.warn(
-                f"root {self._root} lies on no Modal Volume: what is downloaded vanishes with this container. "
-                "Mount one (volumes={...}) and let root be its mount path"
+                f"root {self._root} is not on a Modal Volume: downloads are lost when the container stops. "
+                "Mount a Volume (volumes={...}) and use its mount path as root"
             )
 
 
 def _remedy(error: Exception) -> str:
-    """Return what to do about a Volume that is gone; nothing for any other failure."""
+    """Return what to do about a deleted Volume; empty for any other failure."""
     # Modal's client has a RuntimeError for it too, raised while it handles its NotFoundError (modal/volume.py, 1.6.4).
     if not any(type(each).__name__ == "NotFoundError" for each in (error, error.__context__)):
         return ""
-    return ". If it was deleted, deploy the app again: a Volume that is made anew has another id"
+    return ". If the Volume was deleted, deploy the app again: a new Volume has another id"

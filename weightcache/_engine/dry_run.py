@@ -6,11 +6,11 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weightcache._coordination.volume import VolumeCalls
-from weightcache._runtime.descriptors import closed_when_interrupted
-from weightcache._store.inspect import look
+from weightcache._coordination.volume import VolumeSession
+from weightcache._runtime.descriptors import close_on_interrupt
+from weightcache._store.inspect import inspect
 from weightcache._store.partials import journaled_bytes
-from weightcache._store.root import check_root, is_read_only, leads_out
+from weightcache._store.root import check_root, find_symlink, is_read_only
 from weightcache.reports import Plan
 
 from .install import OFFLINE, READ_ONLY, WITHOUT_URL
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .options import EnsureOptions
 
 
-@closed_when_interrupted
+@close_on_interrupt
 def plan_only(layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOptions) -> Plan:
     """Return what `ensure_on_miss` would do with the same arguments.
 
@@ -34,7 +34,7 @@ def plan_only(layout: Layout, checkpoints: Sequence[Checkpoint], options: Ensure
         StorageError: The root is no directory, or may not be read.
         TypeError: ``volume`` is none.
     """
-    VolumeCalls(layout.root, options.volume)
+    VolumeSession(layout.root, options.volume)
     check_root(layout)
     contents = [_contents(layout, checkpoint, rehash=options.rehash) for checkpoint in checkpoints]
     left = journaled_bytes(layout, {checkpoint.digest for checkpoint in checkpoints})
@@ -52,12 +52,12 @@ def plan_only(layout: Layout, checkpoints: Sequence[Checkpoint], options: Ensure
 
 def _contents(layout: Layout, checkpoint: Checkpoint, *, rehash: bool) -> Contents:
     """Take each file of the right size for right. `ensure` hashes those that no receipt speaks for."""
-    seen = look(layout, checkpoint)
+    seen = inspect(layout, checkpoint)
     wrong = {file.path for file in seen.wrong}
     sizes = {}
     for file in checkpoint.files:
         path = layout.file(checkpoint, file)
-        if file.path not in wrong and (seen.receipt or not leads_out(layout, os.path.dirname(path))):
+        if file.path not in wrong and (seen.receipt or not find_symlink(layout, os.path.dirname(path))):
             sizes[file.path] = os.lstat(path).st_size
     return Contents(checkpoint, seen.receipt, sizes, verified=seen.receipt and not rehash)
 

@@ -8,13 +8,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from weightcache._coordination.lock import Holder, Waiting, exclusive
-from weightcache._coordination.volume import VolumeCalls
-from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._coordination.lock import Holder, LockWait, root_lock
+from weightcache._coordination.volume import VolumeSession
+from weightcache._runtime.descriptors import close_on_interrupt
 from weightcache._runtime.identity import Writer
-from weightcache._runtime.threads import may_be_daemons
+from weightcache._runtime.threads import daemon_threads_allowed
 from weightcache._store import root as store_root
-from weightcache._store.inspect import Look, look
+from weightcache._store.inspect import Inspection, inspect
 from weightcache._transfer.progress import make_progress
 from weightcache._views.weights import Weights
 from weightcache.errors import StorageError, VolumeError
@@ -44,14 +44,14 @@ JOIN = 0.5  # seconds; a beat that hangs longer may be written after the release
 REPORT_EVERY = 10.0  # seconds between two lines that say which container is waited for
 
 
-@closed_when_interrupted
+@close_on_interrupt
 def ensure_on_miss(layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOptions) -> Weights:
     """Make every checkpoint ready; see `weightcache.ensure` for results and errors."""
     store_root.check_root(layout)
-    calls = VolumeCalls(layout.root, options.volume)
-    first_looks = [look(layout, checkpoint) for checkpoint in checkpoints]
+    calls = VolumeSession(layout.root, options.volume)
+    first_looks = [inspect(layout, checkpoint) for checkpoint in checkpoints]
     say = make_progress(options.progress, []).say
-    with exclusive(layout.root, wait=options.wait, say=say, check=options.cancel.check) as (holder, waiting):
+    with root_lock(layout.root, wait=options.wait, say=say, check=options.cancel.check) as (holder, waiting):
         remove_old_notes(layout.root)
         host = LocalHost(layout, checkpoints, options, calls, holder)
         lease = host.lease()
@@ -59,7 +59,7 @@ def ensure_on_miss(layout: Layout, checkpoints: Sequence[Checkpoint], options: E
         if not lost:
             return host.weights(first_looks, waiting, lease)
     detail = host.what_was_lost(lost)
-    if calls.present:
+    if calls.has_volume:
         raise VolumeError(
             f"{detail}, {reconcile.MAX_ATTEMPTS} times: the volume does not keep what was committed",
             hint="look for another process that deletes or reloads there, and at the volume's own log",
@@ -80,13 +80,13 @@ class LocalHost:
         layout: Layout,
         checkpoints: Sequence[Checkpoint],
         options: EnsureOptions,
-        calls: VolumeCalls,
+        calls: VolumeSession,
         holder: Holder,
     ) -> None:
         self._layout, self._options, self._calls, self._holder = layout, options, calls, holder
         self._installer = Installer(layout, options, holder)
         self._say = make_progress(options.progress, []).say
-        self._tasks = [CheckpointTask(checkpoint, look(layout, checkpoint)) for checkpoint in checkpoints]
+        self._tasks = [CheckpointTask(checkpoint, inspect(layout, checkpoint)) for checkpoint in checkpoints]
         self._changed: list[CheckpointTask] = []  # what is being installed
         self._began = time.monotonic()
         self._next_line = 0.0
@@ -109,7 +109,7 @@ class LocalHost:
             return None
         container = os.environ.get("MODAL_TASK_ID", "")
         me = f"{container} {Writer.new(self._layout.root)}".strip()
-        return Lease(store, self, me, wait=options.wait, bytes_done=lambda: self._holder.moved)
+        return Lease(store, self, me, wait=options.wait, bytes_done=lambda: self._holder.bytes_done)
 
     def now(self) -> float:
         return time.monotonic()
@@ -128,14 +128,14 @@ class LocalHost:
         return list(dict.fromkeys(task.checkpoint.digest for task in self._todo()))
 
     async def is_dirty(self) -> bool:
-        return self._calls.unpushed()
+        return self._calls.is_dirty()
 
     async def reload(self) -> None:
         if not self._options.local_sources:  # they may be on this Volume, not committed: a reload would discard them
             self._calls.reload()
 
     async def commit(self) -> bool:
-        self._holder.begin("committing")
+        self._holder.phase("committing")
         return self._calls.commit()
 
     async def can_write(self) -> bool:
@@ -143,29 +143,30 @@ class LocalHost:
 
     async def prepare(self, digests: Sequence[str]) -> bool:
         self._lost_path = ""
-        self._calls.warn_of_place()
+        self._calls.warn_if_ephemeral()
         store_root.make_root(self._layout)
         todo = [task for task in self._todo() if task.checkpoint.digest in digests]
         self._installer.examine(todo)
         self._changed = [task for task in todo if task.missing or not task.seen.receipt]
-        if self._changed:
-            self._calls.about_to_write()
-        return self._installer.withdraw_receipts(self._changed)
+        if not self._changed:
+            return False
+        with self._calls.writing():
+            return self._installer.withdraw_receipts(self._changed)
 
     async def install(self) -> None:
         if self._changed:
-            self._calls.about_to_write()
             contents = [task.contents for task in self._changed]
             # After the receipts are withdrawn, so that a file that must be healed is not planned as a source.
             steps = plan(self._layout, contents, local_sources=self._options.local_sources, partial_bytes={})
-            self._installer.install(steps, self._changed)
+            with self._calls.writing():
+                self._installer.install(steps, self._changed)
 
     async def has_published(self) -> bool:
         return any(task.state == "installed" for task in self._changed)
 
     async def write_receipts(self) -> None:
-        self._calls.about_to_write()
-        self._installer.write_receipts([task for task in self._changed if task.state == "installed"])
+        with self._calls.writing():
+            self._installer.write_receipts([task for task in self._changed if task.state == "installed"])
 
     async def serve_read_only(self, digests: Sequence[str]) -> None:
         todo = [task for task in self._todo() if task.checkpoint.digest in digests]
@@ -183,7 +184,7 @@ class LocalHost:
 
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
         other, count = _in_words(lease.holder(digests)), lease.progress(digests)
-        self._holder.follow(f"waiting for {other}", count)
+        self._holder.mirror(f"waiting for {other}", count)
         if self.now() >= self._next_line:
             self._next_line = self.now() + REPORT_EVERY
             far = f", {count / 1e6:.0f} MB so far" if count else ""
@@ -198,7 +199,7 @@ class LocalHost:
             return not over.wait(seconds)
 
         thread = threading.Thread(
-            target=lambda: reconcile.run_sync(beat(pause)), name="weightcache-lease", daemon=may_be_daemons()
+            target=lambda: reconcile.run_sync(beat(pause)), name="weightcache-lease", daemon=daemon_threads_allowed()
         )  # a daemon, so that the end of the interpreter does not wait for a Dict
         try:
             thread.start()
@@ -220,7 +221,7 @@ class LocalHost:
         task = next(task for task in self._tasks if task.checkpoint.digest in lost)
         return f"{task.checkpoint.name} {task.seen.detail} after it was ready"
 
-    def weights(self, first_looks: list[Look], waiting: Waiting, lease: Lease | None) -> Weights:
+    def weights(self, first_looks: list[Inspection], waiting: LockWait, lease: Lease | None) -> Weights:
         between = lease.waited if lease else 0.0
         waited, holders = (
             waiting.seconds + between,
@@ -232,8 +233,8 @@ class LocalHost:
             if task.outcome == "hit" and first.state != "ready" and waited:
                 report = CheckpointReport("waited", 0, waited)
             reports[task.checkpoint.name] = report
-        if lease and lease.broken:
-            self._calls.warn(_without_lease(lease.broken))
+        if lease and lease.failure:
+            self._calls.warn(_without_lease(lease.failure))
         return Weights(
             {task.checkpoint.name: self._layout.published(task.checkpoint) for task in self._tasks},
             Report(

@@ -48,7 +48,7 @@ class Installer:
 
     def examine(self, tasks: Sequence[CheckpointTask]) -> None:
         """Find out which files are right: by a receipt, or by a hash where there is none or ``rehash`` is set."""
-        self._holder.begin("hashing what is there")
+        self._holder.phase("hashing what is there")
         sizes: dict[str, dict[str, int]] = {}
         to_hash = []
         for task in tasks:
@@ -60,7 +60,7 @@ class Installer:
             else:
                 sizes[task.checkpoint.name] = {}
                 to_hash += [(task.checkpoint, file) for file in task.checkpoint.files]
-        for (name, path), size in store_files.right_files(self.layout, to_hash, self._tick).items():
+        for (name, path), size in store_files.verified_sizes(self.layout, to_hash, self._tick).items():
             sizes[name][path] = size
         for task in tasks:
             task.examined(sizes[task.checkpoint.name])
@@ -100,7 +100,7 @@ class Installer:
 
         Nothing is published before all copies are made: `publish` must not leave half a checkpoint.
         """
-        self._holder.begin("copying")
+        self._holder.phase("copying")
         pending = {
             self.layout.file(task.checkpoint, file)
             for task in tasks
@@ -119,7 +119,7 @@ class Installer:
                 else:
                     to_fetch.append((task, file))
         for task, file, target, size in copied:
-            store_files.publish(self.layout, task.checkpoint, file, target)
+            store_files.publish_file(self.layout, task.checkpoint, file, target)
             task.placed(file, size)
         for task in dict.fromkeys(task for task, *_ in copied):
             if not task.missing:
@@ -134,7 +134,7 @@ class Installer:
                 return found
         if local is None:
             return None
-        copied = store_files.copy(local, target, self._tick)
+        copied = store_files.copy_file(local, target, self._tick)
         if copied != (file.sha256, file.size):
             raise changed_while_read(local)
         return copied
@@ -163,7 +163,7 @@ class Installer:
                 task.fetched(job.source)
             self._publish_for_all(wanted[job.file.sha256], job.partial)
 
-        self._holder.begin("downloading", progress.total or 0)
+        self._holder.phase("downloading", progress.total or 0)
         try:
             download(
                 jobs,
@@ -193,7 +193,7 @@ class Installer:
                     source = f"{verified.path}.copy"
                     if not store_files.link_or_copy(published, source, file.sha256, self._options.cancel.check):
                         raise VanishedError(published)
-                store_files.publish(self.layout, task.checkpoint, file, source)
+                store_files.publish_file(self.layout, task.checkpoint, file, source)
             except StorageError as error:
                 failure = failure or error
                 continue

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 
-from weightcache._coordination.lock import if_free
+from weightcache._coordination.lock import try_lock
 from weightcache._runtime.identity import local_directory, note_path
 from weightcache._store.inspect import list_names
 from weightcache.errors import StorageError
@@ -41,10 +41,10 @@ def remove_old_notes(root: str) -> None:
 
 
 def _remove(path: str, notes: list[re.Match[str]]) -> None:
-    with if_free(f"{path}.lock") as free:
+    with try_lock(f"{path}.lock") as free:
         for note in notes if free else ():
             if note["kind"] == "gate":
-                with if_free(f"{path}.gate"):
+                with try_lock(f"{path}.gate"):
                     continue
             if note["kind"] == "holder" or (note["kind"] == "unpushed" and _is_of_no_root(f"{path}.unpushed")):
                 with suppress(OSError):

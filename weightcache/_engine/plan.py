@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache._store import receipts
-from weightcache._store.root import leads_out
+from weightcache._store.root import find_symlink
 from weightcache.reports import CheckpointPlan, FilePlan, Plan
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _held_files(layout: Layout, contents: Sequence[Contents]) -> dict[str, list[
     """Return sha256 → paths in the root that should have these bytes: by a receipt, or as just found."""
     if all(len(each.sizes) == len(each.checkpoint.files) for each in contents):
         return {}  # nothing is missing, so that no receipt need be read
-    held = receipts.held_files(layout)
+    held = receipts.files_by_digest(layout)
     for each in contents:  # what was hashed just now has no receipt yet
         for file in each.checkpoint.files:
             if file.path in each.sizes:
@@ -97,7 +97,7 @@ def _copy(
     """Plan a copy from another name in the root, or from ``local``. A source in the root proves right or is skipped."""
     place, size, sources = layout.file(checkpoint, file), file.size, list[str]()
     for path in dict.fromkeys(held.get(file.sha256, ())):
-        found = None if path == place or leads_out(layout, os.path.dirname(path)) else _size(path)
+        found = None if path == place or find_symlink(layout, os.path.dirname(path)) else _size(path)
         if found is not None and file.size in (None, found):
             size = found if size is None else size
             sources.append(path)

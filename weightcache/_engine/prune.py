@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightcache._coordination.lock import exclusive
-from weightcache._coordination.volume import VolumeCalls
-from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._coordination.lock import root_lock
+from weightcache._coordination.volume import VolumeSession
+from weightcache._runtime.descriptors import close_on_interrupt
 from weightcache._store.partials import stale_partials, sweep
-from weightcache._store.receipts import receipted_files, receipted_places
-from weightcache._store.root import check_root, leads_out, refuse_links, refuse_read_only
+from weightcache._store.receipts import iter_receipts, receipt_files
+from weightcache._store.root import check_root, find_symlink, refuse_links, refuse_read_only
 from weightcache.errors import StorageError, VolumeError
 
 if TYPE_CHECKING:
@@ -28,27 +28,27 @@ WAIT = 300.0  # seconds without progress of another process in this container, a
 BEGUN = "pruning"  # ending of a receipt whose version directory is being deleted
 
 
-@closed_when_interrupted
+@close_on_interrupt
 def prune_places(
     layout: Layout, kept: set[tuple[str, str]], *, volume: Volume | None, dry_run: bool, older_than: float
 ) -> list[Path]:
     """Delete what is not ``kept``, a set of (name, full digest); see `weightcache.prune`."""
-    calls = VolumeCalls(layout.root, volume)
+    calls = VolumeSession(layout.root, volume)
     check_root(layout)
     if not os.path.isdir(layout.root):
         return []
-    with exclusive(layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
-        calls.refresh()
+    with root_lock(layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
+        calls.sync()
         if calls.warnings:
             raise _volume_error(calls)
         refuse_links(layout, layout.partials, layout.receipts)
         doomed = [
             (name, digest)
-            for name, digest, receipt in receipted_places(layout)
+            for name, digest, receipt in iter_receipts(layout)
             if (name, digest) not in kept and _age(receipt) >= older_than and not _is_link(layout, name, digest)
         ]
         begun = [
-            (name, digest) for name, digest, _ in receipted_places(layout, BEGUN) if not _is_link(layout, name, digest)
+            (name, digest) for name, digest, _ in iter_receipts(layout, BEGUN) if not _is_link(layout, name, digest)
         ]
         places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest in dict.fromkeys(doomed + begun)]
         if dry_run:
@@ -56,20 +56,20 @@ def prune_places(
         refuse_read_only(layout, "prune")
         swept = [Path(path) for path in sweep(layout, set())]
         if places or swept:
-            calls.about_to_write()
-            for name, digest in doomed:
-                _withdraw(f"{layout.receipts}/{name}/{digest}")
+            with calls.writing():
+                for name, digest in doomed:
+                    _withdraw(f"{layout.receipts}/{name}/{digest}")
             _commit(calls)  # no container may serve a hit from a version directory that is half deleted
-            calls.about_to_write()
-            for name, digest, receipt in list(receipted_places(layout, BEGUN)):
-                _delete(layout, name, digest, receipt)
+            with calls.writing():
+                for name, digest, receipt in list(iter_receipts(layout, BEGUN)):
+                    _delete(layout, name, digest, receipt)
             _commit(calls)
         return [*places, *swept]
 
 
 def _is_link(layout: Layout, name: str, digest: str) -> bool:
     """Whether a version directory is a link or below one. Then it and its receipt are not touched, with a warning."""
-    link = leads_out(layout, f"{layout.root}/{name}/{digest[:16]}")
+    link = find_symlink(layout, f"{layout.root}/{name}/{digest[:16]}")
     if link:
         _log.warning("%s is a symbolic link: what it leads to is not pruned", link)
     return bool(link)
@@ -85,11 +85,11 @@ def _withdraw(receipt: str) -> None:
 
 def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) -> None:
     place = f"{layout.root}/{name}/{digest[:16]}"
-    if leads_out(layout, place):
+    if find_symlink(layout, place):
         return
     if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again
-        for path in receipted_files(receipt):
-            if not leads_out(layout, os.path.dirname(f"{place}/{path}")):  # what a link leads to is outside the root
+        for path in receipt_files(receipt):
+            if not find_symlink(layout, os.path.dirname(f"{place}/{path}")):  # what a link leads to is outside the root
                 _remove(f"{place}/{path}")
         _remove_empty(place, layout.root)
     _remove(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
@@ -120,12 +120,12 @@ def _remove_empty(place: str, root: str) -> None:
             os.rmdir(os.path.dirname(place))
 
 
-def _commit(calls: VolumeCalls) -> None:
+def _commit(calls: VolumeSession) -> None:
     if not calls.commit():
         raise _volume_error(calls)
 
 
-def _volume_error(calls: VolumeCalls) -> VolumeError:
+def _volume_error(calls: VolumeSession) -> VolumeError:
     return VolumeError(
         f"prune stopped: {calls.warnings[-1]}",
         hint="nothing that is declared was touched; call prune again",

@@ -13,13 +13,13 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from weightcache._coordination.lock import exclusive
-from weightcache._coordination.volume import VolumeCalls
-from weightcache._runtime.descriptors import closed_when_interrupted
+from weightcache._coordination.lock import root_lock
+from weightcache._coordination.volume import VolumeSession
+from weightcache._runtime.descriptors import close_on_interrupt
 from weightcache._store import files as store_files
 from weightcache._store import root as store_root
 from weightcache._store.file_kind import HEAD, POINTER, foreign_content
-from weightcache._store.shard_index import LIMIT, is_index, lacking_shards
+from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index, missing_shards
 from weightcache._transfer.progress import make_progress
 from weightcache._views.weights import weights_if_ready
 from weightcache.errors import ManifestError, StorageError, VolumeError
@@ -53,7 +53,7 @@ def publish_path(path: str | os.PathLike[str], name: str, layout: Layout, volume
     return checkpoint
 
 
-@closed_when_interrupted
+@close_on_interrupt
 def copy_in(
     path: str | os.PathLike[str],
     name: str,
@@ -66,12 +66,12 @@ def copy_in(
     """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``may_link`` see `EnsureOptions`."""
     top = _absolute(path, name, layout)
     store_root.check_root(layout)  # first, because hashing the source may take an hour
-    calls = VolumeCalls(layout.root, volume)
+    calls = VolumeSession(layout.root, volume)
     # Under the lock: the source may be on the Volume itself, and an open file makes another process's commit fail.
-    with exclusive(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
+    with root_lock(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
         checkpoint, local_sources = hashed(top, name, holder, pointers=pointers)
         ready = weights_if_ready(layout, [checkpoint]) is not None
-        if ready and calls.unpushed() and not calls.commit():  # the last call may have left it uncommitted
+        if ready and calls.is_dirty() and not calls.commit():  # the last call may have left it uncommitted
             raise _not_committed(layout, checkpoint, calls.warnings[-1])
     if not ready:
         store_root.refuse_read_only(layout, "publish to")
@@ -137,7 +137,7 @@ def hashed(
     """
     found = _survey(top, name, pointers=pointers)
     if holder is not None:
-        holder.begin("hashing the files to publish", sum(file.size for file in found.values()))
+        holder.phase("hashing the files to publish", sum(file.size for file in found.values()))
 
     def sha256(file: _Found, check: Callable[[], None]) -> str:
         if (found := store_files.hash_file(file.path, check, follow=True)) is None:
@@ -148,7 +148,7 @@ def hashed(
         if holder is not None:
             holder.advance(store_files.HASH_CHUNK)
 
-    digests = store_files.in_parallel(sha256, list(found.values()), tick)
+    digests = store_files.parallel_map(sha256, list(found.values()), tick)
     then = _survey(top, name, pointers=True)  # a difference means that the source changed
     if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
         raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
@@ -171,9 +171,11 @@ def shard_warnings(checkpoint: Checkpoint, local_sources: Mapping[str, str]) -> 
     """Return a warning for each index of shards that names a missing shard. ``local_sources``: digest → path."""
     warnings = []
     for file in checkpoint.files:
-        if is_index(file.path) and (file.size or 0) <= LIMIT:
+        if is_index(file.path) and (file.size or 0) <= MAX_INDEX_BYTES:
             with suppress(OSError), open(local_sources[file.sha256], "rb") as stream:
-                warnings.append(lacking_shards(file.path, stream.read(LIMIT), {each.path for each in checkpoint.files}))
+                warnings.append(
+                    missing_shards(file.path, stream.read(MAX_INDEX_BYTES), {each.path for each in checkpoint.files})
+                )
     return [text for text in warnings if text]
 
 

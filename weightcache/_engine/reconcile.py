@@ -18,7 +18,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from weightcache._coordination import lease as coordination_lease
+from weightcache._runtime import settings as runtime_settings
 from weightcache._store.partial_file import VanishedError
 from weightcache.errors import WeightCacheError
 
@@ -90,8 +90,8 @@ async def reconcile(host: Host, lease: Lease | None, clock: Clock) -> list[str]:
     looked, attempts = float("-inf"), Counter[str]()
     while missing and max(attempts[digest] for digest in missing) < MAX_ATTEMPTS:
         # The leases first: one in state "done" was written after the last commit, so the reload shows its data.
-        free = missing if lease is None else await lease.free(missing)
-        if free or clock.now() - looked >= coordination_lease.LOOK:
+        free = missing if lease is None else await lease.claimable(missing)
+        if free or clock.now() - looked >= runtime_settings.DEFAULT.reload_interval:
             await sync_volume(host)
             looked, missing = clock.now(), await host.missing()
             free = [digest for digest in free if digest in missing]
@@ -108,7 +108,7 @@ async def reconcile(host: Host, lease: Lease | None, clock: Clock) -> list[str]:
             missing = await host.missing()
         elif missing and lease is not None:
             await host.waiting(lease, missing)
-            await lease.rest(missing)
+            await lease.wait(missing)
     return missing
 
 

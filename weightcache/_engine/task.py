@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal
 
-from weightcache._store.inspect import look
+from weightcache._store.inspect import inspect
 from weightcache.reports import CheckpointReport
 
 from .plan import Contents
@@ -13,7 +13,7 @@ from .plan import Contents
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from weightcache._store.inspect import Look
+    from weightcache._store.inspect import Inspection
     from weightcache._store.layout import Layout
     from weightcache.manifest import Checkpoint, File
     from weightcache.reports import Outcome
@@ -32,7 +32,7 @@ class CheckpointTask:
         outcome: As in `CheckpointReport`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, seen: Look) -> None:
+    def __init__(self, checkpoint: Checkpoint, seen: Inspection) -> None:
         self.checkpoint = checkpoint
         self.seen = seen
         self.state: Literal["new", "examined", "installed"] = "new"
@@ -55,7 +55,7 @@ class CheckpointTask:
 
     def inspect(self, layout: Layout) -> None:
         """Inspect the root again."""
-        self.seen = look(layout, self.checkpoint)
+        self.seen = inspect(layout, self.checkpoint)
 
     def is_ready(self, *, rehash: bool) -> bool:
         """Whether the last inspection and this call leave nothing to do; with ``rehash``, not before it is hashed."""

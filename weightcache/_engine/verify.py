@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.descriptors import closed_when_interrupted
-from weightcache._store.files import right_files
+from weightcache._runtime.descriptors import close_on_interrupt
+from weightcache._store.files import verified_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from weightcache.reports import Status
 
 
-@closed_when_interrupted
+@close_on_interrupt
 def verify_places(layout: Layout, checkpoints: Sequence[Checkpoint], seen: list[Status]) -> list[Status]:
     """Hash every file that is there; see `weightcache.verify`."""
     present = [
@@ -26,7 +26,7 @@ def verify_places(layout: Layout, checkpoints: Sequence[Checkpoint], seen: list[
         for file in checkpoint.files
         if os.path.isfile(layout.file(checkpoint, file))
     ]
-    right = right_files(layout, present, lambda: None)
+    right = verified_sizes(layout, present, lambda: None)
     wrong = {(checkpoint.name, file.path) for checkpoint, file in present} - right.keys()
     return [_judged(layout, *pair, wrong) for pair in zip(checkpoints, seen, strict=True)]
 
@@ -41,7 +41,7 @@ def _judged(layout: Layout, checkpoint: Checkpoint, seen: Status, wrong: set[tup
 
 
 def _extra_files(layout: Layout, checkpoint: Checkpoint) -> tuple[str, ...]:
-    place = layout.place(checkpoint)
+    place = layout.version_dir(checkpoint)
     known = {file.path for file in checkpoint.files}
     found = (
         os.path.relpath(os.path.join(folder, name), place) for folder, _, names in os.walk(place) for name in names

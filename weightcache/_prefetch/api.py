@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import stat
 
-from weightcache._store.inspect import look
+from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache.errors import WeightCacheError
 from weightcache.manifest import Manifest
 
-from .file import PrefetchedFile, said
+from .file import PrefetchedFile, reason
 from .reader import Prefetch, PrefetchStats
 
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
@@ -60,7 +60,7 @@ def prefetch(
     try:
         layout = Layout(root)
         for checkpoint in Manifest.load(manifest).select(only):
-            seen = look(layout, checkpoint)
+            seen = inspect(layout, checkpoint)
             if seen.state in ("ready", "unverified"):
                 paths += [layout.file(checkpoint, file) for file in checkpoint.files]
             else:
@@ -93,7 +93,7 @@ def _begin(paths: Iterable[str], into: str, threads: int, skipped: list[str]) ->
             real = os.path.realpath(absolute) if into == "memory" else absolute
             found = os.stat(absolute)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            skipped.append(f"{path}: {said(error)}")
+            skipped.append(f"{path}: {reason(error)}")
             continue
         if stat.S_ISREG(found.st_mode):
             files.setdefault(real, PrefetchedFile(absolute, found.st_size, found.st_mtime_ns))

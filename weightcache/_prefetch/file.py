@@ -10,7 +10,7 @@ from weightcache._runtime.descriptors import Descriptor
 # Bytes of a read. Not below the block of a volume, or several threads would wait for one block; and not cut smaller,
 # though a buffer that fits into the processor's cache would be copied faster: after each read a thread waits for the
 # interpreter's lock, which the imports beside it give away every 5 ms.
-CHUNK = 8 << 20
+READ_CHUNK = 8 << 20
 
 
 class PrefetchedFile:
@@ -18,13 +18,13 @@ class PrefetchedFile:
 
     def __init__(self, path: str, size: int, modified: int) -> None:
         self.path, self.size, self.modified = path, size, modified
-        self.left = -(-size // CHUNK)  # chunks
+        self.left = -(-size // READ_CHUNK)  # chunks
         self.reading = 0  # threads that read it
         self.problem = ""  # why it is given up
         self.descriptor = Descriptor()
         self.opening = threading.Lock()
         self.memory = -1  # a memfd, which stays until the handle is closed
-        self.owed = 0  # bytes of memory that it was promised and has not taken yet
+        self.reserved = 0  # bytes of memory that is reserved for it and that it has not taken yet
         # The kernel lets one thread at a time write to a file, and the others wait for it busily.
         self.writing = threading.Lock()
 
@@ -61,7 +61,7 @@ class PrefetchedFile:
         name = os.fsdecode(os.fsencode(f"weightcache {os.path.basename(self.path)}")[:200])
         self.memory = os.memfd_create(name, os.MFD_CLOEXEC)
         os.ftruncate(self.memory, self.size)
-        self.owed = self.size
+        self.reserved = self.size
 
     def close(self) -> None:
         """Close what is open on the Volume."""
@@ -97,7 +97,7 @@ def read_chunk(file: PrefetchedFile, start: int, end: int, buffer: memoryview) -
     return end - start
 
 
-def said(error: Exception) -> str:
+def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -9,10 +9,10 @@ TYPE_CHECKING = False  # a type checker takes it for true; the top of a module n
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHARE = 0.9  # of the memory that is free
+MEMORY_SHARE = 0.9  # of the memory that is free
 
-# By who will take it: bytes of memory that are promised and not taken yet, and that nothing below shows as used.
-promised: dict[int, int] = {}
+# By owner: bytes of memory that are reserved and not yet used, which the counters below therefore do not show.
+reservations: dict[int, int] = {}
 
 
 def free_memory() -> float:
@@ -20,14 +20,14 @@ def free_memory() -> float:
 
     The machine's is ``MemAvailable``; the container's is the limit of its cgroup less what is used and could not be
     given back (``inactive_file`` is page cache that can). See cgroup v2's ``memory.max``, and v1's ``limit_in_bytes``.
-    What others were promised is theirs.
+    What is reserved for others does not count as free.
     """
     free = _meminfo()
     for folder, limit, used in _cgroups():
         with suppress(OSError, ValueError):  # ValueError: "max", which is no limit
             most = int(_text(f"{folder}/{limit}"))
             free = min(free, most - int(_text(f"{folder}/{used}")) + _inactive(folder))
-    return SHARE * free - sum(promised.values())
+    return MEMORY_SHARE * free - sum(reservations.values())
 
 
 def _cgroups() -> Iterator[tuple[str, str, str]]:

@@ -10,10 +10,10 @@ import time
 from typing import NamedTuple
 
 from weightcache._coordination import readers
-from weightcache._runtime.threads import may_be_daemons
+from weightcache._runtime.threads import daemon_threads_allowed
 
-from .file import CHUNK, PrefetchedFile, read_chunk, said
-from .memory import free_memory, promised
+from .file import READ_CHUNK, PrefetchedFile, read_chunk, reason
+from .memory import free_memory, reservations
 
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("weightcache")
 
-PATIENCE = 30.0  # seconds that a pause waits for reads that hang
-SHARE = 4  # one in so many of the files that a process may have open: memory of a file is one, and others need some too
+PAUSE_TIMEOUT = 30.0  # seconds that a pause waits for reads that hang
+FD_SHARE = 4  # each file in memory takes a descriptor: use at most one in so many of those that a process may have
 
 
 class PrefetchStats(NamedTuple):
@@ -65,20 +65,20 @@ class Prefetch:
         self._bytes = 0
         self._closed = False
         self._paused = self._reading = 0
-        self._news = threading.Condition()
-        self._pieces = iter([(file, start) for file in self._files for start in range(0, file.size, CHUNK)])
+        self._changed = threading.Condition()
+        self._chunks = iter([(file, start) for file in self._files for start in range(0, file.size, READ_CHUNK)])
         if into_memory:
-            self._take_memory()
+            self._allocate_memory()
         self._workers = min(threads, sum(file.left for file in self._files if not file.problem))
         if self._workers:
-            readers.begin(self)  # before the first file is opened
+            readers.register(self)  # before the first file is opened
             self._start(self._workers)
 
-    def _take_memory(self) -> None:
+    def _allocate_memory(self) -> None:
         """Make room for each file that fits; the others are not read."""
         free, limit = free_memory(), os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 0
         if limit > 0:
-            for file in sorted(self._files, key=lambda file: -file.size)[limit // SHARE :]:
+            for file in sorted(self._files, key=lambda file: -file.size)[limit // FD_SHARE :]:
                 file.problem = f"too many files for memory: each takes one of the {limit} that may be open"
         for file in self._files:
             if file.problem:
@@ -95,17 +95,19 @@ class Prefetch:
                 file.forget()
                 continue
             free -= file.size
-        promised[id(self)] = sum(file.owed for file in self._files)
+        reservations[id(self)] = sum(file.reserved for file in self._files)
 
     def _start(self, count: int) -> None:
         for number in range(count):
             # Daemons: an interpreter that ends does not wait for a read that hangs.
-            thread = threading.Thread(target=self._work, name=f"weightcache-prefetch-{number}", daemon=may_be_daemons())
+            thread = threading.Thread(
+                target=self._work, name=f"weightcache-prefetch-{number}", daemon=daemon_threads_allowed()
+            )
             try:
                 thread.start()
             except RuntimeError as error:
                 _log.info("prefetch goes on with %d threads: %s", number, error)
-                self._leave(count - number, str(error))
+                self._worker_exited(count - number, str(error))
                 return
 
     # What the threads do.
@@ -113,21 +115,21 @@ class Prefetch:
     def _work(self) -> None:
         problem = ""
         try:
-            buffer = memoryview(mmap.mmap(-1, CHUNK))  # pages of its own, which go back when the thread ends
-            while (piece := self._next()) is not None:
-                self._read(*piece, buffer)
+            buffer = memoryview(mmap.mmap(-1, READ_CHUNK))  # pages of its own, which go back when the thread ends
+            while (chunk := self._next()) is not None:
+                self._read(*chunk, buffer)
         except Exception as error:  # noqa: BLE001 (no memory for the buffer, say: somebody may be waiting)
-            problem = said(error)
+            problem = reason(error)
         finally:
-            self._leave(1, problem)
+            self._worker_exited(1, problem)
 
     def _next(self) -> tuple[PrefetchedFile, int] | None:
-        with self._news:
+        with self._changed:
             while self._paused and not self._closed:
-                self._news.wait()
+                self._changed.wait()
             if self._closed:
                 return None
-            for file, start in self._pieces:
+            for file, start in self._chunks:
                 if not file.problem:
                     self._reading += 1
                     file.reading += 1
@@ -137,44 +139,44 @@ class Prefetch:
     def _read(self, file: PrefetchedFile, start: int, buffer: memoryview) -> None:
         count, problem = 0, ""
         try:
-            count = read_chunk(file, start, min(start + CHUNK, file.size), buffer)
+            count = read_chunk(file, start, min(start + READ_CHUNK, file.size), buffer)
         except Exception as error:  # noqa: BLE001 (whatever it is, the read is over)
-            problem = said(error)
-        with self._news:
+            problem = reason(error)
+        with self._changed:
             self._reading -= 1
             file.reading -= 1
             self._bytes += count
             self._ended = time.monotonic()
             file.problem = file.problem or problem
             file.left -= not problem
-            if id(self) in promised:
-                taken = file.owed if file.problem else min(count, file.owed)
-                file.owed -= taken
-                promised[id(self)] -= taken
+            if id(self) in reservations:
+                taken = file.reserved if file.problem else min(count, file.reserved)
+                file.reserved -= taken
+                reservations[id(self)] -= taken
             if not file.reading:
-                self._tidy(file)
+                self._release_file(file)
             if problem:
                 _log.info("prefetch of %s: %s", file.path, problem)
-            self._news.notify_all()
+            self._changed.notify_all()
 
-    def _tidy(self, file: PrefetchedFile) -> None:
+    def _release_file(self, file: PrefetchedFile) -> None:
         """Let go of what a file that no thread reads does not need."""
         if file.is_over or self._paused or self._closed:  # the latter two when a read hung, and nobody waited longer
             file.close()
         if file.problem:
             file.forget()
 
-    def _leave(self, count: int, problem: str) -> None:
+    def _worker_exited(self, count: int, problem: str) -> None:
         """Note that so many threads have ended, or never began; with the last one go those that wait for a file."""
-        with self._news:
+        with self._changed:
             self._workers -= count
             if not self._workers:
                 for file in self._files:
                     if not file.is_over and not self._closed:
                         file.problem = problem
-                        self._tidy(file)
-                promised.pop(id(self), None)
-            self._news.notify_all()
+                        self._release_file(file)
+                reservations.pop(id(self), None)
+            self._changed.notify_all()
 
     def _is_over(self) -> bool:
         """Whether nothing more will be read. Asked after each of many reads: it must not look at every file."""
@@ -193,8 +195,8 @@ class Prefetch:
         Returns:
             Whether every file that it set out to read is read whole.
         """
-        with self._news:
-            self._news.wait_for(self._is_over, timeout)
+        with self._changed:
+            self._changed.wait_for(self._is_over, timeout)
             return all(file.is_whole for file in self._files)
 
     def path(self, path: str | os.PathLike[str]) -> str:
@@ -210,18 +212,18 @@ class Prefetch:
         file = self._by_path.get(os.path.realpath(path)) if self._into_memory else None
         if file is None:
             return os.fspath(path)
-        with self._news:
-            self._news.wait_for(lambda: self._closed or file.is_over)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or file.is_over)
         if file.is_replaced():
             return os.fspath(path)
-        with self._news:
+        with self._changed:
             held = not self._closed and file.is_whole and file.memory >= 0
             return f"/proc/self/fd/{file.memory}" if held else os.fspath(path)
 
     @property
     def stats(self) -> PrefetchStats:
         """How far it is."""
-        with self._news:
+        with self._changed:
             seconds = (self._ended if self._is_over() else time.monotonic()) - self._began
             problems = [f"{file.path}: {file.problem}" for file in self._files if file.problem]
             total = sum(file.size for file in self._files)
@@ -230,39 +232,39 @@ class Prefetch:
 
     def close(self) -> None:
         """End it, close its files, and give back its memory; what a loader has mapped stays until it lets go."""
-        with self._news:
+        with self._changed:
             self._closed = True
-            self._news.notify_all()
-        self._let_go()
+            self._changed.notify_all()
+        self._close_idle()
         for file in self._files:
             file.forget()
-        promised.pop(id(self), None)
-        readers.end(self)
+        reservations.pop(id(self), None)
+        readers.unregister(self)
 
-    def _let_go(self) -> None:
+    def _close_idle(self) -> None:
         """Wait for the reads in progress, and close everything that is open on the Volume."""
-        with self._news:
-            if not self._news.wait_for(lambda: not self._reading, PATIENCE):
-                _log.warning("a read of prefetch hangs for %g s; its file stays open until it ends", PATIENCE)
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._reading, PAUSE_TIMEOUT):
+                _log.warning("a read of prefetch hangs for %g s; its file stays open until it ends", PAUSE_TIMEOUT)
             for file in self._files:
                 if not file.reading:
                     file.close()
 
     def pause(self) -> None:
         """Close every file until `resume`; `ensure` calls it before a commit or reload."""
-        with self._news:
+        with self._changed:
             self._paused += 1
-        self._let_go()
+        self._close_idle()
 
     def resume(self) -> None:
         """Go on after a `pause`."""
-        with self._news:
+        with self._changed:
             self._paused -= 1
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def forked(self) -> None:
         """In a child process, where no thread of ours runs and a lock may be held for ever: nothing more is read."""
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._reading = self._paused = 0
         for file in self._files:
             file.opening, file.writing = threading.Lock(), threading.Lock()
@@ -270,7 +272,7 @@ class Prefetch:
             if not file.is_over:
                 file.problem = "the process was forked while it was read"
                 file.forget()
-        promised.pop(id(self), None)
+        reservations.pop(id(self), None)
 
     def __enter__(self) -> Prefetch:
         return self
@@ -284,7 +286,7 @@ class Prefetch:
         for file in getattr(self, "_files", ()):
             file.close()
             file.forget()
-        promised.pop(id(self), None)
+        reservations.pop(id(self), None)
 
     def __repr__(self) -> str:
         stats = self.stats

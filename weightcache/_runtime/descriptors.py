@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     R = TypeVar("R")
-    H = TypeVar("H", bound="Held")
+    H = TypeVar("H", bound="OwnedResource")
 
-PATIENCE = 1.0  # seconds that a fork waits for files that other threads are opening or closing at the moment
+FORK_TIMEOUT = 1.0  # seconds that a fork waits for files that other threads are opening or closing at the moment
 
-_held: set[ref[Held]] = set()
+_resources: set[ref[OwnedResource]] = set()
 _numbers = count(1)
 
 
-class Held:
+class OwnedResource:
     """What must be let go of, by the thread that made it, if Ctrl-C comes where it was about to do so."""
 
     __slots__ = ("__weakref__", "_maker", "_number")
 
     def __init__(self) -> None:
         self._maker, self._number = get_ident(), next(_numbers)
-        _held.add(ref(self, _held.discard))
+        _resources.add(ref(self, _resources.discard))
 
     def close_quietly(self) -> None:
         """Let go of it. May be called again."""
@@ -50,7 +50,7 @@ class Held:
         return self._maker == get_ident() and self._number > number
 
 
-class Descriptor(Held):
+class Descriptor(OwnedResource):
     """One open file, or none. A context manager that closes it, for files that are only read: no error comes out."""
 
     __slots__ = ("_numbers", "busy")
@@ -133,7 +133,7 @@ def opened(path: str, flags: int, permissions: int = 0o666) -> Descriptor:
     return descriptor
 
 
-def closed_when_interrupted(function: Callable[P, R]) -> Callable[P, R]:
+def close_on_interrupt(function: Callable[P, R]) -> Callable[P, R]:
     """Let ``function`` leave no file open and no lock held when Ctrl-C ends it.
 
     An interruption can come just before a file is closed. It is closed with the last reference to it, but an exception
@@ -147,7 +147,7 @@ def closed_when_interrupted(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except BaseException as error:
             if not isinstance(error, Exception):
-                for each in _all(Held):
+                for each in _all(OwnedResource):
                     if each.was_made_since(begun):
                         each.close_quietly()
             raise
@@ -156,23 +156,23 @@ def closed_when_interrupted(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _all(kind: type[H]) -> list[H]:
-    return [each for known in _held.copy() if isinstance(each := known(), kind)]
+    return [each for known in _resources.copy() if isinstance(each := known(), kind)]
 
 
 def _before_fork() -> None:
     """Wait for other threads to have opened or closed what they are at: a child could not know these numbers."""
-    me, until = get_ident(), time.monotonic() + PATIENCE
+    me, until = get_ident(), time.monotonic() + FORK_TIMEOUT
     while any(each.busy not in (0, me) for each in _all(Descriptor)):
         if time.monotonic() > until:  # a Volume that hangs must not hang the program
             return
         time.sleep(0.0005)
 
 
-def _forked() -> None:
+def _after_fork() -> None:
     for each in _all(Descriptor):
         each.busy = 0
         each.close_quietly()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_forked)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

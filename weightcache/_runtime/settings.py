@@ -46,6 +46,19 @@ class Settings:
 
     Progress:
         line_interval: Between two lines of progress in a log.
+
+    Volume and coordination:
+        volume_backoff: Before the second and the third try of a commit or reload.
+        lease_expiry: Without a beat, the holder of a lease counts as dead after this time.
+        lease_beat: Between two beats. Five may be lost or late before the lease expires.
+        lease_poll: Between two reads of the heads of leases, at first and at most.
+        reload_interval: A waiting container reloads the Volume this often, even if no head changes: a Dict may forget.
+        lease_retry_delays: Before another try of an operation on the Dict.
+        dict_timeout: For one operation on a Dict. Modal documents a few dozen milliseconds.
+        dict_timeout_on_interrupt: The same after Ctrl-C, which must end the program within a second.
+        lock_poll: Between two tries to acquire the lock of a root.
+        lock_beat: Between two notes of its holder.
+        report_interval: Between two lines that name the holder of the lock.
     """
 
     # Retries of one mirror
@@ -77,6 +90,19 @@ class Settings:
 
     # Progress
     line_interval: float = 10.0
+
+    # Volume and coordination
+    volume_backoff: tuple[float, ...] = (0.5, 2.0)
+    lease_expiry: float = 30.0
+    lease_beat: float = 5.0
+    lease_poll: tuple[float, float] = (1.0, 5.0)
+    reload_interval: float = 15.0
+    lease_retry_delays: tuple[float, ...] = (0.5, 1.0, 2.0)
+    dict_timeout: float = 5.0
+    dict_timeout_on_interrupt: float = 0.3
+    lock_poll: float = 0.05
+    lock_beat: float = 1.0
+    report_interval: float = 10.0
 
 
 DEFAULT = Settings()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("weightcache")
 
 
-def may_be_daemons() -> bool:
+def daemon_threads_allowed() -> bool:
     """Whether threads may be daemons here: at the end of the interpreter nothing waits for those."""
     try:
         threading.Thread(daemon=True)
@@ -25,7 +25,7 @@ def may_be_daemons() -> bool:
     return True
 
 
-def remedy(error: RuntimeError) -> str:
+def thread_error_hint(error: RuntimeError) -> str:
     """Return what to do about a thread that could not be started."""
     text = str(error)
     if "shutdown" in text:
@@ -35,7 +35,7 @@ def remedy(error: RuntimeError) -> str:
     return "raise the limit of processes (ulimit -u, or that of the container)"
 
 
-def share(run: Callable[[], None], threads: int, name: str, failed: list[BaseException]) -> None:
+def run_in_threads(run: Callable[[], None], threads: int, name: str, failed: list[BaseException]) -> None:
     """Do the same work in this thread and in up to ``threads`` more, and wait for all of them.
 
     Args:

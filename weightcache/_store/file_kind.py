@@ -60,7 +60,7 @@ def holds_weights(name: str) -> bool:
     return name.lower().endswith(_WEIGHTS)
 
 
-def pointed_at(head: bytes) -> str:
+def lfs_pointer_target(head: bytes) -> str:
     """Return the sha256 of the file that a Git LFS pointer stands for; empty if there is none in it."""
     match = re.search(rb"\noid sha256:([0-9a-f]{64})\s", head)
     return match[1].decode() if match else ""

@@ -1,6 +1,6 @@
 """The store: published places and their receipts, and everything that hashes or renames.
 
-Nothing comes into a place but by `publish`, a rename of bytes that were hashed on their way into the partial or
+Nothing comes into a place but by `publish_file`, a rename of bytes that were hashed on their way into the partial or
 right before; nothing is believed of a place but by a receipt or a hash. No link below the root is followed: who can
 write to a Volume could otherwise let us write, rename or delete outside of it.
 """
@@ -15,11 +15,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from weightcache._runtime.descriptors import Descriptor, opened
-from weightcache._runtime.threads import share
+from weightcache._runtime.threads import run_in_threads
+from weightcache._runtime.write_guard import require_writing
 from weightcache.errors import StorageError
 
-from .partial_file import VanishedError, failure
-from .root import leads_out, refuse_links
+from .partial_file import VanishedError, storage_failure
+from .root import find_symlink, refuse_links
 from .writeback import WriteBack
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Hashed(NamedTuple):
     size: int
 
 
-def hash_file(path: str, check: Callable[[], None], *, follow: bool = False, again: bool = True) -> Hashed | None:
+def hash_file(path: str, check: Callable[[], None], *, follow: bool = False, retry: bool = True) -> Hashed | None:
     """Hash a regular file; ``None`` if there is none, or only a link to one and links are not to be followed.
 
     Raises:
@@ -55,12 +56,12 @@ def hash_file(path: str, check: Callable[[], None], *, follow: bool = False, aga
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno == errno.ESTALE and again:  # a reload put another file in the place of the one being read
-            return hash_file(path, check, follow=follow, again=False)
+        if error.errno == errno.ESTALE and retry:  # a reload put another file in the place of the one being read
+            return hash_file(path, check, follow=follow, retry=False)
         raise StorageError.of(error, "read", path) from None
 
 
-def copy(source: str, target: str, check: Callable[[], None]) -> Hashed:
+def copy_file(source: str, target: str, check: Callable[[], None]) -> Hashed:
     """Copy a file's bytes to a new file ``target`` in a partial, durable; return what was copied.
 
     Raises:
@@ -84,7 +85,7 @@ def copy(source: str, target: str, check: Callable[[], None]) -> Hashed:
                 os.unlink(target)
             written.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
         except OSError as error:
-            raise failure(error, "write to", target) from None
+            raise storage_failure(error, "write to", target) from None
         try:
             copied = _read(source, write, follow=True)
         except StorageError:
@@ -95,12 +96,12 @@ def copy(source: str, target: str, check: Callable[[], None]) -> Hashed:
             os.fsync(written.number)
             written.close()  # some file systems report here that they did not keep what was written
         except OSError as error:
-            raise failure(error, "write to", target) from None
+            raise storage_failure(error, "write to", target) from None
     return copied
 
 
 def _read(path: str, take: Callable[[memoryview], None], *, follow: bool) -> Hashed:
-    """Give a file's bytes to ``take``, chunk by chunk, and return what they are."""
+    """Give a file's bytes to ``read_block``, chunk by chunk, and return what they are."""
     digest, size, buffer = hashlib.sha256(), 0, bytearray(HASH_CHUNK)
     view = memoryview(buffer)
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)  # a fifo in its place has no writer
@@ -112,7 +113,7 @@ def _read(path: str, take: Callable[[memoryview], None], *, follow: bool) -> Has
     return Hashed(digest.hexdigest(), size)
 
 
-def right_files(
+def verified_sizes(
     layout: Layout, wanted: Iterable[tuple[Checkpoint, File]], check: Callable[[], None]
 ) -> dict[tuple[str, str], int]:
     """Hash published files in parallel; return the size of each right one, by checkpoint name and path."""
@@ -124,15 +125,15 @@ def right_files(
             with suppress(OSError):
                 if os.lstat(path).st_size != file.size:
                     return None
-        found = None if leads_out(layout, os.path.dirname(path)) else hash_file(path, check)
+        found = None if find_symlink(layout, os.path.dirname(path)) else hash_file(path, check)
         return found.size if found and found.sha256 == file.sha256 else None
 
     items = list(wanted)
-    sizes = in_parallel(size_if_right, items, check)
+    sizes = parallel_map(size_if_right, items, check)
     return {(c.name, f.path): size for (c, f), size in zip(items, sizes, strict=True) if size is not None}
 
 
-def in_parallel(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], check: Callable[[], None]) -> list[R]:
+def parallel_map(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], check: Callable[[], None]) -> list[R]:
     """Do ``work``, which hashes, for each item. It must call what it is given often: that ends it where one failed."""
     left, results, failed = iter(range(len(items))), dict[int, R](), list[BaseException]()
 
@@ -150,21 +151,23 @@ def in_parallel(work: Callable[[T, Callable[[], None]], R], items: Sequence[T], 
         except BaseException as error:  # noqa: BLE001 (it is raised below, in the caller's thread)
             failed.append(error)
 
-    share(run, min(_HASH_THREADS, len(items)) - 1, "weightcache-hash", failed)
+    run_in_threads(run, min(_HASH_THREADS, len(items)) - 1, "weightcache-hash", failed)
     if failed:
         raise failed[0]
     return [results[index] for index in range(len(items))]
 
 
-def publish(layout: Layout, checkpoint: Checkpoint, file: File, source: str) -> None:
+def publish_file(layout: Layout, checkpoint: Checkpoint, file: File, source: str) -> None:
     """Move verified bytes from ``source`` (in a partial) to their place, replacing what is there at once.
 
     Readers that have an old file open keep what they have.
 
     Raises:
         VanishedError: ``source`` is gone: somebody swept the partial.
-        StorageError: The place cannot be written.
+        StorageError: The directory cannot be written.
+        RuntimeError: The write was not announced with ``VolumeSession.writing()``.
     """
+    require_writing(layout.root)
     target = layout.file(checkpoint, file)
     refuse_links(layout, os.path.dirname(target))
     try:
@@ -192,7 +195,7 @@ def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None
         try:
             os.link(source, target)
         except OSError:
-            found: Hashed | None = copy(source, target, check)
+            found: Hashed | None = copy_file(source, target, check)
         else:
             found = hash_file(target, check)  # of a link that took the place of ``source``, nothing
         right = found if found and found.sha256 == sha256 else None

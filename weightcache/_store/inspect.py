@@ -11,7 +11,7 @@ import json
 import os
 import stat
 
-from weightcache._frozen import Value
+from weightcache._frozen import Frozen
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _RECEIPT_BASE, _RECEIPT_FILE = (
 )  # the same where the files are known: for its sources, and for each file
 
 
-class Look(Value):
+class Inspection(Frozen):
     """What one look found.
 
     Attributes:
@@ -62,7 +62,7 @@ class Look(Value):
         self._set(state=state, detail=detail, receipt=receipt, wrong=wrong, sizes=sizes or {})
 
 
-READY = Look("ready", receipt=True)
+READY = Inspection("ready", receipt=True)
 
 _reading: set[FileIO] = set()  # what is open at the moment
 
@@ -137,7 +137,7 @@ def list_directories(path: str) -> list[str]:
         return []
 
 
-def look(layout: Layout, checkpoint: Checkpoint) -> Look:
+def inspect(layout: Layout, checkpoint: Checkpoint) -> Inspection:
     """Say what the root holds of ``checkpoint``: one receipt read, one stat a file."""
     expected = _receipted_sizes(layout, checkpoint)
     wrong, present = [], 0
@@ -154,16 +154,16 @@ def look(layout: Layout, checkpoint: Checkpoint) -> Look:
         elif size is not None and found.st_size != size:
             wrong.append((file, f"{file.path} has {found.st_size} bytes instead of {size}"))
     if not wrong:
-        return READY if expected is not None else Look("unverified", "is there, without a receipt")
+        return READY if expected is not None else Inspection("unverified", "is there, without a receipt")
     detail = wrong[0][1] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
     files = tuple(file for file, _ in wrong)
     if expected is not None:
-        return Look("damaged", f"has a receipt, but {detail}", receipt=True, wrong=files, sizes=expected)
+        return Inspection("damaged", f"has a receipt, but {detail}", receipt=True, wrong=files, sizes=expected)
     if present > 0:
         sized = any("instead of" in why or "regular" in why for _, why in wrong)
-        return Look("damaged" if sized else "partial", detail, wrong=files)
+        return Inspection("damaged" if sized else "partial", detail, wrong=files)
     started = any(name.startswith(checkpoint.digest) for name in list_names(layout.partials))
-    return Look(
+    return Inspection(
         "partial" if started else "missing",
         "a download was begun" if started else "is not there",
         wrong=files,

@@ -52,7 +52,7 @@ class Journal:
         return sum(length for blocks in self.blocks.values() for length, _ in blocks.values())
 
 
-def age(path: str) -> float:
+def partial_age(path: str) -> float:
     """Return how many seconds ago a writer opened a partial, by its journal: a reload may change modification times.
 
     Without a credible line it is the age of the directory itself, and 0 if that is gone.

@@ -37,7 +37,7 @@ class Layout:
     def receipts(self) -> str:
         return f"{self.root}/.weightcache/receipts"
 
-    def place(self, checkpoint: Checkpoint) -> str:
+    def version_dir(self, checkpoint: Checkpoint) -> str:
         """The directory of one version of a checkpoint."""
         return f"{self.root}/{checkpoint.name}/{checkpoint.digest[:16]}"
 
@@ -46,7 +46,7 @@ class Layout:
 
     def published(self, checkpoint: Checkpoint) -> str:
         """What `ensure` returns: the file, or the directory of a directory checkpoint."""
-        return self.place(checkpoint) if checkpoint.is_directory else self.file(checkpoint, checkpoint.files[0])
+        return self.version_dir(checkpoint) if checkpoint.is_directory else self.file(checkpoint, checkpoint.files[0])
 
     def receipt(self, checkpoint: Checkpoint) -> str:
         return f"{self.root}/.weightcache/receipts/{checkpoint.name}/{checkpoint.digest}.json"

@@ -32,7 +32,7 @@ class VanishedError(Exception):
     """The partial was swept or taken by somebody else; its writer starts again."""
 
 
-def failure(error: OSError, doing: str, path: str) -> VanishedError | StorageError:
+def storage_failure(error: OSError, doing: str, path: str) -> VanishedError | StorageError:
     """Return what comes out for an ``error`` that was met while ``doing`` something to ``path`` in a partial."""
     if error.errno in (errno.ENOENT, errno.ESTALE):  # stale: a reload put another directory in its place
         return VanishedError(path)
@@ -52,15 +52,15 @@ class PartialFile:
         path: Where the data lies.
         sha256: Digest of the file.
         own: The blocks that an earlier writer left at ``path``, by number.
-        donated: Path and blocks of the same file in other writers' partials.
+        reusable: Path and blocks of the same file in other writers' partials.
         append: Adds a line to the journal of this partial.
     """
 
     def __init__(
-        self, path: str, sha256: str, *, own: Blocks, donated: list[tuple[str, Blocks]], append: Callable[[str], None]
+        self, path: str, sha256: str, *, own: Blocks, reusable: list[tuple[str, Blocks]], append: Callable[[str], None]
     ) -> None:
         self.path, self._sha256 = path, sha256
-        self._own, self._donated = own, donated
+        self._own, self._reusable = own, reusable
         self._append = append
         self.recorded = False
         self.reused = 0
@@ -77,19 +77,19 @@ class PartialFile:
         """
         flags = os.O_RDWR | os.O_NOFOLLOW
         try:
-            if not _is_only_ours(self.path):
-                self._set_aside()
+            if not _is_exclusively_ours(self.path):
+                self._move_aside()
                 flags |= os.O_CREAT | os.O_EXCL
             self._data.open(self.path, flags)
         except OSError as error:
-            raise failure(error, "write to", self.path) from None
+            raise storage_failure(error, "write to", self.path) from None
 
-    def _set_aside(self) -> None:
+    def _move_aside(self) -> None:
         """Let the file of an earlier writer, if there is one, give its blocks like another writer's."""
         aside = f"{self.path}.aside"
         with suppress(FileNotFoundError):
             os.rename(self.path, aside)
-            self._donated.append((aside, self._own))
+            self._reusable.append((aside, self._own))
         self._own = {}
 
     def write(self, block: int, data: memoryview) -> None:
@@ -104,20 +104,20 @@ class PartialFile:
                 written = os.pwrite(self._data.number, rest, offset)
                 offset, rest = offset + written, rest[written:]
         except OSError as error:
-            raise failure(error, "write to", self.path) from None
+            raise storage_failure(error, "write to", self.path) from None
         try:
             self._append(block_line(self._sha256, block, len(data), checksum))
         except OSError as error:
-            raise failure(error, "write to the journal of", self.path) from None
+            raise storage_failure(error, "write to the journal of", self.path) from None
         self._own[block] = (len(data), checksum)
         self.recorded = True
         try:
             self._write_back.wrote(self._data.number, len(data))
         except OSError as error:
-            self._distrust()
-            raise failure(error, "write to", self.path) from None
+            self._invalidate()
+            raise storage_failure(error, "write to", self.path) from None
 
-    def _distrust(self) -> None:
+    def _invalidate(self) -> None:
         """Let no later run take a block of this file: which of them the disk lacks is not known.
 
         After a write-back that failed, Linux keeps the pages in memory and calls them clean (fsync(2)): they would pass
@@ -128,7 +128,7 @@ class PartialFile:
         with suppress(OSError):
             self._append(wiped_line(self._sha256))
 
-    def take(self, block: int) -> bytes | None:
+    def read_block(self, block: int) -> bytes | None:
         """Return a block that is already there, in our own data or in another writer's (then it is copied).
 
         ``None`` if nobody has it, or what is there does not have the journaled checksum.
@@ -137,7 +137,7 @@ class PartialFile:
             self._own[block] = (len(data), block_checksum(data))
             self.reused += len(data)
             return data
-        for path, blocks in self._donated:
+        for path, blocks in self._reusable:
             if (expected := blocks.pop(block, None)) is None:
                 continue
             with suppress(OSError):  # it may be swept or taken over at any moment
@@ -150,12 +150,12 @@ class PartialFile:
         return None
 
     def present(self) -> dict[int, int]:
-        """Return the length of each block that `take` may have, by its number."""
-        given = {number: length for _, blocks in self._donated for number, (length, _) in list(blocks.items())}
+        """Return the length of each block that `read_block` may have, by its number."""
+        given = {number: length for _, blocks in self._reusable for number, (length, _) in list(blocks.items())}
         return given | {number: length for number, (length, _) in list(self._own.items())}
 
-    def wipe(self) -> None:
-        """Forget every block, also the donors': what is here is not the declared file.
+    def reset(self) -> None:
+        """Forget every block, also the reusable': what is here is not the declared file.
 
         Raises:
             StorageError: The disk failed.
@@ -166,12 +166,12 @@ class PartialFile:
             os.ftruncate(self._data.number, 0)
             self._append(wiped_line(self._sha256))
         except OSError as error:
-            raise failure(error, "truncate", self.path) from None
+            raise storage_failure(error, "truncate", self.path) from None
         self._own.clear()
-        self._donated.clear()
+        self._reusable.clear()
         self.reused = 0
 
-    def finish(self, size: int) -> None:
+    def seal(self, size: int) -> None:
         """Cut the data to ``size`` bytes, make it durable and close it; it is ready to be published.
 
         Raises:
@@ -186,11 +186,11 @@ class PartialFile:
                 os.fsync(self._data.number)
                 self._data.close()  # some file systems report here that they did not keep what was written
             except OSError:
-                self._distrust()
+                self._invalidate()
                 raise
             self.size = size
         except OSError as error:
-            raise failure(error, "write to", self.path) from None
+            raise storage_failure(error, "write to", self.path) from None
         finally:
             self.close()
 
@@ -210,14 +210,14 @@ def _read_block(descriptor: int, block: int, expected: tuple[int, int] | None) -
     return data if len(data) == length and block_checksum(data) == checksum else None
 
 
-def _has_one_name(path: str) -> bool:
+def _has_single_link(path: str) -> bool:
     with suppress(OSError):
         found = os.lstat(path)
         return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
     return False
 
 
-def _is_only_ours(path: str) -> bool:
+def _is_exclusively_ours(path: str) -> bool:
     """Whether an earlier writer's file is there that nobody but this process can reach any more.
 
     A hard link would be another name for it. A writer that was taken for dead may have it open; its own path to it is

@@ -24,9 +24,9 @@ from weightcache._runtime.identity import Writer
 from weightcache.errors import StorageError
 
 from .inspect import list_directories, list_names
-from .journal import BLOCK, Blocks, Journal, age, block_checksum, opened_line
-from .partial_file import PartialFile, VanishedError, _has_one_name
-from .removal import remove
+from .journal import BLOCK, Blocks, Journal, block_checksum, opened_line, partial_age
+from .partial_file import PartialFile, VanishedError, _has_single_link
+from .removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -76,23 +76,23 @@ class Partial:
     def __init__(self, layout: Layout, checkpoint: Checkpoint, writer: Writer) -> None:
         self.path = f"{layout.partials}/{checkpoint.digest}.{writer}"
         dead = list[Journal]()
-        self.donors = list[Journal]()
+        self.reusable = list[Journal]()
         for path, digest, other in _writers(layout):
             if digest == checkpoint.digest and path != self.path:
-                (dead if other.is_dead_here(layout.root) else self.donors).append(Journal(path))
-        self.inherited = dict[str, Blocks]()
+                (dead if other.is_dead_here(layout.root) else self.reusable).append(Journal(path))
+        self.adopted = dict[str, Blocks]()
         self._files = dict[str, PartialFile]()
         self._journal = Descriptor()
         # The richest dead one becomes ours; the others give what it lacks and are swept when all is done.
         for journal in sorted(dead, key=lambda each: each.bytes, reverse=True):
-            if self.inherited or not journal.bytes or not self._take_over(journal):
-                self.donors.append(journal)
+            if self.adopted or not journal.bytes or not self._take_over(journal):
+                self.reusable.append(journal)
         try:
             os.makedirs(self.path, exist_ok=True)
             self._journal.open(f"{self.path}/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
             self.append(opened_line())
         except OSError as error:
-            if self.inherited:
+            if self.adopted:
                 self.close()
             else:
                 self.discard()  # a full disk has no room for a journal, but for an empty one
@@ -103,12 +103,12 @@ class Partial:
             os.rename(journal.path, self.path)
         except OSError:
             return False  # somebody else was first
-        self.inherited = journal.blocks
+        self.adopted = journal.blocks
         for name in list_names(self.path):
             # Copies that were not published share their bytes with a published file: they are never written to.
             # So does a journal with another name elsewhere, which somebody planted.
-            if not _DIGEST.fullmatch(name) and not (name == "journal" and _has_one_name(f"{self.path}/{name}")):
-                remove(f"{self.path}/{name}")
+            if not _DIGEST.fullmatch(name) and not (name == "journal" and _has_single_link(f"{self.path}/{name}")):
+                remove_tree(f"{self.path}/{name}")
         return True
 
     def __enter__(self) -> Partial:
@@ -118,7 +118,7 @@ class Partial:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if not self.inherited and not any(file.recorded for file in self._files.values()):
+        if not self.adopted and not any(file.recorded for file in self._files.values()):
             self.discard()  # nothing that a later run could use
 
     def close(self) -> None:
@@ -130,16 +130,16 @@ class Partial:
     def file(self, file: File) -> PartialFile:
         """Return the partial of one file."""
         if file.sha256 not in self._files:
-            donated = [
+            reusable = [
                 (f"{journal.path}/{file.sha256}", dict(journal.blocks[file.sha256]))
-                for journal in self.donors
+                for journal in self.reusable
                 if file.sha256 in journal.blocks
             ]
             self._files[file.sha256] = PartialFile(
                 f"{self.path}/{file.sha256}",
                 file.sha256,
-                own=dict(self.inherited.get(file.sha256, {})),
-                donated=donated,
+                own=dict(self.adopted.get(file.sha256, {})),
+                reusable=reusable,
                 append=self.append,
             )
         return self._files[file.sha256]
@@ -147,7 +147,7 @@ class Partial:
     def discard(self) -> None:
         """Remove it with everything in it: its checkpoint is published."""
         self.close()
-        remove(self.path)
+        remove_tree(self.path)
 
     def append(self, line: str) -> None:
         """Add a line to the journal, whole.
@@ -163,7 +163,7 @@ def stale_partials(layout: Layout) -> list[str]:
     stale = []
     for path, _, writer in _writers(layout):
         writing_here = writer.is_here(layout.root) and not writer.is_dead_here(layout.root)
-        if not writing_here and age(path) > STALE:
+        if not writing_here and partial_age(path) > STALE:
             stale.append(path)
     return stale
 
@@ -186,7 +186,7 @@ def sweep(layout: Layout, published: set[str]) -> list[str]:
     ]
     removed = sorted({*over, *stale_partials(layout)})
     for path in removed:
-        remove(path)
+        remove_tree(path)
     return removed
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from weightcache._runtime.descriptors import opened
 from weightcache._runtime.identity import Writer
+from weightcache._runtime.write_guard import require_writing
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import digest_problem, name_problem, path_problem
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .layout import Layout
 
 
-def receipted_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+def receipt_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     """Return path → (sha256, size) of a receipt; entries that no receipt of ours would hold are left out."""
     files = {}
     for path, entry in data["files"].items():
@@ -39,7 +40,7 @@ def receipted_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     return files
 
 
-def receipted_places(layout: Layout, ending: str = "json") -> Iterator[tuple[str, str, dict[str, Any]]]:
+def iter_receipts(layout: Layout, ending: str = "json") -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (name, full digest, receipt) of every place in the root that has a receipt (with this ending)."""
     for name in list_directories(layout.receipts):
         for entry in list_names(f"{layout.receipts}/{name}"):
@@ -51,11 +52,11 @@ def receipted_places(layout: Layout, ending: str = "json") -> Iterator[tuple[str
                 yield name, digest, data
 
 
-def held_files(layout: Layout) -> dict[str, list[str]]:
+def files_by_digest(layout: Layout) -> dict[str, list[str]]:
     """Return sha256 → paths of the files in the root that have a receipt; their bytes are still to be hashed."""
     held: dict[str, list[str]] = {}
-    for name, digest, receipt in receipted_places(layout):
-        for path, (sha256, _) in receipted_files(receipt).items():
+    for name, digest, receipt in iter_receipts(layout):
+        for path, (sha256, _) in receipt_files(receipt).items():
             held.setdefault(sha256, []).append(f"{layout.root}/{name}/{digest[:16]}/{path}")
     return held
 
@@ -74,13 +75,14 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, in
         StorageError: It cannot be written.
         VanishedError: A published file is gone, or has another size.
     """
+    require_writing(layout.root)
     path = layout.receipt(checkpoint)
     fresh = f"{layout.partials}/{UNFINISHED_RECEIPT}.{Writer.new(layout.root)}"  # there it is swept if we die
     for file in checkpoint.files:
         try:
             found = os.lstat(layout.file(checkpoint, file))
         except OSError:
-            raise VanishedError(layout.place(checkpoint)) from None
+            raise VanishedError(layout.version_dir(checkpoint)) from None
         if not stat.S_ISREG(found.st_mode) or found.st_size != sizes[file.path]:
             raise VanishedError(layout.file(checkpoint, file))
     files = {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files}
@@ -115,6 +117,7 @@ def withdraw_receipt(layout: Layout, checkpoint: Checkpoint) -> None:
     Raises:
         StorageError: It cannot be removed.
     """
+    require_writing(layout.root)
     try:
         with suppress(FileNotFoundError):
             os.unlink(layout.receipt(checkpoint))

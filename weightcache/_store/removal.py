@@ -8,7 +8,7 @@ from contextlib import suppress
 from weightcache._runtime.descriptors import opened
 
 
-def remove(path: str) -> None:
+def remove_tree(path: str) -> None:
     """Remove a file or a directory with everything in it. A link is removed and not followed.
 
     Not by shutil.rmtree, which lets an error from closing a directory out, and then closes the number again.
@@ -24,6 +24,6 @@ def remove(path: str) -> None:
                 try:
                     os.unlink(name, dir_fd=folder.number)  # of this directory, also if a link takes its place now
                 except OSError:
-                    remove(f"{path}/{name}")
+                    remove_tree(f"{path}/{name}")
         with suppress(OSError):
             os.rmdir(path)

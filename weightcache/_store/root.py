@@ -35,7 +35,7 @@ def check_root(layout: Layout) -> None:
         raise StorageError.of(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "read", root)
 
 
-def leads_out(layout: Layout, path: str) -> str:
+def find_symlink(layout: Layout, path: str) -> str:
     """Return the first directory on the way from the root to ``path``, itself included, that is a link; or nothing."""
     at = layout.root
     for name in path[len(at) + 1 :].split("/"):
@@ -52,7 +52,7 @@ def refuse_links(layout: Layout, *paths: str) -> None:
         StorageError: A directory between the root and one of ``paths``, itself included, is a link.
     """
     for path in paths:
-        if link := leads_out(layout, path):
+        if link := find_symlink(layout, path):
             raise StorageError(
                 f"cannot use {link}: it is a symbolic link, and weightcache follows none below the root",
                 hint="remove the link and put a directory there, or let root= itself be the directory that it names",

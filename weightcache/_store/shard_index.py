@@ -18,7 +18,7 @@ from .file_kind import holds_weights
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-LIMIT = 1 << 26  # bytes of an index; those of the largest models have a tenth
+MAX_INDEX_BYTES = 1 << 26  # bytes of an index; those of the largest models have a tenth
 _SHOWN = 3
 _INDEX = re.compile(r".+\.index(\.[A-Za-z0-9_-]+)?\.json")  # model.safetensors.index.json, ….index.fp16.json
 
@@ -28,7 +28,7 @@ def is_index(path: str) -> bool:
     return _INDEX.fullmatch(posixpath.basename(path)) is not None
 
 
-def lacking_shards(index: str, data: bytes, chosen: Collection[str], listed: Collection[str] | None = None) -> str:
+def missing_shards(index: str, data: bytes, chosen: Collection[str], listed: Collection[str] | None = None) -> str:
     """Say which shards an index names that are not among the chosen files; empty if there is nothing to say.
 
     Nothing is said of an index of which no shard was chosen if other weights lie beside it: a repository has the same

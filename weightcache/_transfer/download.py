@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import Cancel
-from weightcache._runtime.threads import remedy
+from weightcache._runtime.threads import thread_error_hint
 from weightcache.errors import DownloadError
 
 from .client import Client
@@ -93,7 +93,7 @@ class DownloadRun:
         self._start(Hasher(self._state))
         for _ in self._scheduler.files.transfers:
             transfer = self._next_verified()
-            transfer.job.partial.finish(transfer.hashed)
+            transfer.job.partial.seal(transfer.hashed)
             self._show()
             self._progress.close(self._tracks.pop(transfer))
             on_verified(transfer.job)
@@ -109,7 +109,7 @@ class DownloadRun:
                 return False  # the threads that run do all the work, only later
             raise DownloadError(
                 f"a thread of the download cannot be started: {error}",
-                hint=remedy(error),
+                hint=thread_error_hint(error),
             ) from None
         self._threads.append(thread)
         return True

@@ -294,6 +294,6 @@ class FileTransfer(FileBytes):
     def _start_if_idle(self) -> None:
         if self._recovery and not self.tasks:
             if self._recovery == "wipe":
-                self.job.partial.wipe()
+                self.job.partial.reset()
             self._recovery = ""
             self.start(self._usable())

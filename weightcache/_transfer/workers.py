@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import CancelledByCallerError
-from weightcache._runtime.threads import may_be_daemons
+from weightcache._runtime.threads import daemon_threads_allowed
 from weightcache._store.partials import BLOCK
 
 from .segments import Block
@@ -35,7 +35,7 @@ class Connection(threading.Thread):
     """Works on one task after another: reads its blocks into memory, and writes them to the disk."""
 
     def __init__(self, state: WorkerState, number: int) -> None:
-        super().__init__(name=f"weightcache-connection-{number}", daemon=may_be_daemons())
+        super().__init__(name=f"weightcache-connection-{number}", daemon=daemon_threads_allowed())
         self._state, self._scheduler = state, state.scheduler
 
     def run(self) -> None:
@@ -204,7 +204,7 @@ class Connection(threading.Thread):
                 if not (self._may_go_on(task, task.segment.end) and self._claim(task)):
                     return
                 start = task.segment.start
-            data = transfer.job.partial.take(start // BLOCK)
+            data = transfer.job.partial.read_block(start // BLOCK)
             with state.lock:
                 if data is None:
                     transfer.on_missing(task)
@@ -219,7 +219,7 @@ class Hasher(threading.Thread):
     """Hashes the blocks of all files in order, from memory."""
 
     def __init__(self, state: WorkerState) -> None:
-        super().__init__(name="weightcache-hasher", daemon=may_be_daemons())
+        super().__init__(name="weightcache-hasher", daemon=daemon_threads_allowed())
         self._state, self._scheduler = state, state.scheduler
 
     def run(self) -> None:

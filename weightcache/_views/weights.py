@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weightcache._store.inspect import look
+from weightcache._store.inspect import inspect
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Weights(Mapping[str, "Path"]):
 def weights_if_ready(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Weights | None:
     """Return the `Weights` if every checkpoint is a hit, else ``None``."""
     for checkpoint in checkpoints:
-        if look(layout, checkpoint).state != "ready":
+        if inspect(layout, checkpoint).state != "ready":
             return None
     paths = {checkpoint.name: layout.published(checkpoint) for checkpoint in checkpoints}
     return Weights(paths, None, checkpoints, layout.root)

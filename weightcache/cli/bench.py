@@ -13,11 +13,11 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from weightcache._prefetch.file import CHUNK
+from weightcache._prefetch.file import READ_CHUNK
 from weightcache._runtime.descriptors import Descriptor, opened
-from weightcache._runtime.threads import remedy
+from weightcache._runtime.threads import thread_error_hint
 from weightcache._store.layout import Layout
-from weightcache._store.receipts import receipted_files, receipted_places
+from weightcache._store.receipts import iter_receipts, receipt_files
 from weightcache._store.root import check_root
 from weightcache.errors import NotCachedError, StorageError, WeightCacheError
 
@@ -30,9 +30,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MIB = 1 << 20
-FILES = 500  # the largest; each combination keeps all its files open, and many systems allow 1024 per process
+MAX_FILES = 500  # the largest; each combination keeps all its files open, and many systems allow 1024 per process
 # Chunk in bytes, and parallel reads. Loaders of .pt files read like the first one, prefetch like the one with 8.
-WAYS = ((MIB, 1), (CHUNK, 1), (CHUNK, 4), (CHUNK, 8), (CHUNK, 16), (CHUNK, 32), (MIB, 8), (4 * CHUNK, 8))
+WAYS = (
+    (MIB, 1),
+    (READ_CHUNK, 1),
+    (READ_CHUNK, 4),
+    (READ_CHUNK, 8),
+    (READ_CHUNK, 16),
+    (READ_CHUNK, 32),
+    (MIB, 8),
+    (4 * READ_CHUNK, 8),
+)
 CACHED = 0.7  # if the first rate is at least this part of the second, the files were cached before
 GOOD = 0.9  # of the best rate: more parallel reads than this needs gain too little
 
@@ -74,8 +83,8 @@ def bench(root: str, limit: int) -> dict[str, Any]:
     check_root(layout)
     paths = [
         f"{layout.root}/{name}/{digest[:16]}/{path}"
-        for name, digest, receipt in receipted_places(layout)
-        for path in receipted_files(receipt)
+        for name, digest, receipt in iter_receipts(layout)
+        for path in receipt_files(receipt)
     ]
     sizes = {path: os.path.getsize(path) for path in paths if os.path.isfile(path)}
     if not any(sizes.values()):
@@ -104,11 +113,11 @@ def bench(root: str, limit: int) -> dict[str, Any]:
 
 def _shares(sizes: dict[str, int], limit: int) -> list[list[Piece]]:
     """Divide the files into large pieces, so that each combination gets the same mix of large and small ones."""
-    block = 4 * CHUNK  # at least as large as any chunk, so that no two combinations read one block of the volume
+    block = 4 * READ_CHUNK  # at least as large as any chunk, so that no two combinations read one block of the volume
     share = limit // len(WAYS)
     shares: list[list[Piece]] = [[] for _ in WAYS]
     counts = [0] * len(WAYS)
-    for path, size in sorted(sizes.items(), key=lambda item: -item[1])[:FILES]:
+    for path, size in sorted(sizes.items(), key=lambda item: -item[1])[:MAX_FILES]:
         for start in range(0, size, block):
             least = counts.index(min(counts))
             if counts[least] >= share:
@@ -141,7 +150,9 @@ def _start(workers: Sequence[threading.Thread]) -> None:
         try:
             worker.start()
         except RuntimeError as error:
-            raise WeightCacheError(f"cannot start a thread for reading: {error}", hint=remedy(error)) from None
+            raise WeightCacheError(
+                f"cannot start a thread for reading: {error}", hint=thread_error_hint(error)
+            ) from None
 
 
 def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
@@ -182,15 +193,15 @@ def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
 
 
 def _advice(measured: Sequence[Measured], total: int) -> dict[str, Any]:
-    serial, fast = measured[0], [each for each in measured if each.chunk == CHUNK]
+    serial, fast = measured[0], [each for each in measured if each.chunk == READ_CHUNK]
     best = max(each.first for each in measured)
     enough = next((each for each in fast if each.first >= GOOD * best), max(fast or measured, key=lambda m: m.first))
     gain = enough.first / serial.first
     warm = all(each.first >= CACHED * each.again for each in measured)
-    if len(measured) < len(WAYS) or serial.bytes < CHUNK:
+    if len(measured) < len(WAYS) or serial.bytes < READ_CHUNK:
         advice = (
             f"{total / 1e6:.0f} MB are too little to measure, or --size is too small: "
-            f"each of {len(WAYS)} combinations needs {4 * CHUNK // 1_000_000} MB or more"
+            f"each of {len(WAYS)} combinations needs {4 * READ_CHUNK // 1_000_000} MB or more"
         )
     elif warm:
         advice = (

@@ -10,7 +10,7 @@ import shlex
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from weightcache._store.file_kind import EMPTY, POINTER, foreign_content, holds_weights, pointed_at
+from weightcache._store.file_kind import EMPTY, POINTER, foreign_content, holds_weights, lfs_pointer_target
 from weightcache.errors import Attempt, DownloadError, redacted
 from weightcache.manifest.urls import has_ending, hub_endpoint, local_path, resolved_url
 
@@ -73,7 +73,7 @@ def advice(url: str, what: str, head: bytes) -> str:
     """Return where to find the file itself, for a URL that sent something else."""
     better = _better(url, what)
     if what == POINTER:
-        points = f" to the file with sha256 {digest}" if (digest := pointed_at(head)) else ""
+        points = f" to the file with sha256 {digest}" if (digest := lfs_pointer_target(head)) else ""
         if local_path(url) is not None:
             return f"it points{points or ' to another file'}: run `git lfs pull` in that clone"
         otherwise = "https://media.githubusercontent.com/media/OWNER/REPO/REVISION/PATH of GitHub, or hf:// of the Hub"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.identity import note_path
-from weightcache._store.inspect import look
+from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache._store.root import check_root
 from weightcache.errors import StorageError, WeightCacheError
@@ -155,7 +155,7 @@ def _tokens(manifest: Manifest) -> Iterator[Finding]:
 
 
 def _room(layout: Layout, manifest: Manifest) -> Finding:
-    not_ready = [checkpoint for checkpoint in manifest if look(layout, checkpoint).state != "ready"]
+    not_ready = [checkpoint for checkpoint in manifest if inspect(layout, checkpoint).state != "ready"]
     need = sum(checkpoint.size or 0 for checkpoint in not_ready)
     if not need:
         return Finding("room", True, "nothing of declared size is missing")

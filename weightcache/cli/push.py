@@ -144,7 +144,7 @@ def _upload(volume: modal.Volume, layout: Layout, checkpoint: Checkpoint, sizes:
             for file in checkpoint.files:
                 batch.put_file(layout.file(checkpoint, file), f"{_version_dir(checkpoint)}/{file.path}")
     except OSError as error:
-        raise StorageError.of(error, "upload", error.filename or layout.place(checkpoint)) from error
+        raise StorageError.of(error, "upload", error.filename or layout.version_dir(checkpoint)) from error
     with volume.batch_upload(force=True) as batch:
         batch.put_file(io.BytesIO(_receipt_bytes(layout, checkpoint, sizes)), f"/{_receipt(checkpoint)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from weightcache._store.shard_index import LIMIT, is_index, lacking_shards
+from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index, missing_shards
 from weightcache._transfer.stream import SourceError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def warn_of_missing_shards(draft: Draft, reader: Reader, listed: Collection[str]
     """
     for path, pin in draft.pins.items():
         data = _read(draft, reader, path, pin) if is_index(path) else None
-        if data is not None and (text := lacking_shards(path, data, draft.pins, listed)):
+        if data is not None and (text := missing_shards(path, data, draft.pins, listed)):
             draft.warn(text)
 
 
@@ -33,7 +33,7 @@ def _read(draft: Draft, reader: Reader, path: str, pin: Pin) -> bytes | None:
     """Return the pinned bytes of a file, or ``None`` if no mirror delivers them: `ensure` will report that."""
     for url in draft.urls:
         try:
-            data = reader.read_small(url, path if draft.is_directory else "", LIMIT)
+            data = reader.read_small(url, path if draft.is_directory else "", MAX_INDEX_BYTES)
         except SourceError:
             continue
         if hashlib.sha256(data).hexdigest() == pin.sha256:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from weightcache._frozen import Value
+from weightcache._frozen import Frozen
 from weightcache.errors import UnknownCheckpointError
 
 from .model import Checkpoint, File
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "File", "Manifest"]
 
 
-class Manifest(Value):
+class Manifest(Frozen):
     """The declared checkpoints, in order. Made by `Manifest.load`, which is what checks them.
 
     Attributes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-from weightcache._frozen import Value
+from weightcache._frozen import Frozen
 
 from .urls import variables
 
 
-class File(Value):
+class File(Frozen):
     """One file of a checkpoint.
 
     Attributes:
@@ -30,7 +30,7 @@ class File(Value):
         self._set(path=path, sha256=sha256, size=size)
 
 
-class Checkpoint(Value):
+class Checkpoint(Frozen):
     """One named thing to have: a file, or a directory of files. Made by `Manifest.load`.
 
     Attributes:

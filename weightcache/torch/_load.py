@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from weightcache._prefetch.api import prefetch_files
-from weightcache._prefetch.file import CHUNK
+from weightcache._prefetch.file import READ_CHUNK
 from weightcache._runtime.descriptors import opened
 from weightcache.errors import LoadError, StorageError
 
@@ -87,7 +87,7 @@ def load_state_dict(
             if prefetched is not None and os.fspath(prefetched.path(path)) != held:
                 return load_state_dict(path, device=device)
             kind = _detect(torch, file, name)
-            if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= CHUNK):
+            if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= READ_CHUNK):
                 return _load(torch, kind, file, name, where, in_memory=held != name)
         # The file is closed here: a prefetch closes its files for a commit, an open descriptor of ours would block it.
         with prefetch_files(name, into="memory", threads=READ_THREADS) as reading:
@@ -164,7 +164,7 @@ def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory
         else:
             with open(opened, "rb") as stream:
                 # One read for a small zip file: torch makes one for each record. It reads a legacy file sequentially.
-                source = io.BytesIO(stream.read()) if archive and size <= CHUNK else stream
+                source = io.BytesIO(stream.read()) if archive and size <= READ_CHUNK else stream
                 loaded = torch.load(source, map_location=str(where), weights_only=True, mmap=False)
         check_tensors(torch, loaded, archive and archive.sizes, name)
     if not isinstance(loaded, dict):
