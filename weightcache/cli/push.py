@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from weightcache.manifest import Checkpoint
 
-ASK = 10**9  # bytes above which the user must confirm an upload
+CONFIRM_ABOVE = 10**9  # bytes above which the user must confirm an upload
 
 
 class Row(TypedDict):
@@ -60,7 +60,7 @@ def push(options: argparse.Namespace) -> list[Row]:
 
     Raises:
         WeightCacheError: The manifest is invalid, the root cannot be read, or the Volume cannot be opened or written.
-        ValueError: It is more than `ASK` bytes, and the user did not confirm.
+        ValueError: It is more than `CONFIRM_ABOVE` bytes, and the user did not confirm.
     """
     checkpoints = Manifest.load(options.manifest).select(options.names or None)
     volume = connect(options)
@@ -105,7 +105,7 @@ def _announce(
     """Print what will be uploaded, and let the user confirm a large upload.
 
     Raises:
-        ValueError: It is more than `ASK` bytes, and the user did not confirm.
+        ValueError: It is more than `CONFIRM_ABOVE` bytes, and the user did not confirm.
     """
     for each in checkpoints:
         for path in _pointers(layout, each, sizes[each.name]):
@@ -115,7 +115,7 @@ def _announce(
     total = sum(sum(each.values()) for each in sizes.values())
     if checkpoints:
         echo(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal does not upload again what it has already")
-    if total > ASK and not options.yes and not _confirmed():
+    if total > CONFIRM_ABOVE and not options.yes and not _confirmed():
         raise ValueError(f"{total / 1e9:.1f} GB would be uploaded: give --yes, or answer y on a terminal")
 
 
