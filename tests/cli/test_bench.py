@@ -14,7 +14,7 @@ from support import blob
 from weightcache import NotCachedError, StorageError, publish
 from weightcache._prefetch.file import READ_CHUNK
 from weightcache.cli import bench
-from weightcache.cli.bench import MIB, WAYS
+from weightcache.cli.bench import COMBINATIONS, MIB
 from weightcache.cli.main import main
 
 
@@ -52,8 +52,8 @@ def test_no_two_ways_read_the_same_bytes_and_none_more_than_its_share() -> None:
     assert max(counts) - min(counts) <= 4 * READ_CHUNK
     few = bench._shares(sizes, 1000)  # at most what is asked for, though a piece is larger
     assert sum(end - start for share in few for _, start, end in share) == 1000
-    limited = bench._shares(sizes, 8 * len(WAYS) * READ_CHUNK)
-    assert [sum(end - start for _, start, end in share) for share in limited] == [8 * READ_CHUNK] * len(WAYS)
+    limited = bench._shares(sizes, 8 * len(COMBINATIONS) * READ_CHUNK)
+    assert [sum(end - start for _, start, end in share) for share in limited] == [8 * READ_CHUNK] * len(COMBINATIONS)
 
 
 def test_of_many_files_it_reads_the_largest_and_never_opens_all() -> None:
@@ -86,7 +86,7 @@ def test_a_file_that_is_gone_is_a_storage_error(filled: Path) -> None:
 def test_its_advice(rates: list[int], threads: int, said: str) -> None:
     ways = [
         bench.Measured(chunk, count, 10 * MIB, rate * 1e6, 5000 * 1e6)
-        for (chunk, count), rate in zip(WAYS, rates, strict=True)
+        for (chunk, count), rate in zip(COMBINATIONS, rates, strict=True)
     ]
     advice = bench._advice(ways, 10**9)
     assert advice["threads"] == threads
@@ -98,7 +98,7 @@ def test_it_gives_no_advice_on_too_little() -> None:
     def measured(count: int) -> bench.Measured:
         return bench.Measured(MIB, 1, count, 1e6, 5e9)
 
-    for ways in ([measured(READ_CHUNK - 1)] * len(WAYS), [measured(10 * READ_CHUNK)]):
+    for ways in ([measured(READ_CHUNK - 1)] * len(COMBINATIONS), [measured(10 * READ_CHUNK)]):
         assert "too little to measure" in bench._advice(ways, READ_CHUNK)["advice"]
 
 

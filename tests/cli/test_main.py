@@ -64,12 +64,16 @@ def test_all_verbs(manifest: Path, root: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(run(capsys, "status", "--json", *where)[1])[0]["state"] == "ready"
 
 
-def test_what_only_looks_loads_nothing_that_downloads(manifest: Path, root: Path) -> None:
+@pytest.mark.parametrize("words", [["--help"], ["push", "--help"], ["completion", "--help"], ["status"]])
+def test_what_only_looks_loads_nothing_that_downloads(words: list[str], manifest: Path, root: Path) -> None:
     code = (
-        "import sys; from weightcache.cli.main import main; main(sys.argv[1:]); "
-        "print([name for name in ('requests', 'tqdm', 'modal', 'tomlkit', 'huggingface_hub') if name in sys.modules])"
+        "import atexit, sys; from weightcache.cli.main import main\n"
+        "lazy = ('requests', 'tqdm', 'modal', 'tomlkit', 'huggingface_hub', 'shtab')\n"
+        "atexit.register(lambda: print([name for name in lazy if name in sys.modules]))\n"
+        "main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", code, "status", "-m", manifest, "--root", root]
+    where = [] if "--help" in words else ["-m", manifest, "--root", root]
+    command = [sys.executable, "-c", code, *words, *where]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "[]"
 
 

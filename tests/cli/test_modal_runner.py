@@ -347,7 +347,7 @@ def test_much_needs_a_yes(
 ) -> None:
     weightcache.ensure(manifest, root=root, progress=False)
     uploaded: list[str] = []
-    monkeypatch.setattr(pushing, "ASK", 100)
+    monkeypatch.setattr(pushing, "CONFIRM_ABOVE", 100)
     monkeypatch.setattr(pushing, "connect", lambda options: None)
     monkeypatch.setattr(pushing, "_is_there", lambda volume, checkpoint: False)
     monkeypatch.setattr(pushing, "_upload", lambda volume, layout, checkpoint, sizes: uploaded.append(checkpoint.name))
@@ -396,8 +396,8 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
     folder = ".weightcache/probe-0"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(modal_app, "MOUNT", str(tmp_path))
-    monkeypatch.setattr(volume_probe, "LINGER", 1.0)
-    monkeypatch.setattr(volume_probe, "PATIENCE", 20.0)
+    monkeypatch.setattr(volume_probe, "KEEP_FOR", 1.0)
+    monkeypatch.setattr(volume_probe, "WAIT_FOR", 20.0)
     seen: list[dict[str, Any]] = []
     watcher = threading.Thread(target=lambda: seen.append(volume_probe.watch(volume, f"{folder}/seen")))
     watcher.start()
@@ -420,7 +420,7 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / folder).exists()
     assert volume_probe.read_only(volume, folder)["write"] == "ok"
     assert list((tmp_path / ".weightcache").iterdir()) == []
-    assert volume_probe._answered(lambda: {}["lost"]) == {"broke": "KeyError: 'lost'"}
+    assert volume_probe._answers(lambda: {}["lost"]) == {"broke": "KeyError: 'lost'"}
     json.dumps([found, seen])
 
 

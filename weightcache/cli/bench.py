@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 MAX_FILES = 500  # the largest; each combination keeps all its files open, and many systems allow 1024 per process
 # Chunk in bytes, and parallel reads. Loaders of .pt files read like the first one, prefetch like the one with 8.
-WAYS = (
+COMBINATIONS = (
     (MIB, 1),
     (READ_CHUNK, 1),
     (READ_CHUNK, 4),
@@ -42,8 +42,8 @@ WAYS = (
     (MIB, 8),
     (4 * READ_CHUNK, 8),
 )
-CACHED = 0.7  # if the first rate is at least this part of the second, the files were cached before
-GOOD = 0.9  # of the best rate: more parallel reads than this needs gain too little
+CACHED_RATIO = 0.7  # if the first rate is at least this part of the second, the files were cached before
+GOOD_RATIO = 0.9  # of the best rate: more parallel reads than this needs gain too little
 
 
 @dataclass
@@ -95,7 +95,7 @@ def bench(root: str, limit: int) -> dict[str, Any]:
         )
     shares = _shares(sizes, limit)
     measured = []
-    for (chunk, threads), pieces in zip(WAYS, shares, strict=True):
+    for (chunk, threads), pieces in zip(COMBINATIONS, shares, strict=True):
         count = sum(end - start for _, start, end in pieces)
         if count:
             _drop(pieces)
@@ -114,9 +114,9 @@ def bench(root: str, limit: int) -> dict[str, Any]:
 def _shares(sizes: dict[str, int], limit: int) -> list[list[Piece]]:
     """Divide the files into large pieces, so that each combination gets the same mix of large and small ones."""
     block = 4 * READ_CHUNK  # at least as large as any chunk, so that no two combinations read one block of the volume
-    share = limit // len(WAYS)
-    shares: list[list[Piece]] = [[] for _ in WAYS]
-    counts = [0] * len(WAYS)
+    share = limit // len(COMBINATIONS)
+    shares: list[list[Piece]] = [[] for _ in COMBINATIONS]
+    counts = [0] * len(COMBINATIONS)
     for path, size in sorted(sizes.items(), key=lambda item: -item[1])[:MAX_FILES]:
         for start in range(0, size, block):
             least = counts.index(min(counts))
@@ -195,13 +195,15 @@ def _read(pieces: Sequence[Piece], chunk: int, threads: int) -> float:
 def _advice(measured: Sequence[Measured], total: int) -> dict[str, Any]:
     serial, fast = measured[0], [each for each in measured if each.chunk == READ_CHUNK]
     best = max(each.first for each in measured)
-    enough = next((each for each in fast if each.first >= GOOD * best), max(fast or measured, key=lambda m: m.first))
+    enough = next(
+        (each for each in fast if each.first >= GOOD_RATIO * best), max(fast or measured, key=lambda m: m.first)
+    )
     gain = enough.first / serial.first
-    warm = all(each.first >= CACHED * each.again for each in measured)
-    if len(measured) < len(WAYS) or serial.bytes < READ_CHUNK:
+    warm = all(each.first >= CACHED_RATIO * each.again for each in measured)
+    if len(measured) < len(COMBINATIONS) or serial.bytes < READ_CHUNK:
         advice = (
             f"{total / 1e6:.0f} MB are too little to measure, or --size is too small: "
-            f"each of {len(WAYS)} combinations needs {4 * READ_CHUNK // 1_000_000} MB or more"
+            f"each of {len(COMBINATIONS)} combinations needs {4 * READ_CHUNK // 1_000_000} MB or more"
         )
     elif warm:
         advice = (

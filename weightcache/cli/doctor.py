@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-PROBE = 64 << 20  # bytes written to find out if there is room, because statfs of a Volume returns placeholder values
+PROBE_BYTES = (
+    64 << 20
+)  # bytes written to find out if there is room, because statfs of a Volume returns placeholder values
 _SCAN_LIMIT = 50_000  # directory entries to search for weights in the image
 
 
@@ -81,10 +83,10 @@ def examine(manifest: str, root: str) -> list[Finding]:
         findings.append(Finding("manifest", True, f"{manifest}: {len(loaded)} checkpoint(s), all pinned"))
     except WeightCacheError as error:
         findings.append(Finding("manifest", False, str(error).replace("\n", " "), 2))
-    checks: list[Callable[[Layout], Finding]] = [_place, _writable, _locks]
+    checks: list[Callable[[Layout], Finding]] = [_location, _writable, _locks]
     findings += [check(layout) for check in checks]
     if loaded is not None:
-        findings += [*_tokens(loaded), _room(layout, loaded), _baked(layout, loaded)]
+        findings += [*_tokens(loaded), _space(layout, loaded), _copies_in_image(layout, loaded)]
     return findings
 
 
@@ -99,7 +101,7 @@ def examine_volume(options: argparse.Namespace) -> list[Finding]:
     return [Finding("modal", True, f"Volume {options.volume}{where} is {volume.object_id}, version {version or '?'}")]
 
 
-def _place(layout: Layout) -> Finding:
+def _location(layout: Layout) -> Finding:
     real = os.path.realpath(layout.root)
     if real.startswith(MODAL_VOLUMES):
         return Finding("volume", True, f"{layout.root} is on the Modal Volume {real[len(MODAL_VOLUMES) :]}")
@@ -154,7 +156,7 @@ def _tokens(manifest: Manifest) -> Iterator[Finding]:
         yield Finding("token", there, text, 3)
 
 
-def _room(layout: Layout, manifest: Manifest) -> Finding:
+def _space(layout: Layout, manifest: Manifest) -> Finding:
     not_ready = [checkpoint for checkpoint in manifest if inspect(layout, checkpoint).state != "ready"]
     need = sum(checkpoint.size or 0 for checkpoint in not_ready)
     if not need:
@@ -170,23 +172,23 @@ def _room(layout: Layout, manifest: Manifest) -> Finding:
     path = f"{layout.root}/.weightcache-probe-{secrets.token_hex(4)}"
     try:
         with open(path, "wb") as stream:
-            for _ in range(0, min(need, PROBE), 1 << 20):
+            for _ in range(0, min(need, PROBE_BYTES), 1 << 20):
                 stream.write(os.urandom(1 << 20))  # random bytes, which cannot be compressed on the way
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        return Finding("room", False, f"writing {PROBE >> 20} MiB to {layout.root} failed: {error.strerror}", 5)
+        return Finding("room", False, f"writing {PROBE_BYTES >> 20} MiB to {layout.root} failed: {error.strerror}", 5)
     finally:
         with suppress(OSError):
             os.unlink(path)
     return Finding(
         "room",
         True,
-        f"{need / 1e6:.1f} MB are missing; a test file of {min(need, PROBE) / 1e6:.1f} MB could be written",
+        f"{need / 1e6:.1f} MB are missing; a test file of {min(need, PROBE_BYTES) / 1e6:.1f} MB could be written",
     )
 
 
-def _baked(layout: Layout, manifest: Manifest) -> Finding:
+def _copies_in_image(layout: Layout, manifest: Manifest) -> Finding:
     """Search the usual directories of weights in an image for files with a declared name and size."""
     wanted = {
         (file.path.rpartition("/")[2], file.size) for checkpoint in manifest for file in checkpoint.files if file.size

@@ -19,6 +19,8 @@ from weightcache.manifest.urls import hub_endpoint
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from huggingface_hub.errors import HfHubHTTPError
+
     from weightcache._transfer.auth import Token
 
     from .manifest_draft import HubUrl
@@ -154,12 +156,7 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
     except LocalTokenNotFoundError:
         why, hint = "the Hub's client found no token", f"set {where}"
     except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "")
-        why, hint = f"{page}: HTTP {status}".rstrip(), "nothing was changed; try again"
-        if status in (401, 403):
-            why, hint = f"{why}; {sent}", f"check that the token in {where} is valid and may read it"
-        elif seconds := seconds_to_wait(error.response.headers):
-            hint = f"nothing was changed; try again in {seconds:.0f} seconds"
+        why, hint = _http_problem(error, page, sent, where)
     except HFValidationError:
         raise  # an invalid argument of the user
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -174,6 +171,16 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         if isinstance(error, OfflineModeIsEnabled):
             why, hint = f"{endpoint} was not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to pin from the Hub"
     raise _error(name, url, why, hint)
+
+
+def _http_problem(error: HfHubHTTPError, page: str, sent: str, where: str) -> tuple[str, str]:
+    status = getattr(error.response, "status_code", "")
+    why = f"{page}: HTTP {status}".rstrip()
+    if status in (401, 403):
+        return f"{why}; {sent}", f"check that the token in {where} is valid and may read it"
+    if seconds := seconds_to_wait(error.response.headers):
+        return why, f"nothing was changed; try again in {seconds:.0f} seconds"
+    return why, "nothing was changed; try again"
 
 
 def _is_network(error: Exception) -> bool:

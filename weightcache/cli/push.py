@@ -25,13 +25,13 @@ from .registry import Command, Flag
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import modal
 
     from weightcache.manifest import Checkpoint
 
-ASK = 10**9  # bytes above which the user must confirm an upload
+CONFIRM_ABOVE = 10**9  # bytes above which the user must confirm an upload
 
 
 class Row(TypedDict):
@@ -60,33 +60,16 @@ def push(options: argparse.Namespace) -> list[Row]:
 
     Raises:
         WeightCacheError: The manifest is invalid, the root cannot be read, or the Volume cannot be opened or written.
-        ValueError: It is more than `ASK` bytes, and the user did not confirm.
+        ValueError: It is more than `CONFIRM_ABOVE` bytes, and the user did not confirm.
     """
     checkpoints = Manifest.load(options.manifest).select(options.names or None)
     volume = connect(options)
     layout = Layout(options.root)
     with translated(f"list Volume {options.volume}"):
         there = {each.name for each in checkpoints if _is_there(volume, each)}
-    missing = [each.name for each in checkpoints if each.name not in there]
-    # verify, not status: an upload gets a receipt, so comparing sizes is not enough.
-    found = {each.name: each for each in weightcache.verify(options.manifest, root=options.root, only=missing)}
-    uploadable = [
-        each for each in checkpoints if each.name in found and found[each.name].state in ("ready", "unverified")
-    ]
-    for name, status in found.items():
-        if status.state not in ("ready", "unverified"):
-            echo(f"{name} is {status.state} here, and is not uploaded: {status.detail}")
+    uploadable = _verified(options, [each for each in checkpoints if each.name not in there])
     sizes = {each.name: _sizes(layout, each) for each in uploadable}
-    total = sum(sum(each.values()) for each in sizes.values())
-    for each in uploadable:
-        for path in _pointers(layout, each, sizes[each.name]):
-            echo(f"{each.name}: {path} is a Git LFS pointer instead of the file; the manifest has its digest")
-        size = sum(sizes[each.name].values())
-        echo(f"{each.name}: {len(each.files)} file(s), {size / 1e6:.1f} MB to {_version_dir(each)}")
-    if uploadable:
-        echo(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal does not upload again what it has already")
-    if total > ASK and not options.yes and not _confirmed():
-        raise ValueError(f"{total / 1e9:.1f} GB would be uploaded: give --yes, or answer y on a terminal")
+    _announce(options, layout, uploadable, sizes)
     for each in uploadable:
         with translated(f"upload {each.name} to Volume {options.volume}"):
             _upload(volume, layout, each, sizes[each.name])
@@ -101,6 +84,39 @@ def push(options: argparse.Namespace) -> list[Row]:
         }
         for each in checkpoints
     ]
+
+
+def _verified(options: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return the checkpoints whose files are right in this root; report the others."""
+    # verify, not status: an upload gets a receipt, so comparing sizes is not enough.
+    statuses = weightcache.verify(options.manifest, root=options.root, only=[each.name for each in checkpoints])
+    right = set()
+    for status in statuses:
+        if status.state in ("ready", "unverified"):
+            right.add(status.name)
+        else:
+            echo(f"{status.name} is {status.state} here, and is not uploaded: {status.detail}")
+    return [each for each in checkpoints if each.name in right]
+
+
+def _announce(
+    options: argparse.Namespace, layout: Layout, checkpoints: Sequence[Checkpoint], sizes: dict[str, dict[str, int]]
+) -> None:
+    """Print what will be uploaded, and let the user confirm a large upload.
+
+    Raises:
+        ValueError: It is more than `CONFIRM_ABOVE` bytes, and the user did not confirm.
+    """
+    for each in checkpoints:
+        for path in _pointers(layout, each, sizes[each.name]):
+            echo(f"{each.name}: {path} is a Git LFS pointer instead of the file; the manifest has its digest")
+        size = sum(sizes[each.name].values())
+        echo(f"{each.name}: {len(each.files)} file(s), {size / 1e6:.1f} MB to {_version_dir(each)}")
+    total = sum(sum(each.values()) for each in sizes.values())
+    if checkpoints:
+        echo(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal does not upload again what it has already")
+    if total > CONFIRM_ABOVE and not options.yes and not _confirmed():
+        raise ValueError(f"{total / 1e9:.1f} GB would be uploaded: give --yes, or answer y on a terminal")
 
 
 def _pointers(layout: Layout, checkpoint: Checkpoint, sizes: dict[str, int]) -> Iterator[str]:

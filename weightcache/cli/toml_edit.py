@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from weightcache.manifest import Checkpoint, File
 
-NEW = "version = 1\n"
+EMPTY_MANIFEST = "version = 1\n"
 
 
 class ManifestFile:
@@ -92,7 +92,7 @@ class ManifestFile:
             self._replace(text.encode())
 
     def _with(self, checkpoints: Sequence[Checkpoint]) -> str:
-        before = self.text if self.text.strip() else NEW
+        before = self.text if self.text.strip() else EMPTY_MANIFEST
         end = _line_end(before)
         added = "".join(f"\n{checkpoint}\n" for checkpoint in checkpoints)
         return before + ("" if before.endswith("\n") else end) + added.replace("\n", end)

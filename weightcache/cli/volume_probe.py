@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     import modal
 
-FILES = 200  # in one commit, while another container counts the files that it sees
-LINGER = 5.0  # seconds until they are removed
-PATIENCE = 90.0  # seconds for the other container to start, and for a commit to be seen
+FILES_IN_COMMIT = 200  # in one commit, while another container counts the files that it sees
+KEEP_FOR = 5.0  # seconds until they are removed
+WAIT_FOR = 90.0  # seconds for the other container to start, and for a commit to be seen
 
 
 def probe(options: argparse.Namespace) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
             call,
             {write: volume, watch: volume, read_only: volume.with_mount_options(read_only=True)},
         )
-        found["commit_outside_a_container"] = _tried(volume.commit)
+        found["commit_outside_a_container"] = _outcome(volume.commit)
         found = json.loads(json.dumps(found).replace(volume.object_id, "vo-…"))  # Modal's messages may contain the id
     finally:
         with suppress(modal.exception.Error, OSError):  # the container has removed it, unless it died
@@ -80,48 +80,48 @@ def write(volume: modal.Volume, folder: str) -> dict[str, Any]:
     home.mkdir(parents=True)
     try:
         found = {
-            "mount": _answered(_mount),
-            "flock_within_one_container": _answered(lambda: _flock(home)),
-            "hard_link": _answered(lambda: _hard_link(volume, home)),
-            "mtime_and_inode": _answered(lambda: _mtime(volume, home)),
-            "reload_with": _answered(lambda: _reloads(volume, home)),
-            "open_writer": _answered(lambda: _open_writer(volume, home, folder)),
+            "mount": _answers(_mount),
+            "flock_within_one_container": _answers(lambda: _flock(home)),
+            "hard_link": _answers(lambda: _hard_link(volume, home)),
+            "mtime_and_inode": _answers(lambda: _mtime(volume, home)),
+            "reload_with": _answers(lambda: _reloads(volume, home)),
+            "open_writer": _answers(lambda: _open_writer(volume, home, folder)),
         }
         _publish_at_once(volume, home / "seen")
         return found
     finally:
         os.chdir("/")
         shutil.rmtree(home, ignore_errors=True)
-        _tried(volume.commit)
+        _outcome(volume.commit)
 
 
 def watch(volume: modal.Volume, folder: str) -> dict[str, Any]:
     """Return how many files of one commit another container sees while they appear."""
-    home, end = Path(modal_app.MOUNT, folder), time.monotonic() + PATIENCE
+    home, end = Path(modal_app.MOUNT, folder), time.monotonic() + WAIT_FOR
     seen: list[int] = []
     failed = "ok"
     ready = Path(modal_app.MOUNT, f"{folder}.ready")
-    while time.monotonic() < end and (not seen or seen[-1] < FILES):
-        failed = _tried(volume.reload)
+    while time.monotonic() < end and (not seen or seen[-1] < FILES_IN_COMMIT):
+        failed = _outcome(volume.reload)
         if not ready.exists() and home.parent.exists():
             ready.touch()
-            _tried(volume.commit)
-            end = time.monotonic() + PATIENCE
+            _outcome(volume.commit)
+            end = time.monotonic() + WAIT_FOR
         with suppress(OSError):
             count = sum(1 for path in home.iterdir() if path.stat().st_size)
             if not seen or seen[-1] != count:
                 seen.append(count)
-    partly = [count for count in seen if 0 < count < FILES]
-    return {"files": FILES, "counts_seen": seen, "seen_in_part": bool(partly), "last_reload": failed}
+    partly = [count for count in seen if 0 < count < FILES_IN_COMMIT]
+    return {"files": FILES_IN_COMMIT, "counts_seen": seen, "seen_in_part": bool(partly), "last_reload": failed}
 
 
 def read_only(volume: modal.Volume, folder: str) -> dict[str, Any]:
     """Answer the questions of a container with a read-only Volume."""
     path = Path(modal_app.MOUNT, f"{Path(folder).name}.written")  # the only directory that certainly exists
     found = {
-        "commit": _tried(volume.commit),
-        "reload": _tried(volume.reload),
-        "write": _tried(lambda: path.write_bytes(b"x")),
+        "commit": _outcome(volume.commit),
+        "reload": _outcome(volume.reload),
+        "write": _outcome(lambda: path.write_bytes(b"x")),
         "access_says_writable": os.access(modal_app.MOUNT, os.W_OK),
     }
     with suppress(OSError):
@@ -129,7 +129,7 @@ def read_only(volume: modal.Volume, folder: str) -> dict[str, Any]:
     return found
 
 
-def _tried(act: Callable[[], object]) -> str:
+def _outcome(act: Callable[[], object]) -> str:
     """Return "ok", or the error that ``act`` raised."""
     try:
         act()
@@ -140,10 +140,10 @@ def _tried(act: Callable[[], object]) -> str:
     return "ok"
 
 
-def _answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _answers(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the answers; an error of one question is its answer, so that the others are still asked."""
     answers: dict[str, Any] = {}
-    raised = _tried(lambda: answers.update(ask()))
+    raised = _outcome(lambda: answers.update(ask()))
     return answers if raised == "ok" else {"broke": raised}
 
 
@@ -166,7 +166,7 @@ def _flock(home: Path) -> dict[str, str]:
     path = home / "lock"
     script = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     with path.open("w") as held:
-        first = _tried(lambda: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        first = _outcome(lambda: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB))
         command = [sys.executable, "-c", script, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (fixed arguments)
     second = "ok" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
@@ -175,11 +175,11 @@ def _flock(home: Path) -> dict[str, str]:
 
 def _hard_link(volume: modal.Volume, home: Path) -> dict[str, Any]:
     (home / "one").write_bytes(b"linked")
-    made = _tried(lambda: os.link(home / "one", home / "two"))
+    made = _outcome(lambda: os.link(home / "one", home / "two"))
     if made != "ok":
         return {"link": made}
     before = (home / "two").stat().st_nlink
-    committed = _tried(volume.commit)
+    committed = _outcome(volume.commit)
     kept = (home / "two").read_bytes() == b"linked"
     return {
         "link": made,
@@ -195,7 +195,7 @@ def _mtime(volume: modal.Volume, home: Path) -> dict[str, Any]:
     path.write_bytes(b"dated")
     os.utime(path, ns=(1_000_000_000_123_456_789,) * 2)
     before = path.stat()
-    done = {"commit": _tried(volume.commit), "reload": _tried(volume.reload)}
+    done = {"commit": _outcome(volume.commit), "reload": _outcome(volume.reload)}
     after = path.stat()
     return {
         **done,
@@ -209,21 +209,21 @@ def _reloads(volume: modal.Volume, home: Path) -> dict[str, str]:
     """Reload while this container uses the Volume in ways that may prevent a reload."""
     path = home / "used"
     path.write_bytes(b"used" * 4096)
-    _tried(volume.commit)
-    found = {"nothing_open": _tried(volume.reload)}
+    _outcome(volume.commit)
+    found = {"nothing_open": _outcome(volume.reload)}
     with path.open("rb"):
-        found["open_reader"] = _tried(volume.reload)
+        found["open_reader"] = _outcome(volume.reload)
     with path.open("rb") as stream:
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     with mapped:  # the descriptor is closed, the mapping is not
-        found["mapping"] = _tried(volume.reload)
+        found["mapping"] = _outcome(volume.reload)
     os.chdir(home)
-    found["working_directory"] = _tried(volume.reload)
+    found["working_directory"] = _outcome(volume.reload)
     os.chdir("/")
     with path.open("ab"):
-        found["open_writer"] = _tried(volume.reload)
+        found["open_writer"] = _outcome(volume.reload)
     (home / "uncommitted").write_bytes(b"new")
-    found["uncommitted_file"] = _tried(volume.reload)
+    found["uncommitted_file"] = _outcome(volume.reload)
     found["uncommitted_file_is_kept"] = str((home / "uncommitted").exists())
     return found
 
@@ -237,7 +237,7 @@ def _open_writer(volume: modal.Volume, home: Path, folder: str) -> dict[str, Any
             stream.flush()
             if synced:
                 os.fsync(stream.fileno())
-            found[name] = {"commit": _tried(volume.commit)}
+            found[name] = {"commit": _outcome(volume.commit)}
             try:
                 sizes = {Path(each.path).name: each.size for each in volume.listdir(folder)}
                 found[name]["bytes_committed"] = sizes.get(name)
@@ -248,12 +248,12 @@ def _open_writer(volume: modal.Volume, home: Path, folder: str) -> dict[str, Any
 
 def _publish_at_once(volume: modal.Volume, home: Path) -> None:
     """When the other container is ready, commit many files at once, and keep them until it has counted them."""
-    ready, end = home.with_name(f"{home.name}.ready"), time.monotonic() + PATIENCE
+    ready, end = home.with_name(f"{home.name}.ready"), time.monotonic() + WAIT_FOR
     while not ready.exists() and time.monotonic() < end:
         time.sleep(0.2)
-        _tried(volume.reload)
+        _outcome(volume.reload)
     home.mkdir()
-    for number in range(FILES):
+    for number in range(FILES_IN_COMMIT):
         (home / f"{number:04}").write_bytes(b"%d" % number)
-    _tried(volume.commit)
-    time.sleep(LINGER)
+    _outcome(volume.commit)
+    time.sleep(KEEP_FOR)
