@@ -246,7 +246,7 @@ def test_what_no_commit_took_is_an_error_and_the_next_call_makes_it_good(
     [path] = visible(root)
     inode = (root / path).stat().st_ino
     if good:
-        with pytest.raises(VolumeError, match="in this container only"):  # it was a hit, and is still not committed
+        with pytest.raises(VolumeError, match="only in this container"):  # it was a hit, and is still not committed
             publish(made, name="seg", root=root, volume=Volume(root, commit=3))
     volume = Volume(root)
     publish(made, name="seg", root=root, volume=volume)
