@@ -338,19 +338,19 @@ class Patience:
     - LOOK + POLL + calls after its last look at the Volume, whatever the heads say.
 
     ``calls`` is what the longest of its own rounds took without the rest. The first two begin anew when it loses a
-    claim (the winner's head is still to come), and all when it has brought something itself and when it wakes up.
+    claim (the winner's head is still to come), and all when it has installed something itself and when it wakes up.
     """
 
     def __init__(self, container: Container) -> None:
         self._container, self._world = container, container.world
-        self._held: dict[str, bool] = {}  # whether somebody brings it, as it last heard
+        self._held: dict[str, bool] = {}  # whether another container installs it, as last heard
         self._since: dict[str, float] = {}  # for what it waits, and since when, or since it lost a claim of it
         self._calls = self._tries = 0.0
         self._rests = False
         self.restarts()
 
     def restarts(self) -> None:
-        """It waits from now on: who has no lock yet, or brings something itself, does not wait for a lease."""
+        """It waits from now on: without a lock, or while it installs something itself, it does not wait for a lease."""
         self._since.clear()
         self._round = self._looked = self._world.now  # when the round began; when it looked last
         self._tries = 0.0
@@ -366,7 +366,7 @@ class Patience:
         )
 
     def is_left(self, digests: Sequence[str]) -> bool:
-        """Whether nobody brings any of them, as it last heard, or the Dict may not have told."""
+        """Whether no container installs any of them, as last heard, or as the Dict may have failed to say."""
         return self._world.switches.dict in ("flaky", "down", "forget") or not any(map(self._held.get, digests))
 
     def loses(self, key: str) -> None:
@@ -405,7 +405,7 @@ class Patience:
                 if waited > limit / (1 - RATE) + 2 * a_round:
                     late.append(f"waits: {waited:.1f} s for {digest}, whose holder may be silent for {limit:g} s")
                     break
-        # Who reads only waits while anybody brings a part of what it lacks; any other one claims what is free.
+        # A reader waits while any container installs a part of what it lacks; any other one claims what is free.
         if late and (len(late) == len(self._since) or not container.reads_only):
             raise BrokenError(late[0])
 
@@ -671,7 +671,7 @@ class Container:
             except DownloadError:
                 return "its origin failed" if host.was_refused else ""
             except NotCachedError:
-                return "nobody brings it" if self.reads_only and not must_find and host.was_left else ""
+                return "no container installs it" if self.reads_only and not must_find and host.was_left else ""
             finally:
                 self.holds -= set(wanted)
             for digest in wanted:
@@ -701,7 +701,7 @@ class Host:
     lacking: dict[str, list[str]] = field(default_factory=dict)
     published: set[str] = field(default_factory=set)
     was_refused: bool = False  # by its origin
-    was_left: bool = False  # by everybody who might bring what is missing
+    was_left: bool = False  # by every container that might install what is missing
 
     def __post_init__(self) -> None:
         self.patience = Patience(self.container)
@@ -865,7 +865,7 @@ class Host:
     async def serve_read_only(self, digests: Sequence[str]) -> None:
         self.was_left = self.patience.is_left(digests)
         if any(self.state(digest) == "missing" for digest in digests):
-            raise NotCachedError("nobody brings it", hint="")
+            raise NotCachedError("no container installs it", hint="")
         for digest in digests:  # complete, without a receipt: hashed and returned, and nothing is written
             for path in FILES[digest]:
                 if self.container.files[path] != GOOD[path]:
@@ -960,7 +960,7 @@ def simulate(seed: int, switches: Switches | None = None, host: type[Host] | Non
 
 
 def _progress(world: World) -> None:
-    """Whoever lived has its bytes; else its own origin failed, or it may not write and nobody brought them."""
+    """Each survivor has its bytes; else its own origin failed, or it may not write and no container installed them."""
     for container in world.containers:
         mains = [process for process in container.processes if process.is_main and not process.killed]
         if any("" in process.ends or not process.ends for process in mains):
