@@ -1,8 +1,7 @@
-"""The public functions. Each looks first, and loads the cold side only if something is missing."""
+"""The public functions. Each inspects the root first, and imports the engine only if there is more to do."""
 
 from __future__ import annotations
 
-from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache._views.weights import weights_if_ready
 from weightcache.manifest import Manifest
@@ -10,7 +9,7 @@ from weightcache.manifest import Manifest
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
     from pathlib import Path
     from typing import Literal, TypeAlias, overload
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from weightcache._coordination.kv import LeaseSource
     from weightcache._coordination.volume import Volume
-    from weightcache._engine.options import EnsureArguments, EnsureOptions
+    from weightcache._engine.options import EnsureArguments
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights
     from weightcache.manifest import Checkpoint, ManifestSource
@@ -35,12 +34,10 @@ if TYPE_CHECKING:  # ``dry_run`` decides what is returned
     def ensure(
         manifest: ManifestSource, *, root: Root, dry_run: Literal[False] = False, **options: Unpack[EnsureArguments]
     ) -> Weights: ...
-
     @overload
     def ensure(
         manifest: ManifestSource, *, root: Root, dry_run: Literal[True], **options: Unpack[EnsureArguments]
     ) -> Plan: ...
-
     @overload
     def ensure(
         manifest: ManifestSource, *, root: Root, dry_run: bool, **options: Unpack[EnsureArguments]
@@ -65,22 +62,22 @@ def ensure(
 
     If everything is there (a hit), this reads one receipt a checkpoint and stats each file: no network, no lock,
     no hashing, no commit. Otherwise what is missing is downloaded, hashed while it is written, published by
-    rename and committed. Whatever happens, a returned path held exactly the declared bytes when it was verified.
+    rename and committed. A returned path always held exactly the declared bytes when it was verified.
 
     Args:
         manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`.
         root: Directory on the mounted Volume (or any disk). It is made if it does not exist.
         volume: The Volume mounted there: anything with ``commit()`` and ``reload()``. ``None``: a plain disk.
-        lease: Who of several containers downloads. ``"auto"``: on a miss with a ``modal.Volume``, a ``modal.Dict``
-            named after the Volume's id, so that ten containers make one download. ``None``: each for itself. Or
-            anything with ``put(key, value, skip_if_exists=...)``, ``get`` and ``pop``. What a lease that fails costs
-            is bandwidth, never a wrong byte.
+        lease: Decides which of several containers downloads. ``"auto"``: on a miss with a ``modal.Volume``, a
+            ``modal.Dict`` named after the Volume's id, so that ten containers make one download. ``None``: each
+            downloads for itself. Or anything with ``put(key, value, skip_if_exists=...)``, ``get`` and ``pop``. A lease
+            that fails costs bandwidth, never a wrong byte.
         only: Names of the checkpoints wanted; ``None`` for all.
-        offline: Forbid every URL. What the root holds is still adopted, and a volume still reloaded.
+        offline: Forbid every URL. Files in the root are still adopted, and the volume is still reloaded.
         rehash: Hash every published file, and heal what is wrong.
-        wait: Seconds without any progress after which another one's download is not waited for any longer: in this
-            container that is an error, and between containers this one then downloads for itself.
-        patience: Seconds that a mirror which has delivered bytes of this download may give nothing before it is given
+        wait: Seconds to wait for another download that makes no progress. After them, a download of another process in
+            this container is an error; from one of another container, this call stops waiting and downloads too.
+        patience: Seconds that a mirror which has delivered bytes of this download may stay silent before it is given
             up. Another mirror is asked meanwhile if there is one. A mirror that never delivered is given up after five
             tries, within seconds. Keep it below the ``wait`` of others: they see no progress meanwhile.
         progress: ``None`` for bars on a terminal and plain lines elsewhere (to stderr), ``False`` for nothing, or
@@ -90,11 +87,11 @@ def ensure(
 
     Raises:
         ManifestError: The manifest has problems; all are listed.
-        UnknownCheckpointError: ``only`` names what is not declared.
+        UnknownCheckpointError: ``only`` names a checkpoint that is not declared.
         NotCachedError: Something is missing, and ``offline`` or a read-only root forbids fetching it.
         IntegrityError: A mirror delivered another file than the declared one.
         DownloadError: No mirror delivered a file.
-        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         StorageError: The disk is full, or root cannot be used.
         VolumeError: The volume lost what was committed.
         TypeError, ValueError: An argument is of the wrong kind.
@@ -104,6 +101,7 @@ def ensure(
     if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
         return weights
 
+    from weightcache._engine.call import on_miss
     from weightcache._engine.options import EnsureOptions
 
     options = EnsureOptions(
@@ -114,8 +112,9 @@ def ensure(
         wait=wait,
         patience=patience,
         progress=progress,
+        dry_run=dry_run,
     )
-    return _on_miss(layout, checkpoints, options, dry_run=dry_run)
+    return on_miss(layout, checkpoints, options)
 
 
 if TYPE_CHECKING:
@@ -124,12 +123,10 @@ if TYPE_CHECKING:
     async def aensure(
         manifest: ManifestSource, *, root: Root, dry_run: Literal[False] = False, **options: Unpack[EnsureArguments]
     ) -> Weights: ...
-
     @overload
     async def aensure(
         manifest: ManifestSource, *, root: Root, dry_run: Literal[True], **options: Unpack[EnsureArguments]
     ) -> Plan: ...
-
     @overload
     async def aensure(
         manifest: ManifestSource, *, root: Root, dry_run: bool, **options: Unpack[EnsureArguments]
@@ -150,15 +147,17 @@ async def aensure(
     progress: bool | ProgressCallback | None = None,
     dry_run: bool = False,
 ) -> Weights | Plan:
-    """Do what `ensure` does in a thread, so that the event loop goes on.
+    """Run `ensure` in a thread, so that the event loop continues.
 
     If the task is cancelled, the work ends with its files closed, and each complete MiB is kept for the next call:
     within moments while bytes arrive, and after the stall timeout (30 s) at the latest while a mirror does not answer.
     See `ensure` for arguments and errors.
     """
+    from weightcache._engine.call import ensure_with
     from weightcache._engine.in_thread import in_thread
     from weightcache._engine.options import EnsureOptions
 
+    _check_arguments(lease, wait, patience, progress)
     options = EnsureOptions(
         volume=volume,
         lease=lease,
@@ -167,36 +166,9 @@ async def aensure(
         wait=wait,
         patience=patience,
         progress=progress,
+        dry_run=dry_run,
     )
-    return await in_thread(lambda: _ensure(manifest, root, only, options, dry_run=dry_run), options.cancel)
-
-
-def _ensure(
-    manifest: ManifestSource,
-    root: Root,
-    only: Collection[str] | None,
-    options: EnsureOptions,
-    *,
-    dry_run: bool,
-) -> Weights | Plan:
-    """Do what `ensure` does, with options that are made already."""
-    checkpoints, layout = Manifest.load(manifest).select(only), Layout(root)
-    _check_arguments(options.lease, options.wait, options.patience, options.progress)
-    if not (options.rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
-        return weights
-    return _on_miss(layout, checkpoints, options, dry_run=dry_run)
-
-
-def _on_miss(
-    layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOptions, *, dry_run: bool
-) -> Weights | Plan:
-    if dry_run:
-        from weightcache._engine.dry_run import plan_only
-
-        return plan_only(layout, checkpoints, options)
-    from weightcache._engine.host import ensure_on_miss
-
-    return ensure_on_miss(layout, checkpoints, options)
+    return await in_thread(lambda: ensure_with(manifest, root, only, options), options.cancel)
 
 
 def _check_arguments(
@@ -212,7 +184,7 @@ def _check_arguments(
 
 
 def status(manifest: ManifestSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
-    """Say what the root holds: a look, as cheap as a hit. Writes nothing, fetches nothing, never waits for a download.
+    """Report what the root holds, as cheaply as a hit. Writes nothing, fetches nothing, never waits for a download.
 
     Args:
         manifest: As in `ensure`.
@@ -224,33 +196,18 @@ def status(manifest: ManifestSource, *, root: Root, only: Collection[str] | None
 
     Raises:
         ManifestError: The manifest has problems.
-        UnknownCheckpointError: ``only`` names what is not declared.
+        UnknownCheckpointError: ``only`` names a checkpoint that is not declared.
         StorageError: Root is no directory, or may not be read.
     """
-    from pathlib import Path
+    from weightcache._engine.status import statuses
 
-    from weightcache.reports import Status
-
-    checkpoints = Manifest.load(manifest).select(only)
-    layout = Layout(root)
-    looks = [inspect(layout, checkpoint) for checkpoint in checkpoints]
-    if any(seen.state != "ready" for seen in looks):
-        from weightcache._coordination.lock import reload_lock
-        from weightcache._store.root import check_root
-
-        check_root(layout)
-        with reload_lock(layout.root):  # while a Volume reloads it looks empty
-            looks = [inspect(layout, checkpoint) for checkpoint in checkpoints]
-    return [
-        Status(checkpoint.name, seen.state, Path(layout.published(checkpoint)), seen.detail, checkpoint.size)
-        for checkpoint, seen in zip(checkpoints, looks, strict=True)
-    ]
+    return statuses(Layout(root), Manifest.load(manifest).select(only))
 
 
 def verify(manifest: ManifestSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
-    """Hash every byte of what is published, files in parallel. Never writes; `ensure(rehash=True)` heals.
+    """Hash every published byte, files in parallel. Never writes; `ensure(rehash=True)` heals.
 
-    This, and not a hit, finds a file that kept its size and changed its bytes.
+    Only this finds a file whose bytes changed and whose size did not; a hit does not.
 
     Args:
         manifest: As in `ensure`.
@@ -263,7 +220,7 @@ def verify(manifest: ManifestSource, *, root: Root, only: Collection[str] | None
 
     Raises:
         ManifestError: The manifest has problems.
-        UnknownCheckpointError: ``only`` names what is not declared.
+        UnknownCheckpointError: ``only`` names a checkpoint that is not declared.
         StorageError: A file cannot be read, or root is no directory.
     """
     from weightcache._engine.verify import verify_places
@@ -278,24 +235,24 @@ def prune(
     dry_run: bool = True,
     older_than: float = 3600.0,
 ) -> list[Path]:
-    """Delete published places that none of ``manifests`` declares, and partials older than a day.
+    """Delete published version directories that none of ``manifests`` declares, and partials older than a day.
 
-    A place without a receipt is never touched, nor a file that its receipt does not name.
+    A version directory without a receipt is never touched, nor a file that its receipt does not name.
 
     Args:
         *manifests: Every manifest that is in use with this root; at least one.
         root: As in `ensure`.
         volume: As in `ensure`: reloaded before, and committed after the receipts and again after the files are gone.
-        dry_run: Only say what would be deleted.
-        older_than: Spare places that were verified fewer than this many seconds ago: a container with a newer
-            manifest may just have published them.
+        dry_run: Only report what would be deleted.
+        older_than: Spare what was verified fewer than this many seconds ago: a container with a newer manifest may
+            just have published it.
 
     Returns:
-        The places and partials that were deleted, or would be.
+        The version directories and partials that were deleted, or would be.
 
     Raises:
         ManifestError: A manifest has problems; nothing is deleted.
-        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         StorageError: Something cannot be deleted, or root is no directory.
         VolumeError: The volume could not be reloaded or committed.
         ValueError: No manifest is given, or ``older_than`` is no number of seconds.
@@ -311,15 +268,15 @@ def prune(
 
 
 def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volume | None = None) -> Checkpoint:
-    """Bring weights that were made here into the root, with the place, receipt and commits of a download.
+    """Copy weights that were made here into the root, with the receipt and commits of a download.
 
-    The files are copied, never moved or linked, and hashed twice: once to learn which bytes they are, and again while
-    they are copied. What is in its place already is hashed once, and nothing is written. The volume is not reloaded.
+    The files are copied, never moved or linked, and hashed twice: once for their digest, and again while they are
+    copied. If they are published already, they are hashed once, and nothing is written. The volume is not reloaded.
     When this returns, everything is committed if a volume is given.
 
     Args:
         path: A file, or a directory of files. Of a directory every regular file is taken, hidden ones too, and what a
-            link to a file leads to; a link to a directory is refused, and so is anything that is no regular file.
+            link to a file leads to; a link to a directory is refused, and so is anything that is not a regular file.
             Empty directories are not kept.
         name: Name of the checkpoint.
         root: As in `ensure`.
@@ -335,7 +292,7 @@ def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volu
         StorageError: ``path`` is not there, cannot be read, or changed meanwhile; the disk is full, or root cannot be
             used. Nothing of a file is visible.
         VolumeError: It is published in this container, and no commit took it. Call it again; nothing is copied twice.
-        LockTimeoutError: Another process of this container fills the root and makes no progress.
+        LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         TypeError, ValueError: An argument is of the wrong kind, or ``path`` holds the root or lies among its partials.
     """
     from weightcache._engine.publish import publish_path

@@ -50,7 +50,7 @@ class CheckpointReport:
     Attributes:
         outcome: ``hit`` · ``downloaded`` · ``resumed`` (a download that used bytes of an earlier one) ·
             ``copied`` (from elsewhere in the root) · ``adopted`` (was there without a receipt) · ``healed``
-            (a published file was missing or wrong) · ``waited`` (another process or container brought it meanwhile).
+            (a published file was missing or wrong) · ``waited`` (another process or container installed it meanwhile).
         bytes_fetched: Bytes received from mirrors, also those of failed attempts.
         seconds: Wall time spent on this checkpoint.
         sources: Mirrors that delivered verified files, without credentials and query.

@@ -190,7 +190,7 @@ class Host:
     async def serve_read_only(self, digests: Sequence[str]) -> None:
         self.was_left = self.patience.is_left(digests)
         if any(self.state(digest) == "missing" for digest in digests):
-            raise NotCachedError("nobody brings it", hint="")
+            raise NotCachedError("no container installs it", hint="")
         for digest in digests:  # complete, without a receipt: hashed and returned, and nothing is written
             for path in FILES[digest]:
                 if self.container.files[path] != GOOD[path]:

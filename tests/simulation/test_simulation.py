@@ -1,4 +1,4 @@
-"""The lease and the story on a model of Modal: every seed holds the invariants, and planted bugs are found."""
+"""The lease and the protocol on a model of Modal: every seed holds the invariants, and planted bugs are found."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ async def _receipts_whatever(host: Any) -> None:
 
 
 async def _release_first(lease: Any, host: Any, digests: Sequence[str]) -> None:
-    async def bring_and_release() -> None:
+    async def install_and_release() -> None:
         with suppress(VanishedError):
             await host.prepare(digests)
             await host.install()
             await lease.release(digests, "done")
             await reconcile.commit_results(host)
 
-    await host.with_heartbeat(lease.beat, bring_and_release())
+    await host.with_heartbeat(lease.beat, install_and_release())
 
 
 _right_protocol = reconcile.reconcile
@@ -184,9 +184,9 @@ async def _gives_up(host: Any, lease: Any, clock: Any) -> list[str]:
     return missing
 
 
-async def _says_that_nobody_brings_it(host: Any, lease: Any, clock: Any) -> list[str]:
+async def _says_that_nobody_installs_it(host: Any, lease: Any, clock: Any) -> list[str]:
     if await host.missing():
-        raise NotCachedError("nobody brings it", hint="")
+        raise NotCachedError("no container installs it", hint="")
     return []
 
 
@@ -218,7 +218,7 @@ async def _reads_without_waiting(host: Any, lease: Any, clock: Any) -> list[str]
         ("reconcile", _claims_without_reload, "downloads"),
         ("reconcile", _waits_while_holding, "downloads"),  # after `wait` seconds each gives up waiting
         ("reconcile", _gives_up, "progress"),
-        ("reconcile", _says_that_nobody_brings_it, "progress"),
+        ("reconcile", _says_that_nobody_installs_it, "progress"),
         ("reconcile", _reads_without_reload, "progress"),
         ("reconcile", _reads_without_waiting, "progress"),
     ],

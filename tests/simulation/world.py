@@ -493,7 +493,7 @@ class Container:
             except DownloadError:
                 return "its origin failed" if host.was_refused else ""
             except NotCachedError:
-                return "nobody brings it" if self.reads_only and not must_find and host.was_left else ""
+                return "no container installs it" if self.reads_only and not must_find and host.was_left else ""
             finally:
                 self.holds -= set(wanted)
             for digest in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,8 @@ def _contents(layout: Layout, checkpoint: Checkpoint, *, rehash: bool) -> Conten
     for file in checkpoint.files:
         path = layout.file(checkpoint, file)
         if file.path not in wrong and (seen.receipt or not find_symlink(layout, os.path.dirname(path))):
-            sizes[file.path] = os.lstat(path).st_size
+            with suppress(OSError):  # another process may replace or delete it at any moment
+                sizes[file.path] = os.lstat(path).st_size
     return Contents(checkpoint, seen.receipt, sizes, verified=seen.receipt and not rehash)
 
 

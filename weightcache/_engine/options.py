@@ -32,6 +32,7 @@ class EnsureOptions:
     wait: float = 300.0
     patience: float = 180.0
     progress: bool | ProgressCallback | None = None
+    dry_run: bool = False
     cancel: Cancel = field(default_factory=Cancel)
     local_sources: Mapping[str, str] = field(default_factory=dict)
     may_link: bool = False
