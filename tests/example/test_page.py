@@ -34,7 +34,7 @@ CLOTHES = [SHIRT, PANTS]
 KEY = "schlüssel €"
 
 
-class Told(Pipeline):
+class Result(Pipeline):
     """A pipeline that keeps what it is asked for."""
 
     def __init__(self, found: list[Detection] | None = None, gate: Gate | None = None) -> None:
@@ -66,7 +66,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     """A server that finds a shirt and pants in every photo."""
-    with serving(backend_of(Told())) as client:
+    with serving(backend_of(Result())) as client:
         yield client
 
 
@@ -192,14 +192,14 @@ def test_what_is_dropped_must_be_a_file(visit: Visit) -> None:
             document.body.dispatchEvent(new DragEvent("drop", event));
         }"""
     )
-    expect(visit.alert).to_contain_text("is no file")
+    expect(visit.alert).to_contain_text("This is not a file")
     expect(visit.page.locator("body")).not_to_have_class(re.compile("dragging"))
     assert visit.posts == []
 
 
 def test_a_second_photo_takes_the_place_of_the_first(browser: Browser) -> None:
     gate = Gate()
-    with serving(backend_of(Told(gate=gate))) as client, visiting(browser, client) as visit:
+    with serving(backend_of(Result(gate=gate))) as client, visiting(browser, client) as visit:
         try:
             visit.choose("first.png", photo(30, 60))
             assert gate.entered.acquire(timeout=20)
@@ -216,7 +216,7 @@ def test_a_second_photo_takes_the_place_of_the_first(browser: Browser) -> None:
 def test_what_runs_can_be_cancelled(browser: Browser) -> None:
     gate = Gate()
     gate.opened.set()
-    with serving(backend_of(Told(gate=gate))) as client, visiting(browser, client) as visit:
+    with serving(backend_of(Result(gate=gate))) as client, visiting(browser, client) as visit:
         visit.choose("first.png")
         expect(visit.cards).to_have_count(2)
         gate.opened.clear()
@@ -235,7 +235,7 @@ def test_what_runs_can_be_cancelled(browser: Browser) -> None:
 
 
 def test_nothing_that_is_found_is_no_error(browser: Browser) -> None:
-    with serving(backend_of(Told([]))) as client, visiting(browser, client) as visit:
+    with serving(backend_of(Result([]))) as client, visiting(browser, client) as visit:
         visit.choose()
         expect(visit.page.get_by_text("Nothing found", exact=True).first).to_be_visible()
         expect(visit.said).to_have_text("Nothing found")
@@ -249,7 +249,7 @@ def test_persons_have_their_own_garments(browser: Browser) -> None:
         Detection("shirt", 0.9, Box(36, 8, 56, 24)),
         Detection("hat", 0.7, Box(6, 2, 18, 8)),
     ]
-    with serving(backend_of(Told(found))) as client, visiting(browser, client) as visit:
+    with serving(backend_of(Result(found))) as client, visiting(browser, client) as visit:
         visit.choose()
         expect(visit.page.get_by_role("heading", name="Person")).to_have_text(["Person 1", "Person 2"])
         assert visit.labels() == ["hat", "shirt"]
@@ -265,13 +265,13 @@ def test_a_threshold_changes_what_is_found(visit: Visit) -> None:
     expect(visit.cards).to_have_count(1)
     assert visit.labels() == ["shirt"]
     expect(visit.page.locator(".box")).to_have_count(1)
-    visit.page.get_by_role("button", name="Back to the defaults").click()
+    visit.page.get_by_role("button", name="Restore defaults").click()
     expect(visit.cards).to_have_count(2)
     assert visit.page.get_by_role("slider", name="Box threshold").input_value() == "0.35"
 
 
 def test_every_option_reaches_the_models(browser: Browser) -> None:
-    pipeline = Told()
+    pipeline = Result()
     with serving(backend_of(pipeline)) as client, visiting(browser, client) as visit:
         visit.choose()
         expect(visit.cards).to_have_count(2)
@@ -310,7 +310,7 @@ def test_the_defaults_are_those_of_the_server(visit: Visit) -> None:
 
 def test_the_zip_is_the_one_that_the_server_makes(browser: Browser, tmp_path: Path) -> None:
     found = [*CLOTHES, Detection("日本 dress/../x", 0.5, Box(0, 0, 60, 40))]
-    with serving(backend_of(Told(found))) as client, visiting(browser, client) as visit:
+    with serving(backend_of(Result(found))) as client, visiting(browser, client) as visit:
         visit.page.get_by_role("textbox", name="Look for").fill("shirt, pants, 日本 dress/../x")
         visit.choose("on the beach.png")
         expect(visit.cards).to_have_count(3)
@@ -362,7 +362,7 @@ def test_tags_lie_on_the_photo_and_on_no_other_tag(browser: Browser) -> None:
     corners = [Box(0, 0, 4, 4), Box(56, 0, 60, 4), Box(0, 36, 4, 40), Box(56, 36, 60, 40)]
     middle = [Box(left, top, left + 12, top + 9) for left in range(0, 48, 5) for top in range(4, 30, 5)]
     found = [Detection("a rather long name", 0.9 - 0.005 * n, box) for n, box in enumerate([*corners, *middle])]
-    with serving(backend_of(Told(found))) as client, visiting(browser, client) as visit:
+    with serving(backend_of(Result(found))) as client, visiting(browser, client) as visit:
         visit.page.get_by_role("textbox", name="Look for").fill("a rather long name")
         visit.choose()
         expect(visit.cards).not_to_have_count(0)
@@ -411,7 +411,7 @@ def test_a_text_as_the_first_file(browser: Browser, client: httpx.Client) -> Non
 
 
 def test_a_photo_of_too_many_bytes_is_not_sent(browser: Browser) -> None:
-    with serving(backend_of(Told()), max_bytes=1000) as client, visiting(browser, client) as visit:
+    with serving(backend_of(Result()), max_bytes=1000) as client, visiting(browser, client) as visit:
         visit.choose("large.png", b"x" * 1001)
         expect(visit.alert).to_have_text(
             "large.png: the photo has 1,001 bytes, and at most 1,000 are taken: send a smaller one"
@@ -439,7 +439,7 @@ def test_a_field_tells_what_is_wrong_with_it(browser: Browser, client: httpx.Cli
 def full(gate: Gate) -> Iterator[httpx.Client]:
     """A server with one place, and somebody who has it until the gate opens."""
     with (
-        serving(backend_of(Told(gate=gate)), max_queue=0) as client,
+        serving(backend_of(Result(gate=gate)), max_queue=0) as client,
         httpx.Client(base_url=client.base_url, timeout=60) as other,
         ThreadPoolExecutor() as pool,
     ):
@@ -459,7 +459,7 @@ def test_when_the_queue_is_full_the_photo_is_tried_again(browser: Browser, patie
         expect(visit.state).to_contain_text("Ready")
         visit.page.clock.install()
         visit.choose()
-        expect(visit.alert).to_contain_text("try again in 5 seconds. This page does so by itself.")
+        expect(visit.alert).to_contain_text("try again in 5 seconds. This page retries automatically.")
         gate.opened.set()
         if patient:
             with visit.page.expect_response("**/v1/crops") as answer:
@@ -518,7 +518,7 @@ def test_a_photo_waits_for_the_models(browser: Browser) -> None:
     def load() -> Backend:
         assert loaded.wait(60)
         phases = {"look": 0.5, "download": 0.0, "prefetch": 3.0, "imports": 4.0, "build": 0.25, "load": 0.25}
-        return backend_of(Told(), phases={**phases, "ready": 5.5}, weights={"sam2": "7442e4e9b732" + "0" * 52})
+        return backend_of(Result(), phases={**phases, "ready": 5.5}, weights={"sam2": "7442e4e9b732" + "0" * 52})
 
     with serving(load) as client, visiting(browser, client, expected=[503]) as visit:
         try:
@@ -557,23 +557,23 @@ def test_models_that_cannot_be_loaded(browser: Browser) -> None:
 
 @pytest.mark.parametrize("stand_ins", [True, False])
 def test_the_page_says_whether_the_weights_are_stand_ins(browser: Browser, stand_ins: bool) -> None:
-    with serving(backend_of(Told(), stand_ins=stand_ins)) as client, visiting(browser, client) as visit:
+    with serving(backend_of(Result(), stand_ins=stand_ins)) as client, visiting(browser, client) as visit:
         expect(visit.state).to_contain_text("Ready")
-        note = visit.page.get_by_text("Stand-in weights: what they find is not sensible.")
+        note = visit.page.get_by_text("Stand-in weights: the results are meaningless.")
         expect(note).to_be_visible(visible=stand_ins)
 
 
 def test_a_key_is_asked_for_when_the_server_wants_one(browser: Browser) -> None:
-    with serving(backend_of(Told()), api_key=KEY) as client, visiting(browser, client, expected=[401]) as visit:
+    with serving(backend_of(Result()), api_key=KEY) as client, visiting(browser, client, expected=[401]) as visit:
         field = visit.page.get_by_label("API key", exact=True)
         expect(visit.state).to_contain_text("Ready")
         expect(field).to_be_hidden()
         visit.choose()
         expect(field).to_be_focused()
-        expect(visit.page.get_by_text("This server asks for an API key.")).to_be_visible()
+        expect(visit.page.get_by_text("This server needs an API key.")).to_be_visible()
         field.fill("another")
         field.press("Enter")
-        expect(visit.page.get_by_text("The server does not know this key.")).to_be_visible()
+        expect(visit.page.get_by_text("The server does not accept this key.")).to_be_visible()
         expect(field).to_be_focused()
         field.fill(KEY)
         visit.page.get_by_role("button", name="Use this key").click()
@@ -589,7 +589,7 @@ def test_a_key_is_asked_for_when_the_server_wants_one(browser: Browser) -> None:
 def test_a_key_works_where_the_browser_keeps_nothing(browser: Browser) -> None:
     nothing_kept = "Object.defineProperty(window, 'sessionStorage', {get() { throw new DOMException('denied') }})"
     with (
-        serving(backend_of(Told()), api_key=KEY) as client,
+        serving(backend_of(Result()), api_key=KEY) as client,
         visiting(browser, client, expected=[401], script=nothing_kept) as visit,
     ):
         visit.choose()
@@ -603,7 +603,7 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 def test_what_others_write_is_text(browser: Browser) -> None:
     found = [Detection(HOSTILE, 0.9, Box(5, 5, 50, 35))]
-    with serving(backend_of(Told(found))) as client, visiting(browser, client, expected=[413]) as visit:
+    with serving(backend_of(Result(found))) as client, visiting(browser, client, expected=[413]) as visit:
         visit.page.get_by_role("textbox", name="Look for").fill(HOSTILE)
         visit.choose("<b onmouseover=alert(3)>.png")
         expect(visit.cards).to_have_count(1)
@@ -667,7 +667,7 @@ def test_the_keyboard_is_enough(visit: Visit, tmp_path: Path) -> None:
     expect(page.get_by_role("radio", name="White")).to_be_checked()
     expect(page.get_by_role("progressbar")).to_be_hidden()
 
-    tab_to("button", "Back to the defaults")
+    tab_to("button", "Restore defaults")
     with page.expect_response("**/v1/crops"):
         page.keyboard.press("Space")
     expect(page.get_by_role("textbox", name="Look for")).to_be_focused()  # the button is gone
@@ -723,7 +723,7 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, width: int) -> None:
     long = "averylongwordthatnobodywouldeverwritebutsomebodydoes" * 2
     found = [*CLOTHES, Detection(long, 0.5, Box(0, 0, 60, 40))]
     with (
-        serving(backend_of(Told(found), versions={long: long})) as client,
+        serving(backend_of(Result(found), versions={long: long})) as client,
         visiting(
             browser, client, expected=[415], viewport={"width": width, "height": 640}, has_touch=width < 800
         ) as visit,
@@ -760,7 +760,7 @@ def test_a_phone_has_the_crops_right_below_the_photo(browser: Browser, client: h
 def test_text_can_be_read(browser: Browser, scheme: str) -> None:
     refused: list[int] = [401, 415, 422]
     with (
-        serving(backend_of(Told()), api_key=KEY) as client,
+        serving(backend_of(Result()), api_key=KEY) as client,
         visiting(browser, client, expected=refused, color_scheme=scheme, reduced_motion="reduce") as visit,
     ):
         expect(visit.state).to_contain_text("Ready")
@@ -790,7 +790,7 @@ def test_text_can_be_read(browser: Browser, scheme: str) -> None:
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_nothing_moves_for_who_does_not_want_it(browser: Browser, motion: str) -> None:
     gate = Gate()
-    with serving(backend_of(Told(gate=gate))) as client, visiting(browser, client, reduced_motion=motion) as visit:
+    with serving(backend_of(Result(gate=gate))) as client, visiting(browser, client, reduced_motion=motion) as visit:
         try:
             visit.choose()
             assert gate.entered.acquire(timeout=20)
@@ -816,7 +816,7 @@ def test_make_fashion_from_its_start_to_a_zip(browser: Browser, tmp_path: Path) 
             expect(visit.state).to_have_text("The models are being loaded")
             visit.choose(data=photo(300, 400))
             expect(visit.state).to_have_text("Ready, on cpu", timeout=120_000)
-            expect(visit.page.get_by_text("what they find is not sensible")).to_be_visible()
+            expect(visit.page.get_by_text("the results are meaningless")).to_be_visible()
             expect(visit.page.get_by_role("progressbar")).to_be_hidden(timeout=120_000)
             expect(visit.page.get_by_text(re.compile("300 . 400 pixels"))).to_be_visible()
             visit.slide("Box threshold", 0.2)
