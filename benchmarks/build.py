@@ -1,7 +1,7 @@
-"""What it costs to build a module and give it weights: the plain way, and with `skip_init` and `assign_into`.
+"""Measure the time to build a module and assign weights: the plain way, and with `skip_init` and `assign_into`.
 
-A transformer of 302 million parameters (1.2 GB) is built in a fresh process, and given a state dict that is in memory.
-The processes take turns; the sum of all weights must be the same.
+Each process builds a transformer of 302 million parameters (1.2 GB) and assigns a state dict that is in memory. The
+processes take turns; the sum of all weights must be equal.
 
     python benchmarks/build.py [--rounds N]
 """

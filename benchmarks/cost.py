@@ -1,4 +1,4 @@
-"""What it costs to run examples/fashion_crop on Modal: arithmetic, from prices and seconds that are stated.
+"""Calculate the cost of examples/fashion_crop on Modal from the stated prices and seconds.
 
     python benchmarks/cost.py [--start 6] [--photo 21] [--gpu L4] [--picture FILE.svg]
 
@@ -55,35 +55,35 @@ class App:
 
 @dataclass(frozen=True)
 class Visit:
-    """What somebody who comes alone, and finds the app asleep, takes."""
+    """An isolated visit: the app has stopped, and a container must start."""
 
     start: float = 6  # seconds from the request to loaded models
     photo: float = 21  # seconds of work
 
     def awake(self, idle: float) -> float:
-        """Return for how many seconds a container is paid for."""
+        """Return the seconds of a container that are charged."""
         return self.start + self.photo + idle
 
 
-def second(app: App, gpu: str | None = None) -> float:
-    """Return what a second of a container costs, at work or idle."""
+def price_per_second(app: App, gpu: str | None = None) -> float:
+    """Return the price of a container per second, busy or idle."""
     return app.cores * CORE + app.memory * MEMORY + (GPUS[gpu] if gpu else 0)
 
 
 def always_awake(app: App, gpu: str | None = None) -> float:
-    """Return what option B costs a month; also pings that come before it falls asleep, day and night."""
-    return DAYS * DAY * second(app, gpu)
+    """Return the cost of option B a month; also of pings that keep it running day and night."""
+    return DAYS * DAY * price_per_second(app, gpu)
 
 
 def sleeping(app: App, visit: Visit, visits: float, gpu: str | None = None) -> float:
-    """Return what option A costs a month, at so many lonely visits a day."""
-    return min(DAYS * visits * visit.awake(app.idle) * second(app, gpu), always_awake(app, gpu))
+    """Return the cost of option A a month for a number of isolated visits a day."""
+    return min(DAYS * visits * visit.awake(app.idle) * price_per_second(app, gpu), always_awake(app, gpu))
 
 
 def working_hours(app: App, visit: Visit, gpu: str | None = None) -> float:
-    """Return what option C costs a month, if nobody comes at other hours."""
+    """Return the cost of option C a month without visits at other hours."""
     awake = visit.start + app.ping_hours * 3600 - app.ping_every + app.idle_pinged
-    return DAYS * 5 / 7 * awake * second(app, gpu)
+    return DAYS * 5 / 7 * awake * price_per_second(app, gpu)
 
 
 def pings(app: App) -> float:
@@ -92,13 +92,13 @@ def pings(app: App) -> float:
 
 
 def useless_pings(app: App, visit: Visit, every: int = 600) -> float:
-    """Return what pings cost a month that come, day and night, after it has fallen asleep."""
-    return DAYS * DAY / every * (visit.start + app.idle) * second(app)
+    """Return the cost a month of pings that come after the container has stopped."""
+    return DAYS * DAY / every * (visit.start + app.idle) * price_per_second(app)
 
 
-def even(app: App, visit: Visit, price: float, gpu: str | None = None) -> float:
-    """Return at how many lonely visits a day option A costs as much as ``price`` a month."""
-    return price / (DAYS * visit.awake(app.idle) * second(app, gpu))
+def break_even(app: App, visit: Visit, price: float, gpu: str | None = None) -> float:
+    """Return the isolated visits a day at which option A costs ``price`` a month."""
+    return price / (DAYS * visit.awake(app.idle) * price_per_second(app, gpu))
 
 
 def weights_gib() -> float:
@@ -107,7 +107,7 @@ def weights_gib() -> float:
 
 
 def dollars(amount: float) -> str:
-    """Write cents where there are few dollars."""
+    """Format an amount; cents only below 20 dollars."""
     return f"${amount:,.0f}" if amount >= 20 else f"${amount:.2f}"
 
 
@@ -118,8 +118,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([lines[0], "|---" + "|--:" * (len(head) - 1) + "|", *lines[1:]])
 
 
-def month(app: App, visit: Visit, gpu: str) -> str:
-    """What is paid whether anybody comes or not."""
+def monthly_table(app: App, visit: Visit, gpu: str) -> str:
+    """Return the table of costs without visits."""
     size = weights_gib()
     return table(
         ["a month of 30 days", "two cores", f"and an {gpu}"],
@@ -138,8 +138,8 @@ def month(app: App, visit: Visit, gpu: str) -> str:
     )
 
 
-def by_visits(app: App, visit: Visit, gpu: str) -> str:
-    """What is paid for those who come, and what being awake saves them."""
+def visits_table(app: App, visit: Visit, gpu: str) -> str:
+    """Return the table of costs by visits."""
     rows = []
     for visits in VISITS:
         cost = sleeping(app, visit, visits)
@@ -155,17 +155,17 @@ def by_visits(app: App, visit: Visit, gpu: str) -> str:
     return table(["lonely visits a day", "**A**, two cores", f"**A**, and an {gpu}", "**B** pays for each wait"], rows)
 
 
-def evens(app: App, visit: Visit, gpu: str) -> str:
-    """From where on A saves nothing."""
+def break_even_table(app: App, visit: Visit, gpu: str) -> str:
+    """Return the table of visits at which A costs as much as the other options."""
     return table(
         ["A costs as much as", "lonely visits a day"],
         [
             [
                 "the $30 a month that are free",
-                f"{even(app, visit, 30):,.0f}; {even(app, visit, 30, gpu):,.0f} with an {gpu}",
+                f"{break_even(app, visit, 30):,.0f}; {break_even(app, visit, 30, gpu):,.0f} with an {gpu}",
             ],
-            ["C", f"{even(app, visit, working_hours(app, visit)):,.0f}"],
-            ["B", f"{even(app, visit, always_awake(app)):,.0f}"],
+            ["C", f"{break_even(app, visit, working_hours(app, visit)):,.0f}"],
+            ["B", f"{break_even(app, visit, always_awake(app)):,.0f}"],
         ],
     )
 
@@ -180,14 +180,14 @@ def picture(path: Path, app: App, visit: Visit, gpu: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, panes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
-    days = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500, even(app, visit, always_awake(app)), 5000]
+    days = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500, break_even(app, visit, always_awake(app)), 5000]
     for axes, kind in zip(panes, (None, gpu), strict=True):
         flat_b, flat_c = always_awake(app, kind), working_hours(app, visit, kind)
         axes.plot(days, [sleeping(app, visit, each, kind) for each in days], color="black", linewidth=2)
         for price, dash, name in ((flat_b, "--", "B always awake"), (flat_c, ":", "C working hours")):
             axes.axhline(price, color="black", linestyle=dash, linewidth=1.4)
             axes.text(1.1, price * 1.18, f"{name}: {dollars(price)}", fontsize=9)
-            meets = even(app, visit, price, kind)
+            meets = break_even(app, visit, price, kind)
             axes.plot([meets], [price], "o", color="black", markersize=6, markerfacecolor="white")
             axes.annotate(
                 f"{meets:,.0f} a day", (meets, price), (6, -12), textcoords="offset points", fontsize=9, ha="left"
@@ -212,9 +212,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw it as SVG")
     options = parser.parse_args()
     app, visit = App(), Visit(options.start, options.photo)
-    print(f"a second: ${second(app):.8f}, with {options.gpu} ${second(app, options.gpu):.8f}")
+    print(f"a second: ${price_per_second(app):.8f}, with {options.gpu} ${price_per_second(app, options.gpu):.8f}")
     print(f"pings every 10 minutes, day and night, that let it sleep: {dollars(useless_pings(app, visit))} a month\n")
-    print("\n\n".join(each(app, visit, options.gpu) for each in (month, by_visits, evens)))
+    print("\n\n".join(each(app, visit, options.gpu) for each in (monthly_table, visits_table, break_even_table)))
     if options.picture:
         picture(options.picture, app, visit, options.gpu)
 

@@ -1,13 +1,12 @@
-"""What a hit costs: weightcache beside its peers, in one run on one machine.
+"""Measure a hit: weightcache and its peers, in one run on one machine.
 
-Each figure of the first table is a fresh process that is asked for two checkpoints that are already there; its clock
-runs inside, from before the import until both paths are in hand. The processes of the contestants take turns, so
-that the noise of the machine meets all of them alike. What a hit costs does not depend on the size of the files, where
-nothing is hashed: they have 1 MB, which spares pooch most of what it would pay for real ones.
+Each figure of the first table is a fresh process that asks for two checkpoints that already exist. It measures its own
+time from before the import until both paths are known. The contestants take turns, so that noise affects all equally.
+Files have 1 MB: the time of a hit does not depend on the size unless a tool hashes, as pooch does.
 
     python benchmarks/hit.py [--runs N] [--json FILE]
 
-A peer that is not installed is named and left out; ``pip install -e '.[bench]'`` brings them.
+A peer that is not installed is named in the output; ``pip install -e '.[bench]'`` installs them.
 """
 
 from __future__ import annotations
@@ -143,7 +142,7 @@ def child(program: str, directory: Path) -> str:
 
 
 def adopt(manifest: Path, root: Path, bodies: dict[str, dict[str, bytes]]) -> list[str]:
-    """Put the files in place by hand, let `ensure` hash and adopt them, and return the paths."""
+    """Write the files into the version directories, let `ensure` hash and adopt them, and return the paths."""
     from weightcache import Manifest, ensure
 
     for checkpoint in Manifest.load(manifest):
@@ -154,8 +153,8 @@ def adopt(manifest: Path, root: Path, bodies: dict[str, dict[str, bytes]]) -> li
     return [str(path) for path in ensure(manifest, root=root, progress=False).values()]
 
 
-def lay_out_two(directory: Path) -> None:
-    """Lay the same two files out as each contestant has them after a download."""
+def write_two_checkpoints(directory: Path) -> None:
+    """Write the same two files in the layout of each contestant after a download."""
     chance = random.Random(0)
     bodies = {name: {file: chance.randbytes(SIZE)} for name, file in NAMES.items()}
     known = {file: hashlib.sha256(body).hexdigest() for files in bodies.values() for file, body in files.items()}
@@ -180,8 +179,8 @@ def lay_out_two(directory: Path) -> None:
             (home / "refs" / "main").write_text(COMMIT)
 
 
-def lay_out_many(directory: Path, count: int) -> None:
-    """Lay out one directory checkpoint of ``count`` small files."""
+def write_many_files(directory: Path, count: int) -> None:
+    """Write one directory checkpoint of ``count`` small files."""
     files = {f"shard-{number // 1000:03}/{number:06}.bin": b"%d" % number for number in range(count)}
     lines = ["[checkpoints.many]", "urls = []", "[checkpoints.many.files]"]
     for path, body in files.items():
@@ -212,7 +211,7 @@ def machine() -> dict[str, object]:
 
 def fresh_processes(directory: Path, runs: int) -> dict[str, dict[str, float] | None]:
     """Time every contestant ``runs`` times, taking turns; ``None`` for one that is not installed."""
-    lay_out_two(directory)
+    write_two_checkpoints(directory)
     present = {name: program for name, (module, program) in CONTESTANTS.items() if find_spec(module)}
     times: dict[str, list[float]] = {name: [] for name in present}
     for turn in range(runs + 1):
@@ -257,7 +256,7 @@ def main() -> None:
         print(f"{'files':>8}{'parse':>18}{'status':>18}{'hit':>18}")
         for count in (10_000, 20_000):
             directory = Path(temporary, str(count))
-            lay_out_many(directory, count)
+            write_many_files(directory, count)
             told = many[str(count)] = json.loads(child(DIRECTORY, directory))
             cells = (f"{1e6 * seconds / count:.2f} ({1e3 * seconds:.0f})" for seconds in told.values())
             print(f"{count:8}" + "".join(f"{cell:>18}" for cell in cells))

@@ -1,4 +1,4 @@
-"""What it costs to get weights from a volume into memory: weightcache beside its peers, in one run on one machine.
+"""Measure loading weights from a volume into memory: weightcache and its peers, in one run on one machine.
 
 Each figure is a fresh process that loads the same 888 MB in about 900 tensors, from a slow volume that forgot them (see
 ``slowvol``) or from a disk whose cache was dropped. The processes of the contestants take turns. The clock of "load"
@@ -128,7 +128,7 @@ BASE = "torch.load"
 
 @dataclass
 class Case:
-    """Where the files lie while they are loaded."""
+    """The storage that the files are loaded from."""
 
     title: str
     settings: dict[str, Any] | None  # of the slow volume; None for the disk
@@ -168,8 +168,8 @@ def run(program: str, path: Path) -> tuple[float, float, list[float]]:
     return load, whole, read
 
 
-def drop(path: Path) -> None:
-    """Let the kernel forget a file."""
+def drop_from_page_cache(path: Path) -> None:
+    """Remove a file from the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -185,7 +185,9 @@ def measure(case: Case, folder: Path, rounds: int) -> dict[str, dict[str, Any]]:
         for turn in range(rounds + 1):
             for name, (suffix, _, program) in present.items():
                 path = (folder if mounted is None else mounted.path) / f"weights.{suffix}"
-                forget: Callable[[], None] = (lambda path=path: drop(path)) if mounted is None else mounted.evict
+                forget: Callable[[], None] = (
+                    (lambda path=path: drop_from_page_cache(path)) if mounted is None else mounted.evict
+                )
                 forget()
                 load, whole, read = run(program, path)
                 sums.add(tuple(read))

@@ -1,4 +1,4 @@
-"""The main job on this machine, without the internet: `make demo`.
+"""Show the main use of the library on this machine, without the internet: `make demo`.
 
 An origin on loopback serves stand-ins of the fashion-crop checkpoints, with the names and the layout of
 ``fashion_crop/weights.toml`` and other bytes. Each step says what it shows and checks it; if anything is otherwise,
@@ -9,38 +9,47 @@ With ``WEIGHTS=real`` it does the first step alone, with the real manifest and t
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import random
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import textwrap
 import time
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from demo_stage import (
+    BIG,
+    DINO,
+    RATE,
+    SAM,
+    VOLUME,
+    LogNotes,
+    Row,
+    Stage,
+    WrongError,
+    answer,
+    check,
+    check_bytes,
+    duration,
+    heading,
+    mb,
+    note,
+    note_long,
+    serve_stand_ins,
+    start,
+    worker,
+)
 from origin import Origin
-from weightcache import DownloadError, IntegrityError, Manifest, WeightCacheError, Weights, ensure, status, verify
+from weightcache import DownloadError, IntegrityError, Manifest, WeightCacheError, Weights, ensure, status
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-VOLUME = Path("demo-volume")
 REAL_MANIFEST = Path(__file__).parent / "fashion_crop" / "weights.toml"
-RATE = 40e6  # bytes a second; slow enough for the bars to be seen
 PROCESSES = 8
 IN_FLIGHT = 4 << 20  # at a kill: sent by the origin and not yet in the journal (a block of 1 MiB, socket buffers)
 
-DINO, SAM, BERT = "groundingdino", "sam2", "bert-base-uncased"
-BIG = {DINO: ("groundingdino_swint_ogc.pth", 65_000_000), SAM: ("sam2_hiera_large.pt", 85_000_000)}
-SMALL = {"config.json": 570, "tokenizer.json": 466_062, "tokenizer_config.json": 48, "vocab.txt": 231_508}
 
 ONE_HIT = """\
 import sys, time
@@ -51,158 +60,7 @@ print(time.perf_counter() - began, *(report.outcome for report in weights.report
 """
 
 
-class WrongError(Exception):
-    """A step did not do what it says."""
-
-
-def check(condition: object, otherwise: str) -> None:
-    if not condition:
-        raise WrongError(otherwise)
-
-
-@dataclass
-class Row:
-    """One line of the table at the end."""
-
-    step: str
-    outcome: str
-    fetched: int
-    seconds: float
-    waited: str = "nobody"
-
-
 # What the steps share: an origin, stand-ins, manifests, and processes of one's own.
-
-
-@dataclass
-class Stage:
-    """The origin and the stand-ins it serves, by checkpoint and file."""
-
-    origin: Origin
-    bodies: dict[str, dict[str, bytes]]
-
-    def size(self, *names: str) -> int:
-        return sum(len(body) for name in names or self.bodies for body in self.bodies[name].values())
-
-    def manifest(self, path: Path, *names: str, mirrors: tuple[str, ...] = ("",)) -> Path:
-        """Write a real manifest of these checkpoints (all, if none is named) and return its path."""
-        lines = ["# Written by examples/demo.py; the port is that of one run.", "version = 1"]
-        for name in names or self.bodies:
-            files = self.bodies[name]
-            paths = [f"{mirror}/{name}" if name == BERT else f"{mirror}/{next(iter(files))}" for mirror in mirrors]
-            lines += ["", f"[checkpoints.{name}]"]
-            lines += [f"urls = [{', '.join(json.dumps(self.origin.url(each)) for each in paths)}]"]
-            if name == BERT:
-                lines += [f"[checkpoints.{name}.files]"]
-                lines += [
-                    f'"{file}" = {{ sha256 = "{sha256(body).hexdigest()}", size = {len(body)} }}'
-                    for file, body in files.items()
-                ]
-            else:
-                (body,) = files.values()
-                lines += [f'sha256 = "{sha256(body).hexdigest()}"', f"size = {len(body)}"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return path
-
-
-def set_the_stage(origin: Origin) -> Stage:
-    chance = random.Random(0)
-    bodies = {name: {file: chance.randbytes(size)} for name, (file, size) in BIG.items()}
-    bodies[BERT] = {file: chance.randbytes(size) for file, size in SMALL.items()}
-    for name, files in bodies.items():
-        for file, body in files.items():
-            origin.put(f"/{name}/{file}" if name == BERT else f"/{file}", body, rate=RATE)
-    return Stage(origin, bodies)
-
-
-@contextmanager
-def worker(manifest: Path, root: Path, *, shown: bool) -> Iterator[subprocess.Popen[str]]:
-    """Another process that is about to call `ensure`; it begins when it is sent a line. Killed on the way out."""
-    child = subprocess.Popen(
-        [sys.executable, __file__, "worker", manifest, root, "shown" if shown else "silent"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=None if shown else subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for the demo, which ends its children itself
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def work(manifest: str, root: str, mode: str) -> None:
-    """Call `ensure` as such a process, and print its report."""
-    print("here", flush=True)
-    sys.stdin.readline()
-    weights = ensure(manifest, root=root, progress=None if mode == "shown" else False)
-    report = weights.report
-    outcomes = {name: each.outcome for name, each in report.items()}
-    print(json.dumps([os.getpid(), outcomes, report.bytes_fetched, report.seconds, report.waited, report.waited_for]))
-
-
-def start(child: subprocess.Popen[str]) -> None:
-    assert child.stdin
-    child.stdin.write("go\n")
-    child.stdin.flush()
-
-
-def answer(child: subprocess.Popen[str]) -> list:
-    out, errors = child.communicate(timeout=120)
-    check(child.returncode == 0, f"process {child.pid} exited with {child.returncode}\n{errors or ''}")
-    return json.loads(out.splitlines()[-1])
-
-
-def check_bytes(manifest: Path, root: Path) -> None:
-    """Hash all that was published: what a step returned is what the manifest declares."""
-    for each in verify(manifest, root=root):
-        check(each.state == "ready", f"{each.name} is {each.state}: {each.detail}")
-
-
-def mb(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
-
-
-def heading(text: str) -> None:
-    print(f"\n{text}", flush=True)
-
-
-def note(text: str) -> None:
-    print(f"   {text}", flush=True)
-
-
-def note_long(text: str) -> None:
-    """Show text of any length, broken between words: URLs and digests stay whole."""
-    for line in text.splitlines():
-        inner = "     " + " " * (len(line) - len(line.lstrip()))
-        print(
-            textwrap.fill(
-                line.strip(),
-                78,
-                initial_indent=inner,
-                subsequent_indent=inner,
-                break_long_words=False,
-                break_on_hyphens=False,
-            ),
-            flush=True,
-        )
-
-
-class LogNotes(logging.Handler):
-    """Shows what the library logs (warnings) among the notes."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        note("logged:")
-        note_long(record.getMessage())
-
-
-def duration(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.1f} s"
-    return f"{1e3 * seconds:.0f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.0f} µs"
 
 
 # The steps.
@@ -217,7 +75,7 @@ def cold(manifest: Path, root: Path) -> Weights:
 
 
 def step_cold(stage: Stage) -> Row:
-    heading("1. Cold: an empty root; everything is downloaded, hashed on its way, published")
+    heading("1. Miss: an empty root; everything is downloaded, hashed and published")
     root = VOLUME / "1-cold"
     manifest = stage.manifest(VOLUME / "weights.toml")
     report = cold(manifest, root).report
@@ -229,7 +87,7 @@ def step_cold(stage: Stage) -> Row:
 
 
 def step_killed(stage: Stage) -> list[Row]:
-    heading("2. Killed: a process dies of SIGKILL half-way; its successor goes on")
+    heading("2. Killed: SIGKILL ends a process half-way; the next process resumes")
     root, (file, size) = VOLUME / "2-killed", BIG[SAM]
     manifest = stage.manifest(VOLUME / "2-killed.toml", SAM)
     origin, resource = stage.origin, stage.origin.files[f"/{file}"]
@@ -272,7 +130,7 @@ def step_killed(stage: Stage) -> list[Row]:
 
 
 def step_hit(stage: Stage) -> list[Row]:
-    heading("3. Hit: all is there; no network, no lock, no hashing")
+    heading("3. Hit: all files exist; no network, no lock, no hashing")
     manifest, root = VOLUME / "weights.toml", VOLUME / "1-cold"
     requests = stage.origin.gets()
     times = []
@@ -379,7 +237,7 @@ def demo() -> None:
     print(f"at {RATE / 1e6:.0f} MB/s a connection; roots and manifests lie in ./{VOLUME}/", flush=True)
     began = time.monotonic()
     with Origin() as origin:
-        stage = set_the_stage(origin)
+        stage = serve_stand_ins(origin)
         rows = [step_cold(stage), *step_killed(stage), *step_hit(stage), step_herd(stage), *step_flipped(stage)]
     table(rows)
     print(f"\nEvery claim above was checked; {time.monotonic() - began:.0f} s in all.")
@@ -393,9 +251,6 @@ def real() -> None:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["worker"]:
-        work(*sys.argv[2:5])
-        return 0
     logging.getLogger("weightcache").addHandler(LogNotes())
     try:
         real() if os.environ.get("WEIGHTS") == "real" else demo()

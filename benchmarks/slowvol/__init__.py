@@ -1,11 +1,11 @@
-"""A volume behind a network, to measure on: a FUSE file system of our own over a directory.
+"""A simulated network volume for benchmarks: a FUSE file system over a directory.
 
     with SlowVolume("/dev/shm/weights", latency=0.010, stream=150e6) as volume:
         read(volume.path / "weights.pt")
         volume.stats()["blocks_fetched"]
         volume.evict()
 
-``README.md`` tells what it models, and what it does not.
+``README.md`` describes what it models, and what it does not.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def available() -> str | None:
 
 
 class SlowVolume:
-    """A directory, read through a network that is not there; mounted while the ``with`` block runs.
+    """A directory that is read through a simulated network; mounted while the ``with`` block runs.
 
     Args:
         backing: The directory. It must not change meanwhile, and should lie in memory: its own disk is not modelled.

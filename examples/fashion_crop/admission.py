@@ -1,8 +1,7 @@
-"""Who gets in: what a request must show, and how much it may take, before anything of it is kept.
+"""A middleware that checks the API key and limits the size, speed and number of requests.
 
-It is a middleware, around the routes and not within them, since FastAPI reads the whole form before it calls a route.
-A request has its place from its first byte to the last one of its answer: so many photos and answers are in memory at
-once, and no more.
+It is a middleware because FastAPI reads the whole form before it calls a route. A request counts from its first byte to
+the last byte of its answer. This bounds the number of photos and answers in memory.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Admission:
     """The middleware.
 
     Args:
-        app: What is within.
-        paths: Of the routes that take a photo by POST; all others are let through.
+        app: The inner app.
+        paths: Paths of the POST routes to check; all other requests pass.
         settings: The limits and the key.
         check_ready: Raises `ServiceError` while there is no model.
     """
@@ -61,7 +60,7 @@ class Admission:
         try:
             await self._app(scope, self._limited(receive), self._in_pieces(send))
         except _ReadsTooSlowlyError:
-            _log.info("an answer was given up: its reader is too slow")
+            _log.info("an answer was cancelled: the client reads too slowly")
         finally:
             self._free += 1
 
@@ -80,8 +79,8 @@ class Admission:
             text = "send a form: multipart/form-data in UTF-8, with the photo as the file `image`"
             raise ServiceError(415, "form-expected", text)
         length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdecimal()):  # which not every server has looked at
-            raise ServiceError(400, "request-malformed", "Content-Length is no number")
+        if not (length.isascii() and length.isdecimal()):  # not every server checks it
+            raise ServiceError(400, "request-malformed", "Content-Length is not a number")
         if int(length[:20]) > self._settings.max_bytes + FORM:
             raise too_many_bytes(self._settings.max_bytes)
         if self._free <= 0:
@@ -97,7 +96,7 @@ class Admission:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = (token if scheme.lower() == "bearer" else headers.get("x-api-key", "")).strip()
-        # In a time that does not tell how much of it is right. Headers come as Latin-1, whatever they are.
+        # Constant time: the duration must not reveal the key. Headers are decoded as Latin-1.
         if not hmac.compare_digest(given.encode("latin-1"), self._key):
             raise ServiceError(
                 401,
@@ -107,12 +106,12 @@ class Admission:
             )
 
     def _limited(self, receive: Receive) -> Receive:
-        """Count the body, and let it come no slower than it may."""
+        """Limit the size of the body and its minimum speed."""
         size, complete, pace = 0, False, self._pace()
 
         async def limited() -> Message:
             nonlocal size, complete
-            if complete:  # what comes now is that the client hangs up
+            if complete:  # the next message is the disconnect
                 return await receive()
             try:
                 with anyio.fail_after(pace(size)):
@@ -128,7 +127,7 @@ class Admission:
         return limited
 
     def _in_pieces(self, send: Send) -> Send:
-        """Send no more at once than is soon gone, and give up on a client that does not read it."""
+        """Send the answer in small pieces, and stop if the client reads too slowly."""
         size, pace = 0, None
 
         async def in_pieces(message: Message) -> None:
@@ -149,7 +148,7 @@ class Admission:
         return in_pieces
 
     def _pace(self) -> Callable[[int], float]:
-        """Return what tells how many seconds are left after so many bytes."""
+        """Return a function: bytes so far → seconds left for the next piece."""
         began = anyio.current_time()
 
         def left(size: int) -> float:
@@ -159,4 +158,4 @@ class Admission:
 
 
 class _ReadsTooSlowlyError(Exception):
-    """A client does not read its answer."""
+    """The client reads its answer too slowly."""

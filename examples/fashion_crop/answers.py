@@ -1,4 +1,4 @@
-"""What the service answers: the shapes, and how they become JSON or a zip."""
+"""The answers of the service: models of their fields, and writing them as JSON or zip."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def crops_as_json(answer: Answer, garments: Sequence[GarmentFacts], pictures: Se
 def crops_as_zip(answer: Answer, garments: Sequence[GarmentFacts], pictures: Sequence[bytes]) -> bytes:
     """Write crops as a zip: ``manifest.json``, and each picture as a file that the manifest names.
 
-    PNGs do not become smaller, so they are stored as they are: that is what a `ZipInfo` says by itself.
+    PNGs do not become smaller, so they are stored as they are: that is the default of `ZipInfo`.
     """
     files = [
         GarmentFile(**dict(garment), file=f"{garment.id:02}_{safe_name(garment.label)}.png") for garment in garments

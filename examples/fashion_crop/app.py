@@ -32,7 +32,14 @@ if OPTION == "D" and GPU:
     raise ValueError(f"FASHION_OPTION=D takes its snapshot before there is a GPU: leave out FASHION_GPU={GPU}")
 
 HERE = Path(__file__).parent
-NOT_THERE = ("!serve.py", "!scenarios.py", "!pictures.py", "!models/stand_ins.py", "!models/as_usual.py")
+LOCAL_ONLY = (
+    "!serve.py",
+    "!scenarios.py",
+    "!start_programs.py",
+    "!pictures.py",
+    "!models/stand_ins.py",
+    "!models/baseline.py",
+)
 app = modal.App("fashion-crop")
 cache = WeightVolume("weights.toml", name="fashion-models", path="/root/data/weights")
 python = modal.Image.debian_slim(python_version="3.11")
@@ -51,7 +58,7 @@ image = (
     .env(deployed)
 )
 image = cache.add_to(image).add_local_dir(
-    HERE, "/root/fashion_crop", ignore=~modal.FilePatternMatcher("**/*.py", "page.html", *NOT_THERE)
+    HERE, "/root/fashion_crop", ignore=~modal.FilePatternMatcher("**/*.py", "page.html", *LOCAL_ONLY)
 )
 
 reading = cache.prefetch(into="memory")  # in a container the Volume is read from here on, while Python imports

@@ -1,4 +1,4 @@
-"""One box for each thing, within the image: what a detector finds twice is kept once."""
+"""Operations on boxes: remove duplicate detections, clip, pad, round to pixels."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 # A jacket that was found as a coat too: a box that lies in the other but for a little, and is not much smaller. What is
 # smaller is another thing, as a belt on a coat is, or the lower half of a dress that is a skirt.
 WITHIN = 0.9  # of the smaller one of two boxes, shared with the larger
-ALIKE = 0.6  # of the larger one's area
+SIMILAR = 0.6  # of the larger one's area
 
 
-def tidy(detections: Iterable[Detection], nms_threshold: float) -> list[Detection]:
-    """Return the detections without doubles, best first; boxes without an area are none.
+def without_duplicates(detections: Iterable[Detection], nms_threshold: float) -> list[Detection]:
+    """Return the detections without duplicates, best first; boxes without an area are removed.
 
-    A box goes if a better one of the same label overlaps it by more than ``nms_threshold`` (intersection over union).
-    Of those that are left one goes, whatever its label, if a better one contains it, or it a better one, and they are
-    alike in size. What is much smaller stays. Of two equal scores the one further up, then further left, is better.
+    A box is removed if a better one with the same label overlaps it by more than ``nms_threshold`` (intersection over
+    union). Then a box is removed, whatever its label, if it contains a better one or lies in it and their sizes are
+    similar. Much smaller boxes stay. For equal scores, the box further up, then further left, is better.
     """
     ordered = sorted((each for each in detections if area(each.box) > 0), key=_rank)
     if not ordered:
@@ -37,9 +37,9 @@ def tidy(detections: Iterable[Detection], nms_threshold: float) -> list[Detectio
     labels = np.array([each.label for each in ordered])
     same_label = labels[:, None] == labels
     unions = areas[:, None] + areas - shared
-    once = _best(same_label & (shared > nms_threshold * unions), range(len(ordered)))
+    once = _keep_best(same_label & (shared > nms_threshold * unions), range(len(ordered)))
     smaller, larger = np.minimum(areas[:, None], areas), np.maximum(areas[:, None], areas)
-    once = _best((shared > WITHIN * smaller) & (smaller > ALIKE * larger), once)
+    once = _keep_best((shared > WITHIN * smaller) & (smaller > SIMILAR * larger), once)
     return [ordered[index] for index in once]
 
 
@@ -48,7 +48,7 @@ def area(box: Box) -> float:
     return max(0.0, box.right - box.left) * max(0.0, box.bottom - box.top)
 
 
-def within(box: Box, width: int, height: int) -> Box:
+def clipped(box: Box, width: int, height: int) -> Box:
     """Return the part of a box that lies in an image of that size."""
     left, right = (min(max(each, 0.0), float(width)) for each in (box.left, box.right))
     top, bottom = (min(max(each, 0.0), float(height)) for each in (box.top, box.bottom))
@@ -61,7 +61,7 @@ def padded(box: Box, padding: float) -> Box:
     return Box(box.left - margin, box.top - margin, box.right + margin, box.bottom + margin)
 
 
-def outward(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+def whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     """Return the whole pixels that a box touches in an image of that size, at least one."""
     left = min(max(math.floor(box.left), 0), width - 1)
     top = min(max(math.floor(box.top), 0), height - 1)
@@ -81,7 +81,7 @@ def _rank(detection: Detection) -> tuple[object, ...]:
     return -detection.score, box.top, box.left, box.bottom, box.right, detection.label
 
 
-def _best(doubles: NDArray[np.bool_], candidates: Iterable[int]) -> list[int]:
+def _keep_best(doubles: NDArray[np.bool_], candidates: Iterable[int]) -> list[int]:
     """Go through the candidates, best first, and keep what is no double of one that was kept."""
     kept: list[int] = []
     for index in candidates:

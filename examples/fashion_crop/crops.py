@@ -1,4 +1,4 @@
-"""From a detection and its mask to a picture of a garment."""
+"""Make the picture of a garment from a detection and its mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from . import masks
-from .boxes import outward
+from .boxes import whole_pixels
 from .detection import Box
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Cut:
 
     Attributes:
         found: What was found, its box in pixels of `Photo.pixels`.
-        region: What is looked at: the box and some padding, in the same pixels.
+        region: The box with padding, in the same pixels.
         mask: Of the region: height by width.
         quality: How good the segmenter thinks the mask is, 0 to 1.
         person: Who wears it, numbered from the left; ``None`` if nobody was found to.
@@ -69,11 +69,11 @@ class Garment:
 
 
 def garment(number: int, cut: Cut, photo: Photo, background: str) -> Garment:
-    """Make the picture, and tell in pixels of the original what it shows.
+    """Make the picture of a garment, with its coordinates in pixels of the original.
 
     Args:
-        number: Its place in the result.
-        cut: What was cut out of the photo.
+        number: Its index in the result.
+        cut: The detection and its mask.
         photo: The photo.
         background: ``"transparent"``, ``"original"`` for the photo itself, ``"white"``, or a colour as ``"#rrggbb"``.
     """
@@ -85,7 +85,7 @@ def garment(number: int, cut: Cut, photo: Photo, background: str) -> Garment:
         score=cut.found.score,
         mask_score=cut.quality,
         box=in_original(cut.found.box, photo),
-        crop_box=outward(in_original(Box(*cut.region), photo), photo.width, photo.height),
+        crop_box=whole_pixels(in_original(Box(*cut.region), photo), photo.width, photo.height),
         area=round(np.count_nonzero(cut.mask) * x * y),
         person=cut.person,
         image=_picture(photo.pixels[top:bottom, left:right], cut.mask, background),
@@ -104,7 +104,7 @@ def _picture(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], background: str
         return image
     opacity = Image.fromarray(masks.soften(mask))
     if background == "transparent":
-        # Black below, else the colours of what was cut off would be in the file, for whoever drops the opacity.
+        # Black outside the mask: else the file would contain the background for programs that ignore opacity.
         image = Image.composite(image, Image.new("RGB", image.size), Image.fromarray(mask))
         image.putalpha(opacity)
         return image

@@ -1,6 +1,6 @@
-"""What the parts of the pipeline hand to each other: boxes, detections, and what a detector and a segmenter do.
+"""The types of the pipeline: boxes, detections, and the protocols of a detector and a segmenter.
 
-Nothing here knows a model. Another detector or segmenter is a class with the method below.
+This module knows no model. To use another model, write a class with the method of its protocol.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Box(NamedTuple):
 
 
 class CancelledError(Exception):
-    """Nobody waits for the result any more."""
+    """The client no longer waits for the result."""
 
 
-def never() -> bool:
-    """Tell that somebody waits."""
+def never_cancelled() -> bool:
+    """The default for ``cancelled``: always False."""
     return False
 
 
@@ -49,7 +49,7 @@ class Detection:
 
 
 class Detector(Protocol):
-    """Finds what is asked for in words."""
+    """Finds objects that are described by words."""
 
     def detect(
         self, pixels: NDArray[np.uint8], prompts: Sequence[str], *, box_threshold: float, text_threshold: float
@@ -63,25 +63,25 @@ class Detector(Protocol):
             text_threshold: The least score of a box's label, 0 to 1.
 
         Returns:
-            What was found, boxes within the image, in no order; the same thing may be found several times.
+            Detections with boxes inside the image, in any order; one object may have several.
 
         Raises:
-            PromptsError: The prompts are more than the model can read at once.
+            PromptsError: The prompts are too long for the model.
         """
 
 
 class Segmenter(Protocol):
-    """Tells which pixels belong to what is in a box."""
+    """Finds which pixels belong to the object in a box."""
 
     def segment(
-        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never
+        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never_cancelled
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        """Cut out what each box is about.
+        """Return the mask of the object in each box.
 
         Args:
             pixels: Height by width by 3, RGB.
             boxes: At least one.
-            cancelled: Asked now and then, if it takes long.
+            cancelled: Checked regularly; if true, the call ends.
 
         Returns:
             Masks, boxes by height by width, and how good the model thinks each one is, 0 to 1.

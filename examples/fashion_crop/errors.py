@@ -1,4 +1,4 @@
-"""One shape for everything that goes wrong: a code for programs, and a sentence that tells people what to do."""
+"""One format for all errors: a code for programs, and a message that says what to do."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class ErrorAnswer(BaseModel):
 
 
 class ServiceError(HTTPException):
-    """A request that gets an error for an answer.
+    """An error answer for a request.
 
-    It is an `HTTPException`, since that is what FastAPI lets through while it reads a body.
+    It is an `HTTPException` because FastAPI passes only these on while it reads a body.
     """
 
     def __init__(
@@ -73,25 +73,25 @@ _PHOTO = {
 
 
 def of_photo(error: PhotoError) -> ServiceError:
-    """Tell what is wrong with a photo."""
+    """Return the error for a photo that cannot be used."""
     status, code = _PHOTO[error.reason]
     return ServiceError(status, code, str(error), fields=[("image", str(error))])
 
 
 def too_many_bytes(most: int) -> ServiceError:
-    """Tell that a photo has too many bytes."""
+    """Return the error for a photo with too many bytes."""
     text = f"the photo has more than {most:,} bytes, and at most so many are taken: send a smaller one"
     return ServiceError(413, "image-too-large", text, fields=[("image", text)])
 
 
 def too_slow(slowest: int) -> ServiceError:
-    """Tell that a form does not arrive."""
+    """Return the error for an upload that is too slow."""
     text = f"the form came at less than {slowest:,} bytes a second: try again, or send a smaller photo"
     return ServiceError(408, "too-slow", text, headers={"Connection": "close"})
 
 
 def of_fields(problems: Iterable[tuple[str, str]]) -> ServiceError:
-    """Tell which fields of a form are wrong."""
+    """Return the error for invalid fields of a form."""
     problems = list(problems)
     text = "; ".join(f"{field}: {message}" for field, message in problems)
     return ServiceError(422, "fields-invalid", f"the form cannot be used: {text}", fields=problems)
@@ -117,7 +117,7 @@ _DESCRIPTIONS = {
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of an app have the one shape, those of FastAPI itself too."""
+    """Use this format for every error of an app, also those of FastAPI."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(Exception, _crash)
@@ -148,7 +148,7 @@ async def _validation(_request: Request, error: Exception) -> JSONResponse:
 
 
 def internal() -> ServiceError:
-    """Say that it is our fault, and nothing of what it is: that is in the log."""
+    """Return the error for a bug. Details are only in the log."""
     return ServiceError(500, "internal", "something went wrong in the server, and it is in its log: try again once")
 
 

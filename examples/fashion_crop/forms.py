@@ -59,7 +59,7 @@ class CropForm(DetectForm):
     )
 
 
-async def once(request: Request) -> None:
+async def refuse_repeated_fields(request: Request) -> None:
     """Refuse a field that is there twice: which of them is meant?"""
     counts = Counter(name for name, _ in (await request.form()).multi_items())
     if problems := [(name, f"must be given once, got {count}") for name, count in counts.items() if count > 1]:

@@ -1,8 +1,8 @@
-"""From prompts to the sentence that GroundingDINO reads, and from the scores of its words back to a prompt.
+"""Convert prompts to the caption that GroundingDINO reads, and token scores back to prompts.
 
-GroundingDINO gives every box a score for every token of one sentence. Whoever joins the tokens above a threshold into a
-label gets "shirt dress" for a box that is a bit of both, and "##van" for half a word. Here a label is always one of the
-prompts: the one whose own tokens score best.
+GroundingDINO gives every box a score for every token of the caption. Joining all tokens above a threshold gives labels
+such as "shirt dress", or "##van" for half a word. Here a label is always one of the prompts: the one with the best
+token.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Masks as people would cut: whole things, without specks and pinholes.
+"""Clean masks: keep large parts, remove specks, fill small holes.
 
-SAM 2's own tidying needs CUDA, and the published package is built without it.
+SAM 2 has a function for this, but it needs CUDA, and the published package is built without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PART = 0.2  # of the largest part's area: the other shoe of a pair is larger, al
 HOLE = 0.01  # of the mask's area; a button or a print is smaller, and what a bag's handle encloses is larger and stays
 
 
-def tidy(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def clean(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the large connected parts of a mask, their small holes filled.
 
     A pair of shoes in one box has two parts, and so has a coat behind a bag's strap. A part is kept if it has at least
@@ -49,7 +49,7 @@ def _small_holes(parts: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def soften(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return a mask as opacity, 0 to 255, smooth at its edge; outside it is 0, so that nothing of there is seen.
+    """Return a mask as opacity, 0 to 255, smooth at its edge and 0 outside.
 
     Args:
         mask: Height by width. Where it ends at a border, it is as if it went on.

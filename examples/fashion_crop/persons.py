@@ -1,4 +1,4 @@
-"""Who wears what."""
+"""Assign garments to persons."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
     from .crops import Cut
 
-PERSON = "person"  # what the detector is asked for
+PERSON = "person"  # the prompt for persons
 WORN = 0.5  # of a garment's mask that must lie in a person's box
 
 
 def is_person(label: str) -> bool:
-    """Tell whether what was found, or is asked for, is a person."""
+    """Whether a label or prompt means a person."""
     return label.strip().lower() == PERSON
 
 
-def tell_persons(cuts: Iterable[Cut]) -> None:
-    """Number the persons among the cuts from the left, and set who wears each of the others.
+def assign_persons(cuts: Iterable[Cut]) -> None:
+    """Number the persons from the left, and set the person of each garment.
 
-    That is the person on whose mask, and in whose box, most of it lies. The mask tells apart people who stand close
-    together; the box is for a mask that leaves out the clothes, as one of skin and hair does.
+    A garment belongs to the person whose mask and box contain most of its pixels. Masks separate persons who stand
+    close together; boxes help if the mask of a person contains only skin and hair.
     """
     cuts = list(cuts)
     persons = [cut for cut in cuts if is_person(cut.found.label)]
@@ -50,7 +50,7 @@ def _wearer(cut: Cut, persons: list[Cut]) -> int | None:
 
 
 def _part(cut: Cut, region: Sequence[int]) -> NDArray[np.bool_]:
-    """Return what a region shows of a cut's mask."""
+    """Return the part of a cut's mask inside a region."""
     x, y = cut.region[:2]
     left, top, right, bottom = (max(each - start, 0) for each, start in zip(region, (x, y, x, y), strict=True))
     return cut.mask[top:bottom, left:right]

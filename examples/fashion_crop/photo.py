@@ -1,4 +1,4 @@
-"""From the bytes that somebody sent to pixels, whatever the bytes are."""
+"""Decode an uploaded photo safely: untrusted bytes in, upright sRGB pixels out."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def open_photo(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
 
 
 def _refuse_other_files(data: bytes) -> None:
-    """Look at the bytes, since a name says nothing."""
+    """Check the first bytes; a file name proves nothing."""
     if not data:
         raise PhotoError("undecodable", "the file is empty: send a JPEG, PNG or WebP")
     if data.startswith(b"\xff\xd8\xff"):
@@ -124,7 +124,7 @@ _EXPORT = "export it as JPEG; on an iPhone, choose Settings > Camera > Formats >
 
 
 def _named(data: bytes) -> str:
-    """Say what kind of file it is, and what to do."""
+    """Return the message for an unsupported kind of file."""
     if data[4:8] == b"ftyp":
         brands = [data[8:12], *(data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4], "big"), 256), 4))]
         for kind, own in _BRANDS.items():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    Told = dict[str, Any]
+    Result = dict[str, Any]
 
 LOOKS = {  # of each part of a bar: what it is, its grey and its pattern
     "download": ("download", "white", "xxxx"),
@@ -34,7 +34,7 @@ LOOKS = {  # of each part of a bar: what it is, its grey and its pattern
 NARROW = 0.035  # of the axis: a part that is narrower has no number within
 
 
-def draw(result: Told, folder: Path) -> None:
+def draw(result: Result, folder: Path) -> None:
     """Write ``cold-start.svg`` and ``before-after.svg``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in (("cold-start", cold_starts), ("before-after", before_and_after)):
@@ -43,7 +43,7 @@ def draw(result: Told, folder: Path) -> None:
         plt.close(figure)
 
 
-def cold_starts(result: Told) -> Any:
+def cold_starts(result: Result) -> Any:
     """Draw the phases of each start as a bar."""
     names = [name for name in SCENARIOS if name in result["runs"]]
     rows = [(SCENARIOS[name].title, _parts(result["runs"][name])) for name in names]
@@ -53,7 +53,7 @@ def cold_starts(result: Told) -> Any:
     return figure
 
 
-def before_and_after(result: Told) -> Any:
+def before_and_after(result: Result) -> Any:
     """Draw what the first, the next and a later visitor wait for, before and after."""
     runs = result["runs"]
     stories = [
@@ -75,7 +75,7 @@ def before_and_after(result: Told) -> Any:
     return figure
 
 
-def _parts(runs: list[Told]) -> Mapping[str, float]:
+def _parts(runs: list[Result]) -> Mapping[str, float]:
     phases = dict(typical(runs))
     return {"download": phases["download"], "imports": phases["python"] + phases["imports"]} | {
         name: phases[name] for name in ("build", "load")
@@ -103,7 +103,7 @@ def _bars(axes: Axes, rows: list[tuple[str, Mapping[str, float]]], sums: list[st
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _dress(figure: Any, title: str, parts: list[str], result: Told) -> None:
+def _dress(figure: Any, title: str, parts: list[str], result: Result) -> None:
     """Give a picture its title, its legend, and what its figures rest on."""
     figure.suptitle(title, fontsize=11)
     handles = [

@@ -1,4 +1,4 @@
-"""The story of a photo: find, keep each thing once, cut everything out, tell who wears what, make pictures."""
+"""The steps for a photo: detect, remove duplicates, segment, assign garments to persons, make the crops."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from . import boxes, crops, masks
 from .crops import Cut, Garment
-from .detection import CancelledError, never
-from .persons import PERSON, is_person, tell_persons
+from .detection import CancelledError, never_cancelled
+from .persons import PERSON, assign_persons, is_person
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ MAX_PERSONS = 20  # that are cut out to tell who wears what
 
 
 class OptionsError(ValueError):
-    """A request asks for what cannot be.
+    """Options of a request are invalid.
 
     Attributes:
         problems: Each field that is wrong, and how.
@@ -81,49 +81,51 @@ class Options:
 
 
 class Pipeline:
-    """A detector and a segmenter, put together. What is in their pixels is given back in those of the original."""
+    """Combines a detector and a segmenter. Results are in pixels of the original photo."""
 
     def __init__(self, detector: Detector, segmenter: Segmenter) -> None:
         self._detector, self._segmenter = detector, segmenter
 
-    def detect(self, photo: Photo, options: Options, *, cancelled: Callable[[], bool] = never) -> list[Detection]:
+    def detect(
+        self, photo: Photo, options: Options, *, cancelled: Callable[[], bool] = never_cancelled
+    ) -> list[Detection]:
         """Find the garments, best first.
 
         Raises:
             PromptsError: The prompts cannot be looked for.
             CancelledError: ``cancelled()`` was true.
         """
-        _stop_if(cancelled)
+        _raise_if_cancelled(cancelled)
         wanted, _ = self._find(photo, options)
         return [replace(each, box=crops.in_original(each.box, photo)) for each in wanted]
 
-    def crop(self, photo: Photo, options: Options, *, cancelled: Callable[[], bool] = never) -> list[Garment]:
+    def crop(self, photo: Photo, options: Options, *, cancelled: Callable[[], bool] = never_cancelled) -> list[Garment]:
         """Find the garments and cut them out.
 
-        They are in order of their persons, from left to right, and of each person from top to bottom; last comes what
-        nobody wears. What the segmenter sees nothing of is left out.
+        The order is by person from left to right, then from top to bottom; garments without a person come last.
+        Garments with an empty mask are left out.
 
         Raises:
             PromptsError: The prompts cannot be looked for.
-            CancelledError: ``cancelled()`` was true; it is asked before every step and every garment.
+            CancelledError: ``cancelled()`` was true; it is checked before every step and every garment.
         """
-        _stop_if(cancelled)
+        _raise_if_cancelled(cancelled)
         wanted, persons = self._find(photo, options)
         if not wanted:
             return []
-        _stop_if(cancelled)
+        _raise_if_cancelled(cancelled)
         cuts = self._cut(photo, [*wanted, *persons], options.padding, cancelled)
-        tell_persons(cuts)
+        assign_persons(cuts)
         shown = sorted((cut for cut in cuts[: len(wanted)] if cut.mask.any()), key=_reading_order)
         garments = []
         for number, cut in enumerate(shown):
-            _stop_if(cancelled)
+            _raise_if_cancelled(cancelled)
             garments.append(crops.garment(number, cut, photo, options.background))
         return garments
 
     def _find(self, photo: Photo, options: Options) -> tuple[list[Detection], list[Detection]]:
-        """Return what is asked for, best first, and the persons beside; each thing once."""
-        # Persons are always looked for: what is found depends on the whole sentence, and should not on who asks.
+        """Return the requested detections, best first, and the persons; without duplicates."""
+        # Always detect persons: the result depends on the whole caption, and both routes must find the same.
         prompts = options.prompts
         if not any(is_person(prompt) for prompt in prompts):
             prompts = (*prompts, PERSON)
@@ -131,29 +133,31 @@ class Pipeline:
             photo.pixels, prompts, box_threshold=options.box_threshold, text_threshold=options.text_threshold
         )
         height, width = photo.pixels.shape[:2]
-        found = [replace(each, box=boxes.within(each.box, width, height)) for each in found]
-        # Apart from the rest, since a long coat has nearly the box of who wears it.
-        persons = boxes.tidy((each for each in found if is_person(each.label)), options.nms_threshold)
-        garments = boxes.tidy((each for each in found if not is_person(each.label)), options.nms_threshold)
+        found = [replace(each, box=boxes.clipped(each.box, width, height)) for each in found]
+        # Separately: a long coat and its wearer have nearly the same box.
+        persons = boxes.without_duplicates((each for each in found if is_person(each.label)), options.nms_threshold)
+        garments = boxes.without_duplicates(
+            (each for each in found if not is_person(each.label)), options.nms_threshold
+        )
         if prompts == options.prompts:
             garments, persons = sorted([*garments, *persons], key=lambda each: -each.score), []
         return garments[: options.max_garments], persons[:MAX_PERSONS]
 
     def _cut(self, photo: Photo, found: list[Detection], padding: float, cancelled: Callable[[], bool]) -> list[Cut]:
-        """Cut everything out at once, so that the photo is embedded once."""
+        """Segment all boxes in one call, so that the photo is embedded once."""
         height, width = photo.pixels.shape[:2]
         whole, qualities = self._segmenter.segment(photo.pixels, [each.box for each in found], cancelled=cancelled)
         cuts = []
         for each, mask, quality in zip(found, whole, qualities, strict=True):
-            _stop_if(cancelled)
-            left, top, right, bottom = region = boxes.outward(boxes.padded(each.box, padding), width, height)
-            # Only what the crop shows, else a larger patch of the same fabric elsewhere would be the part that is kept.
-            tidied = masks.tidy(mask[top:bottom, left:right])
+            _raise_if_cancelled(cancelled)
+            left, top, right, bottom = region = boxes.whole_pixels(boxes.padded(each.box, padding), width, height)
+            # Clean only the crop: else a larger patch of the same fabric elsewhere could be the part that stays.
+            tidied = masks.clean(mask[top:bottom, left:right])
             cuts.append(Cut(each, region, tidied, min(max(float(quality), 0.0), 1.0)))
         return cuts
 
 
-def _stop_if(cancelled: Callable[[], bool]) -> None:
+def _raise_if_cancelled(cancelled: Callable[[], bool]) -> None:
     if cancelled():
         raise CancelledError
 

@@ -7,7 +7,7 @@ from its start until both models are loaded and a number of every page of their 
 turns, and what they read is dropped from the page cache before. All must have loaded the same numbers, and on one photo
 both ways must find the same boxes and masks.
 
-The usual way is `models.as_usual`: a file that exists is taken for whole, what is missing comes in one stream, and the
+The usual way is `models.baseline`: a file that exists is taken for whole, what is missing comes in one stream, and the
 models are loaded as their packages show it. It is given what an app may lack: BERT's weights lie on the local disk.
 
 Needs Linux, 12 GB of memory, nginx, a C compiler, and for the slow volume FUSE and root; where that is not permitted it
@@ -36,121 +36,22 @@ from .serve import manifest_at, stand_ins_in
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-from download import RATE, ROUND_TRIP, serving  # noqa: E402
-from loading import READAHEAD, drop  # noqa: E402
+from download_cases import RATE, ROUND_TRIP  # noqa: E402
+from download_servers import serving  # noqa: E402
+from loading import READAHEAD, drop_from_page_cache  # noqa: E402
 from slowvol import SlowVolume, available  # noqa: E402
+
+from .start_programs import FILL_BERT, HEAD, OURS, TAIL, USUAL  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    Told = dict[str, Any]
+    Result = dict[str, Any]
 
 PHASES = ("python", "download", "imports", "build", "load")
 VOLUME = "8 MiB blocks, 10 ms, 150 MB/s a stream, 1.2 GB/s in all"  # which are the defaults of SlowVolume
 PATIENCE = 900  # seconds for one process
 
-# Both programs leave `phases`, `models` and `crop`. Each phase is the time since the one before.
-HEAD = """\
-import time
-marks = {"python": time.monotonic()}
-import json, sys
-job = json.loads(sys.argv[1])
-"""
-USUAL = """\
-import os
-for name, url in job["urls"].items():
-    path = os.path.join(job["weights"], name)
-    if not os.path.exists(path):
-        import urllib.request
-        os.makedirs(job["weights"], exist_ok=True)
-        urllib.request.urlretrieve(url, path)
-marks["download"] = time.monotonic()
-from fashion_crop.models import as_usual
-marks["imports"] = time.monotonic()
-detector, segmenter = as_usual.build_detector(job["bert"], job["size"]), as_usual.build_segmenter(job["size"])
-marks["build"] = time.monotonic()
-first, second = (os.path.join(job["weights"], name) for name in job["urls"])
-as_usual.load_detector(detector, first)
-predictor = as_usual.load_segmenter(segmenter, second)
-models = detector, segmenter
-beside = {}
-
-def find(pixels, prompts):
-    return as_usual.detect(detector, pixels, prompts, box_threshold=0, text_threshold=0, size=job["size"])[:2]
-
-def cut(pixels, boxes):
-    return as_usual.segment(predictor, pixels, boxes)
-"""
-OURS = """\
-from weightcache import prefetch
-reading = prefetch(job["manifest"], root=job["root"], into="memory")
-from fashion_crop.startup import start
-imported = time.monotonic()
-backend = start(job["manifest"], root=job["root"], reading=reading, stand_ins=job["size"] == "stand-in")
-before, marked = backend.phases, marks["python"]
-beside = {"prefetch": before["prefetch"]}
-for name, seconds in (
-    ("download", before["look"] + before["download"]),
-    ("imports", imported - marks["python"] + before["imports"]),
-    ("build", before["build"]),
-):
-    marks[name] = marked = marked + seconds
-detector, segmenter = backend.pipeline._detector, backend.pipeline._segmenter
-models = detector._model, segmenter._predictor.model
-
-def find(pixels, prompts):
-    import numpy
-    found = detector.detect(pixels, prompts, box_threshold=0, text_threshold=0)
-    return numpy.array([each.box for each in found]), numpy.array([each.score for each in found])
-
-def cut(pixels, boxes):
-    from fashion_crop.detection import Box
-    return segmenter.segment(pixels, [Box(*each) for each in boxes])
-"""
-TAIL = """
-total = 0.0
-for model in models:
-    for weight in model.parameters():  # a number of each page
-        total += float(weight.detach().reshape(-1)[::1024].double().sum())
-marks["load"] = time.monotonic()
-import os, resource
-told = {"sum": total, "beside": beside, "cpu": time.process_time()}
-told["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-last = job["began"]
-told["phases"] = {}
-for name, mark in marks.items():
-    told["phases"][name], last = mark - last, mark
-if job["photo"]:
-    import numpy as np
-    from fashion_crop.pipeline import GARMENTS
-    prompts = [each for each in GARMENTS if each != "t-shirt"]  # a word within which is another prompt's
-    pixels, told["photos"] = np.load(job["photo"]), []
-    for _ in range(2):
-        began = time.monotonic()
-        boxes, scores = find(pixels, prompts)
-        best = np.argsort(-scores, kind="stable")[:5]
-        masks, qualities = cut(pixels, boxes[best])
-        told["photos"].append(time.monotonic() - began)
-    if os.path.exists(job["answer"]):
-        with np.load(job["answer"]) as other:
-            cut_again = cut(pixels, other["boxes"][other["best"]])
-            told["differences"] = {
-                "box": float(abs(boxes - other["boxes"]).max()),
-                "score": float(abs(scores - other["scores"]).max()),
-                "mask": float((cut_again[0] != other["masks"]).mean()),
-                "quality": float(abs(cut_again[1] - other["qualities"]).max()),
-                "of the mask": float(other["masks"].mean()),
-            }
-    else:
-        np.savez(job["answer"], boxes=boxes, scores=scores, best=best, masks=masks, qualities=qualities)
-print(json.dumps(told))
-"""
-FILL_BERT = """\
-import sys
-from pathlib import Path
-from fashion_crop.models.as_usual import fill_text_encoder
-fill_text_encoder(*map(Path, sys.argv[1:]))
-"""
 # How far the two ways may be apart: pixels, shares of 1, and the share of pixels that fall on the other side.
 TOLERANCES = {"box": 0.05, "score": 1e-4, "mask": 1e-3, "quality": 1e-3}
 
@@ -221,7 +122,7 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
-    def start(self, scenario: Scenario, **extra: str) -> Told:
+    def start(self, scenario: Scenario, **extra: str) -> Result:
         """Let a fresh process start, and return what it told."""
         place = self.made if self.mounted is None or scenario.place == "disk" else self.mounted.path
         root, weights = place / "published", place / "files"
@@ -268,10 +169,10 @@ class Bench:
             self.mounted.evict()
         for path in self.made.rglob("*"):
             if path.is_file():
-                drop(path)
+                drop_from_page_cache(path)
 
 
-def run(program: str, *arguments: str) -> Told:
+def run(program: str, *arguments: str) -> Result:
     """Run a program in a fresh process, and return what it printed last."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPATH": str(REPOSITORY / "examples"), "HF_HUB_OFFLINE": "1"}
@@ -291,14 +192,14 @@ def run(program: str, *arguments: str) -> Told:
     return json.loads(lines[-1]) if lines else {}
 
 
-def measure(bench: Bench, rounds: int) -> Told:
+def measure(bench: Bench, rounds: int) -> Result:
     """Let all scenarios take turns, then let both ways look at a photo."""
     chosen = {
         name: each
         for name, each in SCENARIOS.items()
         if bench.mounted is not None or each.place == "disk" or each.empty
     }
-    runs: dict[str, list[Told]] = {name: [] for name in chosen}
+    runs: dict[str, list[Result]] = {name: [] for name in chosen}
     for turn in range(rounds + 1):  # in the first turn Python writes its bytecode, and libraries come into the cache
         for name, scenario in chosen.items():
             if scenario.empty and not turn:
@@ -324,22 +225,22 @@ def measure(bench: Bench, rounds: int) -> Told:
     }
 
 
-def whole(told: Told) -> float:
+def whole(told: Result) -> float:
     """Return seconds from the start of the process until it is ready."""
     return sum(told["phases"].values())
 
 
-def without_imports(told: Told) -> float:
+def without_imports(told: Result) -> float:
     """Return the seconds that are not Python's own start, nor its imports."""
     return whole(told) - told["phases"]["python"] - told["phases"]["imports"]
 
 
-def typical(runs: list[Told]) -> Mapping[str, float]:
+def typical(runs: list[Result]) -> Mapping[str, float]:
     """Return the phases of the run in the middle, so that they add up to a time that was measured."""
     return sorted(runs, key=whole)[(len(runs) - 1) // 2]["phases"]
 
 
-def report(result: Told) -> str:
+def report(result: Result) -> str:
     """Write the tables, as Markdown."""
     lines = [
         "| | ready: median, s | least | " + " | ".join(PHASES) + " | CPU, s | peak, MB |",

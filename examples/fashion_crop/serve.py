@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, OverflowError) as error:
         print(f"port {arguments.port} cannot be had ({error}): choose another, as in PORT=8001", file=sys.stderr)
         return 1
-    load = with_stand_ins if arguments.weights == "stand-in" else with_real_weights
+    load = load_stand_ins if arguments.weights == "stand-in" else load_real_weights
     with listener:
         return _serve(lambda: load(arguments.cache), listener)
 
 
-def with_stand_ins(cache: Path) -> Backend:
+def load_stand_ins(cache: Path) -> Backend:
     """Load the stand-ins; they are made at the first call, which takes some seconds more."""
     folder = stand_ins_in(cache)
     with Origin() as origin, TemporaryDirectory() as place:
@@ -59,7 +59,7 @@ def with_stand_ins(cache: Path) -> Backend:
         return start(manifest, root=cache / "stand-in-root", stand_ins=True)
 
 
-def with_real_weights(cache: Path) -> Backend:
+def load_real_weights(cache: Path) -> Backend:
     """Load the published checkpoints: 1.6 GB the first time."""
     return start(HERE / "weights.toml", root=cache / "real-root")
 

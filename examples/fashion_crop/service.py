@@ -1,8 +1,7 @@
-"""The service: a photo comes in by HTTP, and its garments go out.
+"""The HTTP service: routes, settings and the page.
 
-`admission` decides who gets in, `work` does the work of one photo, `answers` has the shapes of what is found, and
-`errors` the one shape of everything that goes wrong. Photos are in memory while they are worked on; none is kept, none
-is written to a disk, and none is logged.
+`admission` checks requests, `work` processes one photo, `answers` defines the answers and `errors` the errors. Photos
+are only in memory while they are processed. They are not stored, written to disk or logged.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from . import errors
 from .admission import FORM, Admission
 from .answers import JSON, ZIP, CropsAnswer, Defaults, DetectAnswer, InfoAnswer, Limits, StateAnswer, negotiate
 from .errors import ServiceError, documented
-from .forms import CropForm, DetectForm, once
+from .forms import CropForm, DetectForm, refuse_repeated_fields
 from .pipeline import Options
 from .work import Job, Workers
 
@@ -78,7 +77,7 @@ class Settings:
 
 
 class Service:
-    """The models, once they are there, and the threads that they work in."""
+    """The models, once they are loaded, and the worker threads."""
 
     def __init__(self, load: "Backend | Callable[[], Backend]", settings: Settings) -> None:
         self.settings, self.workers = settings, Workers(settings.workers)
@@ -87,13 +86,13 @@ class Service:
         self._failure = ""
 
     def begin(self) -> None:
-        """Begin to load, if there is nothing yet."""
+        """Start to load the models, unless they are there."""
         if self._load is not None:
             # A daemon, so that a server that is told to end while it loads does end.
             threading.Thread(target=self.load, args=(self._load,), name="fashion-load", daemon=True).start()
 
     def load(self, load: "Callable[[], Backend]") -> None:
-        """Get the models, or keep the reason why not."""
+        """Load the models, or store the reason of the failure."""
         try:
             self._backend = load()
         except (WeightCacheError, ImportError) as error:  # which are written for people
@@ -107,7 +106,7 @@ class Service:
         """Return the models.
 
         Raises:
-            ServiceError: They are not there yet, or cannot be had.
+            ServiceError: They are not loaded yet, or loading failed.
         """
         if self._failure:
             raise ServiceError(503, "loading-failed", f"the models cannot be loaded: {self._failure}")
@@ -126,7 +125,9 @@ Served = Annotated[Service, Depends(_service)]
 
 state = APIRouter(tags=["state"])
 photos = APIRouter(
-    tags=["photos"], dependencies=[Depends(once)], responses=documented(400, 406, 408, 413, 415, 422, 500, 503)
+    tags=["photos"],
+    dependencies=[Depends(refuse_repeated_fields)],
+    responses=documented(400, 406, 408, 413, 415, 422, 500, 503),
 )
 
 

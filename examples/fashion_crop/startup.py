@@ -1,9 +1,8 @@
-"""A cold start: from weights on a Volume to two models in memory, and how long each part of it took.
+"""A cold start: load two models from weights on a Volume, and measure each part.
 
-The order is what makes it fast. First the reading begins, in the background. `ensure` tells whether what is there is
-what the manifest names, and downloads what is missing. Then Python imports torch and the two packages, which takes
-seconds and otherwise leaves the disk idle. The models are built without random numbers, and given their weights without
-a copy.
+The order makes it fast. First a background prefetch begins. `ensure` verifies the files and downloads missing ones.
+Then Python imports torch and the two packages: this takes seconds, and the prefetch reads at the same time. The models
+are built without random initialization, and get their weights without a copy.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ PACKAGES = ("weightcache", "torch", "torchvision", "transformers", "groundingdin
 
 @dataclass
 class Backend:
-    """What a service serves.
+    """The loaded models and facts about them.
 
     Attributes:
-        pipeline: From a photo to crops.
+        pipeline: Turns a photo into crops.
         weights: The sha256 of each checkpoint (of a directory: its digest), by name.
-        phases: Seconds of each part of the cold start. ``prefetch`` is from its beginning until its last byte, beside
-            the others; ``ready`` is all of it. After a snapshot of memory they are of the start that it was taken of.
-        versions: Of the packages that decide what is found.
-        device: What the models run on, as torch names it.
+        phases: Seconds of each part of the cold start. ``prefetch`` runs in parallel with the others; ``ready`` is the
+            total. After a restore from a memory snapshot they describe the start before the snapshot.
+        versions: Versions of the packages that affect results.
+        device: Device of the models, as torch names it.
         stand_ins: Whether the weights are random numbers.
     """
 
@@ -63,44 +62,31 @@ def start(
     stand_ins: bool = False,
     began: float | None = None,
 ) -> Backend:
-    """Make the two models ready.
+    """Load the two models.
 
     Args:
-        manifest: What `weightcache.ensure` takes: ``groundingdino``, ``sam2`` and ``bert-base-uncased``.
-        root: Where they are kept, such as the directory at which a Volume is mounted.
-        volume: The Modal Volume mounted there, if it is one.
-        reading: A prefetch ``into="memory"`` of the same manifest that was begun earlier; else it begins here. It is
-            closed here.
-        ensure: What brings the weights instead of `weightcache.ensure`, such as ``WeightVolume.ensure``.
-        device: Where the models run, such as ``"cuda"``.
+        manifest: As for `weightcache.ensure`, with ``groundingdino``, ``sam2`` and ``bert-base-uncased``.
+        root: Directory of the weights, such as the mount path of a Volume.
+        volume: The Modal Volume mounted at ``root``, if any.
+        reading: A running prefetch ``into="memory"`` of the manifest; by default one starts here. It is closed here.
+        ensure: Replaces `weightcache.ensure`, for example ``WeightVolume.ensure``.
+        device: Device of the models, such as ``"cuda"``.
         stand_ins: Whether the checkpoints are those of `fashion_crop.models.stand_ins`.
-        began: What `time.perf_counter` told when the start began, if that was before this call: what lies between were
-            imports.
+        began: `time.perf_counter` at the start of the process; the time until this call counts as imports.
 
     Raises:
-        WeightCacheError: The weights cannot be had, or are not those of these models.
-        ImportError: What the models need is not installed.
+        WeightCacheError: The weights are not available, or belong to other models.
+        ImportError: A package of the models is not installed.
     """
     phases = Phases(began)
     manifest = Manifest.load(manifest)
     reading = reading or prefetch(manifest, root=root, into="memory")
-    with reading, _no_garbage():
+    with reading, _gc_paused():
         with phases.of("look"):
             weights = ensure() if ensure else weightcache.ensure(manifest, root=root, volume=volume)
         if any(report.outcome != "hit" for report in weights.report.values()):
             phases.rename("look", "download")
-        with phases.of("imports"):
-            grounding_dino, sam = _import_models()
-        size = "stand-in" if stand_ins else "full"
-        with phases.of("build"), skip_init():
-            detector = grounding_dino.build(weights["bert-base-uncased"], size)
-            segmenter = sam.build(size)
-        with phases.of("load"):
-            grounding_dino.load(detector, weights["groundingdino"], prefetched=reading)
-            sam.load(segmenter, weights["sam2"], prefetched=reading)
-            pipeline = Pipeline(
-                grounding_dino.GroundingDino(detector, size=size, device=device), sam.Sam2(segmenter, device=device)
-            )
+        pipeline = _load_pipeline(phases, weights, reading, size="stand-in" if stand_ins else "full", device=device)
         phases.seconds["prefetch"] = reading.stats.seconds
     return Backend(
         pipeline=pipeline,
@@ -112,11 +98,25 @@ def start(
     )
 
 
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Let Python not look for garbage among a million objects of which none is: that is a second and more of a start.
+def _load_pipeline(phases: Phases, weights: Weights, reading: Prefetch, *, size: str, device: str) -> Pipeline:
+    with phases.of("imports"):
+        grounding_dino, sam = _import_models()
+    with phases.of("build"), skip_init():
+        detector = grounding_dino.build(weights["bert-base-uncased"], size)
+        segmenter = sam.build(size)
+    with phases.of("load"):
+        grounding_dino.load(detector, weights["groundingdino"], prefetched=reading)
+        sam.load(segmenter, weights["sam2"], prefetched=reading)
+        return Pipeline(
+            grounding_dino.GroundingDino(detector, size=size, device=device), sam.Sam2(segmenter, device=device)
+        )
 
-    Nor will it look through those that are there in the end when it collects between two photos.
+
+@contextmanager
+def _gc_paused() -> Iterator[None]:
+    """Pause garbage collection: it would scan a million live objects, which takes over a second of a start.
+
+    At the end the live objects are frozen, so that later collections skip them.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -129,10 +129,10 @@ def _no_garbage() -> Iterator[None]:
 
 
 def _import_models() -> tuple[Any, Any]:
-    # transformers would look on the Hub for files beside those it was given. It reads this once, when it is imported.
+    # Without it transformers asks the Hub for more files. It reads the variable once, at its import.
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        from .models import grounding_dino, sam  # noqa: PLC0415 (seconds, beside which the disk is read)
+        from .models import grounding_dino, sam  # noqa: PLC0415 (takes seconds; the prefetch must start first)
     except ImportError as error:
         raise ImportError(
             f"the models cannot be imported ({error}): install torch, then requirements.txt, then "
@@ -153,7 +153,7 @@ def _versions() -> dict[str, str]:
 
 
 class Phases:
-    """How long each part of a cold start takes, in seconds."""
+    """Seconds of each part of a cold start."""
 
     NAMES = ("look", "download", "prefetch", "imports", "build", "load")
 
@@ -164,7 +164,7 @@ class Phases:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Time what is in the block."""
+        """Add the time of the block to this phase."""
         began = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - began
@@ -174,5 +174,5 @@ class Phases:
         self.seconds[right], self.seconds[name] = self.seconds[name], 0.0
 
     def until_ready(self) -> dict[str, float]:
-        """Return all of them, and from the beginning until now as ``ready``."""
+        """Return all phases, and the total so far as ``ready``."""
         return {**self.seconds, "ready": time.perf_counter() - self._began}

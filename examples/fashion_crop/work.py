@@ -1,4 +1,4 @@
-"""The work on one photo, in a thread, when it is its turn, for as long as somebody waits for it."""
+"""Process one photo in a worker thread, until it is done or the client disconnects."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """A photo, and what is to be done with it.
+    """A photo and the options of its request.
 
     Attributes:
         backend: The models.
-        image: The file that was sent.
-        options: What the request asks for.
-        max_pixels: Of the photo.
-        max_answer: Bytes of all crops.
-        hung_up: Set when nobody waits for it any more.
+        image: The uploaded file.
+        options: Options of the request.
+        max_pixels: Limit for the photo.
+        max_answer: Limit for all crops, in bytes.
+        disconnected: Set when the client has disconnected.
     """
 
     backend: Backend
@@ -48,23 +48,23 @@ class Job:
     options: Options
     max_pixels: int
     max_answer: int
-    hung_up: threading.Event = field(default_factory=threading.Event)
+    disconnected: threading.Event = field(default_factory=threading.Event)
     _milliseconds: dict[str, float] = field(default_factory=dict)
     _marked: float = field(default_factory=time.perf_counter)
 
     def detect(self) -> Response:
-        """Tell where the garments are."""
+        """Return the boxes of the garments."""
         photo = self._open()
-        found = self.backend.pipeline.detect(photo, self.options, cancelled=self.hung_up.is_set)
+        found = self.backend.pipeline.detect(photo, self.options, cancelled=self.disconnected.is_set)
         self._mark("models")
         detections = [answers.of_detection(each) for each in found]
         answer = answers.DetectAnswer(**self._head(photo), detections=detections)
         return Response(answers.to_json(answer), media_type=answers.JSON)
 
     def crop(self, media_type: str) -> Response:
-        """Cut the garments out, and answer as JSON or zip."""
+        """Return the crops of the garments as JSON or zip."""
         photo = self._open()
-        garments = self.backend.pipeline.crop(photo, self.options, cancelled=self.hung_up.is_set)
+        garments = self.backend.pipeline.crop(photo, self.options, cancelled=self.disconnected.is_set)
         self._mark("models")
         pictures = answers.pngs(garments, max_bytes=self.max_answer, check=self._check)
         self._mark("encoding")
@@ -83,11 +83,11 @@ class Job:
         return photo
 
     def _check(self) -> None:
-        if self.hung_up.is_set():
+        if self.disconnected.is_set():
             raise CancelledError
 
     def _mark(self, phase: str) -> None:
-        """Say what the time since the last mark was."""
+        """Record the time since the last mark as this phase."""
         now = time.perf_counter()
         self._milliseconds[phase], self._marked = round(1000 * (now - self._marked), 1), now
 
@@ -100,41 +100,41 @@ class Job:
 
 
 class Workers:
-    """So many threads, and jobs that wait for one in the order in which they came."""
+    """A fixed number of threads; jobs wait for one in order of arrival."""
 
     def __init__(self, count: int) -> None:
         self._free = anyio.CapacityLimiter(count)
 
     async def run(self, request: Request, job: Job, work: Callable[[], Response]) -> Response:
-        """Do the work, unless the client hangs up.
+        """Do the work unless the client disconnects.
 
-        While the job waits it then leaves the queue at once; later it stops before its next step.
+        If it does, a waiting job leaves the queue at once, and a running job stops before its next step.
 
         Raises:
-            ServiceError: It cannot be done.
+            ServiceError: The work failed.
         """
         with anyio.CancelScope() as scope:
             watcher = asyncio.create_task(_watch(request, job, scope))
             try:
-                # The scope ends a wait for a thread; a thread itself is waited for, and so is never one too many.
-                return await anyio.to_thread.run_sync(_told, work, limiter=self._free)
+                # Cancelling the scope ends the wait for a thread, not a running thread: no extra thread can start.
+                return await anyio.to_thread.run_sync(_with_service_errors, work, limiter=self._free)
             except CancelledError:
-                _log.info("a client hung up: its work is stopped")
+                _log.info("a client disconnected: its work is stopped")
             finally:
                 watcher.cancel()
-                job.hung_up.set()
-        return Response(status_code=499)  # which nobody reads
+                job.disconnected.set()
+        return Response(status_code=499)  # nobody receives it
 
 
 async def _watch(request: Request, job: Job, scope: anyio.CancelScope) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    job.hung_up.set()
+    job.disconnected.set()
     scope.cancel()
 
 
-def _told(work: Callable[[], Response]) -> Response:
-    """Do it; what goes wrong comes out as the error that the client is told."""
+def _with_service_errors(work: Callable[[], Response]) -> Response:
+    """Call ``work``, and turn its exceptions into the `ServiceError` for the client."""
     try:
         return work()
     except PhotoError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fashion_crop.detection import Box, Detection, never
+from fashion_crop.detection import Box, Detection, never_cancelled
 from fashion_crop.labels import MAX_TOKENS, PromptsError
 from fashion_crop.persons import is_person
 from fashion_crop.pipeline import Pipeline
@@ -102,7 +102,7 @@ class FakeSegmenter:
     calls: list[list[Box]] = field(default_factory=list)
 
     def segment(
-        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never
+        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never_cancelled
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         assert len(boxes) > 0, "a segmenter is called with at least one box"
         self.calls.append(list(boxes))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fashion_crop.boxes import ALIKE, WITHIN, area, intersections, outward, padded, tidy, within
+from fashion_crop.boxes import SIMILAR, WITHIN, area, clipped, intersections, padded, whole_pixels, without_duplicates
 from fashion_crop.detection import Box, Detection
 
 WIDTH, HEIGHT = 12, 9  # small, so that boxes overlap, repeat and touch the border
@@ -36,7 +36,7 @@ def overlap(one: Box, other: Box) -> float:
 def are_one_thing(one: Box, other: Box) -> bool:
     """Whether one lies in the other and is not much smaller, by counting pixels."""
     smaller, larger = sorted((pixels(one), pixels(other)), key=len)
-    return len(smaller & larger) > WITHIN * len(smaller) and len(smaller) > ALIKE * len(larger)
+    return len(smaller & larger) > WITHIN * len(smaller) and len(smaller) > SIMILAR * len(larger)
 
 
 def found(label: str, score: float, *corners: float) -> Detection:
@@ -45,7 +45,7 @@ def found(label: str, score: float, *corners: float) -> Detection:
 
 @given(detections, thresholds)
 def test_no_two_of_a_label_overlap_more_than_the_threshold(given: list[Detection], threshold: float) -> None:
-    kept = tidy(given, threshold)
+    kept = without_duplicates(given, threshold)
     for index, one in enumerate(kept):
         for other in kept[:index]:
             if one.label == other.label:
@@ -56,7 +56,7 @@ def test_no_two_of_a_label_overlap_more_than_the_threshold(given: list[Detection
 @given(detections, thresholds)
 def test_what_goes_has_a_better_double(given: list[Detection], threshold: float) -> None:
     """And what is kept is as it was given."""
-    kept = tidy(given, threshold)
+    kept = without_duplicates(given, threshold)
     assert all(each in given for each in kept)
     for gone in (each for each in given if each not in kept and area(each.box) > 0):
         assert any(
@@ -71,25 +71,25 @@ def test_what_goes_has_a_better_double(given: list[Detection], threshold: float)
 
 @given(detections, thresholds, st.randoms(use_true_random=False))
 def test_the_order_does_not_matter(given: list[Detection], threshold: float, chance: random.Random) -> None:
-    kept = tidy(given, threshold)
+    kept = without_duplicates(given, threshold)
     chance.shuffle(given)
-    assert tidy(given, threshold) == kept
+    assert without_duplicates(given, threshold) == kept
 
 
 def test_of_two_that_differ_in_nothing_but_the_label_always_the_same_one_stays() -> None:
     pair = [found(label, 0.5, 0, 0, 9, 9) for label in ("coat", "jacket")]
-    assert tidy(pair, 0.5) == tidy(pair[::-1], 0.5) == pair[:1]
+    assert without_duplicates(pair, 0.5) == without_duplicates(pair[::-1], 0.5) == pair[:1]
 
 
 @given(detections, thresholds)
 def test_to_tidy_again_changes_nothing(given: list[Detection], threshold: float) -> None:
-    kept = tidy(given, threshold)
-    assert tidy(kept, threshold) == kept
+    kept = without_duplicates(given, threshold)
+    assert without_duplicates(kept, threshold) == kept
 
 
 @given(detections, thresholds)
 def test_the_best_is_always_kept_and_comes_first(given: list[Detection], threshold: float) -> None:
-    kept = tidy(given, threshold)
+    kept = without_duplicates(given, threshold)
     best = max((each.score for each in given if area(each.box) > 0), default=None)
     assert (kept[0].score if kept else None) == best
     assert [each.score for each in kept] == sorted((each.score for each in kept), reverse=True)
@@ -97,12 +97,12 @@ def test_the_best_is_always_kept_and_comes_first(given: list[Detection], thresho
 
 @pytest.mark.parametrize("corners", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 9, 5, 5), (9, 5, 5, 9), (math.nan, 0, 5, 5)])
 def test_a_box_without_an_area_is_none(corners: tuple[float, ...]) -> None:
-    assert tidy([found("coat", 0.9, *corners)], 0.5) == []
+    assert without_duplicates([found("coat", 0.9, *corners)], 0.5) == []
 
 
 def test_the_same_box_under_two_labels_is_one_thing() -> None:
     coat = found("coat", 0.6, 10, 10, 110, 210)
-    assert tidy([found("jacket", 0.5, 12, 11, 108, 209), coat], 0.5) == [coat]
+    assert without_duplicates([found("jacket", 0.5, 12, 11, 108, 209), coat], 0.5) == [coat]
 
 
 @pytest.mark.parametrize("better", ["coat", "jacket"])
@@ -111,13 +111,13 @@ def test_of_a_box_in_a_box_of_like_size_the_better_one_is_kept(better: str) -> N
         found("coat", 0.6 if better == "coat" else 0.4, 10, 10, 110, 210),
         found("jacket", 0.5, 15, 10, 105, 160),
     ]
-    assert tidy(pair, 0.5) == [each for each in pair if each.label == better]
+    assert without_duplicates(pair, 0.5) == [each for each in pair if each.label == better]
 
 
 def test_a_box_that_mostly_lies_elsewhere_stays() -> None:
     """They are alike in size, and share seven eighths."""
     pair = [found("coat", 0.6, 0, 0, 80, 100), found("bag", 0.5, 10, 0, 90, 100)]
-    assert tidy(pair, 0.5) == pair
+    assert without_duplicates(pair, 0.5) == pair
 
 
 @pytest.mark.parametrize(
@@ -130,20 +130,20 @@ def test_a_box_that_mostly_lies_elsewhere_stays() -> None:
 )
 def test_other_things_stay(other: Detection) -> None:
     dress = found("dress", 0.6, 10, 10, 110, 210)
-    assert tidy([dress, other], 0.5) == [dress, other]
+    assert without_duplicates([dress, other], 0.5) == [dress, other]
 
 
 def test_two_of_a_label_that_overlap_by_the_threshold_both_stay() -> None:
     """Intersection over union is exactly a half; more would be too much."""
     pair = [found("shoes", 0.9, 0, 0, 3, 1), found("shoes", 0.8, 1, 0, 4, 1)]
-    assert tidy(pair, 0.5) == pair
-    assert tidy(pair, 0.49) == pair[:1]
+    assert without_duplicates(pair, 0.5) == pair
+    assert without_duplicates(pair, 0.49) == pair[:1]
 
 
 def test_a_double_of_a_double_stays() -> None:
     """The middle one goes because of the first, and so the last one has nothing to go for."""
     row = [found("shoes", 0.9 - each / 10, each, 0, each + 3, 1) for each in range(3)]
-    assert tidy(row, 0.4) == [row[0], row[2]]
+    assert without_duplicates(row, 0.4) == [row[0], row[2]]
 
 
 @given(boxes, boxes)
@@ -163,8 +163,8 @@ corner = st.floats(-3, 15)
 
 @given(st.builds(Box, corner, corner, corner, corner))
 def test_a_box_is_cut_at_the_borders(box: Box) -> None:
-    inner = within(box, WIDTH, HEIGHT)
-    assert within(inner, WIDTH, HEIGHT) == inner
+    inner = clipped(box, WIDTH, HEIGHT)
+    assert clipped(inner, WIDTH, HEIGHT) == inner
     assert (0 <= inner.left <= WIDTH, 0 <= inner.bottom <= HEIGHT) == (True, True)
     if min(box) >= 0 and max(box.left, box.right) <= WIDTH and max(box.top, box.bottom) <= HEIGHT:
         assert inner == box
@@ -172,9 +172,9 @@ def test_a_box_is_cut_at_the_borders(box: Box) -> None:
 
 @given(st.builds(Box, corner, corner, corner, corner))
 def test_whole_pixels_are_in_the_image_and_hold_the_box(box: Box) -> None:
-    left, top, right, bottom = outward(box, WIDTH, HEIGHT)
+    left, top, right, bottom = whole_pixels(box, WIDTH, HEIGHT)
     assert (0 <= left < right <= WIDTH, 0 <= top < bottom <= HEIGHT) == (True, True)
-    inner = within(box, WIDTH, HEIGHT)
+    inner = clipped(box, WIDTH, HEIGHT)
     if area(inner) > 0:
         assert (left <= inner.left < left + 1, right - 1 < inner.right <= right) == (True, True)
         assert (top <= inner.top < top + 1, bottom - 1 < inner.bottom <= bottom) == (True, True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fashion_crop.masks import HOLE, PART, soften, tidy
+from fashion_crop.masks import HOLE, PART, clean, soften
 
 Mask = NDArray[np.bool_]
 CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -47,7 +47,7 @@ def holes(mask: Mask) -> list[set[tuple[int, int]]]:
 @given(masks())
 def test_what_is_left_is_every_large_part_without_small_holes(mask: Mask) -> None:
     before = mask.copy()
-    tidied = tidy(mask)
+    tidied = clean(mask)
     assert (mask == before).all()
     assert (tidied.shape, tidied.dtype) == (mask.shape, np.bool_)
     whole = parts(mask, SIDES + CORNERS)
@@ -63,14 +63,14 @@ def test_what_is_left_is_every_large_part_without_small_holes(mask: Mask) -> Non
 
 @given(masks())
 def test_to_tidy_again_changes_nothing_but_holes_that_have_become_small(mask: Mask) -> None:
-    once = tidy(mask)
-    twice = tidy(once)
+    once = clean(mask)
+    twice = clean(once)
     assert (twice & once == once).all()
     assert np.count_nonzero(twice) <= np.count_nonzero(once) * (1 + HOLE)
 
 
 def test_an_empty_mask_stays_empty() -> None:
-    assert not tidy(np.zeros((5, 7), bool)).any()
+    assert not clean(np.zeros((5, 7), bool)).any()
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.25])
@@ -79,7 +79,7 @@ def test_a_pair_in_one_mask_keeps_both(share: float) -> None:
     mask = np.zeros((40, 60), bool)
     mask[5:25, 5:25] = True
     mask[10:30, 35 : 35 + round(20 * share)] = True
-    assert (tidy(mask) == mask).all()
+    assert (clean(mask) == mask).all()
 
 
 @pytest.mark.parametrize(("area", "kept"), [(80, True), (79, False)])
@@ -87,23 +87,23 @@ def test_a_part_of_less_than_a_fifth_is_no_part(area: int, kept: bool) -> None:
     mask = np.zeros((20, 120), bool)
     mask[:20, :20] = True
     mask[5, 30 : 30 + area] = True
-    assert tidy(mask)[5, 30] == kept
+    assert clean(mask)[5, 30] == kept
 
 
 def test_specks_go() -> None:
     mask = np.zeros((20, 20), bool)
     mask[5:15, 5:15] = True
-    clean = mask.copy()
+    expected = mask.copy()
     mask[0, 0] = mask[17:19, 17:19] = True
-    assert (tidy(mask) == clean).all()
+    assert (clean(mask) == expected).all()
 
 
 @pytest.mark.parametrize(("hole", "filled"), [(1, True), (10, True), (11, False), (30, False)])
 def test_a_hole_of_more_than_a_hundredth_is_meant(hole: int, filled: bool) -> None:
     mask = np.ones((10, 101), bool)
     mask[1, 1 : 1 + hole] = False  # leaves 1,000 with a hole of 10
-    assert tidy(mask).all() == filled
-    assert (tidy(mask) == mask).all() != filled
+    assert clean(mask).all() == filled
+    assert (clean(mask) == mask).all() != filled
 
 
 def test_what_reaches_the_border_is_no_hole() -> None:
@@ -111,14 +111,14 @@ def test_what_reaches_the_border_is_no_hole() -> None:
     for side in (40, 600):
         mask = np.ones((side, side), bool)
         mask[0, 3] = mask[20, side - 1] = False
-        assert (tidy(mask) == mask).all()
+        assert (clean(mask) == mask).all()
 
 
 def test_a_hole_ends_at_a_corner() -> None:
     """Pixels of the mask that touch at a corner close the way out."""
     mask = np.ones((40, 40), bool)
     mask[10, 10] = mask[11, 11] = False
-    assert tidy(mask).all()
+    assert clean(mask).all()
 
 
 def test_a_mask_that_is_part_of_a_larger_one() -> None:
@@ -126,7 +126,7 @@ def test_a_mask_that_is_part_of_a_larger_one() -> None:
     whole = np.zeros((30, 30), bool)
     whole[5:20, 5:20] = True
     whole.flags.writeable = False
-    assert (tidy(whole[3:12:1, 3:25]) == whole[3:12, 3:25]).all()
+    assert (clean(whole[3:12:1, 3:25]) == whole[3:12, 3:25]).all()
 
 
 @given(masks())

@@ -24,7 +24,7 @@ from transformers import BertConfig
 
 from fashion_crop.detection import Box, CancelledError
 from fashion_crop.labels import PromptsError
-from fashion_crop.models import _torchvision, as_usual, grounding_dino, sam
+from fashion_crop.models import _torchvision, baseline, grounding_dino, sam
 from fashion_crop.models.stand_ins import make_stand_ins
 from fashion_crop.pipeline import GARMENTS
 from weightcache import LoadError, Manifest
@@ -67,9 +67,9 @@ def segmenter(stand_ins: StandIns) -> sam.Sam2:
 def package_detector(stand_ins: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Built with random numbers and BERT's weights from a file, loaded by `torch.load` with a copy."""
     bert = tmp_path_factory.mktemp("bert") / "with-weights"
-    as_usual.fill_text_encoder(stand_ins.text_encoder, bert)
-    model = as_usual.build_detector(bert, "stand-in")
-    left = as_usual.load_detector(model, stand_ins.detector)
+    baseline.fill_text_encoder(stand_ins.text_encoder, bert)
+    model = baseline.build_detector(bert, "stand-in")
+    left = baseline.load_detector(model, stand_ins.detector)
     assert left.missing_keys == []
     assert set(left.unexpected_keys) == set(grounding_dino.NOT_NEEDED)
     return model
@@ -78,7 +78,7 @@ def package_detector(stand_ins: StandIns, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def package_segmenter(stand_ins: StandIns) -> SAM2ImagePredictor:
     """Built and loaded, strictly, by the package."""
-    return as_usual.load_segmenter(as_usual.build_segmenter("stand-in"), stand_ins.segmenter)
+    return baseline.load_segmenter(baseline.build_segmenter("stand-in"), stand_ins.segmenter)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 300), (64, 64), (200, 1999)])
@@ -89,7 +89,7 @@ def test_detections_are_those_of_the_package(
     pixels = noise(height, width)
     prompts = [garment for garment in GARMENTS if garment != "t-shirt"]  # of which the package may say "shirt"
     asked = dict(zip(("box_threshold", "text_threshold"), thresholds, strict=True))
-    boxes, scores, phrases = as_usual.detect(package_detector, pixels, prompts, **asked, size="stand-in")
+    boxes, scores, phrases = baseline.detect(package_detector, pixels, prompts, **asked, size="stand-in")
 
     found = detector.detect(pixels, prompts, **asked)
     kept = [each for each, phrase in enumerate(phrases) if set(prompts) & {*phrase.split()}]  # not "", "[SEP]"
@@ -108,7 +108,7 @@ def test_masks_are_those_of_the_package(
     pixels = noise(height, width)
     corners = np.sort(np.random.default_rng(count).random((count, 2, 2)), axis=1) * [width, height]
     boxes = [Box(*corner.ravel()) for corner in corners]
-    expected, quality = as_usual.segment(package_segmenter, pixels, np.array(boxes))
+    expected, quality = baseline.segment(package_segmenter, pixels, np.array(boxes))
     masks, scores = segmenter.segment(pixels, boxes)
     assert (masks.shape, masks.dtype, scores.dtype) == ((count, height, width), np.bool_, np.float32)
     np.testing.assert_allclose(scores, quality, atol=1e-5)
@@ -167,7 +167,7 @@ def test_a_photo_is_prepared_as_in_the_package(height: int, width: int, sides: t
     if round(longer * min(height, width) / max(height, width)) < 1:
         assert min(prepared.shape[1:]) == 1  # the package fails
         return
-    torch.testing.assert_close(prepared, as_usual.prepared(pixels, shorter, longer), atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepared, baseline.prepared(pixels, shorter, longer), atol=1e-5, rtol=0)
 
 
 def test_threads_take_turns(detector: Any, segmenter: Any) -> None:

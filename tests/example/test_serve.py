@@ -147,7 +147,7 @@ def listen():
         {"load": loaded, "open": gate.opened}[line.strip()].set()
 
 threading.Thread(target=listen, daemon=True).start()
-serve.with_stand_ins = load
+serve.load_stand_ins = load
 sys.exit(serve.main(["--port", "0"]))
 """
 

@@ -18,7 +18,7 @@ README = (HERE / "examples" / "fashion_crop" / "README.md").read_text()
 APP, VISIT, GPU = cost.App(), cost.Visit(), "L4"
 
 
-@pytest.mark.parametrize("table", [cost.month, cost.by_visits, cost.evens])
+@pytest.mark.parametrize("table", [cost.monthly_table, cost.visits_table, cost.break_even_table])
 def test_the_tables_of_the_page(table: object) -> None:
     assert callable(table)
     assert table(APP, VISIT, GPU) in PAGE
@@ -28,15 +28,15 @@ def test_the_sentences_of_the_page() -> None:
     """Every amount in it is a price that is stated, or one that follows."""
     prices = {cost.CORE, cost.MEMORY, cost.GPUS[GPU]}
     told = {f"${each:.8f}".rstrip("0") for each in prices} | {f"${cost.STORAGE}", "$30"}
-    told |= {f"${cost.second(APP):.8f}", f"${cost.second(APP, GPU):.8f}"}
+    told |= {f"${cost.price_per_second(APP):.8f}", f"${cost.price_per_second(APP, GPU):.8f}"}
     told |= {cost.dollars(cost.useless_pings(APP, VISIT)), cost.dollars(cost.weights_gib() * cost.STORAGE), "$0"}
     told |= {cost.dollars(each(APP, gpu)) for gpu in (None, GPU) for each in (cost.always_awake,)}
     told |= {cost.dollars(cost.working_hours(APP, VISIT))}
     claims = {"$20", "$0.20"}  # what is often said of it
     prose = [line for line in PAGE.splitlines() if not re.match(r"\| (\d|\*\*|a month|the weights|the same)", line)]
     assert set(re.findall(r"\$[\d.,]*\d", "\n".join(prose))) == told | claims
-    assert f"{cost.second(APP, GPU) / cost.second(APP):.1f} times as much" in PAGE
-    assert f"{APP.memory * cost.MEMORY / cost.second(APP):.0%} of the price" in PAGE
+    assert f"{cost.price_per_second(APP, GPU) / cost.price_per_second(APP):.1f} times as much" in PAGE
+    assert f"{APP.memory * cost.MEMORY / cost.price_per_second(APP):.0%} of the price" in PAGE
     assert f"would be {VISIT.photo + APP.idle:.0f} s instead of {VISIT.awake(APP.idle):.0f}" in PAGE
 
 
@@ -58,7 +58,7 @@ def test_the_picture() -> None:
         assert f"B always awake: {cost.dollars(cost.always_awake(APP, gpu))}" in texts
         assert f"C working hours: {cost.dollars(cost.working_hours(APP, VISIT, gpu))}" in texts
     for price in (cost.always_awake(APP), cost.working_hours(APP, VISIT)):
-        assert f"{cost.even(APP, VISIT, price):,.0f} a day" in texts
+        assert f"{cost.break_even(APP, VISIT, price):,.0f} a day" in texts
 
 
 def test_with_other_seconds() -> None:
@@ -67,7 +67,7 @@ def test_with_other_seconds() -> None:
     assert (
         f"| **B**: one container always awake | $160 | {cost.dollars(cost.always_awake(APP, 'H100'))} |" in done.stdout
     )
-    assert f"| 10 | {cost.dollars(10 * 30 * 60 * cost.second(APP))} |" in done.stdout
+    assert f"| 10 | {cost.dollars(10 * 30 * 60 * cost.price_per_second(APP))} |" in done.stdout
 
 
 def test_by_another_way() -> None:
@@ -77,7 +77,7 @@ def test_by_another_way() -> None:
     assert cost.always_awake(APP, "L4") - cost.always_awake(APP) == pytest.approx(0.000222 * month)
     assert cost.sleeping(APP, VISIT, 10) == pytest.approx(10 * 30 * 87 * 0.00006172)
     assert cost.sleeping(APP, VISIT, 10_000) == cost.always_awake(APP)  # it cannot be more than always awake
-    assert cost.sleeping(APP, VISIT, cost.even(APP, VISIT, 48.0)) == pytest.approx(48.0)
+    assert cost.sleeping(APP, VISIT, cost.break_even(APP, VISIT, 48.0)) == pytest.approx(48.0)
     assert cost.working_hours(APP, VISIT) == pytest.approx(30 * 5 / 7 * 36_606 * 0.00006172)
     manifest = Manifest.load(cost.MANIFEST)
     assert cost.weights_gib() * 2**30 == 693_997_677 + 897_952_466 + 570 + 48 + 466_062 + 231_508

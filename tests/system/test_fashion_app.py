@@ -209,7 +209,8 @@ def test_the_image(plane: ControlPlane) -> None:
     assert {Path(name).suffix for name in mounted} == {".py", ".html", ".toml"}
     here = {name for name in mounted if name.startswith("/root/fashion_crop/")}
     assert not any(
-        name.endswith(("serve.py", "scenarios.py", "pictures.py", "stand_ins.py", "usual.py")) for name in here
+        name.endswith(("serve.py", "scenarios.py", "start_programs.py", "pictures.py", "stand_ins.py", "baseline.py"))
+        for name in here
     )
     assert not any(name.startswith("/root/data") for name in mounted)
 

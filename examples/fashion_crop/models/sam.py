@@ -14,7 +14,7 @@ import torch
 from sam2.build_sam import build_sam2
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-from fashion_crop.detection import CancelledError, never
+from fashion_crop.detection import CancelledError, never_cancelled
 from weightcache.torch import assign_into
 
 from ._checkpoint import weights_in
@@ -82,7 +82,7 @@ class Sam2:
         self._one_photo = threading.Lock()  # the predictor keeps the photo's embedding
 
     def segment(
-        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never
+        self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never_cancelled
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """See `Segmenter`. The photo is embedded once for all boxes."""
         pixels = np.require(pixels, requirements="W")  # torch warns of memory that it may not write to

@@ -84,7 +84,7 @@ def _save(folder: Path, size: Size) -> Mapping[str, Path]:
         torch.manual_seed(_SEED)
         detector = grounding_dino.build(text_encoder, size)
         segmenter = sam.build(size)
-        _temper(detector)
+        _spread_scores(detector)
     weights = {f"module.{name}": value for name, value in detector.state_dict().items()}
     # The published checkpoint has these two, and the model has no place for them: loading must know them.
     weights["module.label_enc.weight"] = torch.zeros(2001, 256)
@@ -95,7 +95,7 @@ def _save(folder: Path, size: Size) -> Mapping[str, Path]:
     return {**places, "bert-base-uncased": text_encoder}
 
 
-def _temper(detector: Any) -> None:
+def _spread_scores(detector: Any) -> None:
     """Let thresholds and boxes mean something: untouched, every score is 0 or 1, and every box a few pixels wide.
 
     A score is the sigmoid of a query times a token, both normalised.

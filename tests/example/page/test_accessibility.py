@@ -67,7 +67,7 @@ def test_the_keyboard_is_enough(visit: Visit, tmp_path: Path) -> None:
     expect(page.get_by_role("radio", name="White")).to_be_checked()
     expect(page.get_by_role("progressbar")).to_be_hidden()
 
-    tab_to("button", "Back to the defaults")
+    tab_to("button", "Restore defaults")
     with page.expect_response("**/v1/crops"):
         page.keyboard.press("Space")
     expect(page.get_by_role("textbox", name="Look for")).to_be_focused()  # the button is gone

@@ -96,7 +96,7 @@ def test_when_the_queue_is_full_the_photo_is_tried_again(browser: Browser, patie
         expect(visit.state).to_contain_text("Ready")
         visit.page.clock.install()
         visit.choose()
-        expect(visit.alert).to_contain_text("try again in 5 seconds. This page does so by itself.")
+        expect(visit.alert).to_contain_text("try again in 5 seconds. This page retries automatically.")
         gate.opened.set()
         if patient:
             with visit.page.expect_response("**/v1/crops") as answer:
@@ -196,7 +196,7 @@ def test_models_that_cannot_be_loaded(browser: Browser) -> None:
 def test_the_page_says_whether_the_weights_are_stand_ins(browser: Browser, stand_ins: bool) -> None:
     with serving(backend_of(Told(), stand_ins=stand_ins)) as client, visiting(browser, client) as visit:
         expect(visit.state).to_contain_text("Ready")
-        note = visit.page.get_by_text("Stand-in weights: what they find is not sensible.")
+        note = visit.page.get_by_text("Stand-in weights: the results are meaningless.")
         expect(note).to_be_visible(visible=stand_ins)
 
 
@@ -207,10 +207,10 @@ def test_a_key_is_asked_for_when_the_server_wants_one(browser: Browser) -> None:
         expect(field).to_be_hidden()
         visit.choose()
         expect(field).to_be_focused()
-        expect(visit.page.get_by_text("This server asks for an API key.")).to_be_visible()
+        expect(visit.page.get_by_text("This server needs an API key.")).to_be_visible()
         field.fill("another")
         field.press("Enter")
-        expect(visit.page.get_by_text("The server does not know this key.")).to_be_visible()
+        expect(visit.page.get_by_text("The server does not accept this key.")).to_be_visible()
         expect(field).to_be_focused()
         field.fill(KEY)
         visit.page.get_by_role("button", name="Use this key").click()

@@ -135,7 +135,7 @@ def test_what_is_dropped_must_be_a_file(visit: Visit) -> None:
             document.body.dispatchEvent(new DragEvent("drop", event));
         }"""
     )
-    expect(visit.alert).to_contain_text("is no file")
+    expect(visit.alert).to_contain_text("This is not a file")
     expect(visit.page.locator("body")).not_to_have_class(re.compile("dragging"))
     assert visit.posts == []
 
@@ -208,7 +208,7 @@ def test_a_threshold_changes_what_is_found(visit: Visit) -> None:
     expect(visit.cards).to_have_count(1)
     assert visit.labels() == ["shirt"]
     expect(visit.page.locator(".box")).to_have_count(1)
-    visit.page.get_by_role("button", name="Back to the defaults").click()
+    visit.page.get_by_role("button", name="Restore defaults").click()
     expect(visit.cards).to_have_count(2)
     assert visit.page.get_by_role("slider", name="Box threshold").input_value() == "0.35"
 
@@ -341,7 +341,7 @@ def test_make_fashion_from_its_start_to_a_zip(browser: Browser, tmp_path: Path) 
             expect(visit.state).to_have_text("The models are being loaded")
             visit.choose(data=photo(300, 400))
             expect(visit.state).to_have_text("Ready, on cpu", timeout=120_000)
-            expect(visit.page.get_by_text("what they find is not sensible")).to_be_visible()
+            expect(visit.page.get_by_text("the results are meaningless")).to_be_visible()
             expect(visit.page.get_by_role("progressbar")).to_be_hidden(timeout=120_000)
             expect(visit.page.get_by_text(re.compile("300 . 400 pixels"))).to_be_visible()
             visit.slide("Box threshold", 0.2)
