@@ -175,7 +175,7 @@ class Scheduler:
         seconds, generation = now - task.started, task.transfer.generation
         task.on_head(now)
         self.pace.on_response(seconds)
-        if self._speed.on_response(seconds):
+        if not self.parallel and self._speed.on_response(seconds):
             self._go_parallel()
         is_usable = task.transfer.on_response(task, body)
         if task.is_answered:
@@ -191,12 +191,10 @@ class Scheduler:
             outage = server.on_bytes(now)
             if outage is not None:
                 self._note(f"{server.name} sends again, after {outage:.0f} s")
-        if self._speed.on_bytes(count, waited):
+        if not self.parallel and self._speed.on_bytes(count, waited):
             self._go_parallel()
 
     def _go_parallel(self) -> None:
-        if self.parallel:
-            return
         self.parallel, self.allowed = self._settings.connections > 1, self._settings.connections
         for task in self.tasks:
             task.transfer.shorten(task)
