@@ -66,7 +66,7 @@ def tool(plane: ControlPlane, *words: Any, stdin: str = "", **environment: str) 
         (("status", "--env", "e"), "--env needs --volume"),
         (("ensure", "--secret", "s", "--root", "/x"), "--secret needs --volume"),
         (("ensure", "--create", "--root", "/x"), "--create needs --volume"),
-        (("doctor", "--volume_probe"), "--volume_probe needs --volume"),
+        (("doctor", "--probe"), "--probe needs --volume"),
         (("push", "--root", "/x"), "--volume"),
         (("push", "--volume", "v"), "no root"),
         (("ensure", "--volume", "v", "--version", "3"), "invalid choice"),
@@ -86,7 +86,7 @@ def test_what_is_wrong_here_is_said_before_modal_is_asked(
     monkeypatch.setitem(sys.modules, "modal", None)
     assert run(capsys, "status", "--volume", "v", "-m", tmp_path / "no.toml")[0] == 2
     assert run(capsys, "status", "--volume", "v", "-m", manifest, "unknown")[0] == 2
-    for words in (("status",), ("doctor",), ("doctor", "--volume_probe"), ("push", "--root", tmp_path)):
+    for words in (("status",), ("doctor",), ("doctor", "--probe"), ("push", "--root", tmp_path)):
         code, out, err = run(capsys, *words, "--volume", "v", "-m", manifest)
         assert code == 5
         assert "pip install 'weightcache[modal]'" in out + err
@@ -434,7 +434,7 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
 
 def test_doctor_probes(plane: ControlPlane, manifest: Path, root: Path) -> None:
     assert tool(plane, "push", "--volume", "v", "--create", "-m", manifest, "--root", root)[0] == 1
-    code, out, err = tool(plane, "doctor", "--volume", "v", "--volume_probe")
+    code, out, err = tool(plane, "doctor", "--volume", "v", "--probe")
     assert code == 0, err
     told = json.loads(out)
     assert (told["volume_version"], told["weightcache"]) == (1, weightcache.__version__)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if anything is unpinned")
     parser.add_argument(
-        "--check-outdated",
+        "--check-upstream",
         action="store_true",
         help="change nothing; exit 1 if a mirror no longer has what is pinned, or the Hub's main branch moved on",
     )
