@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_main import run
 
+from command_line import run
 from weightcache.cli import ensure
 from weightcache.cli.commands import COMMANDS
 from weightcache.cli.completion import SHELLS, script

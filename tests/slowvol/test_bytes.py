@@ -17,8 +17,6 @@ from slow_volume import BLOCK, BLOCKS, DATA, SHA256, digest, pread
 from slowvol import SlowVolume
 from support import sha256
 
-# --- bytes ---
-
 
 def test_a_whole_read(weights: Path) -> None:
     assert digest(weights) == SHA256

@@ -17,8 +17,6 @@ from slow_volume import BLOCK, BLOCKS, DATA, FAST, MINUTE, SHA256, digest, pread
 from slowvol import SlowVolume
 from support import sha256, until
 
-# --- fetches ---
-
 
 def test_one_byte_fetches_its_block_and_no_other(volume: SlowVolume, weights: Path) -> None:
     assert pread(weights, 1, 2 * BLOCK) == DATA[2 * BLOCK : 2 * BLOCK + 1]

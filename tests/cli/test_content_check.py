@@ -181,7 +181,7 @@ def test_check_upstream_says_what_came_instead(run: Any, origin: Origin) -> None
     assert run("pin", "--check-upstream")[0] == 0
     origin.put("/w.pt", FOREIGN["an HTML page"], length=False)
     code, out, _ = run("pin", "--check-upstream")
-    assert (code, f"{origin.url('/w.pt')} sends an HTML page instead of w.pt" in out) == (1, True)
+    assert (code, f"{origin.url('/w.pt')} sends an HTML page, and not w.pt" in out) == (1, True)
 
 
 def test_a_clone_without_its_large_files_is_not_published(run: Any, root: Path, tmp_path: Path) -> None:
@@ -240,5 +240,5 @@ def test_a_hub_of_ones_own_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_git_says_is_so_is_judged_where_it_is_named_as_weights() -> None:
     page = Opening(30, b"<!DOCTYPE html><html></html>", "", "")
     assert content_problem("notes", page, is_directory=False) == "an HTML page"
-    assert content_problem("notes", page, is_directory=False, matches_git_id=True) == ""
-    assert content_problem("w.bin", page, is_directory=True, matches_git_id=True) == "an HTML page"
+    assert content_problem("notes", page, is_directory=False, is_git_s=True) == ""
+    assert content_problem("w.bin", page, is_directory=True, is_git_s=True) == "an HTML page"
