@@ -92,7 +92,7 @@ def test_a_container_reads_what_was_deployed(place: Path, tmp_path: Path, monkey
     cache = WeightVolume("weights.toml", name="v", path=str(tmp_path / "root"))  # nothing is read yet
     given: list[Any] = []
     monkeypatch.setattr(subject, "ensure", lambda manifest, **options: given.append((manifest, options)))
-    with pytest.raises(ManifestError, match=r"no such file: let this function have image=cache\.add_to"):
+    with pytest.raises(ManifestError, match=r"no such file: pass image=cache\.add_to"):
         cache.ensure()
     with pytest.raises(ManifestError, match="no such file"):
         cache.manifest  # noqa: B018 (it reads the file)

@@ -16,43 +16,44 @@ if TYPE_CHECKING:
 
 
 def manifest_path(name: str) -> str:
-    """Where the manifest of the Volume ``name`` lies in a container."""
+    """Return the path in a container of the manifest for the Volume ``name``."""
     return f"/etc/weightcache/{name}.toml"
 
 
 def add_library(image: modal.Image) -> modal.Image:
-    """Return ``image`` with this library in the version that runs here."""
+    """Return ``image`` with the version of this library that runs here."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
         installed = distribution("weightcache")
     except PackageNotFoundError:
         raise ModuleNotFoundError(
-            "weightcache is not installed here, so what it requires is not known; run `pip install -e` on its checkout",
+            "weightcache is importable but not installed, so its requirements are unknown: "
+            "run `pip install -e` on its checkout",
             name="weightcache",
         ) from None
     if installed.read_text("direct_url.json") is None:
         return image.pip_install(f"weightcache=={installed.version}")
-    # From a directory or a repository: no index has this version.
+    # Installed from a directory or a repository: the package index does not have this version.
     required = [each for each in installed.requires or () if not re.search(r"\bextra\s*==", each)]
     return image.pip_install(*required).add_local_python_source("weightcache")
 
 
-def add_manifest(image: modal.Image, manifest: ManifestSource, place: str) -> modal.Image:
-    """Return ``image`` with ``manifest`` at ``place``."""
-    if isinstance(manifest, (str, os.PathLike)):  # the file itself, so that `modal serve` sees when it changes
-        return image.add_local_file(os.path.abspath(user_path(os.fspath(manifest))), place)
+def add_manifest(image: modal.Image, manifest: ManifestSource, path: str) -> modal.Image:
+    """Return ``image`` with ``manifest`` at ``path``."""
+    if isinstance(manifest, (str, os.PathLike)):  # the file itself, so that `modal serve` notices changes
+        return image.add_local_file(os.path.abspath(user_path(os.fspath(manifest))), path)
     import atexit
     import shutil
     import tempfile
 
-    folder = tempfile.mkdtemp(prefix="weightcache-")  # Modal reads it when the app is deployed, long after this call
+    folder = tempfile.mkdtemp(prefix="weightcache-")  # Modal reads it at deployment, after this call
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with open(f"{folder}/weights.toml", "w", encoding="utf-8") as stream:
         stream.write(to_toml(Manifest.load(manifest)))
-    return image.add_local_file(f"{folder}/weights.toml", place)
+    return image.add_local_file(f"{folder}/weights.toml", path)
 
 
 def to_toml(manifest: Manifest) -> str:
-    """Write ``manifest`` as `Manifest.load` reads it."""
+    """Return ``manifest`` as TOML for `Manifest.load`."""
     return "\n\n".join(["version = 1", *map(str, manifest)]) + "\n"

@@ -1,4 +1,4 @@
-"""A Modal Volume for weights, in one line: no path, no name and no manifest twice.
+"""`WeightVolume`: a manifest and the Modal Volume for its weights, declared once.
 
 ::
 
@@ -10,9 +10,9 @@
         def load(self):
             weights = cache.ensure()
 
-The module that says so is imported on the machine that deploys, where neither the Volume nor its mount path exists,
-and again in every container, where the manifest's file does not lie beside it. So nothing here touches the mount path
-before `WeightVolume.ensure`, and a container reads the manifest from where `WeightVolume.add_to` put it.
+The module with this code is imported on the machine that deploys, where the mount path does not exist, and again in
+every container, where the manifest file does not exist beside it. So nothing here uses the mount path before
+`WeightVolume.ensure`, and a container reads the copy of the manifest that `WeightVolume.add_to` put into the image.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ if TYPE_CHECKING:
 __all__ = ["WeightVolume"]
 
 _RESERVED = ("/", "/root", "/tmp")  # noqa: S108 (modal/_utils/mount_utils.py, 1.6, refuses them)
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # as Modal has it; it becomes part of a path
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # Modal's rule; the name becomes part of a path
 
 
 class WeightVolume:
-    """A manifest, and the Modal Volume that holds its weights.
+    """A manifest and the Modal Volume that holds its weights.
 
     Args:
-        manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`. A relative path is looked
-            for beside the file that makes this call, then in the working directory.
-        name: Name of the Volume; it is made when it is first used.
-        path: Where containers mount it, an absolute path.
+        manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`. A relative path is
+            resolved against the calling file first, then against the working directory.
+        name: Name of the Volume. It is created at its first use.
+        path: Absolute mount path in containers.
 
     Raises:
-        ManifestError: The manifest has problems. Only on the machine that deploys: a container reads it in `ensure`.
-        ValueError: ``name`` or ``path`` is none.
-        TypeError: An argument is of the wrong kind.
+        ManifestError: The manifest is invalid. Only on the machine that deploys: a container reads it in `ensure`.
+        ValueError: ``name`` or ``path`` is invalid.
+        TypeError: An argument has the wrong type.
     """
 
     __module__ = "weightcache.modal"  # pickles name it: it must not change with the file
@@ -85,33 +85,33 @@ class WeightVolume:
         if not in_container() and isinstance(manifest, (str, os.PathLike)):
             here = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 (inspect would return the same)
             manifest = _find(os.fspath(manifest), here)
-        # A container that runs another part of the app imports this too, and need not have the manifest.
+        # Containers of other functions of the app import this module too, and may not have the manifest.
         self._manifest: ManifestSource = manifest
         self._checked = None if in_container() else Manifest.load(manifest)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_volume": None}  # Modal refuses to pickle a handle that was never used
+        return {**self.__dict__, "_volume": None}  # Modal cannot pickle a handle before its first use
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest, as this container's image or the machine that deploys has it.
+        """The manifest; a container reads the copy in its image.
 
         Raises:
-            ManifestError: The container's image was not made by `add_to`.
+            ManifestError: The image was not prepared with `add_to`.
         """
         if self._checked is None:
-            place = manifest_path(self.name)
-            if os.path.exists(place):
-                self._checked = Manifest.load(place)
+            path = manifest_path(self.name)
+            if os.path.exists(path):
+                self._checked = Manifest.load(path)
             elif isinstance(self._manifest, (str, os.PathLike)):
-                raise ManifestError(place, ["there is no such file: let this function have image=cache.add_to(image)"])
+                raise ManifestError(path, ["there is no such file: pass image=cache.add_to(image) to this function"])
             else:
                 self._checked = Manifest.load(self._manifest)
         return self._checked
 
     @property
     def volume(self) -> modal.Volume:
-        """The Volume. Making this handle asks nothing of Modal yet."""
+        """The handle of the Volume. Creating it sends no request to Modal."""
         if self._volume is None:
             import modal
 
@@ -120,20 +120,20 @@ class WeightVolume:
 
     @property
     def mounts(self) -> dict[str, modal.Volume]:
-        """What ``volumes=`` takes: the mount path and the Volume."""
+        """The value for ``volumes=``: mount path → Volume."""
         return {self.path: self.volume}
 
     def add_to(self, image: modal.Image) -> modal.Image:
-        """Return ``image`` with this library and the manifest; never with weights.
+        """Return ``image`` with this library and the manifest, but without weights.
 
-        An installed release is installed there in the same version. From a source checkout, what it requires is
-        installed and its files are added at start. Modal wants every ``add_local_…`` after the steps that build, so
-        call this after the image's own ``pip_install`` and the like.
+        For an installed release, the image installs the same version. For a source checkout, it installs the
+        requirements and adds the files at start. Call this after ``pip_install`` and other build steps: Modal requires
+        ``add_local_…`` calls last.
 
         Raises:
-            ModuleNotFoundError: This library is on the path without being installed, so what it requires is not known.
+            ModuleNotFoundError: This library is importable but not installed, so its requirements are unknown.
         """
-        if in_container():  # the image is built, and a source checkout mounted there has no metadata
+        if in_container():  # the image exists, and a mounted source checkout has no metadata
             return image
         return add_manifest(add_library(image), self._manifest, manifest_path(self.name))
 
@@ -160,13 +160,13 @@ class WeightVolume:
         progress: bool | ProgressCallback | None = None,
         dry_run: bool = False,
     ) -> Weights | Plan:
-        """Return the verified path of every checkpoint, fetching what is missing, as `weightcache.ensure`.
+        """Return the verified path of every checkpoint, downloading missing ones; see `weightcache.ensure`.
 
         In a container the Volume is committed and reloaded as needed. Elsewhere ``path`` is a plain directory.
 
         Raises:
-            ManifestError: The container's image was not made by `add_to`.
-            WeightCacheError: As `weightcache.ensure` has it.
+            ManifestError: The image was not prepared with `add_to`.
+            WeightCacheError: See `weightcache.ensure`.
         """
         return ensure(
             self.manifest,
@@ -205,7 +205,7 @@ class WeightVolume:
         progress: bool | ProgressCallback | None = None,
         dry_run: bool = False,
     ) -> Weights | Plan:
-        """Do what `ensure` does in a thread, so that the event loop goes on: `weightcache.aensure`."""
+        """Run `ensure` in a thread, without blocking the event loop; see `weightcache.aensure`."""
         return await aensure(
             self.manifest,
             root=self.path,
@@ -221,13 +221,13 @@ class WeightVolume:
         )
 
     def prefetch(self, *, only: Collection[str] | None = None, into: str = "cache", threads: int = 8) -> Prefetch:
-        """Begin to read what the Volume holds, in the background: `weightcache.prefetch`, for the top of a module.
+        """Start to read the weights in the background; call it at the top of a module. See `weightcache.prefetch`.
 
-        On the machine that deploys the module this reads nothing.
+        On the machine that deploys, this reads nothing.
         """
         if not in_container():
             return prefetch_files(into=into, threads=threads)
-        source: ManifestSource = manifest_path(self.name)  # if it is not there, the handle says so
+        source: ManifestSource = manifest_path(self.name)  # if it is missing, the handle reports it
         with suppress(ManifestError):
             source = self.manifest
         return prefetch(source, root=self.path, only=only, into=into, threads=threads)
@@ -239,7 +239,7 @@ def in_container() -> bool:
 
 
 def _find(path: str, caller: Any) -> str:
-    """Return where the manifest is: beside the file that asks for it, else as the working directory has it."""
+    """Return the absolute path of the manifest: beside the calling file, else in the working directory."""
     path = user_path(path)
     if isinstance(caller, str):
         beside = os.path.join(os.path.dirname(os.path.abspath(caller)), path)
