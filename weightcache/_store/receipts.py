@@ -9,13 +9,14 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.descriptors import opened
+from weightcache._runtime.atomic import replace_file
 from weightcache._runtime.identity import Writer
 from weightcache._runtime.write_guard import require_writing
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import digest_problem, name_problem, path_problem
 
 from .inspect import RECEIPT_FORMAT, list_directories, list_names, read_receipt
+from .layout import version_path
 from .partial_file import VanishedError
 from .partials import UNFINISHED_RECEIPT
 from .root import refuse_links
@@ -57,8 +58,21 @@ def files_by_digest(layout: Layout) -> dict[str, list[str]]:
     held: dict[str, list[str]] = {}
     for name, digest, receipt in iter_receipts(layout):
         for path, (sha256, _) in receipt_files(receipt).items():
-            held.setdefault(sha256, []).append(f"{layout.root}/{name}/{digest[:16]}/{path}")
+            held.setdefault(sha256, []).append(f"{layout.root}/{version_path(name, digest)}/{path}")
     return held
+
+
+def receipt_bytes(checkpoint: Checkpoint, sizes: Mapping[str, int], sources: Sequence[str]) -> bytes:
+    """Return the content of a receipt that is written now; see `write_receipt` for the arguments."""
+    receipt = {
+        "format": RECEIPT_FORMAT,
+        "name": checkpoint.name,
+        "digest": checkpoint.digest,
+        "verified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sources": list(sources),
+        "files": {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files},
+    }
+    return f"{json.dumps(receipt, indent=1)}\n".encode()
 
 
 def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, int], sources: Sequence[str]) -> None:
@@ -85,29 +99,14 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, in
             raise VanishedError(layout.version_dir(checkpoint)) from None
         if not stat.S_ISREG(found.st_mode) or found.st_size != sizes[file.path]:
             raise VanishedError(layout.file(checkpoint, file))
-    files = {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files}
     refuse_links(layout, os.path.dirname(path), layout.partials)
-    receipt = {
-        "format": RECEIPT_FORMAT,
-        "name": checkpoint.name,
-        "digest": checkpoint.digest,
-        "verified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "sources": list(sources),
-        "files": files,
-    }
     try:
         for folder in (os.path.dirname(path), layout.partials):
             os.makedirs(folder, exist_ok=True)  # a commit of a Volume reloads, and that may drop empty directories
-        with opened(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as stream:
-            stream.write(f"{json.dumps(receipt, indent=1)}\n".encode())
-            os.fsync(stream.number)
-            stream.close()
-        os.replace(fresh, path)
+        replace_file(path, receipt_bytes(checkpoint, sizes, sources), fresh, durable=True)
         with suppress(FileNotFoundError):
             os.unlink(path.removesuffix("json") + "pruning")  # a prune that died half-way must not go on with it
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(fresh)
         raise StorageError.of(error, "write the receipt", path) from None
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.identity import note_path
+from weightcache._runtime.identity import in_modal_container, note_path
 from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache._store.root import check_root
@@ -75,7 +75,7 @@ def _place(layout: Layout) -> Finding:
     real = os.path.realpath(layout.root)
     if real.startswith(MODAL_VOLUMES):
         return Finding("volume", True, f"{layout.root} lies on the Modal Volume {real[len(MODAL_VOLUMES) :]}")
-    if os.environ.get("MODAL_IS_REMOTE") == "1":
+    if in_modal_container():
         return Finding(
             "volume", False, f"{layout.root} lies on no Modal Volume: its contents vanish with the container"
         )
