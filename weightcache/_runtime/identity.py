@@ -124,7 +124,7 @@ def _local_id(root: str) -> str:
 
 @dataclass(frozen=True)
 class Writer:
-    """One cold `ensure` at work: container, process and a random nonce. Its text names its partials."""
+    """One running miss: container, process and a random nonce. Its text names its partials."""
 
     container: str
     pid: int

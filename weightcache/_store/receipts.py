@@ -1,4 +1,4 @@
-"""Receipts: the record that a place was verified. Written aside and renamed, withdrawn before a place changes."""
+"""Receipts: the record that a version was verified. A receipt is withdrawn before its version changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def receipt_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
 
 
 def iter_receipts(layout: Layout, ending: str = "json") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (name, full digest, receipt) of every place in the root that has a receipt (with this ending)."""
+    """Yield (name, full digest, receipt) of every version in the root that has a receipt with this ending."""
     for name in list_directories(layout.receipts):
         for entry in list_names(f"{layout.receipts}/{name}"):
             digest, _, suffix = entry.partition(".")
@@ -76,13 +76,13 @@ def receipt_bytes(checkpoint: Checkpoint, sizes: Mapping[str, int], sources: Seq
 
 
 def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, int], sources: Sequence[str]) -> None:
-    """Record that a place was verified: written aside and renamed, so that nobody reads half of it.
+    """Record that a version was verified. The receipt is replaced at once, so that nobody reads a part of it.
 
     Args:
         layout: The root.
         checkpoint: What was verified.
-        sizes: By path, how many bytes of each file went into its sha256. Never what the file has now: whoever changed
-            it meanwhile would be believed.
+        sizes: By path, how many bytes of each file went into its sha256. Never the current size: a file
+            that was changed meanwhile would count as verified.
         sources: The mirrors that delivered it, without credentials and query.
 
     Raises:
@@ -105,13 +105,15 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, in
             os.makedirs(folder, exist_ok=True)  # a commit of a Volume reloads, and that may drop empty directories
         replace_file(path, receipt_bytes(checkpoint, sizes, sources), fresh, durable=True)
         with suppress(FileNotFoundError):
-            os.unlink(path.removesuffix("json") + "pruning")  # a prune that died half-way must not go on with it
+            os.unlink(
+                path.removesuffix("json") + "pruning"
+            )  # else a prune that was killed would continue to delete this version
     except OSError as error:
         raise StorageError.of(error, "write the receipt", path) from None
 
 
 def withdraw_receipt(layout: Layout, checkpoint: Checkpoint) -> None:
-    """Take back a receipt before its place is changed, so that no hit is served meanwhile.
+    """Remove a receipt before its version changes, so that no hit is served meanwhile.
 
     Raises:
         StorageError: It cannot be removed.
