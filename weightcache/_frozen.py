@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class Frozen:
-    """Compared, hashed, shown and pickled by its ``__slots__``; cannot be changed."""
+    """Base of immutable values: equality, hash, repr and pickle come from ``__slots__``."""
 
     __slots__: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Every error that the world can cause, in one tree.
+"""Every environmental failure (network, disk, Modal) as one tree of errors.
 
 ::
 
@@ -14,9 +14,9 @@
     └── VolumeError                                   .operation
 
 The second base is the built-in class that a caller would guess. Every message says what happened, where, what
-was got and what was wanted; ``hint`` says in one sentence what to do next. All survive pickling with their
-attributes, because Modal sends exceptions from one container to another. A mistake of the programmer is a plain
-``TypeError`` or ``ValueError`` and not in this tree.
+was received and what was expected; ``hint`` says in one sentence what to do next. All survive pickling with their
+attributes, because Modal sends exceptions from one container to another. A wrong argument raises a plain ``TypeError``
+or ``ValueError``, which is not in this tree.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _rebuild(cls: type[WeightCacheError], message: str, state: dict[str, Any]) -
 
 
 class WeightCacheError(Exception):
-    """Base of everything that this library raises for what the world did.
+    """Base of all errors that this library raises for an environmental failure.
 
     Attributes:
         hint: One sentence that says what to do next; may be empty.
@@ -96,7 +96,7 @@ class ManifestError(WeightCacheError, ValueError):
 
     Attributes:
         source: The file it came from, or ``"manifest"`` for a mapping.
-        problems: All problems, each beginning with its place, as in ``checkpoints.sam2.sha256: …``.
+        problems: All problems; each begins with its key, as in ``checkpoints.sam2.sha256: …``.
     """
 
     source: str
@@ -114,10 +114,10 @@ class ManifestError(WeightCacheError, ValueError):
 
 
 class UnknownCheckpointError(WeightCacheError, LookupError):
-    """A name was asked for that the manifest does not declare.
+    """The manifest does not declare a requested name.
 
     Attributes:
-        name: The name asked for.
+        name: The requested name.
         known: The names that are declared.
     """
 
@@ -138,19 +138,19 @@ class NotCachedError(WeightCacheError, FileNotFoundError):
     """Something is not in the root, and fetching it is forbidden (``offline``) or impossible (read-only root).
 
     Attributes:
-        checkpoints: The names that are not there.
+        checkpoints: The names that are missing.
     """
 
     checkpoints: tuple[str, ...]
 
 
 class Attempt(Frozen):
-    """What became of one URL.
+    """The outcome of one URL.
 
     Attributes:
         url: The URL, without credentials and query.
-        reason: Why it gave no verified file.
-        tries: How many requests were made.
+        reason: Why it delivered no verified file.
+        tries: Number of requests.
     """
 
     __slots__ = ("reason", "tries", "url")
@@ -169,7 +169,7 @@ class DownloadError(WeightCacheError, OSError):
     Attributes:
         checkpoint: Name of the checkpoint.
         file: Path of the file within it.
-        attempts: One cause per URL, as declared. The first is the one that the message names.
+        attempts: One cause for each URL, in the declared order. The message names the first.
     """
 
     checkpoint: str
@@ -178,7 +178,7 @@ class DownloadError(WeightCacheError, OSError):
 
 
 class IntegrityError(DownloadError):
-    """A mirror delivered a whole file, and it is not the declared one.
+    """A mirror delivered a complete file that is not the declared one.
 
     Attributes:
         expected: The declared sha256 (or size, as ``"N bytes"``).
@@ -192,12 +192,12 @@ class IntegrityError(DownloadError):
 
 
 class LockTimeoutError(WeightCacheError, TimeoutError):
-    """Another process or thread of this container fills the root and made no progress for ``wait`` seconds.
+    """Another process or thread of this container holds the lock and made no progress for ``wait`` seconds.
 
     Attributes:
         lock_path: The lock file, outside the root.
-        waited: Seconds waited in all.
-        holder: Who holds it and how far it is, in words.
+        waited: Total seconds waited.
+        holder: The process that holds the lock, and its progress, in words.
     """
 
     lock_path: str
@@ -217,7 +217,7 @@ class StorageError(WeightCacheError, OSError):
 
     @classmethod
     def of(cls, error: OSError, doing: str, path: str) -> StorageError:
-        """Wrap the operating system's ``error``, met while ``doing`` something to ``path``."""
+        """Wrap the operating system's ``error``, raised while ``doing`` something to ``path``."""
         import errno
 
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -260,10 +260,10 @@ class LoadError(WeightCacheError, RuntimeError):
 
 
 class VolumeError(WeightCacheError):
-    """The Volume did not do what it was asked.
+    """An operation on the Volume failed.
 
     Attributes:
-        operation: ``"commit"``, ``"reload"``, or ``"open"`` (from a terminal: it cannot be had).
+        operation: ``"commit"``, ``"reload"``, or ``"open"`` (from a terminal: it cannot be opened).
     """
 
     operation: str

@@ -1,4 +1,4 @@
-"""The Dict of a Volume, as a lease sees it: what fails or hangs there costs bandwidth, so each operation has an end."""
+"""The Dict of a Volume as the store of leases. Each operation has a timeout: a slow Dict must not stop a download."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ LeaseSource: TypeAlias = "Literal['auto'] | DictLike | None"
 
 
 def open_store(source: LeaseSource, volume: Volume, settings: Settings | None = None) -> Store | None:
-    """Return the store for leases on ``volume``; ``None`` if there is none.
+    """Return the store for leases on ``volume``; ``None`` if leases are off or the Volume is not Modal's.
 
     Raises:
-        Exception: Whatever Modal raises where the Dict cannot be had.
+        Exception: Any error of Modal if the Dict cannot be opened.
     """
     if source is None:
         return None
     limit = (settings or runtime_settings.DEFAULT).dict_timeout
     if source != "auto":
         return _DictStore(source, limit)
-    modal: Any = sys.modules.get("modal")  # who has a modal.Volume has imported it; nobody else should have to
+    modal: Any = sys.modules.get("modal")  # a program with a modal.Volume has imported it
     if modal is None or not isinstance(volume, modal.Volume):
         return None
 
@@ -57,7 +57,7 @@ def open_store(source: LeaseSource, volume: Volume, settings: Settings | None = 
         # The id, not the name: a Volume that was deleted and made again is another one.
         volume.hydrate()
         found: DictLike = modal.Dict.from_name(f"weightcache-{volume.object_id}", create_if_missing=True)
-        found.get("")  # found out here, and not in the middle: whether this container may use it
+        found.get("")  # fails here, not during a download, if this container may not use it
         return found
 
     return _DictStore(_with_timeout(find, limit), limit)
@@ -84,13 +84,13 @@ class _DictStore:
 
 
 def _with_timeout(operation: Callable[[], Any], timeout: float) -> Any:
-    """Do it in a thread of its own, and do not wait for ever: a Dict that hangs must not hang the download."""
+    """Run ``operation`` in a separate thread, and raise ``TimeoutError`` after ``timeout`` seconds."""
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def work() -> None:
         try:
             results.put((operation(), None))
-        except BaseException as error:  # noqa: BLE001 (it is the caller's to judge)
+        except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
             results.put((None, error))
 
     threading.Thread(target=work, name="weightcache-dict", daemon=daemon_threads_allowed()).start()

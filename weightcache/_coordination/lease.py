@@ -1,12 +1,12 @@
-"""The lease between containers: who downloads, and for whom to wait. It saves bandwidth, and nothing else rests on it.
+"""The lease between containers: which one downloads, and which ones wait. It only avoids duplicate downloads.
 
 One Dict for each Volume holds, for each full digest:
 
-- ``<digest>/<n>`` = who holds the n-th lease, written once, by a put that fails if the key exists;
+- ``<digest>/<n>`` = the holder of the n-th lease, written once, by a put that fails if the key exists;
 - ``<digest>/head`` = (n, holder, "held" | "done" | "failed", beat, bytes done).
 
 A Dict has no compare-and-swap and no expiry of one key, so a lease is never taken from a dead holder: the next number
-is claimed. There are no times in it, since the clocks of two containers differ: a holder is believed dead when its
+is claimed. It contains no times, because the clocks of two containers differ: a holder is taken for dead when its
 beat has not changed for `Settings.lease_expiry` seconds of the waiter's own clock.
 
 Everything here is a coroutine, so that the simulation in ``tests/`` can stop it anywhere and let other containers
@@ -36,7 +36,7 @@ _log = logging.getLogger("weightcache")
 
 
 class Store(Protocol):
-    """What a lease needs of a Dict. Any exception means that the operation may or may not have happened."""
+    """The operations of a Dict that a lease needs. After an exception, the operation may or may not have happened."""
 
     async def get(self, key: str) -> object:
         """Return the value, or ``None``."""
@@ -49,7 +49,7 @@ class Store(Protocol):
 
 
 class Clock(Protocol):
-    """Time as one container sees it."""
+    """The clock of one container."""
 
     def now(self) -> float:
         """Seconds of a clock that never goes back."""
@@ -66,9 +66,9 @@ class Lease:
     """One caller's part in the leases of the digests that it needs.
 
     Attributes:
-        waited_for: The last holder that was waited for; empty if none was.
+        waited_for: The last holder that was waited for; empty if there was no wait.
         waited: Seconds waited.
-        broken: Why there is no lease any more; empty while there is.
+        failure: Why the lease is not used any more; empty while it works.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Lease:
         self.waited_for, self.waited, self.failure = "", 0.0, ""
 
     async def claimable(self, digests: Sequence[str]) -> list[str]:
-        """Read the heads; return what may be claimed: what nobody holds, or a holder that is dead or too slow."""
+        """Read the heads; return the digests that nobody holds, or whose holder is dead or too slow."""
         for digest in digests:
             if not self.failure:
                 await self._guard(self._read(digest))
@@ -130,7 +130,7 @@ class Lease:
         return [digest for digest in digests if not self._is_claimable(digest)]
 
     async def claim(self, digests: Sequence[str]) -> list[str]:
-        """Claim what was `free`; return what is to be brought now, by us alone or, without a lease, by us too."""
+        """Claim what is `claimable`; return the digests to download now."""
         held = []
         for digest in digests:
             watched = self._watched.get(digest)
@@ -172,14 +172,14 @@ class Lease:
         return made
 
     async def beat(self, pause: Pause) -> None:
-        """Tell that we are alive, for every lease that we hold, until the pause says that it is over."""
+        """Write a heartbeat for every lease that we hold, until ``pause`` returns false."""
         while await pause(self._settings.lease_beat):
             for digest, watched in self._watched.items():
                 if watched.number:
                     try:
                         head = Head.parse(await self._store.get(f"{digest}/head"))
                         if head and head.number > watched.number:
-                            watched.number = 0  # we were believed dead: the lease is somebody else's now
+                            watched.number = 0  # we were taken for dead, and another container has the lease now
                             continue
                         watched.beat += 1
                         await self._write(digest, watched, "held")
@@ -187,12 +187,12 @@ class Lease:
                         _log.info("no beat for the lease of %s: %s", digest[:16], error)
 
     async def release(self, digests: Sequence[str], state: str, *, tidy: bool = True) -> None:
-        """Tell that we are done, or that we failed, so that nobody waits for us.
+        """Report that we are done or that we failed, so that other containers stop waiting.
 
         Args:
             digests: Some of those that `claim` returned.
             state: ``done`` or ``failed``.
-            tidy: Also remove the claims before ours. Without, it is one operation, for who is in a hurry.
+            tidy: Also remove the claims before ours. Without it, this is one operation with a short timeout.
         """
         for digest in digests:
             watched = self._watched.get(digest)
@@ -219,7 +219,7 @@ class Lease:
         await self._store.put(f"{digest}/head", head.to_tuple(), timeout=timeout)
 
     async def wait(self, digests: Sequence[str]) -> None:
-        """Wait a while for those who hold what we need."""
+        """Wait for one poll interval."""
         self.waited_for = self.holder(digests) or self.waited_for
         seconds = self._poll * self._rng.uniform(0.5, 1.0)
         self._poll = min(self._poll * 1.5, self._settings.lease_poll[1])

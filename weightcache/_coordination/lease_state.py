@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Head:
-    """What the newest holder of a lease says of itself."""
+    """The last report of the newest holder of a lease."""
 
     number: int
     holder: str
@@ -17,7 +17,7 @@ class Head:
 
     @classmethod
     def parse(cls, value: object) -> Head | None:
-        """Return what a Dict gave as a head; ``None`` for anything that none of ours would have written."""
+        """Return the head that a Dict holds; ``None`` for a value that this library does not write."""
         if not isinstance(value, (tuple, list)) or len(value) != 5:
             return None
         number, holder, state, beat, done = value
@@ -35,8 +35,8 @@ class LeaseState:
     def __init__(self, now: float, expiry: float) -> None:
         self._expiry = expiry
         self.head: Head | None = None
-        # Whoever sleeps between an answer and the look at its clock must not take its own sleep for the holder's
-        # silence: nothing is judged by a clock that was read after the head was asked for.
+        # If this process sleeps between the answer and reading its clock, its own sleep must not count as silence of
+        # the holder. So silence is measured up to the time of the request.
         self.requested_at = now  # when the head that we know was asked for
         self.alive_at = now  # when number or beat changed last, or a claim was lost: the holder lived then
         self.progress_at = now  # when there was progress in bytes last

@@ -1,8 +1,8 @@
-"""One cold `ensure` at a time on one root in one container: a gate for threads, then a kernel lock for processes.
+"""One miss at a time on one root in one container: a lock for threads, then a kernel lock for processes.
 
-It saves bandwidth and keeps our files closed while another process commits or reloads; nothing is wrong without it
-(docs/design.md, G3), so a lock that cannot be had is a warning. Kernel locks only: one that a crash leaves behind
-is gone with its process. The lock file and the holder's note lie on the container's own disk, never in the root.
+It avoids duplicate downloads and keeps our files closed while another process commits or reloads. Nothing is wrong
+without it (docs/design.md, G3), so a lock that cannot be acquired is only a warning. All are kernel locks: a crash
+releases them with the process. The lock file and the holder's note lie on the container's own disk, never in the root.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _log = logging.getLogger("weightcache")
 MAX_MISSING_TRIES = 20  # tries after which nobody holds a file that is not there
 UNKNOWN_HOLDER = "another process"  # a holder that has no note yet, or can write none
 
-# By root, what the call made that has passed the gate. Not a lock: to set a key where there is none is one step, also
-# for Ctrl-C, and shows who did it; a lock that was just acquired would stay so if the next line is never reached.
+# By root, the handle of the thread that holds it. Not a `threading.Lock`: Ctrl-C just after it was acquired would leave
+# it locked for ever. `dict.setdefault` is one step and shows which handle was first.
 _thread_locks: dict[str, _LockHandle] = {}
-os.register_at_fork(after_in_child=_thread_locks.clear)  # the thread that has passed is not in the child
+os.register_at_fork(after_in_child=_thread_locks.clear)  # the thread that holds it does not exist in the child
 
 
 def _note(root: str, suffix: str) -> str:
@@ -200,7 +200,7 @@ def root_lock(
 
 
 class _LockHandle(OwnedResource):
-    """What one caller holds: the gate of a root for threads, and a kernel's lock for processes."""
+    """What one caller holds: the entry of a root for threads, and a kernel lock for processes."""
 
     __slots__ = ("lock", "path", "thread_key")
 
@@ -210,7 +210,7 @@ class _LockHandle(OwnedResource):
         super().__init__()
 
     def close_quietly(self) -> None:
-        """Let go of both, and remove the lock's file, which would stay for each root that was ever used.
+        """Release both, and remove the lock's file, which would otherwise stay for each root that was ever used.
 
         Removed while it is locked: what waits opens the path again for each try, and a lock on a file that has no name
         any more counts for nothing (filelock looks at the number of links). So no two hold it at once.
@@ -226,9 +226,9 @@ class _LockHandle(OwnedResource):
 
 @contextmanager
 def reload_lock(root: str, settings: Settings | None = None) -> Iterator[None]:
-    """Keep lookers and a reload apart: during a reload a Volume looks empty, so a miss seen then proves nothing.
+    """Separate inspections from reloads: during a reload a Volume looks empty, so a miss seen then proves nothing.
 
-    Held for the moment of a commit or reload, and by who looks a second time. Never waits for a download.
+    Held during a commit or reload, and while a miss is inspected again. Never waits for a download.
     """
     began = time.monotonic()
 
@@ -244,7 +244,7 @@ def reload_lock(root: str, settings: Settings | None = None) -> Iterator[None]:
 
     held = _LockHandle(_note(root, "gate"))
     try:
-        with suppress(LockTimeoutError):  # then without: it only guards a look
+        with suppress(LockTimeoutError):  # continue without: it only guards an inspection
             held.lock = _kernel_lock(held.path, tick, (settings or runtime_settings.DEFAULT).lock_poll)
         yield
     finally:
@@ -252,7 +252,7 @@ def reload_lock(root: str, settings: Settings | None = None) -> Iterator[None]:
 
 
 def _kernel_lock(path: str, tick: Callable[[], None], poll: float) -> FileLock | None:
-    """Acquire the kernel's lock on ``path``; ``None`` where there are no such locks."""
+    """Acquire the kernel lock on ``path``; ``None`` if the file system has none."""
     if not path:
         _log.warning("no container-local directory for locks: going on without; a download may be made twice")
         return None
@@ -277,7 +277,7 @@ def _kernel_lock(path: str, tick: Callable[[], None], poll: float) -> FileLock |
 
 @contextmanager
 def try_lock(path: str) -> Iterator[bool]:
-    """Hold the lock on ``path`` if nobody does, and remove its file; yields whether it is held."""
+    """Acquire the lock on ``path`` without waiting, and remove its file at the end; yields whether it was acquired."""
     held = _LockHandle(path)
     try:
         with suppress(Timeout, OSError, NotImplementedError, RuntimeError):

@@ -1,4 +1,4 @@
-"""What has files open on a Volume besides `ensure`, and must let go of them while the Volume commits or reloads."""
+"""Background readers of a Volume. They must close their files while the Volume commits or reloads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _pauses: dict[object, list[Pausable]] = {}  # what each pause under way has stop
 
 
 def register(reader: Pausable) -> None:
-    """Note a reader, before it opens anything. While others are paused, it is paused too."""
+    """Register a reader before it opens a file. If the others are paused, it is paused at once."""
     with _changing:
         _running.add(reader)
         for stopped in _pauses.values():
@@ -40,14 +40,14 @@ def register(reader: Pausable) -> None:
 
 
 def unregister(reader: Pausable) -> None:
-    """Note that a reader is done for good."""
+    """Remove a reader that has ended."""
     with _changing:
         _running.discard(reader)
 
 
 @contextmanager
 def pause_all() -> Iterator[None]:
-    """Let everything in this process that reads in the background close its files for a while."""
+    """Pause every background reader of this process; inside the block none of them has a file open."""
     pause = object()
     stopped: list[Pausable] = []
     with _changing:

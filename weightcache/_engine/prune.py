@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from weightcache._coordination.lock import root_lock
 from weightcache._coordination.volume import VolumeSession
 from weightcache._runtime.descriptors import close_on_interrupt
+from weightcache._store.layout import version_path
 from weightcache._store.partials import stale_partials, sweep
 from weightcache._store.receipts import iter_receipts, receipt_files
 from weightcache._store.root import check_root, find_symlink, refuse_links, refuse_read_only
@@ -50,7 +51,7 @@ def prune_places(
         begun = [
             (name, digest) for name, digest, _ in iter_receipts(layout, BEGUN) if not _is_link(layout, name, digest)
         ]
-        places = [Path(f"{layout.root}/{name}/{digest[:16]}") for name, digest in dict.fromkeys(doomed + begun)]
+        places = [Path(f"{layout.root}/{version_path(name, digest)}") for name, digest in dict.fromkeys(doomed + begun)]
         if dry_run:
             return [*places, *map(Path, stale_partials(layout))]
         refuse_read_only(layout, "prune")
@@ -69,7 +70,7 @@ def prune_places(
 
 def _is_link(layout: Layout, name: str, digest: str) -> bool:
     """Whether a version directory is a link or below one. Then it and its receipt are not touched, with a warning."""
-    link = find_symlink(layout, f"{layout.root}/{name}/{digest[:16]}")
+    link = find_symlink(layout, f"{layout.root}/{version_path(name, digest)}")
     if link:
         _log.warning("%s is a symbolic link: what it leads to is not pruned", link)
     return bool(link)
@@ -84,7 +85,7 @@ def _withdraw(receipt: str) -> None:
 
 
 def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) -> None:
-    place = f"{layout.root}/{name}/{digest[:16]}"
+    place = f"{layout.root}/{version_path(name, digest)}"
     if find_symlink(layout, place):
         return
     if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again

@@ -1,4 +1,4 @@
-"""One file on its way from the Volume: opened, read chunk by chunk, kept in memory if that is wanted, and closed."""
+"""One file of a prefetch: opened, read chunk by chunk, kept in memory if requested, and closed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ READ_CHUNK = 8 << 20
 
 
 class PrefetchedFile:
-    """One file on its way."""
+    """One file of a prefetch."""
 
     def __init__(self, path: str, size: int, modified: int) -> None:
         self.path, self.size, self.modified = path, size, modified

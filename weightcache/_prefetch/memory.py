@@ -1,4 +1,4 @@
-"""How much memory may be taken, in a container too."""
+"""How much memory may be used, also in a container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prefetch on its way: its threads, who waits for them, and when they must let go."""
+"""A running prefetch: its threads, its callers, and when it must close its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a caller in another thread (`aensure`) ends a cold `ensure` soon, also in the middle of a read."""
+"""Cancel a miss from another thread (`aensure`), also in the middle of a read."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 class CancelledByCallerError(Exception):
-    """The caller does not want the result any more. Never leaves the library."""
+    """The caller cancelled. Never leaves the library."""
 
 
 class Cancel:
-    """Set once by the caller, looked at by the work."""
+    """Set once by the caller, checked by the work."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
         self._interrupts: list[Callable[[], object]] = []
 
     def set(self) -> None:
-        """End the work: it raises at its next look, and a read in progress is interrupted."""
+        """End the work: it raises at its next check, and a read in progress is interrupted."""
         self._event.set()
         for interrupt in list(self._interrupts):
-            with suppress(Exception):  # the read may have ended by itself
+            with suppress(Exception):  # the read may already have ended
                 interrupt()
 
     def check(self) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from weightcache.errors import StorageError
 
+from .atomic import replace_file
+
 _WRITER = re.compile(r"(?P<container>[0-9a-f]{12})-(?P<pid>[0-9]{1,10})-(?P<start>[0-9]{1,20})-(?P<nonce>[0-9a-f]{8})")
 
 _active: set[str] = set()  # nonces of this process's writers that are at work
@@ -69,15 +71,15 @@ def note_path(root: str, suffix: str) -> str:
 
 
 def write_note(path: str, text: str) -> None:
-    """Replace a note's text at once, so that a reader sees the old text or the new one."""
-    fresh = f"{path}.{secrets.token_hex(4)}"
-    with open(fresh, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(fresh, path)
+    """Replace a note's text at once. It need not survive a crash."""
+    replace_file(path, text.encode(), f"{path}.{secrets.token_hex(4)}", durable=False)
 
 
 def in_modal_container() -> bool:
-    """Whether this process runs in a container of Modal, by the variables that Modal sets in every one."""
+    """Whether this process runs in a Modal container, by the variables that Modal sets in each.
+
+    ``modal.is_local()`` answers otherwise: it is true in a child process of a container.
+    """
     return os.environ.get("MODAL_IS_REMOTE") == "1" or "MODAL_TASK_ID" in os.environ
 
 
@@ -122,7 +124,7 @@ def _local_id(root: str) -> str:
 
 @dataclass(frozen=True)
 class Writer:
-    """One cold `ensure` at work: container, process and a random nonce. Its text names its partials."""
+    """One running miss: container, process and a random nonce. Its text names its partials."""
 
     container: str
     pid: int

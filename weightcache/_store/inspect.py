@@ -1,8 +1,8 @@
-"""The look: what the root holds, told from one receipt a checkpoint and one stat a file.
+"""Inspect what the root holds, with one receipt read for each checkpoint and one stat for each file.
 
 This module is all that a hit runs besides the manifest, so it imports the standard library alone, opens no
-connection, takes no lock and hashes nothing. A receipt speaks for one place, never for a digest alone: else a
-stranger of the same size under another name would be a hit.
+connection, takes no lock and hashes nothing. A receipt is valid for one version of one checkpoint, never for a digest
+alone: another file of the same size under another name would be a hit.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _RECEIPT_BASE, _RECEIPT_FILE = (
 
 
 class Inspection(Frozen):
-    """What one look found.
+    """The result of `inspect` for one checkpoint.
 
     Attributes:
         state: See `Status`.
         detail: Why, in words; empty for ``ready``.
-        receipt: Whether a receipt stands for this place.
+        receipt: Whether the version has a valid receipt.
         wrong: The files that are missing or have another size than declared or receipted.
         sizes: By path, the bytes of each file as the receipt says, if one stands for this place and something is wrong.
     """
@@ -92,7 +92,7 @@ def read_bytes(path: str, limit: int) -> bytes | None:
 def _open(path: str, flags: int) -> int:
     numbers: list[int] = []
     try:
-        # As `_descriptors` does it, which a hit need not import: Ctrl-C cannot come between the call and the list.
+        # As in `_runtime.descriptors`, which a hit need not import: Ctrl-C cannot come between the call and the list.
         numbers.extend(map(os.open, (path,), (flags | os.O_NONBLOCK | os.O_NOFOLLOW,)))
         return numbers[0]
     except BaseException:
@@ -138,7 +138,7 @@ def list_directories(path: str) -> list[str]:
 
 
 def inspect(layout: Layout, checkpoint: Checkpoint) -> Inspection:
-    """Say what the root holds of ``checkpoint``: one receipt read, one stat a file."""
+    """Return the state of ``checkpoint`` in the root: one receipt is read, and one stat is made for each file."""
     expected = _receipted_sizes(layout, checkpoint)
     wrong, present = [], 0
     for file in checkpoint.files:

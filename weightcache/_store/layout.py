@@ -1,4 +1,4 @@
-"""Where everything lies under one root (on-disk format 1)."""
+"""The paths below one root (on-disk format 1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 
 class Layout:
-    """Where everything lies under one root (on-disk format 1). Knows names only; touches no disk."""
+    """The paths below one root (on-disk format 1). Computes paths only; never touches the disk.
+
+    Raises:
+        TypeError: ``root`` is not a path.
+        ValueError: ``root`` is empty or contains a NUL.
+        StorageError: ``root`` begins with ``~``, and there is no home directory.
+    """
 
     __slots__ = ("root",)
 
@@ -39,14 +45,26 @@ class Layout:
 
     def version_dir(self, checkpoint: Checkpoint) -> str:
         """The directory of one version of a checkpoint."""
-        return f"{self.root}/{checkpoint.name}/{checkpoint.digest[:16]}"
+        return f"{self.root}/{version_path(checkpoint.name, checkpoint.digest)}"
 
     def file(self, checkpoint: Checkpoint, file: File) -> str:
-        return f"{self.root}/{checkpoint.name}/{checkpoint.digest[:16]}/{file.path}"
+        """The published file."""
+        return f"{self.root}/{version_path(checkpoint.name, checkpoint.digest)}/{file.path}"
 
     def published(self, checkpoint: Checkpoint) -> str:
         """What `ensure` returns: the file, or the directory of a directory checkpoint."""
         return self.version_dir(checkpoint) if checkpoint.is_directory else self.file(checkpoint, checkpoint.files[0])
 
     def receipt(self, checkpoint: Checkpoint) -> str:
-        return f"{self.root}/.weightcache/receipts/{checkpoint.name}/{checkpoint.digest}.json"
+        """The receipt of one version of a checkpoint."""
+        return f"{self.root}/{receipt_path(checkpoint.name, checkpoint.digest)}"
+
+
+def version_path(name: str, digest: str) -> str:
+    """Return the directory of a version, relative to the root, by the checkpoint's name and full digest."""
+    return f"{name}/{digest[:16]}"
+
+
+def receipt_path(name: str, digest: str, ending: str = "json") -> str:
+    """Return the receipt of a version, relative to the root; `prune` gives it another ending before it deletes."""
+    return f".weightcache/receipts/{name}/{digest}.{ending}"

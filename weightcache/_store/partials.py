@@ -5,7 +5,7 @@
     <root>/.weightcache/partial/<full digest>.<writer>/journal
                                                       /<sha256 of a file>
 
-Completeness is never inferred from a length: `_journal` says which blocks count.
+Completeness is never inferred from a length: the journal says which blocks count.
 
 A dead writer's partial is taken over by rename. Any other one is never touched: its blocks are copied.
 `partial_file` holds the data.
@@ -175,7 +175,7 @@ def _receipted(layout: Layout) -> set[str]:
 
 
 def sweep(layout: Layout, published: set[str]) -> list[str]:
-    """Remove partials that nobody continues, and return their paths.
+    """Remove partials that no writer continues, and return their paths.
 
     Those are the stale ones, and a dead writer's of this container whose checkpoint is there: its full digest is in
     ``published``, or has a receipt, as where a process was killed before its own sweep.

@@ -1,4 +1,4 @@
-"""Receipts: the record that a place was verified. Written aside and renamed, withdrawn before a place changes."""
+"""Receipts: the record that a version was verified. A receipt is withdrawn before its version changes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.descriptors import opened
+from weightcache._runtime.atomic import replace_file
 from weightcache._runtime.identity import Writer
 from weightcache._runtime.write_guard import require_writing
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import digest_problem, name_problem, path_problem
 
 from .inspect import RECEIPT_FORMAT, list_directories, list_names, read_receipt
+from .layout import version_path
 from .partial_file import VanishedError
 from .partials import UNFINISHED_RECEIPT
 from .root import refuse_links
@@ -41,7 +42,7 @@ def receipt_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
 
 
 def iter_receipts(layout: Layout, ending: str = "json") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (name, full digest, receipt) of every place in the root that has a receipt (with this ending)."""
+    """Yield (name, full digest, receipt) of every version in the root that has a receipt with this ending."""
     for name in list_directories(layout.receipts):
         for entry in list_names(f"{layout.receipts}/{name}"):
             digest, _, suffix = entry.partition(".")
@@ -57,18 +58,31 @@ def files_by_digest(layout: Layout) -> dict[str, list[str]]:
     held: dict[str, list[str]] = {}
     for name, digest, receipt in iter_receipts(layout):
         for path, (sha256, _) in receipt_files(receipt).items():
-            held.setdefault(sha256, []).append(f"{layout.root}/{name}/{digest[:16]}/{path}")
+            held.setdefault(sha256, []).append(f"{layout.root}/{version_path(name, digest)}/{path}")
     return held
 
 
+def receipt_bytes(checkpoint: Checkpoint, sizes: Mapping[str, int], sources: Sequence[str]) -> bytes:
+    """Return the content of a receipt that is written now; see `write_receipt` for the arguments."""
+    receipt = {
+        "format": RECEIPT_FORMAT,
+        "name": checkpoint.name,
+        "digest": checkpoint.digest,
+        "verified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sources": list(sources),
+        "files": {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files},
+    }
+    return f"{json.dumps(receipt, indent=1)}\n".encode()
+
+
 def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, int], sources: Sequence[str]) -> None:
-    """Record that a place was verified: written aside and renamed, so that nobody reads half of it.
+    """Record that a version was verified. The receipt is replaced at once, so that nobody reads a part of it.
 
     Args:
         layout: The root.
         checkpoint: What was verified.
-        sizes: By path, how many bytes of each file went into its sha256. Never what the file has now: whoever changed
-            it meanwhile would be believed.
+        sizes: By path, how many bytes of each file went into its sha256. Never the current size: a file
+            that was changed meanwhile would count as verified.
         sources: The mirrors that delivered it, without credentials and query.
 
     Raises:
@@ -85,34 +99,21 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, in
             raise VanishedError(layout.version_dir(checkpoint)) from None
         if not stat.S_ISREG(found.st_mode) or found.st_size != sizes[file.path]:
             raise VanishedError(layout.file(checkpoint, file))
-    files = {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files}
     refuse_links(layout, os.path.dirname(path), layout.partials)
-    receipt = {
-        "format": RECEIPT_FORMAT,
-        "name": checkpoint.name,
-        "digest": checkpoint.digest,
-        "verified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "sources": list(sources),
-        "files": files,
-    }
     try:
         for folder in (os.path.dirname(path), layout.partials):
             os.makedirs(folder, exist_ok=True)  # a commit of a Volume reloads, and that may drop empty directories
-        with opened(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as stream:
-            stream.write(f"{json.dumps(receipt, indent=1)}\n".encode())
-            os.fsync(stream.number)
-            stream.close()
-        os.replace(fresh, path)
+        replace_file(path, receipt_bytes(checkpoint, sizes, sources), fresh, durable=True)
         with suppress(FileNotFoundError):
-            os.unlink(path.removesuffix("json") + "pruning")  # a prune that died half-way must not go on with it
+            os.unlink(
+                path.removesuffix("json") + "pruning"
+            )  # else a prune that was killed would continue to delete this version
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(fresh)
         raise StorageError.of(error, "write the receipt", path) from None
 
 
 def withdraw_receipt(layout: Layout, checkpoint: Checkpoint) -> None:
-    """Take back a receipt before its place is changed, so that no hit is served meanwhile.
+    """Remove a receipt before its version changes, so that no hit is served meanwhile.
 
     Raises:
         StorageError: It cannot be removed.

@@ -1,4 +1,4 @@
-"""Removing what is of no use any more. What cannot be removed stays: it costs room and no promise."""
+"""Best-effort removal of files and directories. What cannot be removed stays and only takes up space."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_root(layout: Layout) -> None:
-    """Look at the root itself where something is missing in it: to whom may not look, everything seems to be missing.
+    """Check the root itself after a miss: in a root that cannot be read, every file seems to be missing.
 
     Raises:
         StorageError: It is there and no directory, leads nowhere, or may not be read.

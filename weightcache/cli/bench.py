@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weightcache._prefetch.file import READ_CHUNK
 from weightcache._runtime.descriptors import Descriptor, opened
 from weightcache._runtime.threads import thread_error_hint
-from weightcache._store.layout import Layout
+from weightcache._store.layout import Layout, version_path
 from weightcache._store.receipts import iter_receipts, receipt_files
 from weightcache._store.root import check_root
 from weightcache.errors import NotCachedError, StorageError, WeightCacheError
@@ -82,7 +82,7 @@ def bench(root: str, limit: int) -> dict[str, Any]:
     layout = Layout(root)
     check_root(layout)
     paths = [
-        f"{layout.root}/{name}/{digest[:16]}/{path}"
+        f"{layout.root}/{version_path(name, digest)}/{path}"
         for name, digest, receipt in iter_receipts(layout)
         for path in receipt_files(receipt)
     ]

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.identity import note_path
+from weightcache._runtime.identity import in_modal_container, note_path
 from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache._store.root import check_root
@@ -105,7 +105,7 @@ def _location(layout: Layout) -> Finding:
     real = os.path.realpath(layout.root)
     if real.startswith(MODAL_VOLUMES):
         return Finding("volume", True, f"{layout.root} is on the Modal Volume {real[len(MODAL_VOLUMES) :]}")
-    if os.environ.get("MODAL_IS_REMOTE") == "1":
+    if in_modal_container():
         return Finding(
             "volume", False, f"{layout.root} is not on a Modal Volume: its contents are lost when the container stops"
         )

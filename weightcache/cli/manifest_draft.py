@@ -6,7 +6,6 @@ checked by the same rules as a complete manifest.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,15 +14,13 @@ from urllib.parse import quote, unquote
 
 from weightcache.errors import ManifestError, UnknownCheckpointError
 from weightcache.manifest import Checkpoint, File, Manifest
+from weightcache.manifest.urls import is_commit, parse_hub_url
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 UNKNOWN = "0" * 64  # the placeholder of a digest that is not known yet
 _NO_COMMIT = "0" * 40
-# A revision is a branch, a tag or a commit; a slash in it is written %2F, because a path follows the first slash. The
-# path is not decoded.
-_HUB = re.compile(r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)(?:@([^/@]+))?(?:/(.+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,15 @@ class HubUrl:
     @classmethod
     def parse(cls, url: str) -> HubUrl | None:
         """Return the parts of an ``hf://`` URL, or ``None`` for any other URL."""
-        if not (match := _HUB.fullmatch(url)):
+        if not (found := parse_hub_url(url)):
             return None
-        return cls(match[1], unquote(match[2] or "main"), match[3] or "")
+        repository, revision, path = found
+        return cls(repository, unquote(revision or "main"), path)
 
     @property
     def is_pinned(self) -> bool:
         """Whether it names a commit."""
-        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+        return is_commit(self.revision)
 
     def inside(self, path: str, *, is_directory: bool) -> str:
         """Return the path in the repository of a file of the checkpoint."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import weightcache
 from weightcache._store.file_kind import HEAD, POINTER, foreign_content
-from weightcache._store.inspect import RECEIPT_FORMAT, read_bytes, read_receipt
-from weightcache._store.layout import Layout
+from weightcache._store.inspect import read_bytes, read_receipt
+from weightcache._store.layout import Layout, receipt_path, version_path
+from weightcache._store.receipts import receipt_bytes
 from weightcache.errors import StorageError
 from weightcache.manifest import Manifest
 
@@ -167,15 +166,7 @@ def _upload(volume: modal.Volume, layout: Layout, checkpoint: Checkpoint, sizes:
 
 def _receipt_bytes(layout: Layout, checkpoint: Checkpoint, sizes: dict[str, int]) -> bytes:
     local: dict[str, Any] = read_receipt(layout.receipt(checkpoint)) or {}
-    receipt = {
-        "format": RECEIPT_FORMAT,
-        "name": checkpoint.name,
-        "digest": checkpoint.digest,
-        "verified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "sources": local.get("sources", []),
-        "files": {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files},
-    }
-    return (json.dumps(receipt, indent=1) + "\n").encode()
+    return receipt_bytes(checkpoint, sizes, local.get("sources", []))
 
 
 def _sizes(layout: Layout, checkpoint: Checkpoint) -> dict[str, int]:
@@ -183,11 +174,11 @@ def _sizes(layout: Layout, checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _version_dir(checkpoint: Checkpoint) -> str:
-    return f"/{checkpoint.name}/{checkpoint.version}"
+    return f"/{version_path(checkpoint.name, checkpoint.digest)}"
 
 
 def _receipt(checkpoint: Checkpoint) -> str:
-    return f".weightcache/receipts/{checkpoint.name}/{checkpoint.digest}.json"
+    return receipt_path(checkpoint.name, checkpoint.digest)
 
 
 def _confirmed() -> bool:

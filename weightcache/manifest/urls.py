@@ -13,18 +13,12 @@ TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import
 
 
 _REFERENCE = r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}"
-
-
 _LOCAL = r"file:(?://(?:localhost)?)?(/(?!/).*)"
 
-
-_HUB_BRANCH = r"hf://[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?(?:@[^/@]+)?(?:/.+)?"
-
-
+# A revision is a branch, a tag or a commit; a slash in it is written %2F, since the path begins at the next slash.
+# Nothing in the path is decoded.
+_HUB = r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)(?:@([^/@]+))?(?:/(.+))?"
 MOVES = "names no commit: want hf://REPO@COMMIT[/PATH] with its 40 hex digits, since a branch or tag moves"
-
-
-_HUB = r"hf://([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?)@([0-9a-f]{40})(?:/(.+))?"
 
 
 def url_problem(url: str, *, directory: bool) -> str | None:
@@ -50,11 +44,14 @@ def url_problem(url: str, *, directory: bool) -> str | None:
 
 def _hub_problem(url: str, directory: bool) -> str | None:
     """The path is that of the file in its repository, with whatever characters it has: nothing in it is decoded."""
-    if not (match := re.fullmatch(_HUB, url, re.DOTALL)):
-        return MOVES if re.fullmatch(_HUB_BRANCH, url, re.DOTALL) else "want hf://REPO@COMMIT[/PATH]"
-    if match[3] is None:
+    if not (found := parse_hub_url(url)):
+        return "want hf://REPO@COMMIT[/PATH]"
+    _, revision, path = found
+    if not is_commit(revision):
+        return MOVES
+    if not path:
         return None if directory else "names a whole repository; add /PATH, or declare `files`"
-    return path_problem(match[3])
+    return path_problem(path)
 
 
 def _reference_problem(url: str) -> str | None:
@@ -99,16 +96,30 @@ def local_path(url: str) -> str | None:
     return unquote(match[1])
 
 
+def parse_hub_url(url: str) -> tuple[str, str, str] | None:
+    """Return repository, revision (as written) and path of an ``hf://`` URL; ``None`` for any other URL.
+
+    Revision and path may be empty.
+    """
+    match = re.fullmatch(_HUB, url, re.DOTALL) if url.startswith("hf:") else None
+    return (match[1], match[2] or "", match[3] or "") if match else None
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit, and not a branch or tag."""
+    return len(revision) == 40 and not revision.strip("0123456789abcdef")
+
+
 def hub_parts(url: str) -> tuple[str, str, str] | None:
-    """Return repository, commit and path (perhaps empty) of an ``hf://`` URL; ``None`` for any other."""
-    match = re.fullmatch(_HUB, url)
-    return (match[1], match[2], match[3] or "") if match else None
+    """Return repository, commit and path (perhaps empty) of a pinned ``hf://`` URL; ``None`` for any other URL."""
+    found = parse_hub_url(url)
+    return found if found and is_commit(found[1]) else None
 
 
 def hub_page(url: str) -> str:
     """Return the address of the repository that an ``hf://`` URL names, for a person; empty for any other URL."""
-    match = re.fullmatch(_HUB, url)
-    return f"{redacted(hub_endpoint())}/{match[1]}" if match else ""
+    found = hub_parts(url)
+    return f"{redacted(hub_endpoint())}/{found[0]}" if found else ""
 
 
 def hub_endpoint() -> str:
@@ -124,9 +135,10 @@ def resolved_url(url: str, inner: str) -> str:
     """
     from urllib.parse import quote
 
-    if match := re.fullmatch(_HUB, url):
-        path = "/".join(quote(part) for part in (match[3], inner) if part)
-        return f"{hub_endpoint()}/{match[1]}/resolve/{match[2]}/{path}"
+    if found := hub_parts(url):
+        repository, commit, base = found
+        path = "/".join(quote(part) for part in (base, inner) if part)
+        return f"{hub_endpoint()}/{repository}/resolve/{commit}/{path}"
     if not inner:
         return url
     base, question, query = url.partition("?")  # a signed base keeps its query
@@ -135,8 +147,8 @@ def resolved_url(url: str, inner: str) -> str:
 
 def name_from_url(url: str) -> str:
     """Return the last path segment of ``url``, percent-decoded but for an ``hf://`` one; empty if it has none."""
-    if match := re.fullmatch(_HUB, url):
-        return (match[3] or "").rpartition("/")[2]
+    if found := hub_parts(url):
+        return found[2].rpartition("/")[2]
     if match := re.fullmatch(_LOCAL, url):
         path = match[1]
     else:

@@ -24,6 +24,7 @@ from contextlib import suppress
 
 from weightcache._api import aensure, ensure
 from weightcache._prefetch.api import prefetch, prefetch_files
+from weightcache._runtime.identity import in_modal_container as in_container
 from weightcache.errors import ManifestError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
@@ -231,11 +232,6 @@ class WeightVolume:
         with suppress(ManifestError):
             source = self.manifest
         return prefetch(source, root=self.path, only=only, into=into, threads=threads)
-
-
-def in_container() -> bool:
-    """Whether this is a Modal container; ``modal.is_local()`` says no in a child process of one."""
-    return os.environ.get("MODAL_IS_REMOTE") == "1" or "MODAL_TASK_ID" in os.environ
 
 
 def _find(path: str, caller: Any) -> str:
