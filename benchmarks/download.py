@@ -157,14 +157,16 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def missing_peers(names: list[str]) -> dict[str, str]:
+    """Return the contestants that are not installed, with the module or program that each needs."""
+    needs = {name: CONTESTANTS[name].needs for name in names}
+    return {name: each for name, each in needs.items() if not find_spec(each) and not shutil.which(each)}
+
+
 def main() -> None:
     options = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the servers' ends
-    missing = {
-        name: CONTESTANTS[name].needs
-        for name in options.only
-        if not find_spec(CONTESTANTS[name].needs) and not shutil.which(CONTESTANTS[name].needs)
-    }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
+    missing = missing_peers(options.only)
     result: Result = {
         "benchmark": "download",
         "machine": describe_machine(),

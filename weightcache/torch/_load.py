@@ -79,13 +79,19 @@ def load_state_dict(
     if not isinstance(name, str):
         raise TypeError(f"path must be a str or a path of str, not {type(name).__name__}")
     torch = import_torch()
-    where = _checked_device(torch, device, name)
+    return _load_path(torch, path, name, prefetched, _checked_device(torch, device, name))
+
+
+def _load_path(
+    torch: Any, path: str | os.PathLike[str], name: str, prefetched: Prefetched | None, where: Any
+) -> dict[str, Any]:
+    """Load from the prefetched copy, directly, or through a prefetch of its own, depending on format and size."""
     held = name if prefetched is None else os.fspath(prefetched.path(path))
     try:
         with _open(held, name) as file:
             # Check again: if another thread closed the handle first, its descriptor number may be another file's now.
             if prefetched is not None and os.fspath(prefetched.path(path)) != held:
-                return load_state_dict(path, device=device)
+                return _load_path(torch, path, name, None, where)
             kind = _detect(torch, file, name)
             if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= READ_CHUNK):
                 return _load(torch, kind, file, name, where, in_memory=held != name)
@@ -97,7 +103,7 @@ def load_state_dict(
                 return _load(torch, kind, file, name, where, in_memory=ahead != name)
     except OSError as error:
         if held != name and not os.path.exists(held):  # another thread closed the handle
-            return load_state_dict(path, device=device)
+            return _load_path(torch, path, name, None, where)
         if isinstance(error, StorageError):
             raise
         raise StorageError.of(error, "read", name) from error
