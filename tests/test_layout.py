@@ -15,23 +15,45 @@ LINES = 520
 # Modules that no test in their folder imports, and where their tests are instead.
 ELSEWHERE = {
     "_coordination/readers": "tests/prefetch/test_pause.py",  # a prefetch is the reader that pauses
+    "_engine/call": "tests/test_api.py",
     "_engine/host": "tests/store/test_files.py",  # each `ensure` that downloads runs it
+    "_engine/in_thread": "tests/test_api.py",  # `aensure`
     "_engine/local_notes": "tests/coordination/test_lock.py",
+    "_engine/options": "tests/test_api.py",
+    "_engine/plan": "tests/engine/test_dry_run.py",
     "_engine/reconcile": "tests/simulation/test_simulation.py",
+    "_engine/status": "tests/store/test_inspect.py",
+    "_engine/task": "tests/engine/test_dry_run.py",
     "_engine/verify": "tests/store/test_files.py",
     "_frozen": "tests/test_errors.py",
     "_prefetch/api": "tests/prefetch/test_reader.py",  # called by its public name
+    "_runtime/atomic": "tests/store/test_journal.py",  # receipts are written with it
+    "_runtime/write_guard": "tests/coordination/test_volume.py",
     "_store/removal": "tests/engine/test_prune.py",
     "_transfer/environment": "tests/transfer/test_error_response.py",
+    "_transfer/failure": "tests/transfer/test_download.py",
+    "_transfer/file_bytes": "tests/transfer/test_scheduler.py",
+    "_transfer/file_queue": "tests/transfer/test_scheduler.py",
+    "_transfer/link_speed": "tests/transfer/test_workers.py",
     "_transfer/response_head": "tests/transfer/test_deadline.py",
     "_transfer/session": "tests/transfer/test_auth.py",
+    "_transfer/worker_state": "tests/transfer/test_workers_end.py",
     "_views/weights": "tests/test_api.py",
+    "cli/add_directory": "tests/cli/test_add.py",
+    "cli/dry_run": "tests/engine/test_dry_run.py",
+    "cli/flags": "tests/cli/test_registry.py",
+    "cli/output": "tests/cli/test_main.py",
     "cli/parser": "tests/test_api.py",  # the documented help texts
-    "cli/shard_warning": "tests/store/test_shard_index.py",
+    "cli/pinning": "tests/cli/test_pin.py",
+    "cli/prune": "tests/cli/test_main.py",
+    "cli/shard_check": "tests/store/test_shard_index.py",
+    "cli/staging": "tests/cli/test_add.py",
+    "cli/status": "tests/cli/test_main.py",
+    "cli/verify": "tests/cli/test_main.py",
     "manifest/model": "tests/manifest/test_parse.py",
     "reports": "tests/test_api.py",
-    "torch/_random": "tests/torch/test_init.py",
-    "torch/_storages": "tests/torch/test_formats.py",
+    "torch/_skip_random": "tests/torch/test_skip_init.py",
+    "torch/_tensor_checks": "tests/torch/test_tensor_bounds.py",
 }
 
 

@@ -240,5 +240,5 @@ def test_a_hub_of_ones_own_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_git_says_is_so_is_judged_where_it_is_named_as_weights() -> None:
     page = Opening(30, b"<!DOCTYPE html><html></html>", "", "")
     assert content_problem("notes", page, is_directory=False) == "an HTML page"
-    assert content_problem("notes", page, is_directory=False, is_git_s=True) == ""
-    assert content_problem("w.bin", page, is_directory=True, is_git_s=True) == "an HTML page"
+    assert content_problem("notes", page, is_directory=False, matches_git_id=True) == ""
+    assert content_problem("w.bin", page, is_directory=True, matches_git_id=True) == "an HTML page"

@@ -164,7 +164,7 @@ def test_a_file_that_changes_while_it_is_copied(what: Any, folder: Path, root: P
 
     real = store_receipts.files_by_digest
     with monkeypatch.context() as patch:
-        patch.setattr(store_receipts, "held_files", meanwhile)
+        patch.setattr(store_receipts, "files_by_digest", meanwhile)
         with pytest.raises(StorageError, match=r"model\.bin"):
             publish(folder, name="tag", root=root)
     assert visible(root) == []  # none of the other files either

@@ -110,7 +110,7 @@ def test_add_takes_the_name_where_the_url_ends_in_none(run: Any, origin: Origin,
     )
     assert code == 0, err
     assert f"  B V1.pt  5,000 bytes  {sha256(DATA)}\n" in out
-    assert "; named as the server does" in out
+    assert "; the file name is the server's" in out
     assert "hush" not in out + err + Path("weights.toml").read_text()
     assert file_of("w") == "B V1.pt"
     assert ensure("weights.toml", root=root, offline=True)["w"].name == "B V1.pt"
@@ -121,7 +121,7 @@ def test_add_offers_another_name(run: Any, origin: Origin) -> None:
     code, out, err = run("add", "w", origin.url("/latest.pt"), "--json", "-q")
     assert (code, file_of("w")) == (0, "latest.pt")
     [warning] = json.loads(out)[0]["warnings"]
-    assert warning == """the server calls it B's V1.pt; --file 'B'"'"'s V1.pt' takes that name"""
+    assert warning == """the server calls it B's V1.pt; to use that name, give --file 'B'"'"'s V1.pt'"""
     assert err == f"weightcache: w: {warning}\n"
     code, _, err = run("add", "v", origin.url("/latest.pt"), "--file", "B's V1.pt", "-q")
     assert (code, err, file_of("v")) == (0, "", "B's V1.pt")

@@ -375,7 +375,7 @@ def test_idle_connections_do_not_keep_each_other_awake(
     change_settings(monkeypatch, fast_rate=1e15)
     change_settings(monkeypatch, slow_after=0.0)
     monkeypatch.setattr(Scheduler, "assign", counted)
-    monkeypatch.setattr(PartialFile, "finish", slowly)
+    monkeypatch.setattr(PartialFile, "seal", slowly)
     assert quiet(directory(files, origin.url("/d")), root).report.bytes_fetched == 200_000
     assert not storm.is_set()
 
