@@ -16,7 +16,6 @@ LINES = 520
 ELSEWHERE = {
     "_coordination/readers": "tests/prefetch/test_pause.py",  # a prefetch is the reader that pauses
     "_engine/call": "tests/test_api.py",
-    "_engine/host": "tests/store/test_files.py",  # each `ensure` that downloads runs it
     "_engine/in_thread": "tests/test_api.py",  # `aensure`
     "_engine/local_notes": "tests/coordination/test_lock.py",
     "_engine/options": "tests/test_api.py",
@@ -43,7 +42,6 @@ ELSEWHERE = {
     "cli/dry_run": "tests/engine/test_dry_run.py",
     "cli/flags": "tests/cli/test_registry.py",
     "cli/output": "tests/cli/test_main.py",
-    "cli/parser": "tests/test_api.py",  # the documented help texts
     "cli/pinning": "tests/cli/test_pin.py",
     "cli/prune": "tests/cli/test_main.py",
     "cli/shard_check": "tests/store/test_shard_index.py",

@@ -181,7 +181,7 @@ def test_check_upstream_says_what_came_instead(run: Any, origin: Origin) -> None
     assert run("pin", "--check-upstream")[0] == 0
     origin.put("/w.pt", FOREIGN["an HTML page"], length=False)
     code, out, _ = run("pin", "--check-upstream")
-    assert (code, f"{origin.url('/w.pt')} sends an HTML page, and not w.pt" in out) == (1, True)
+    assert (code, f"{origin.url('/w.pt')} sends an HTML page instead of w.pt" in out) == (1, True)
 
 
 def test_a_clone_without_its_large_files_is_not_published(run: Any, root: Path, tmp_path: Path) -> None:

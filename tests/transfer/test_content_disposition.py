@@ -144,7 +144,7 @@ def test_pin_says_the_name_and_leaves_the_entry(run: Any, origin: Origin) -> Non
     Path("weights.toml").write_text(f'[checkpoints.w]\nurls = ["{origin.url("/1")}"]\n')
     code, _, err = run("pin", "-q")
     assert (code, file_of("w")) == (0, "1")
-    assert err == "weightcache: w: the server calls it x.pt; `file` in its entry takes a name\n"
+    assert err == "weightcache: w: the server calls it x.pt; to use that name, set `file` in its entry\n"
 
 
 def test_what_an_ending_is() -> None:
