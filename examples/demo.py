@@ -201,7 +201,7 @@ def step_flipped(stage: Stage) -> list[Row]:
         note("without another mirror, IntegrityError:")
         note_long(str(error))
         check(error.expected == sha256(body).hexdigest(), "the error expects another digest")
-        check(error.actual == sha256(wrong).hexdigest(), "the error tells another digest")
+        check(error.actual == sha256(wrong).hexdigest(), "the error names another digest")
     else:
         raise WrongError("a flipped byte was not refused")
     (seen,) = status(manifest, root=root)
@@ -222,7 +222,7 @@ def step_flipped(stage: Stage) -> list[Row]:
 
 def table(rows: list[Row]) -> None:
     heading("What happened")
-    print(f"   {'step':22} {'outcome':14} {'fetched':>9} {'time':>9}   who waited")
+    print(f"   {'step':22} {'outcome':14} {'fetched':>9} {'time':>9}   waited for")
     for row in rows:
         told = f"{row.step:22} {row.outcome:14} {mb(row.fetched):>9} {duration(row.seconds):>9}"
         print(f"   {told}   {row.waited}")

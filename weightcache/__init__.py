@@ -7,10 +7,10 @@
     weights = ensure("weights.toml", root="/root/data/weights", volume=volume)
     weights["sam2"]        # a pathlib.Path whose bytes are those that the manifest names
 
-The first container downloads, verifies while writing, publishes by rename and commits. Every later one looks at the
-Volume and has the path: one receipt is read, each file is stat'ed, and there is no network, no lock and no hashing.
-`status`, `verify` and `prune` look after a root; `aensure` is `ensure` for async code; `publish` brings in weights that
-were made here. What can go wrong is one tree of errors, in `weightcache.errors`.
+The first container downloads, verifies while it writes, publishes by rename and commits. Every later container reads
+one receipt for each checkpoint and stats each file: no network, no lock and no hashing.
+`status`, `verify` and `prune` inspect and clean a root; `aensure` is `ensure` for async code; `publish` adds
+weights that you trained. Every environmental failure is raised as one of the errors in `weightcache.errors`.
 """
 
 from __future__ import annotations

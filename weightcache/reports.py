@@ -73,7 +73,7 @@ class Report(Mapping[str, CheckpointReport]):
         committed: Whether the last commit succeeded; ``None`` if there was nothing to commit or no volume.
         seconds: Wall time in all.
         waited: Seconds of it spent waiting for another process or thread of this container, or for another container.
-        waited_for: Who that was, in words; empty if nobody.
+        waited_for: That process or container, in words; empty if there was none.
         warnings: What went wrong without costing the result: a failed reload or commit, a root on no Volume.
     """
 

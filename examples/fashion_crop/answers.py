@@ -82,7 +82,9 @@ class GarmentFacts(BaseModel):
     label: str = Field(description="One of the prompts.")
     score: Score = Field(description="How sure the detector is.")
     mask_score: Score = Field(description="How good the segmenter thinks its mask is.")
-    person: int | None = Field(description="Who wears it, numbered from the left; null if nobody is seen to.")
+    person: int | None = Field(
+        description="The person that wears it, numbered from the left; null if no person was found."
+    )
     box_xyxy: Corners
     crop_box: WholeCorners = Field(description="What the picture shows: left, top, right, bottom, in whole pixels.")
     area_px: int = Field(description="Of the garment, in pixels of the photo.")

@@ -46,7 +46,7 @@ python = modal.Image.debian_slim(python_version="3.11")
 deployed = {"FASHION_OPTION": OPTION, "FASHION_GPU": GPU or ""}  # a container reads this module again
 
 image = (
-    python.uv_pip_install(  # first, by itself: without a GPU it is 200 MB instead of gigabytes of CUDA
+    python.uv_pip_install(  # first, alone: without a GPU it is 200 MB instead of gigabytes of CUDA
         "torch==2.13.0", "torchvision==0.28.0", index_url=None if GPU else "https://download.pytorch.org/whl/cpu"
     )
     .uv_pip_install(requirements=[str(HERE / "requirements.txt")])
@@ -93,7 +93,7 @@ class FashionCrop:
 
     @modal.asgi_app()
     def web(self):
-        # Fewer photos than a container gets requests, so that the others are told at once to come back.
+        # Fewer photos than a container gets requests, so that the others are asked at once to retry.
         return create_app(self.backend, settings=Settings(api_key=os.environ["FASHION_API_KEY"], max_queue=4))
 
 

@@ -30,7 +30,7 @@ class Cut:
         region: The box with padding, in the same pixels.
         mask: Of the region: height by width.
         quality: How good the segmenter thinks the mask is, 0 to 1.
-        person: Who wears it, numbered from the left; ``None`` if nobody was found to.
+        person: The person that wears it, numbered from the left; ``None`` if none was found.
     """
 
     found: Detection
@@ -52,7 +52,7 @@ class Garment:
         box: Where it is, in pixels of the upright original.
         crop_box: What ``image`` shows: left, top, right, bottom in whole pixels of the original.
         area: Of its mask within the crop, in pixels of the original.
-        person: Who wears it, numbered from the left; ``None`` if nobody was found to.
+        person: The person that wears it, numbered from the left; ``None`` if none was found.
         image: The crop: RGBA on a transparent background, else RGB. It is cut from `Photo.pixels`, so of a photo with
             more pixels than those it is smaller than ``crop_box``.
     """

@@ -102,7 +102,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in statuses}
 
 
-_RETRY_AFTER = "Not ready, or too many requests wait. With Retry-After, in seconds, if it passes by itself."
+_RETRY_AFTER = "Not ready, or too many requests wait. With Retry-After, in seconds, if a retry can succeed."
 _DESCRIPTIONS = {
     400: "The request or the photo is damaged.",
     401: "The API key is missing or wrong.",
@@ -130,7 +130,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     path, status = request.url.path, error.status_code
     allowed = (error.headers or {}).get("Allow", "")
     code, message = {
-        404: ("not-found", f"there is nothing at {path[:200]}: /openapi.json tells what there is"),
+        404: ("not-found", f"there is nothing at {path[:200]}: /openapi.json lists all paths"),
         405: ("method-not-allowed", f"{request.method} is not for {path[:200]}: use {allowed}"),
     }.get(status, ("request-malformed", f"the form cannot be read: {error.detail}"))
     return ServiceError(status, code, message, headers=error.headers).response()

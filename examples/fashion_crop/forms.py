@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DetectForm(BaseModel):
-    """The fields of a request for boxes. An empty one is as good as none."""
+    """The fields of a request for boxes. An empty field counts as absent."""
 
     model_config = ConfigDict(extra="forbid")  # else a misspelt threshold is a default, without a word
 

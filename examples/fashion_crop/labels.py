@@ -40,7 +40,7 @@ class Caption:
     spans: tuple[slice, ...]
 
     def best(self, scores: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
-        """Tell which prompt fits each box best.
+        """Return which prompt fits each box best.
 
         Args:
             scores: One row a box, one column a token, 0 to 1.

@@ -25,7 +25,7 @@ def is_person(label: str) -> bool:
 def assign_persons(cuts: Iterable[Cut]) -> None:
     """Number the persons from the left, and set the person of each garment.
 
-    A garment belongs to the person whose mask and box contain most of its pixels. Masks separate persons who stand
+    A garment belongs to the person whose mask and box contain most of its pixels. Masks separate persons that stand
     close together; boxes help if the mask of a person contains only skin and hair.
     """
     cuts = list(cuts)

@@ -1,4 +1,4 @@
-"""What `scenarios` measured, as pictures that read without colour: parts are told apart by pattern, and named."""
+"""What `scenarios` measured, as pictures that read without colour: parts differ by pattern, and are named."""
 
 from __future__ import annotations
 

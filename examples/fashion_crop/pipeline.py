@@ -21,7 +21,7 @@ GARMENTS = (
     "shirt", "t-shirt", "jacket", "coat", "dress", "skirt", "pants", "shorts", "shoes", "hat", "bag", "scarf", "belt",
 )  # fmt: skip
 BACKGROUNDS = "transparent|white|original|#[0-9a-fA-F]{6}"  # as a regular expression
-MAX_PERSONS = 20  # that are cut out to tell who wears what
+MAX_PERSONS = 20  # that are cut out to assign each garment to one
 
 
 class OptionsError(ValueError):

@@ -123,7 +123,7 @@ class Bench:
         self._undo.close()
 
     def start(self, scenario: Scenario, **extra: str) -> Result:
-        """Let a fresh process start, and return what it told."""
+        """Let a fresh process start, and return its result."""
         place = self.made if self.mounted is None or scenario.place == "disk" else self.mounted.path
         root, weights = place / "published", place / "files"
         self._forget()
@@ -145,7 +145,7 @@ class Bench:
             return run(HEAD + (OURS if scenario.ours else USUAL) + TAIL, json.dumps(job))
 
     def parameters(self) -> str:
-        """Tell what stands behind the figures."""
+        """Return the machine and the versions behind the figures."""
         size = sum(path.stat().st_size for path in (self.made / "files").rglob("*.p*"))
         return (
             f"{os.cpu_count()} cores; {size / 1e9:.2f} GB; image and disk: this machine's, its cache dropped; "
@@ -268,7 +268,7 @@ def report(result: Result) -> str:
 
 
 def main() -> None:
-    """Measure, and tell."""
+    """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m fashion_crop.scenarios", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="processes of each scenario (default: %(default)s)")

@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to end; return the exit code."""
+    """Serve until a signal ends it; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fashion_crop.serve", description="Serve fashion-crop here.")
     parser.add_argument("--weights", choices=["stand-in", "real"], default="stand-in")
     parser.add_argument("--port", type=int, default=8000, help="0 for a free one; default: 8000")
@@ -90,7 +90,7 @@ def _serve(load: Callable[[], Backend], listener: socket.socket) -> int:
         print(f"ready after {backend.phases['ready']:.1f} s: {url}{note}", flush=True)
         return backend
 
-    # A photo that is being worked on when the server is told to end is finished: there is no timeout here.
+    # A photo that is being worked on when a signal ends the server is finished: there is no timeout here.
     server = uvicorn.Server(uvicorn.Config(create_app(told), log_level="warning"))
     print(f"the models are being loaded; the page is at {url} already", flush=True)
     with suppress(KeyboardInterrupt):

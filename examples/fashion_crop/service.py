@@ -88,7 +88,7 @@ class Service:
     def begin(self) -> None:
         """Start to load the models, unless they are there."""
         if self._load is not None:
-            # A daemon, so that a server that is told to end while it loads does end.
+            # A daemon, so that a server that is ended while it loads does end.
             threading.Thread(target=self.load, args=(self._load,), name="fashion-load", daemon=True).start()
 
     def load(self, load: "Callable[[], Backend]") -> None:
@@ -98,7 +98,7 @@ class Service:
         except (WeightCacheError, ImportError) as error:  # which are written for people
             _log.error("the models cannot be loaded: %s", error)
             self._failure = str(error)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the server lives and tells it)
+        except Exception as error:  # noqa: BLE001 (the server keeps running and reports it)
             _log.exception("the models cannot be loaded")
             self._failure = f"{type(error).__name__}, of which the server's log says more"
 
@@ -150,7 +150,7 @@ async def crop(
 async def detect(
     request: Request, form: Annotated[DetectForm, Form(media_type="multipart/form-data")], service: Served
 ) -> Response:
-    """Tell where the garments of a photo are, without cutting them out: a fraction of the time."""
+    """Return where the garments of a photo are, without cutting them out: a fraction of the time."""
     negotiate(request, JSON)
     job = _job(form, service)
     return await service.workers.run(request, job, job.detect)
@@ -171,20 +171,20 @@ def _job(form: DetectForm, service: Service) -> Job:
 
 @state.get("/healthz", operation_id="health")
 async def health() -> StateAnswer:
-    """Tell that the server lives."""
+    """Answer that the server is running."""
     return StateAnswer(status="alive")
 
 
 @state.get("/readyz", operation_id="ready", responses=documented(503))
 async def ready(service: Served) -> StateAnswer:
-    """Tell whether the models are there."""
+    """Return whether the models are loaded."""
     service.backend()
     return StateAnswer(status="ready")
 
 
 @state.get("/v1/info", operation_id="info", responses=documented(503))
 async def info(service: Served) -> InfoAnswer:
-    """Tell what this server is: its weights, packages, limits, and how its cold start went."""
+    """Describe this server: its weights, packages, limits, and how its cold start went."""
     backend, limits = service.backend(), service.settings
     return InfoAnswer(
         stand_ins=backend.stand_ins,
@@ -275,7 +275,7 @@ def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | 
 
 
 def _key_documented(settings: Settings) -> dict[str, Any]:
-    """Tell OpenAPI of the key; it is `Admission` that asks for it."""
+    """Describe the key in the OpenAPI schema; `Admission` checks it."""
     if settings.api_key is None:
         return {}
     schemes = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)

@@ -79,27 +79,27 @@ for model in models:
         total += float(weight.detach().reshape(-1)[::1024].double().sum())
 marks["load"] = time.monotonic()
 import os, resource
-told = {"sum": total, "beside": beside, "cpu": time.process_time()}
-told["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+result = {"sum": total, "beside": beside, "cpu": time.process_time()}
+result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 last = job["began"]
-told["phases"] = {}
+result["phases"] = {}
 for name, mark in marks.items():
-    told["phases"][name], last = mark - last, mark
+    result["phases"][name], last = mark - last, mark
 if job["photo"]:
     import numpy as np
     from fashion_crop.pipeline import GARMENTS
     prompts = [each for each in GARMENTS if each != "t-shirt"]  # a word within which is another prompt's
-    pixels, told["photos"] = np.load(job["photo"]), []
+    pixels, result["photos"] = np.load(job["photo"]), []
     for _ in range(2):
         began = time.monotonic()
         boxes, scores = find(pixels, prompts)
         best = np.argsort(-scores, kind="stable")[:5]
         masks, qualities = cut(pixels, boxes[best])
-        told["photos"].append(time.monotonic() - began)
+        result["photos"].append(time.monotonic() - began)
     if os.path.exists(job["answer"]):
         with np.load(job["answer"]) as other:
             cut_again = cut(pixels, other["boxes"][other["best"]])
-            told["differences"] = {
+            result["differences"] = {
                 "box": float(abs(boxes - other["boxes"]).max()),
                 "score": float(abs(scores - other["scores"]).max()),
                 "mask": float((cut_again[0] != other["masks"]).mean()),
@@ -108,7 +108,7 @@ if job["photo"]:
             }
     else:
         np.savez(job["answer"], boxes=boxes, scores=scores, best=best, masks=masks, qualities=qualities)
-print(json.dumps(told))
+print(json.dumps(result))
 """
 
 

@@ -122,7 +122,7 @@ class Lease:
         head = watched.head
         if head and head.state == "held" and head.holder != self._me:
             return watched.is_silent or watched.is_stuck(self._wait)
-        # Who claimed a number that no head shows yet is about to write its head, or died before it could.
+        # A container that claimed a number that no head shows yet is about to write its head, or died before it.
         return watched.is_silent or watched.highest_lost <= (head.number if head else 0)
 
     def held_by_others(self, digests: Sequence[str]) -> list[str]:
@@ -200,7 +200,7 @@ class Lease:
                 continue
             try:
                 await self._release(digest, watched, state, tidy=tidy)
-            except Exception as error:  # noqa: BLE001 (who waits finds out by the missing beat)
+            except Exception as error:  # noqa: BLE001 (waiting containers see the missing beat)
                 _log.info("the lease of %s could not be released: %s", digest[:16], error)
             watched.number, watched.highest_lost = 0, 0
 
@@ -228,7 +228,7 @@ class Lease:
         self.waited += self._clock.now() - began
 
     def holder(self, digests: Sequence[str]) -> str:
-        """Return who holds the first of ``digests`` that anybody holds; empty if nobody does."""
+        """Return the holder of the first of ``digests`` that has one; empty if none has."""
         heads = [watched.head for digest in digests if (watched := self._watched.get(digest))]
         return next((head.holder for head in heads if head and head.state == "held"), "")
 

@@ -33,7 +33,7 @@ def plan_only(layout: Layout, checkpoints: Sequence[Checkpoint], options: Ensure
 
     Raises:
         StorageError: The root is no directory, or may not be read.
-        TypeError: ``volume`` is none.
+        TypeError: ``volume`` has no ``commit`` and ``reload``.
     """
     VolumeSession(layout.root, options.volume)
     check_root(layout)

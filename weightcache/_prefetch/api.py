@@ -2,8 +2,8 @@
 
 One stream of a network volume is slow, and many at once are fast; every loader of ``.pt`` files uses one. Here a few
 threads read aligned chunks of all files, in the order in which they will be wanted. Only the standard library is
-imported, since this runs before the heavy imports that it hides behind; and nothing here raises for what the world
-does, since a prefetch that failed is a slow start and not a wrong one.
+imported, since this runs before the heavy imports that it hides behind; and a failure of the network, the
+disk or Modal is not raised, since a failed prefetch makes a start slow and not wrong.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ def prefetch(
 ) -> Prefetch:
     """Begin to read what the root holds of a manifest, in the background and in the manifest's order.
 
-    Called at the top of a module, before the heavy imports. It looks at what is there and does nothing else: on the
-    machine that deploys the module, where the root does not exist, it reads nothing. What the world does is no error: a
-    manifest that cannot be read, or a file that is gone, is named in ``.stats.skipped``.
+    Called at the top of a module, before the heavy imports. It reads only files that are there: on the machine
+    that deploys the module, where the root does not exist, it reads nothing. A manifest that cannot be read, or a file
+    that is gone, is not an error: ``.stats.skipped`` names it.
 
     Args:
         manifest: As in `ensure`.
         root: As in `ensure`.
         only: Names of the checkpoints wanted; ``None`` for all.
         into: ``"cache"`` fills the page cache, which serves every loader that takes a path. ``"memory"`` reads into
-            memory of this process, whose paths `Prefetch.path` tells; it takes the size of the files, and what does not
-            fit is not read.
+            memory of this process, and `Prefetch.path` returns its paths. It takes the size of the files; a file that
+            does not fit is not read.
         threads: How many reads at once.
 
     Raises:
-        ValueError: ``into``, ``threads`` or ``root`` is none that there is.
-        TypeError: ``root`` is no path, ``only`` is a string, or ``manifest`` is none.
+        ValueError: ``into``, ``threads`` or ``root`` is invalid.
+        TypeError: ``root`` is not a path, ``only`` is a string, or ``manifest`` has a wrong type.
     """
     paths: list[str] = []
     skipped: list[str] = []
@@ -74,8 +74,8 @@ def prefetch_files(*paths: str | os.PathLike[str], into: str = "cache", threads:
     """Begin to read files, in the background and in this order. See `prefetch` for the arguments.
 
     Raises:
-        ValueError: ``into`` or ``threads`` is none that there is.
-        TypeError: A path is none.
+        ValueError: ``into`` or ``threads`` is invalid.
+        TypeError: A path has a wrong type.
     """
     return _begin([os.fspath(path) for path in paths], into, threads, [])
 

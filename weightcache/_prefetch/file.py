@@ -92,7 +92,7 @@ def read_chunk(file: PrefetchedFile, start: int, end: int, buffer: memoryview) -
             if file.memory >= 0:
                 _write(file.memory, got, position)
         position += count
-    if not file.is_same(os.fstat(descriptor)):  # written to; if it is removed next, `is_replaced` cannot tell
+    if not file.is_same(os.fstat(descriptor)):  # written to; if it is removed next, `is_replaced` does not see it
         raise ChangedMeanwhileError("it changed while it was read")
     return end - start
 

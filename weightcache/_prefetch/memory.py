@@ -58,7 +58,9 @@ def _meminfo() -> float:
 def _inactive(directory: str) -> int:
     with suppress(OSError, ValueError, KeyError):
         told = dict(line.split(" ", 1) for line in _text(f"{directory}/memory.stat").splitlines())
-        return int(told.get("total_inactive_file") or told["inactive_file"])  # version 1 tells it without what is below
+        return int(
+            told.get("total_inactive_file") or told["inactive_file"]
+        )  # version 1: this field leaves the children out
     return 0
 
 

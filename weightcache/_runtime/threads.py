@@ -1,7 +1,7 @@
 """Threads beside the caller's, in a program that may not have any.
 
 None starts where the limit of processes is reached or the interpreter ends; and a subinterpreter may have none at all,
-or none that are daemons. Each of these is a `RuntimeError` of Python's, told apart by its text.
+or none that are daemons. Each of these is a `RuntimeError` of Python; its text says which.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The store: published places and their receipts, and everything that hashes or renames.
+"""Files of version directories: hash, copy, link and publish them.
 
-Nothing comes into a place but by `publish_file`, a rename of bytes that were hashed on their way into the partial or
-right before; nothing is believed of a place but by a receipt or a hash. No link below the root is followed: who can
-write to a Volume could otherwise let us write, rename or delete outside of it.
+A file is published only by `publish_file`, a rename of bytes that were hashed on their way into the partial or right
+before. A published file is used only with a receipt or after a hash. No link below the root is followed: everybody with
+write access to the Volume could otherwise make weightcache write, rename or delete outside of it.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _read(path: str, take: Callable[[memoryview], None], *, follow: bool) -> Has
     """Give a file's bytes to ``read_block``, chunk by chunk, and return what they are."""
     digest, size, buffer = hashlib.sha256(), 0, bytearray(HASH_CHUNK)
     view = memoryview(buffer)
-    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)  # a fifo in its place has no writer
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)  # a fifo at this path has no writer
     with opened(path, flags) as stream:
         while count := os.readv(stream.number, [buffer]):
             digest.update(view[:count])
@@ -182,8 +182,8 @@ def publish_file(layout: Layout, checkpoint: Checkpoint, file: File, source: str
 def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None]) -> Hashed | None:
     """Put the bytes of a published ``source`` at ``target``; ``None`` if they are not ``sha256`` or cannot be read.
 
-    A hard link where the file system has them (a Modal Volume of version 1 has none), else a copy. Nobody may write to
-    ``source`` any more: a partial that is still to be renamed is none.
+    A hard link where the file system has them (a Modal Volume of version 1 has none), else a copy. Nothing may write to
+    ``source`` any more, so it must not be a partial.
 
     Raises:
         StorageError: The disk is full.

@@ -68,7 +68,7 @@ _reading: set[FileIO] = set()  # what is open at the moment
 
 
 def read_bytes(path: str, limit: int) -> bytes | None:
-    """Return the first ``limit`` bytes of a regular file, or ``None`` if it is none or cannot be read.
+    """Return the first ``limit`` bytes of a regular file, or ``None`` if it is another kind of file or cannot be read.
 
     A link is not followed: it could lead to ``/dev/zero``. The limit is for a planted file of many gigabytes.
     """

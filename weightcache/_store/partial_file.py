@@ -34,7 +34,7 @@ class VanishedError(Exception):
 
 def storage_failure(error: OSError, doing: str, path: str) -> VanishedError | StorageError:
     """Return what comes out for an ``error`` that was met while ``doing`` something to ``path`` in a partial."""
-    if error.errno in (errno.ENOENT, errno.ESTALE):  # stale: a reload put another directory in its place
+    if error.errno in (errno.ENOENT, errno.ESTALE):  # stale: a reload replaced the directory
         return VanishedError(path)
     return StorageError.of(error, doing, path)
 

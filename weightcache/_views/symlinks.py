@@ -94,9 +94,9 @@ def link_text(path: str) -> str | None:
 
 
 def is_ours(path: str) -> bool:
-    """Whether a link to a published place is there: of any version, in any root, or in one that is gone.
+    """Whether a link to a version directory is there: of any version, in any root, or in a root that was removed.
 
-    What only looks like a place, in a directory that is no root, is somebody's.
+    A link to a directory of that form that is not below a root is the user's.
     """
     says = link_text(path) or ""
     roots = list(_roots(says)) if says.startswith("/") else []

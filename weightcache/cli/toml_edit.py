@@ -117,7 +117,7 @@ class ManifestFile:
     def _unwritable(self) -> str | None:
         folder = os.path.dirname(self.path)
         if os.path.exists(self.path) and not os.path.isfile(self.path):
-            # Renaming over /dev/null, for one, would put a file in its place.
+            # A rename to /dev/null, for example, would replace the device by a file.
             return "is not a regular file, and cannot be changed; --print shows the entries instead"
         if not os.path.isdir(folder):
             return f"cannot be created: there is no directory {folder}"

@@ -40,7 +40,7 @@ def parse_toml(data: bytes, source: str, otherwise: str = "is not TOML") -> Mapp
     """Return what TOML in UTF-8 says.
 
     Raises:
-        ManifestError: It is none; ``otherwise`` says so.
+        ManifestError: It has another type; ``otherwise`` is the message.
     """
     try:
         import tomllib

@@ -79,7 +79,7 @@ def config(text_encoder: Path, size: Size = "full") -> SLConfig:
 
 @contextmanager
 def of_size(size: Size) -> Iterator[None]:
-    """Let what is built meanwhile have a backbone of that size, which the configuration does not tell."""
+    """Let what is built meanwhile have a backbone of that size, which the configuration does not contain."""
     with replaced([(backbone, "build_swin_transformer", _small_swin)] if size == "stand-in" else []):
         yield
 
