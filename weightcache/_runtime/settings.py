@@ -1,8 +1,8 @@
 """Limits and waits that only tests change, in one value.
 
-Code reads `DEFAULT` when a call starts, and not when it is imported, so that one replaced value reaches every module of the
-call. The download hands the value down as an argument; Volume, lease, Dict and lock take it as an argument and read `DEFAULT`
-if none is given. It is not a user interface: there is no environment variable for it.
+Code reads `DEFAULT` when a call starts, and not when it is imported, so that one replaced value reaches every module of
+the call. The download hands the value down as an argument; Volume, lease, Dict and lock take it as an argument and read
+`DEFAULT` if none is given. It is not a user interface: there is no environment variable for it.
 """
 
 from __future__ import annotations
