@@ -358,7 +358,7 @@ def test_idle_connections_do_not_keep_each_other_awake(
     files = {f"{number}": blob(1000, number) for number in range(200)}
     for path, data in files.items():
         origin.put(f"/d/{path}", data)
-    take, finish_file = Scheduler.assign, PartialFile.finish
+    take, finish_file = Scheduler.assign, PartialFile.seal
     asked, storm, slow = [0], threading.Event(), iter([True])
 
     def counted(self: Scheduler, now: float) -> Any:
