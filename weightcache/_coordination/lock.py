@@ -15,12 +15,16 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from weightcache._runtime import settings as runtime_settings
 from weightcache._runtime.descriptors import OwnedResource
 from weightcache._runtime.identity import note_path, write_note
+from weightcache._runtime.threads import thread_error_hint
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
+
+try:
+    from filelock import FileLock, Timeout
+except RuntimeError as error:  # it loads a thread pool, which Python refuses while it ends
+    raise WeightCacheError(f"cannot load filelock: {error}", hint=thread_error_hint(error)) from None
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
