@@ -141,7 +141,7 @@ def test_no_locks_at_all(
         raise failure
 
     origin.put("/a", DATA)
-    monkeypatch.setattr("weightcache._coordination.lock.FileLock.acquire", fail)
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
     assert "going on without" in caplog.text
 
