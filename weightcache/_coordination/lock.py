@@ -20,10 +20,15 @@ from weightcache._runtime.descriptors import OwnedResource
 from weightcache._runtime.identity import note_path, write_note
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
 
+try:
+    from filelock import FileLock, Timeout
+except RuntimeError as error:  # it loads a thread pool, which Python 3.10 refuses while it ends
+    _without_filelock = str(error)
+else:
+    _without_filelock = ""
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from filelock import FileLock
 
     from weightcache._runtime.settings import Settings
 
@@ -256,10 +261,8 @@ def _kernel_lock(path: str, tick: Callable[[], None], poll: float) -> FileLock |
     if not path:
         _log.warning("no container-local directory for locks: going on without; a download may be made twice")
         return None
-    try:
-        from filelock import FileLock, Timeout
-    except RuntimeError as error:  # it loads a thread pool, which Python 3.10 refuses while it ends
-        _log.warning("no lock on %s (%s): going on without; a download may be made twice", path, error)
+    if _without_filelock:
+        _log.warning("no lock on %s (%s): going on without; a download may be made twice", path, _without_filelock)
         return None
     lock, missing_tries = FileLock(path, fallback_to_soft=False), 0
     while True:
@@ -285,12 +288,11 @@ def try_lock(path: str) -> Iterator[bool]:
     """Acquire the lock on ``path`` without waiting, and remove its file at the end; yields whether it was acquired."""
     held = _LockHandle(path)
     try:
-        with suppress(OSError, NotImplementedError, RuntimeError):  # filelock's Timeout is an OSError
-            from filelock import FileLock
-
-            lock = FileLock(path, fallback_to_soft=False)
-            lock.acquire(timeout=0)
-            held.lock = lock
+        if not _without_filelock:
+            with suppress(Timeout, OSError, NotImplementedError, RuntimeError):
+                lock = FileLock(path, fallback_to_soft=False)
+                lock.acquire(timeout=0)
+                held.lock = lock
         yield held.lock is not None
     finally:
         held.close_quietly()
