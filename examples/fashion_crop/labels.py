@@ -22,7 +22,7 @@ UNKNOWN = "[UNK]"  # what BERT's vocabulary has for everything that it has not
 
 
 class PromptsError(ValueError):
-    """The prompts cannot be looked for: there is none, one says nothing to the model, or they are too many."""
+    """The prompts are invalid: the list is empty, one has no words for the model, or there are too many."""
 
 
 @dataclass(frozen=True)

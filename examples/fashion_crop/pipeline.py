@@ -51,7 +51,7 @@ class Options:
         max_garments: At most so many, the ones with the best scores.
 
     Raises:
-        OptionsError: A value is none of these; all that are wrong are named.
+        OptionsError: A value is not one of these; the message names every wrong one.
     """
 
     prompts: tuple[str, ...] = GARMENTS

@@ -49,7 +49,7 @@ class VolumeSession:
 
     Args:
         root: The root; it need not lie on the Volume.
-        volume: The Volume, or ``None`` if there is none: then nothing is committed or reloaded.
+        volume: The Volume, or ``None`` for a plain disk: then nothing is committed or reloaded.
         settings: Time limits; ``None`` for the defaults.
 
     Raises:

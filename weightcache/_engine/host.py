@@ -93,7 +93,7 @@ class LocalHost:
         self._lost_path = ""  # what was lost while the last installation wrote it; empty if nothing was
 
     def lease(self) -> Lease | None:
-        """Return this call's part in the leases of the Volume; ``None`` if there is none or nothing is missing."""
+        """Return this call's part in the leases of the Volume; ``None`` without leases or if nothing is missing."""
         from weightcache._coordination.kv import open_store
         from weightcache._coordination.lease import Lease
 

@@ -47,7 +47,7 @@ class Installer:
         self.layout, self._options, self._holder = layout, options, holder
 
     def examine(self, tasks: Sequence[CheckpointTask]) -> None:
-        """Find out which files are right: by a receipt, or by a hash where there is none or ``rehash`` is set."""
+        """Find out which files are right: by a receipt, or by a hash without a receipt or with ``rehash``."""
         self._holder.phase("hashing what is there")
         sizes: dict[str, dict[str, int]] = {}
         to_hash = []

@@ -107,7 +107,7 @@ def _copy(
 
 
 def _size(path: str) -> int | None:
-    """Return the size of a regular file; ``None`` if there is none."""
+    """Return the size of a regular file; ``None`` if it does not exist."""
     try:
         found = os.stat(path)
     except OSError:

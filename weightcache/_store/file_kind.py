@@ -61,7 +61,7 @@ def holds_weights(name: str) -> bool:
 
 
 def lfs_pointer_target(head: bytes) -> str:
-    """Return the sha256 of the file that a Git LFS pointer stands for; empty if there is none in it."""
+    """Return the sha256 of the file that a Git LFS pointer stands for; empty if it names no sha256."""
     match = re.search(rb"\noid sha256:([0-9a-f]{64})\s", head)
     return match[1].decode() if match else ""
 

@@ -45,7 +45,7 @@ class Hashed(NamedTuple):
 
 
 def hash_file(path: str, check: Callable[[], None], *, follow: bool = False, retry: bool = True) -> Hashed | None:
-    """Hash a regular file; ``None`` if there is none, or only a link to one and links are not to be followed.
+    """Hash a regular file; ``None`` if it does not exist, or only a link to one and links are not to be followed.
 
     Raises:
         StorageError: It is there and cannot be read.

@@ -69,7 +69,7 @@ def _sync_file_range(descriptor: int, flags: int) -> int:
 
 @cache
 def _system_call() -> Callable[[int, int], int] | None:
-    """Find the call in the C library, when the first large file needs it; ``None`` where there is none."""
+    """Find the call in the C library, when the first large file needs it; ``None`` where the library lacks it."""
     with suppress(ImportError, OSError, AttributeError):  # a Python without ctypes, a C library without the function
         import ctypes
 

@@ -22,7 +22,7 @@ def suggested_name(header: str, url: str) -> str:
     """Return the name that a response gives to its file; empty if it gives none.
 
     Args:
-        header: The Content-Disposition of the response as `requests` has it, in ISO 8859-1; empty if there is none.
+        header: The Content-Disposition of the response as `requests` has it, in ISO 8859-1; empty without one.
         url: Where the response came from.
     """
     if name := _name(header):

@@ -41,7 +41,7 @@ class RequestInfo(NamedTuple):
     Attributes:
         url: The declared URL, with its variables filled in.
         ranged: Whether a part of the file was requested.
-        origin: Where the token was found that may have been sent; empty if there is none.
+        origin: Where the token was found that may have been sent; empty without one.
         auth: What the checkpoint declares.
         hub: Page of the Hub's repository, or empty.
         served: Whether this URL has delivered bytes before. Then no permission is missing.

@@ -34,7 +34,7 @@ class Mirror:
         url: The URL.
         server: Its server.
         order: Its place in the declaration.
-        hub: The page of the Hub's repository that it belongs to; empty if there is none.
+        hub: The page of the Hub's repository that it belongs to; empty without one.
         requests: Requests that were sent to it.
         access: See `Access`.
         delivery: See `Delivery`.

@@ -88,7 +88,7 @@ class Scheduler:
     # Assign tasks to connections -------------------------------------------------------------------------------------
 
     def assign(self, now: float) -> FileTask | None:
-        """Return the next task of an idle connection, or ``None`` if there is none for it now.
+        """Return the next task of an idle connection, or ``None`` if nothing can be assigned now.
 
         Raises:
             StorageError: A partial cannot be opened.

@@ -24,7 +24,7 @@ _HIDDEN = "…"
 
 
 def reason(body: bytes, secrets: Collection[str]) -> str:
-    """Return the error code and message of an XML or JSON error, in one line; empty if there is none.
+    """Return the error code and message of an XML or JSON error, in one line; empty without one.
 
     Args:
         body: The first bytes of the body.

@@ -80,7 +80,7 @@ class Body(ABC):
         validator: Strong ETag, or ``None``.
         resumable: Whether another request may continue it.
         end: Where in the file it ends, or ``None`` if it does not say.
-        content_type: The Content-Type of the response; empty if there is none.
+        content_type: The Content-Type of the response; empty without one.
     """
 
     offset: int = 0

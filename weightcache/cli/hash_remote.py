@@ -36,8 +36,8 @@ class Opening(NamedTuple):
     Attributes:
         size: Length of the whole file in bytes, or ``None`` if the mirror does not announce it.
         head: The first `HEAD` bytes; the whole file if it is shorter.
-        content_type: The Content-Type header; empty if there is none.
-        suggested_name: The file name that the mirror sends; empty if there is none.
+        content_type: The Content-Type header; empty without one.
+        suggested_name: The file name that the mirror sends; empty without one.
     """
 
     size: int | None

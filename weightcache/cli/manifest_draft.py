@@ -71,7 +71,7 @@ class Pin:
         evidence: The source of the digest, as text for the user.
         foreign: What its bytes are, if they are not weights but have the digest of ``--expect``; empty otherwise.
         head: Its first bytes, if they were read and checked.
-        suggested_name: The file name that its mirror sends; empty if there is none.
+        suggested_name: The file name that its mirror sends; empty without one.
         is_published: Whether the Hub publishes the digest, so that the file was not downloaded.
     """
 

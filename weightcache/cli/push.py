@@ -137,7 +137,7 @@ def _is_there(volume: modal.Volume, checkpoint: Checkpoint) -> bool:
 
 
 def _listed(volume: modal.Volume, path: str) -> dict[str, int]:
-    """Return path → size of the files below ``path``, or of that file; empty if there is none."""
+    """Return path → size of the files below ``path``, or of that file; empty without one."""
     import modal
 
     try:
