@@ -96,7 +96,7 @@ def test_the_documented_help(verb: str, monkeypatch: pytest.MonkeyPatch) -> None
     ).stdout
     words = " ".join(["weightcache", *([verb] if verb else []), "--help"])
     [block] = re.findall(rf"```text\n\$ {re.escape(words)}\n(.*?)```", CLI, re.DOTALL)
-    assert block == said, "run python -m weightcache.cli.reference docs/reference/cli.md"
+    assert block == said, "run python -m weightcache.cli.reference_page docs/reference/cli.md"
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(HERE)))

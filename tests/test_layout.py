@@ -14,44 +14,44 @@ LINES = 520
 
 # Modules that no test in their folder imports, and where their tests are instead.
 ELSEWHERE = {
-    "_coordination/readers": "tests/prefetch/test_pause.py",  # a prefetch is the reader that pauses
-    "_engine/call": "tests/test_api.py",
-    "_engine/in_thread": "tests/test_api.py",  # `aensure`
-    "_engine/local_notes": "tests/coordination/test_lock.py",
-    "_engine/options": "tests/test_api.py",
+    "_coordination/background_readers": "tests/prefetch/test_pause.py",  # a prefetch is the reader that pauses
+    "_engine/ensure": "tests/test_api.py",
+    "_engine/run_in_thread": "tests/test_api.py",  # `aensure`
+    "_engine/stale_lock_files": "tests/coordination/test_lock.py",
+    "_engine/ensure_options": "tests/test_api.py",
     "_engine/plan": "tests/engine/test_dry_run.py",
-    "_engine/reconcile": "tests/simulation/test_simulation.py",
+    "_engine/miss_protocol": "tests/simulation/test_simulation.py",
     "_engine/status": "tests/store/test_inspect.py",
-    "_engine/task": "tests/engine/test_dry_run.py",
-    "_engine/verify": "tests/store/test_files.py",
+    "_engine/checkpoint_task": "tests/engine/test_dry_run.py",
+    "_engine/verify": "tests/store/test_version_files.py",
     "_frozen": "tests/test_errors.py",
-    "_prefetch/api": "tests/prefetch/test_reader.py",  # called by its public name
-    "_runtime/atomic": "tests/store/test_journal.py",  # receipts are written with it
-    "_runtime/write_guard": "tests/coordination/test_volume.py",
-    "_store/removal": "tests/engine/test_prune.py",
-    "_transfer/environment": "tests/transfer/test_error_response.py",
+    "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name
+    "_runtime/atomic_replace": "tests/store/test_journal.py",  # receipts are written with it
+    "_runtime/announced_writes": "tests/coordination/test_volume.py",
+    "_store/best_effort_removal": "tests/engine/test_prune.py",
+    "_transfer/http_environment": "tests/transfer/test_error_response.py",
     "_transfer/failure": "tests/transfer/test_download.py",
-    "_transfer/file_bytes": "tests/transfer/test_scheduler.py",
-    "_transfer/file_queue": "tests/transfer/test_scheduler.py",
+    "_transfer/byte_tracking": "tests/transfer/test_scheduler.py",
+    "_transfer/file_states": "tests/transfer/test_scheduler.py",
     "_transfer/link_speed": "tests/transfer/test_workers.py",
-    "_transfer/response_head": "tests/transfer/test_deadline.py",
-    "_transfer/session": "tests/transfer/test_auth.py",
-    "_transfer/worker_state": "tests/transfer/test_workers_end.py",
+    "_transfer/response_head": "tests/transfer/test_read_deadline.py",
+    "_transfer/http_session": "tests/transfer/test_auth.py",
+    "_transfer/shared_state": "tests/transfer/test_workers_end.py",
     "_views/weights": "tests/test_api.py",
-    "cli/add_directory": "tests/cli/test_add.py",
+    "cli/add_from_dir": "tests/cli/test_add.py",
     "cli/dry_run": "tests/engine/test_dry_run.py",
-    "cli/flags": "tests/cli/test_registry.py",
+    "cli/shared_flags": "tests/cli/test_command_spec.py",
     "cli/output": "tests/cli/test_main.py",
     "cli/pinning": "tests/cli/test_pin.py",
     "cli/prune": "tests/cli/test_main.py",
     "cli/shard_check": "tests/store/test_shard_index.py",
-    "cli/staging": "tests/cli/test_add.py",
+    "cli/pin_staging": "tests/cli/test_add.py",
     "cli/status": "tests/cli/test_main.py",
     "cli/verify": "tests/cli/test_main.py",
     "manifest/model": "tests/manifest/test_parse.py",
     "reports": "tests/test_api.py",
-    "torch/_skip_random": "tests/torch/test_skip_init.py",
-    "torch/_tensor_checks": "tests/torch/test_tensor_bounds.py",
+    "torch/_skip_random_fills": "tests/torch/test_skip_init.py",
+    "torch/_storage_checks": "tests/torch/test_storage_bounds.py",
 }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from weightcache._coordination.kv import LeaseSource
     from weightcache._coordination.volume import Volume
-    from weightcache._engine.options import EnsureArguments
+    from weightcache._engine.ensure_options import EnsureArguments
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights
     from weightcache.manifest import Checkpoint, ManifestSource
@@ -101,8 +101,8 @@ def ensure(
     if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
         return weights
 
-    from weightcache._engine.call import on_miss
-    from weightcache._engine.options import EnsureOptions
+    from weightcache._engine.ensure import on_miss
+    from weightcache._engine.ensure_options import EnsureOptions
 
     options = EnsureOptions(
         volume=volume,
@@ -153,9 +153,9 @@ async def aensure(
     within moments while bytes arrive, and after the stall timeout (30 s) at the latest while a mirror does not answer.
     See `ensure` for arguments and errors.
     """
-    from weightcache._engine.call import ensure_with
-    from weightcache._engine.in_thread import in_thread
-    from weightcache._engine.options import EnsureOptions
+    from weightcache._engine.ensure import ensure_with
+    from weightcache._engine.ensure_options import EnsureOptions
+    from weightcache._engine.run_in_thread import in_thread
 
     _check_arguments(lease, wait, patience, progress)
     options = EnsureOptions(

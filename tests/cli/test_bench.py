@@ -12,7 +12,7 @@ import pytest
 
 from support import blob
 from weightcache import NotCachedError, StorageError, publish
-from weightcache._prefetch.file import READ_CHUNK
+from weightcache._prefetch.prefetched_file import READ_CHUNK
 from weightcache.cli import bench
 from weightcache.cli.bench import COMBINATIONS, MIB
 from weightcache.cli.main import main

@@ -16,7 +16,7 @@ from command_line import run
 from origin import Origin
 from origin import status as answer
 from support import blob, one, sha256, toml_of
-from weightcache._runtime.identity import note_path
+from weightcache._runtime.writer_identity import note_path
 from weightcache.cli import doctor
 
 DATA = blob(200_000)

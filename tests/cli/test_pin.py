@@ -20,7 +20,7 @@ from support import blob, sha256
 from weightcache import Checkpoint, Manifest, ensure
 from weightcache.cli import toml_edit
 from weightcache.cli.hash_remote import CHUNK
-from weightcache.cli.manifest_draft import HubUrl
+from weightcache.cli.unpinned_entries import HubUrl
 from weightcache.manifest.parse import parse_toml
 
 DATA = blob(300_001)

@@ -12,9 +12,9 @@ from lease_dict import FakeDict, Time, lease
 from support import change_settings
 from weightcache._coordination import kv
 from weightcache._coordination.lease import Lease
-from weightcache._coordination.lease_state import Head
-from weightcache._engine.reconcile import run_sync
-from weightcache._runtime.settings import DEFAULT
+from weightcache._coordination.lease_observation import Head
+from weightcache._engine.miss_protocol import run_sync
+from weightcache._runtime.tuning_constants import DEFAULT
 
 BEAT, EXPIRY = DEFAULT.lease_beat, DEFAULT.lease_expiry
 

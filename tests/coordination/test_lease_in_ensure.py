@@ -19,11 +19,11 @@ from origin import status as answer
 from support import blob, change_settings, one
 from weightcache import DownloadError, NotCachedError, ensure
 from weightcache._coordination import kv
-from weightcache._engine import host
-from weightcache._engine.reconcile import run_sync
-from weightcache._runtime.identity import Writer
-from weightcache._runtime.settings import DEFAULT
-from weightcache._store.partials import BLOCK
+from weightcache._engine import local_host
+from weightcache._engine.miss_protocol import run_sync
+from weightcache._runtime.tuning_constants import DEFAULT
+from weightcache._runtime.writer_identity import Writer
+from weightcache._store.partial_directory import BLOCK
 
 BEAT, EXPIRY = DEFAULT.lease_beat, DEFAULT.lease_expiry
 
@@ -118,7 +118,7 @@ def test_what_another_process_brought_needs_no_lease(
     origin.put("/a", DATA)
     manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
     quiet(manifest, theirs)
-    root_lock = host.root_lock
+    root_lock = local_host.root_lock
 
     @contextmanager
     def late(*args: Any, **options: Any) -> Iterator[Any]:
@@ -126,7 +126,7 @@ def test_what_another_process_brought_needs_no_lease(
             os.rename(theirs, root)  # what the last holder of the lock did
             yield held
 
-    monkeypatch.setattr(host, "root_lock", late)
+    monkeypatch.setattr(local_host, "root_lock", late)
     monkeypatch.setattr(kv, "open_store", lambda *_: pytest.fail("a Dict was looked for"))
     quiet(manifest, root, lease=found)
 
@@ -135,7 +135,7 @@ def test_no_beat_comes_after_the_release(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_settings(monkeypatch, lease_beat=0.01)
-    monkeypatch.setattr(host, "JOIN", 60.0)  # however late this machine lets the beat go on
+    monkeypatch.setattr(local_host, "JOIN", 60.0)  # however late this machine lets the beat go on
     manifest = one(DATA, origin.url("/a"))
     key, beating, released = f"{digest(manifest)}/head", threading.Event(), threading.Event()
     put = found.put
@@ -196,7 +196,7 @@ def test_a_keyboard_interrupt_says_so_too(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("weightcache._engine.install.download", interrupted)
+    monkeypatch.setattr("weightcache._engine.execute_plan.download", interrupted)
     manifest = one(DATA, origin.url("/a"))
     with pytest.raises(KeyboardInterrupt):
         quiet(manifest, root, lease=found)
@@ -221,7 +221,7 @@ def test_a_keyboard_interrupt_does_not_wait_for_a_dict_that_hangs(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(found, "put", hanging)
-    monkeypatch.setattr("weightcache._engine.install.download", interrupted)
+    monkeypatch.setattr("weightcache._engine.execute_plan.download", interrupted)
     change_settings(monkeypatch, dict_timeout=60.0)
     with pytest.raises(KeyboardInterrupt):
         quiet(one(DATA, origin.url("/a")), root, lease=found)

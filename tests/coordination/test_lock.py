@@ -18,9 +18,9 @@ from origin import Origin, gate, stalled
 from support import blob, change_settings, child, one, partials, visible
 from weightcache import DownloadError, LockTimeoutError, StorageError, aensure, ensure, status
 from weightcache._coordination import lock as coordination_lock
-from weightcache._runtime.identity import container_id, local_directory, process_start
-from weightcache._store import partials as store_partials
-from weightcache._store.partials import BLOCK
+from weightcache._runtime.writer_identity import container_id, local_directory, process_start
+from weightcache._store import partial_directory as store_partials
+from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(3 * BLOCK)
 
@@ -159,8 +159,8 @@ def test_no_directory_for_locks(
     origin.put("/a", DATA)
     origin.put("/b", b"other")
     quiet(one(DATA, origin.url("/a")), root)
-    monkeypatch.setattr("weightcache._runtime.identity.os.lstat", lstat)
-    monkeypatch.setattr("weightcache._runtime.identity.tempfile.gettempdir", fail)
+    monkeypatch.setattr("weightcache._runtime.writer_identity.os.lstat", lstat)
+    monkeypatch.setattr("weightcache._runtime.writer_identity.tempfile.gettempdir", fail)
     with pytest.raises(StorageError, match="no container-local directory"):
         local_directory(str(root))
     assert len(container_id(str(root))) == 12
@@ -288,7 +288,7 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
         if not line.startswith("opened"):
             journaled.set()
 
-    monkeypatch.setattr("weightcache._engine.host.root_lock", no_lock)
+    monkeypatch.setattr("weightcache._engine.local_host.root_lock", no_lock)
     monkeypatch.setattr(store_partials.Partial, "append", appending)
     with Filling(origin, root) as filling:
         assert journaled.wait(60)

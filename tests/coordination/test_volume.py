@@ -18,10 +18,10 @@ from origin import status as answer
 from support import blob, one, partials, visible
 from weightcache import DownloadError, NotCachedError, VolumeError, ensure, prune, status
 from weightcache._coordination.volume import VolumeSession
-from weightcache._store import files as store_files
 from weightcache._store import receipts as store_receipts
+from weightcache._store import version_files as store_files
 from weightcache._store.layout import Layout
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 from weightcache.manifest import Manifest
 
 DATA = blob(2 * BLOCK + 5)

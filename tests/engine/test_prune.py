@@ -12,7 +12,7 @@ import weightcache
 from origin import Origin
 from support import blob, directory, one, sha256, visible
 from weightcache import ensure, prune
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(3 * BLOCK + 12_345)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from weightcache._transfer.file_transfer import FileTask
-from weightcache._transfer.segments import PART
-from weightcache._transfer.stream import Body
+from weightcache._transfer.mirror_stream import Body
+from weightcache._transfer.transfer_types import PART
 
 SIZE = 4000 * PART
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefetching import LARGE, all_memfds, descriptors, memfds, others, readers
-from weightcache._prefetch import memory as prefetch_memory
+from weightcache._prefetch import memory_limit as prefetch_memory
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ import weightcache
 from origin import Origin
 from prefetching import LARGE, Gate, a_large_one_and_another, descriptors, memfds, readers
 from weightcache import ensure, prefetch, prefetch_files
-from weightcache._coordination import readers as coordination_readers
-from weightcache._prefetch import reader as prefetch_reader
-from weightcache._prefetch.file import PrefetchedFile
+from weightcache._coordination import background_readers as coordination_readers
+from weightcache._prefetch import prefetcher as prefetch_reader
+from weightcache._prefetch.prefetched_file import PrefetchedFile
 
 
 def test_ensure_commits_and_reloads_with_nothing_of_a_prefetch_open(

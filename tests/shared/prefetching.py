@@ -12,8 +12,8 @@ import pytest
 import weightcache
 from origin import Origin
 from support import blob, one
-from weightcache._prefetch import reader as prefetch_reader
-from weightcache._prefetch.file import READ_CHUNK
+from weightcache._prefetch import prefetcher as prefetch_reader
+from weightcache._prefetch.prefetched_file import READ_CHUNK
 
 LARGE = blob(2 * READ_CHUNK + 12345)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from weightcache._runtime import settings
+from weightcache._runtime import tuning_constants
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ def toml_of(manifest: dict[str, Any], path: Path) -> Path:
 
 def change_settings(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Change some `Settings` for one test."""
-    monkeypatch.setattr("weightcache._runtime.settings.DEFAULT", replace(settings.DEFAULT, **changes))
+    monkeypatch.setattr("weightcache._runtime.tuning_constants.DEFAULT", replace(tuning_constants.DEFAULT, **changes))
 
 
 def visible(root: Path) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from noting_volume import Volume
 from support import blob
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(2 * BLOCK + 5)
 FILES = {"config.json": b"{}", "model.bin": DATA, "vocab/.merges": b"", "vocab/words.txt": b"a b"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from content import FILES, GOOD, RATE, RIGHT, WAIT
 from faults import Switches
-from weightcache._runtime.settings import DEFAULT
+from weightcache._runtime.tuning_constants import DEFAULT
 
 if TYPE_CHECKING:
     from world import Container, World

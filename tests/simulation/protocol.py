@@ -10,8 +10,8 @@ from content import CHECKPOINTS, FILES, GOOD, OLD, SPARE, STALL, receipt
 from invariants import BrokenError, Patience
 from weightcache import DownloadError, NotCachedError
 from weightcache._coordination.lease import Lease
+from weightcache._store.partial_directory import STALE
 from weightcache._store.partial_file import VanishedError
-from weightcache._store.partials import STALE
 from world import Container, Process, Step, World
 
 

@@ -25,13 +25,13 @@ from typing import Any
 from unittest import mock
 
 from weightcache._coordination.volume import VolumeSession
-from weightcache._engine import install, reconcile
-from weightcache._engine.host import LocalHost
-from weightcache._engine.options import EnsureOptions
-from weightcache._runtime.identity import Writer
-from weightcache._store import files as store_files
+from weightcache._engine import execute_plan, miss_protocol
+from weightcache._engine.ensure_options import EnsureOptions
+from weightcache._engine.local_host import LocalHost
+from weightcache._runtime.writer_identity import Writer
 from weightcache._store import journal as store_journal
 from weightcache._store import partial_file
+from weightcache._store import version_files as store_files
 from weightcache._store.layout import Layout
 from weightcache.errors import DownloadError, IntegrityError, StorageError, WeightCacheError
 from weightcache.manifest import Manifest
@@ -215,7 +215,7 @@ class RootWorld:
         checkpoints = self.manifest.select(actor.names)
         options = EnsureOptions(progress=False)
         host = LocalHost(layout, checkpoints, options, VolumeSession(self.root, None), _Silent())  # type: ignore[arg-type]
-        if reconcile.run_sync(reconcile.reconcile(host, None, host)):
+        if miss_protocol.run_sync(miss_protocol.reconcile(host, None, host)):
             raise StorageError("vanished", hint="", path=self.root)
 
     def run_actor(self, actor: Actor) -> None:
@@ -315,8 +315,8 @@ def _patched(world: RootWorld) -> Iterator[None]:
         for name in CALLS:
             patch(os, name, lambda *a, _name=name, **o: world.call(_name, *a, **o))
         patch(partial_file.fcntl, "fcntl", world.lease)
-        patch(install, "download", world.download)
-        patch(install, "make_progress", lambda *_, **__: _Silent())
+        patch(execute_plan, "download", world.download)
+        patch(execute_plan, "make_progress", lambda *_, **__: _Silent())
         patch(store_files, "parallel_map", lambda work, items, check: [work(item, check) for item in items])
         patch(Writer, "new", world.new_writer)
         patch(Writer, "is_here", lambda writer, root: world.is_here(writer))

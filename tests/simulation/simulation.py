@@ -1,6 +1,6 @@
 """A deterministic simulation of many containers on one Volume: the shipped protocol on a model of everything else.
 
-One thread and a seeded scheduler. Each container runs `reconcile` with a `_lease.Lease`, as shipped; what they await
+One thread and a seeded scheduler. Each container runs `reconcile` with a `Lease`, as shipped; what they await
 is done here, on dictionaries, and at every await any other container may move, die, sleep, commit or reload. A seed
 replays exactly. A file is a tuple of blocks; a Volume is a mapping from paths to files.
 

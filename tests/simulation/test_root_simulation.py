@@ -7,9 +7,9 @@ import os
 import pytest
 
 from root_simulation import BrokenRootError, simulate_root
-from weightcache._engine.install import Installer
-from weightcache._engine.task import CheckpointTask
-from weightcache._store import files, journal, partial_file, partials
+from weightcache._engine.checkpoint_task import CheckpointTask
+from weightcache._engine.execute_plan import Installer
+from weightcache._store import journal, partial_directory, partial_file, version_files
 from weightcache._store.journal import Journal
 from weightcache._store.partial_file import PartialFile, VanishedError
 from weightcache.manifest import File
@@ -53,9 +53,9 @@ def _links_the_partial(self: Installer, needs: list[tuple[CheckpointTask, File]]
         source = verified.path
         if (task, file) != needs[0]:
             source = f"{verified.path}.copy"
-            if not files.link_or_copy(verified.path, source, file.sha256, lambda: None):
+            if not version_files.link_or_copy(verified.path, source, file.sha256, lambda: None):
                 raise VanishedError(source)
-        files.publish_file(self.layout, task.checkpoint, file, source)
+        version_files.publish_file(self.layout, task.checkpoint, file, source)
         task.placed(file, verified.size)
         if not task.missing:
             task.installed("downloaded")
@@ -101,7 +101,7 @@ class TrustsEveryLine(Journal):
 
 
 def test_a_journal_that_is_believed_to_be_whole_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partials, "Journal", TrustsEveryLine)
+    monkeypatch.setattr(partial_directory, "Journal", TrustsEveryLine)
     assert found().startswith("G5: IndexError")
 
 

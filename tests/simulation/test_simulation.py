@@ -18,8 +18,8 @@ from simulation import simulate
 from support import change_settings
 from weightcache import DownloadError, NotCachedError
 from weightcache._coordination.lease import Lease
-from weightcache._coordination.lease_state import Head
-from weightcache._engine import reconcile
+from weightcache._coordination.lease_observation import Head
+from weightcache._engine import miss_protocol
 from weightcache._store.partial_file import VanishedError
 from world import Step
 
@@ -119,12 +119,12 @@ async def _release_first(lease: Any, host: Any, digests: Sequence[str]) -> None:
             await host.prepare(digests)
             await host.install()
             await lease.release(digests, "done")
-            await reconcile.commit_results(host)
+            await miss_protocol.commit_results(host)
 
     await host.with_heartbeat(lease.beat, install_and_release())
 
 
-_right_protocol = reconcile.reconcile
+_right_protocol = miss_protocol.reconcile
 
 
 async def _blind_protocol(host: Any, lease: Any, clock: Any) -> list[str]:
@@ -134,10 +134,10 @@ async def _blind_protocol(host: Any, lease: Any, clock: Any) -> list[str]:
     missing = await host.missing()
     while missing:
         free = await lease.claimable(missing)
-        await reconcile.sync_volume(host)
+        await miss_protocol.sync_volume(host)
         missing = await host.missing()
         if held := await lease.claim([digest for digest in free if digest in missing]):
-            await reconcile._install_under_lease(lease, host, held)
+            await miss_protocol._install_under_lease(lease, host, held)
             missing = [digest for digest in missing if digest not in held]
         elif missing:
             await lease.wait(missing)
@@ -151,10 +151,10 @@ async def _claims_without_reload(host: Any, lease: Any, clock: Any) -> list[str]
     while missing:
         free = await lease.claimable(missing)
         if not reloaded or not free:
-            await reconcile.sync_volume(host)
+            await miss_protocol.sync_volume(host)
             reloaded, missing = True, await host.missing()
         if held := await lease.claim([digest for digest in free if digest in missing]):
-            await reconcile._install_under_lease(lease, host, held)
+            await miss_protocol._install_under_lease(lease, host, held)
             missing = await host.missing()
         elif missing:
             await lease.wait(missing)
@@ -169,11 +169,11 @@ async def _waits_while_holding(host: Any, lease: Any, clock: Any) -> list[str]:
         free = await lease.claimable([digest for digest in missing if digest not in held])
         held += await lease.claim(free[:1])
         if set(missing) <= set(held):
-            await reconcile._install_under_lease(lease, host, held)
+            await miss_protocol._install_under_lease(lease, host, held)
             missing, held = await host.missing(), []
         else:
             await host.with_heartbeat(lease.beat, lease.wait([digest for digest in missing if digest not in held]))
-            await reconcile.sync_volume(host)
+            await miss_protocol.sync_volume(host)
             missing = [digest for digest in await host.missing() if digest in missing]
             held = [digest for digest in held if digest in missing]
     return []
@@ -203,7 +203,7 @@ async def _reads_without_waiting(host: Any, lease: Any, clock: Any) -> list[str]
         return await _right_protocol(host, lease, clock)
     if missing := await host.missing():
         await lease.claimable(missing)
-        await reconcile.sync_volume(host)
+        await miss_protocol.sync_volume(host)
         if missing := await host.missing():
             await host.serve_read_only(missing)
     return []
@@ -226,7 +226,7 @@ async def _reads_without_waiting(host: Any, lease: Any, clock: Any) -> list[str]
 def test_a_wrong_protocol_is_found(
     name: str, wrong: Callable[..., Any], broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconcile, name, wrong)
+    monkeypatch.setattr(miss_protocol, name, wrong)
     if name == "reconcile":
         monkeypatch.setattr(world_model, "reconcile", wrong)
     said = found()
@@ -234,7 +234,7 @@ def test_a_wrong_protocol_is_found(
 
 
 def test_receipts_for_data_that_no_commit_took_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "commit_results", _receipts_whatever)
+    monkeypatch.setattr(miss_protocol, "commit_results", _receipts_whatever)
     rare = Switches(begin="stranger", visibility="file", commit_fails=0.7)
     assert found(switches=rare).startswith("G1")
 

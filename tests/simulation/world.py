@@ -13,8 +13,8 @@ from faults import Switches
 from invariants import BrokenError, Patience
 from weightcache import DownloadError, NotCachedError
 from weightcache._coordination.lease import Lease
-from weightcache._engine.reconcile import reconcile
-from weightcache._store.partials import STALE
+from weightcache._engine.miss_protocol import reconcile
+from weightcache._store.partial_directory import STALE
 
 if TYPE_CHECKING:
     from protocol import Host

@@ -16,11 +16,11 @@ import weightcache
 from origin import Origin
 from support import blob, one, partials, sha256
 from weightcache import Checkpoint, StorageError, ensure, prune, status
-from weightcache._runtime.descriptors import opened
-from weightcache._runtime.identity import Writer
+from weightcache._runtime.open_files import opened
+from weightcache._runtime.writer_identity import Writer
 from weightcache._store.journal import BLOCK, Journal, partial_age
 from weightcache._store.layout import Layout
-from weightcache._store.partials import STALE, Partial
+from weightcache._store.partial_directory import STALE, Partial
 from weightcache.manifest import Manifest
 
 SHA = "ab" * 32

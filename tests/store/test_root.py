@@ -155,7 +155,7 @@ def test_what_is_no_partial_is_not_swept(name: str, kind: str, victim: Path, roo
 
 def test_a_dead_writers_partial_that_is_a_link_is_not_taken_over(victim: Path, origin: Origin, root: Path) -> None:
     origin.put("/a", DATA)
-    from weightcache._runtime.identity import Writer
+    from weightcache._runtime.writer_identity import Writer
 
     planted = root / f".weightcache/partial/{sha256(DATA)}.{Writer.new(str(root))}"
     planted.parent.mkdir(parents=True)

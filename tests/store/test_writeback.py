@@ -18,7 +18,7 @@ from origin import Origin
 from support import blob, one, partials, sha256, until, visible
 from weightcache import StorageError, aensure, ensure, publish
 from weightcache._store import writeback
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 from weightcache._store.writeback import WAIT_BEFORE, WRITE, WriteBack
 
 DATA = blob(9 * BLOCK + 5)

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weightcache import WeightCacheError, ensure, prune, publish, status, verify
-from weightcache._runtime import settings
-from weightcache._runtime.identity import Writer, container_id
-from weightcache._store.partials import BLOCK, block_checksum
+from weightcache._runtime import tuning_constants
+from weightcache._runtime.writer_identity import Writer, container_id
+from weightcache._store.partial_directory import BLOCK, block_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -382,15 +382,15 @@ def attempt(world: World, case: Case) -> Outcome:
 
 def short_waits() -> None:
     """Do not wait long before another try."""
-    settings.DEFAULT = replace(
-        settings.DEFAULT, tries=2, backoff=0.001, backoff_max=0.002, volume_backoff=(0.0, 0.0), lock_poll=0.005
+    tuning_constants.DEFAULT = replace(
+        tuning_constants.DEFAULT, tries=2, backoff=0.001, backoff_max=0.002, volume_backoff=(0.0, 0.0), lock_poll=0.005
     )
 
 
 @contextmanager
 def world_here() -> Iterator[World]:
     """Make a world in a folder of its own, with short waits and a container-local directory of its own."""
-    kept = settings.DEFAULT, os.environ.get("TMPDIR")
+    kept = tuning_constants.DEFAULT, os.environ.get("TMPDIR")
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where fsync costs nothing
     with tempfile.TemporaryDirectory(prefix="errno-", dir=in_memory) as folder:
         os.mkdir(f"{folder}/local")
@@ -401,7 +401,7 @@ def world_here() -> Iterator[World]:
                 warnings.simplefilter("ignore", ResourceWarning)
                 yield World(folder)
         finally:
-            settings.DEFAULT, local = kept
+            tuning_constants.DEFAULT, local = kept
             os.environ.pop("TMPDIR")
             if local is not None:
                 os.environ["TMPDIR"] = local

@@ -14,7 +14,7 @@ import pytest
 from origin import Origin
 from support import MB, STEPS, blob, child, finish, one, partials, sha256, visible
 from weightcache import DownloadError, ensure, status, verify
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
 pytestmark = pytest.mark.crash
 

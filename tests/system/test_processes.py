@@ -16,7 +16,7 @@ import pytest
 from origin import Origin, gate
 from support import blob, child, finish, one, partials, sha256, start_together, until
 from weightcache import CheckpointReport, ensure
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(24 * BLOCK + 99)
 
@@ -213,7 +213,7 @@ def test_a_fork_while_a_thread_holds_the_gate(origin: Origin, root: Path) -> Non
 
 @pytest.mark.parametrize("task", ["", "ta-1"])
 def test_writers_are_told_apart(task: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weightcache._runtime.identity import Writer, process_start
+    from weightcache._runtime.writer_identity import Writer, process_start
 
     if task:
         monkeypatch.setenv("MODAL_TASK_ID", task)

@@ -20,7 +20,7 @@ import pytest
 from torch_files import KINDS, InMemory, assert_identical, held_by_process, plainly, weights, write
 from weightcache import prefetch_files
 from weightcache.errors import LoadError, StorageError
-from weightcache.torch import _optional_imports, load_state_dict
+from weightcache.torch import _lazy_imports, load_state_dict
 
 torch = pytest.importorskip("torch")
 
@@ -31,8 +31,8 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, and a zip file is large, from 256 KiB on."""
-    monkeypatch.setattr("weightcache._prefetch.reader.READ_CHUNK", 256 << 10)
-    monkeypatch.setattr("weightcache._prefetch.file.READ_CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.prefetcher.READ_CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.prefetched_file.READ_CHUNK", 256 << 10)
     monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", 256 << 10)
 
 
@@ -121,7 +121,7 @@ def test_too_little_memory_is_not_called_a_damaged_file(tmp_path: Path, monkeypa
 def test_without_room_in_memory_files_are_read_plainly(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightcache._prefetch.reader.free_memory", lambda: 1000.0)
+    monkeypatch.setattr("weightcache._prefetch.prefetcher.free_memory", lambda: 1000.0)
     path = write(tmp_path / "weights", weights(100_000), kind)
     gc.collect()  # what the tracebacks of other tests hold
     loaded = load_state_dict(path)
@@ -363,7 +363,7 @@ def test_a_torch_that_a_pickle_can_misuse_is_refused_for_pickles(
         load_state_dict(write(tmp_path / "weights.pt", {"a": torch.ones(3)}))
     assert load_state_dict(write(tmp_path / "weights.safetensors", {"a": torch.ones(3)}, "safetensors"))
     monkeypatch.setattr(torch, "__version__", "2.10.0a0+git123")
-    _optional_imports.require_safe_unpickling(torch)
+    _lazy_imports.require_safe_unpickling(torch)
 
 
 def test_a_pickle_that_takes_the_place_of_a_safetensors_file_is_refused_as_well(

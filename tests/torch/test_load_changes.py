@@ -12,7 +12,7 @@ import pytest
 
 from torch_files import InMemory, assert_identical, held_by_process, plainly, weights, write
 from weightcache import Prefetch
-from weightcache._coordination import readers
+from weightcache._coordination import background_readers
 from weightcache.errors import LoadError, StorageError
 from weightcache.torch import load_state_dict
 
@@ -22,8 +22,8 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, and a zip file is large, from 256 KiB on."""
-    monkeypatch.setattr("weightcache._prefetch.reader.READ_CHUNK", 256 << 10)
-    monkeypatch.setattr("weightcache._prefetch.file.READ_CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.prefetcher.READ_CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.prefetched_file.READ_CHUNK", 256 << 10)
     monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", 256 << 10)
 
 
@@ -114,7 +114,7 @@ def test_nothing_of_a_file_that_is_being_loaded_is_open_during_a_commit_or_reloa
 
     def reload() -> None:
         assert reading.wait(60)
-        with readers.pause_all():
+        with background_readers.pause_all():
             held.append(held_by_process(path))
             if retimed:
                 os.utime(path, ns=(1, 1))
@@ -134,7 +134,7 @@ def test_nothing_of_a_file_that_is_being_loaded_is_open_during_a_commit_or_reloa
 def test_a_file_that_is_written_to_while_it_is_loaded_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, prefetch: bool
 ) -> None:
-    monkeypatch.setattr("weightcache._prefetch.reader.free_memory", lambda: 1000.0)
+    monkeypatch.setattr("weightcache._prefetch.prefetcher.free_memory", lambda: 1000.0)
     path = write(tmp_path / "weights", weights(100_000) if kind == "large zip" else {"a": torch.ones(3)}, kind)
     memory = InMemory(path) if prefetch else None
     held = memory.path(path) if memory else path

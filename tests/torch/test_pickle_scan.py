@@ -27,8 +27,8 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, and a zip file is large, from 256 KiB on."""
-    monkeypatch.setattr("weightcache._prefetch.reader.READ_CHUNK", 256 << 10)
-    monkeypatch.setattr("weightcache._prefetch.file.READ_CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.prefetcher.READ_CHUNK", 256 << 10)
+    monkeypatch.setattr("weightcache._prefetch.prefetched_file.READ_CHUNK", 256 << 10)
     monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", 256 << 10)
 
 

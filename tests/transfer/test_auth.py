@@ -19,7 +19,7 @@ from origin import Origin, broken, redirect
 from origin import status as answer
 from support import blob, change_settings, one
 from weightcache import DownloadError, ensure
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 from weightcache.cli.main import main
 
 DATA = blob(BLOCK + 500)

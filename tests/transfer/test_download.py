@@ -21,7 +21,7 @@ from origin import Fault, Origin, broken, hang_up, other_bytes, redirect, stalle
 from origin import status as answer
 from support import blob, change_settings, one, partials, sha256, visible
 from weightcache import DownloadError, IntegrityError, ensure
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(2 * BLOCK + 77_777)
 FLIPPED = DATA[:1_000_000] + bytes([DATA[1_000_000] ^ 1]) + DATA[1_000_001:]

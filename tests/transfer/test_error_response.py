@@ -225,7 +225,7 @@ def test_a_signature_of_the_host_itself(origin: Origin, root: Path) -> None:
 def test_a_page_costs_no_byte_of_an_earlier_run(origin: Origin, root: Path) -> None:
     """A host that wants a login today had the file yesterday: what it sent then is kept."""
     from origin import broken
-    from weightcache._store.partials import BLOCK
+    from weightcache._store.partial_directory import BLOCK
 
     data = blob(2 * BLOCK + 5)
     origin.put("/w.pt", data, faults=[broken(BLOCK + 5)], always=answer(404))

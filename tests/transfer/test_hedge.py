@@ -13,7 +13,7 @@ import weightcache
 from origin import Exchange, Origin
 from support import blob, one, partials
 from weightcache import ensure
-from weightcache._runtime.settings import Settings
+from weightcache._runtime.tuning_constants import Settings
 from weightcache._transfer import work_stealing
 
 MB = 1 << 20

@@ -17,11 +17,11 @@ from origin import status as answer
 from schedule import SIZE, Answer, Nowhere
 from support import blob, one
 from weightcache import DownloadError, Manifest, ensure
-from weightcache._runtime.settings import Settings
+from weightcache._runtime.tuning_constants import Settings
 from weightcache._transfer.file_transfer import FileTask
+from weightcache._transfer.mirror_stream import SourceError, TransientError
 from weightcache._transfer.scheduler import Scheduler
-from weightcache._transfer.segments import Job
-from weightcache._transfer.stream import SourceError, TransientError
+from weightcache._transfer.transfer_types import Job
 
 MB = 1 << 20
 DATA = blob(12 * MB + 77)

@@ -15,7 +15,7 @@ import pytest
 from origin import Origin, broken
 from support import blob, change_settings, directory, one
 from weightcache import ensure
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 from weightcache._transfer import progress as transfer_progress
 
 DATA = blob(BLOCK + 500)

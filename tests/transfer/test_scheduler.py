@@ -18,22 +18,22 @@ from hypothesis import strategies as st
 
 from support import blob, one
 from weightcache import DownloadError, IntegrityError, Manifest
-from weightcache._runtime.settings import Settings
-from weightcache._transfer import file_transfer, hedge, segments, work_stealing
+from weightcache._runtime.tuning_constants import Settings
+from weightcache._transfer import file_transfer, hedge, transfer_types, work_stealing
 from weightcache._transfer import scheduler as transfer_scheduler
 from weightcache._transfer.file_transfer import FileTask, FileTransfer
+from weightcache._transfer.mirror_stream import RangeError, SourceError, TransientError, WrongBytesError
 from weightcache._transfer.scheduler import Scheduler
-from weightcache._transfer.segments import Block, Job
-from weightcache._transfer.stream import RangeError, SourceError, TransientError, WrongBytesError
+from weightcache._transfer.transfer_types import Block, Job
 
 BLOCK, PART, LIMIT = 16, 64, 6
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (segments, hedge, work_stealing, transfer_scheduler, file_transfer):
+    for module in (transfer_types, hedge, work_stealing, transfer_scheduler, file_transfer):
         monkeypatch.setattr(module, "BLOCK", BLOCK)
-    for module in (segments, transfer_scheduler, file_transfer):
+    for module in (transfer_types, transfer_scheduler, file_transfer):
         monkeypatch.setattr(module, "PART", PART)
 
 

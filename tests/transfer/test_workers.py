@@ -21,12 +21,12 @@ from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redire
 from origin import status as answer
 from support import MB, blob, change_settings, directory, one, partials, sha256, visible
 from weightcache import DownloadError, IntegrityError, ensure
-from weightcache._runtime.settings import Settings
+from weightcache._runtime.tuning_constants import Settings
+from weightcache._store.partial_directory import BLOCK
 from weightcache._store.partial_file import PartialFile
-from weightcache._store.partials import BLOCK
-from weightcache._transfer import response, workers
+from weightcache._transfer import file_response, workers
 from weightcache._transfer.scheduler import Scheduler
-from weightcache._transfer.segments import PART
+from weightcache._transfer.transfer_types import PART
 
 DATA = blob(40 * MB)
 SLOW = 8e6  # bytes a second for each connection
@@ -294,7 +294,7 @@ def test_a_kernel_that_does_not_count_what_is_queued(
     def refuse(*_: object) -> None:
         raise OSError(25, "Inappropriate ioctl for device")
 
-    monkeypatch.setattr(response.fcntl, "ioctl", refuse)
+    monkeypatch.setattr(file_response.fcntl, "ioctl", refuse)
     origin.put("/a", DATA, rate=SLOW)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
 
@@ -333,7 +333,7 @@ def test_a_slow_disk_is_not_a_stalled_mirror(origin: Origin, root: Path, monkeyp
             time.sleep(0.6)  # the stimulus itself
         return write(descriptor, data, offset)
 
-    monkeypatch.setattr("weightcache._store.partials.os.pwrite", pwrite)
+    monkeypatch.setattr("weightcache._store.partial_directory.os.pwrite", pwrite)
     origin.put("/a", DATA, rate=SLOW)
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA

@@ -42,7 +42,7 @@ def test_the_end_of_a_failed_download_ends_its_threads(
         quiet(manifest, root)
     assert threads() == []
     monkeypatch.setattr(
-        "weightcache._store.partials.os.pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space"))
+        "weightcache._store.partial_directory.os.pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space"))
     )
     with pytest.raises(weightcache.StorageError):
         quiet(one(DATA, origin.url("/a")), root / "b")

@@ -7,13 +7,13 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from weightcache._runtime import settings as runtime_settings
+from weightcache._runtime import tuning_constants as runtime_settings
 from weightcache._runtime.threads import daemon_threads_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from weightcache._runtime.settings import Settings
+    from weightcache._runtime.tuning_constants import Settings
 
     from .lease import Store
     from .volume import Volume

@@ -19,15 +19,15 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from weightcache._runtime import settings as runtime_settings
+from weightcache._runtime import tuning_constants as runtime_settings
 
-from .lease_state import Head, LeaseState
+from .lease_observation import Head, LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import TypeAlias
 
-    from weightcache._runtime.settings import Settings
+    from weightcache._runtime.tuning_constants import Settings
 
     # Waits for so many seconds; returns whether to go on afterwards.
     Pause: TypeAlias = Callable[[float], Awaitable[bool]]

@@ -15,9 +15,9 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from weightcache._runtime import settings as runtime_settings
-from weightcache._runtime.descriptors import OwnedResource
-from weightcache._runtime.identity import note_path, write_note
+from weightcache._runtime import tuning_constants as runtime_settings
+from weightcache._runtime.open_files import OwnedResource
+from weightcache._runtime.writer_identity import note_path, write_note
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
 
 try:
@@ -30,7 +30,7 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from weightcache._runtime.settings import Settings
+    from weightcache._runtime.tuning_constants import Settings
 
 _log = logging.getLogger("weightcache")
 

@@ -15,19 +15,19 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
-from weightcache._runtime import settings as runtime_settings
-from weightcache._runtime.identity import in_modal_container, note_path
-from weightcache._runtime.write_guard import announce_writing, is_writing
+from weightcache._runtime import tuning_constants as runtime_settings
+from weightcache._runtime.announced_writes import announce_writing, is_writing
+from weightcache._runtime.writer_identity import in_modal_container, note_path
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import MODAL_VOLUMES
 
+from .background_readers import pause_all
 from .lock import reload_lock
-from .readers import pause_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from weightcache._runtime.settings import Settings
+    from weightcache._runtime.tuning_constants import Settings
 
 _log = logging.getLogger("weightcache")
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightcache._coordination.volume import VolumeSession
-from weightcache._runtime.descriptors import close_on_interrupt
+from weightcache._runtime.open_files import close_on_interrupt
 from weightcache._store.inspect import inspect
-from weightcache._store.partials import journaled_bytes
+from weightcache._store.partial_directory import journaled_bytes
 from weightcache._store.root import check_root, find_symlink, is_read_only
 from weightcache.reports import Plan
 
-from .install import OFFLINE, READ_ONLY, WITHOUT_URL
+from .execute_plan import OFFLINE, READ_ONLY, WITHOUT_URL
 from .plan import Contents, plan
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from weightcache.manifest import Checkpoint
     from weightcache.reports import CheckpointPlan
 
-    from .options import EnsureOptions
+    from .ensure_options import EnsureOptions
 
 
 @close_on_interrupt

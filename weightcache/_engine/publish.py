@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache._coordination.lock import root_lock
 from weightcache._coordination.volume import VolumeSession
-from weightcache._runtime.descriptors import close_on_interrupt
-from weightcache._store import files as store_files
+from weightcache._runtime.open_files import close_on_interrupt
 from weightcache._store import root as store_root
-from weightcache._store.file_kind import HEAD, POINTER, foreign_content
+from weightcache._store import version_files as store_files
+from weightcache._store.content_sniffing import HEAD, POINTER, foreign_content
 from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index, missing_shards
 from weightcache._transfer.progress import make_progress
 from weightcache._views.weights import weights_if_ready
@@ -26,9 +26,9 @@ from weightcache.errors import ManifestError, StorageError, VolumeError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
-from .host import ensure_on_miss
-from .install import changed_while_read
-from .options import EnsureOptions
+from .ensure_options import EnsureOptions
+from .execute_plan import changed_while_read
+from .local_host import ensure_on_miss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.descriptors import close_on_interrupt
-from weightcache._store.files import verified_sizes
+from weightcache._runtime.open_files import close_on_interrupt
+from weightcache._store.version_files import verified_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,8 +16,8 @@ from weightcache._store.layout import Layout
 from weightcache.errors import WeightCacheError
 from weightcache.manifest import Manifest
 
-from .file import PrefetchedFile, reason
-from .reader import Prefetch, PrefetchStats
+from .prefetched_file import PrefetchedFile, reason
+from .prefetcher import Prefetch, PrefetchStats
 
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
 if TYPE_CHECKING:

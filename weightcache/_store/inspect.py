@@ -92,7 +92,7 @@ def read_bytes(path: str, limit: int) -> bytes | None:
 def _open(path: str, flags: int) -> int:
     numbers: list[int] = []
     try:
-        # As in `_runtime.descriptors`, which a hit need not import: Ctrl-C cannot come between the call and the list.
+        # As in `_runtime.open_files`, which a hit need not import: Ctrl-C cannot come between the call and the list.
         numbers.extend(map(os.open, (path,), (flags | os.O_NONBLOCK | os.O_NOFOLLOW,)))
         return numbers[0]
     except BaseException:

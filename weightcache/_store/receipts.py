@@ -9,16 +9,16 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.atomic import replace_file
-from weightcache._runtime.identity import Writer
-from weightcache._runtime.write_guard import require_writing
+from weightcache._runtime.announced_writes import require_writing
+from weightcache._runtime.atomic_replace import replace_file
+from weightcache._runtime.writer_identity import Writer
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import digest_problem, name_problem, path_problem
 
 from .inspect import RECEIPT_FORMAT, list_directories, list_names, read_receipt
 from .layout import version_path
+from .partial_directory import UNFINISHED_RECEIPT
 from .partial_file import VanishedError
-from .partials import UNFINISHED_RECEIPT
 from .root import refuse_links
 
 if TYPE_CHECKING:

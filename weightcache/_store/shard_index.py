@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from weightcache.manifest.validate import path_problem
 
-from .file_kind import holds_weights
+from .content_sniffing import holds_weights
 
 if TYPE_CHECKING:
     from collections.abc import Collection

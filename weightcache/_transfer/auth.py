@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from weightcache.manifest.validate import user_path
 
-from .stream import SourceError
+from .mirror_stream import SourceError
 
 _TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its variables
 

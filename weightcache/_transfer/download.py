@@ -16,17 +16,17 @@ from weightcache._runtime.cancel import Cancel
 from weightcache._runtime.threads import thread_error_hint
 from weightcache.errors import DownloadError
 
-from .client import Client
+from .mirror_client import Client
 from .scheduler import Scheduler
-from .segments import Job
-from .worker_state import WorkerState
+from .shared_state import WorkerState
+from .transfer_types import Job
 from .workers import Connection, Hasher, clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from weightcache._coordination.lock import Holder
-    from weightcache._runtime.settings import Settings
+    from weightcache._runtime.tuning_constants import Settings
 
     from .file_transfer import FileTransfer
     from .progress import Progress, Track

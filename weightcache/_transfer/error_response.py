@@ -6,16 +6,16 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from .auth import is_signed
-from .environment import netrc_problem, proxy_refusal
-from .rate_limits import RETRYABLE, SECONDARY, THROTTLED, seconds_to_wait
+from .http_environment import netrc_problem, proxy_refusal
+from .mirror_stream import RangeError, SourceError, TransientError
 from .response_head import read_head, redirected_host, status_in_words, unexpected_content
+from .retry_policy import RETRYABLE, SECONDARY, THROTTLED, seconds_to_wait
 from .server_message import reason, secrets_in
-from .stream import RangeError, SourceError, TransientError
 
 if TYPE_CHECKING:
     import requests
 
-    from .environment import Proxy
+    from .http_environment import Proxy
 
 HEAD = 4096  # bytes that are read of the body of an error
 _MEANING = {

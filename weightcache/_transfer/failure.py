@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from .stream import RangeError, TransientError
+from .mirror_stream import RangeError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .mirror import Mirror
-    from .server import Server
-    from .stream import SourceError
-    from .task import FileT, Task
+    from .connection_task import FileT, Task
+    from .mirror_state import Mirror
+    from .mirror_stream import SourceError
+    from .server_state import Server
 
 # What happens to the bytes of a file after a failure: nothing; read them again from the start, with those of the
 # partial; or drop them all, those of the partial included.

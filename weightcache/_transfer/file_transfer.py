@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from weightcache._store.file_kind import HEAD
-from weightcache._store.partials import BLOCK
+from weightcache._store.content_sniffing import HEAD
+from weightcache._store.partial_directory import BLOCK
 from weightcache.errors import redacted
 
 from . import hedge
+from .byte_tracking import FileBytes
+from .connection_task import Task
 from .failure import Failure
-from .file_bytes import FileBytes
-from .segments import PART, Segment
-from .stream import ChangedError, WrongBytesError
-from .task import Task
+from .mirror_stream import ChangedError, WrongBytesError
+from .transfer_types import PART, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .failure import Decision, Recovery
-    from .mirror import Mirror
+    from .mirror_state import Mirror
+    from .mirror_stream import Body, SourceError
     from .mirrors import Mirrors
-    from .segments import Job
-    from .stream import Body, SourceError
+    from .transfer_types import Job
 
 FileTask: TypeAlias = "Task[FileTransfer]"
 

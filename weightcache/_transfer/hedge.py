@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
-from .segments import Segment
-from .task import FileT, Task
+from .connection_task import FileT, Task
+from .transfer_types import Segment
 
 if TYPE_CHECKING:
-    from .mirror import Mirror
+    from .mirror_state import Mirror
 
 
 def start(primary: Task[FileT], mirror: Mirror, now: float) -> Task[FileT]:

@@ -12,17 +12,17 @@ from weightcache.errors import Attempt, DownloadError, IntegrityError, redacted
 from weightcache.manifest.urls import hub_page, resolved_url
 
 from .failure import Decision
-from .mirror import Mirror
-from .stream import ChangedError, RangeError, SourceError, WrongBytesError
+from .mirror_state import Mirror
+from .mirror_stream import ChangedError, RangeError, SourceError, WrongBytesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from weightcache._runtime.settings import Settings
+    from weightcache._runtime.tuning_constants import Settings
     from weightcache.manifest import Checkpoint, File
 
     from .failure import Failure
-    from .server import Servers
+    from .server_state import Servers
 
 _log = logging.getLogger("weightcache")
 

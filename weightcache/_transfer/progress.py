@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from weightcache._runtime.settings import Settings
+from weightcache._runtime.tuning_constants import Settings
 
 if TYPE_CHECKING:
     from weightcache.manifest import Checkpoint, File

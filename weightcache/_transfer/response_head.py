@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from weightcache._store.file_kind import foreign_content
+from weightcache._store.content_sniffing import foreign_content
 
-from .deadline import stream_of
+from .read_deadline import stream_of
 
 if TYPE_CHECKING:
     import requests

@@ -14,26 +14,26 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
 from . import work_stealing
-from .file_queue import FileQueue
+from .file_states import FileQueue
 from .file_transfer import FileTransfer
 from .link_speed import LinkSpeed
 from .mirrors import Mirrors
-from .segments import PART, Block, BufferPool
-from .server import Servers
+from .server_state import Servers
+from .transfer_types import PART, Block, BufferPool
 from .work_stealing import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from weightcache._runtime.settings import Settings
+    from weightcache._runtime.tuning_constants import Settings
     from weightcache.errors import DownloadError
 
     from .file_transfer import FileTask
-    from .segments import Job
-    from .stream import Body, SourceError
+    from .mirror_stream import Body, SourceError
+    from .transfer_types import Job
 
 _log = logging.getLogger("weightcache")
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from weightcache._runtime.settings import Settings
+    from weightcache._runtime.tuning_constants import Settings
 
     from .file_transfer import FileTask
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import CancelledByCallerError
 from weightcache._runtime.threads import daemon_threads_allowed
-from weightcache._store.partials import BLOCK
+from weightcache._store.partial_directory import BLOCK
 
-from .segments import Block
-from .stream import SourceError, TransientError, WrongBytesError
+from .mirror_stream import SourceError, TransientError, WrongBytesError
+from .transfer_types import Block
 
 if TYPE_CHECKING:
     from .file_transfer import FileTask
-    from .stream import Body
-    from .worker_state import WorkerState
+    from .mirror_stream import Body
+    from .shared_state import WorkerState
 
 # One of many connections sleeps before a read that would return less than SHORT: a wake-up costs more than the copy.
 SHORT = 32 << 10  # bytes

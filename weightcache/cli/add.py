@@ -11,20 +11,20 @@ from weightcache.manifest import Checkpoint, File
 from weightcache.manifest.urls import has_ending, name_from_url, variables
 from weightcache.manifest.validate import name_problem
 
-from .add_directory import directory_drafts, directory_sources, publish_directory
-from .flags import EXPECT, JSON, MANIFEST, PRINT, QUIET, ROOT
-from .manifest_draft import UNKNOWN, Draft, HubUrl, Pin, drafts
+from .add_from_dir import directory_drafts, directory_sources, publish_directory
+from .command_spec import Command, Flag
+from .pin_staging import open_staging
 from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, to_json
-from .registry import Command, Flag
 from .sha256sums import read_sha256sums
-from .staging import open_staging
+from .shared_flags import EXPECT, JSON, MANIFEST, PRINT, QUIET, ROOT
 from .toml_edit import ManifestFile
+from .unpinned_entries import UNKNOWN, Draft, HubUrl, Pin, drafts
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-    from .staging import Staging
+    from .pin_staging import Staging
 
 # Query parameters that hold secrets: of Azure, Amazon S3, Google Cloud Storage, and of CivitAI and GitLab.
 SIGNATURES = {"sig", "signature", "x-amz-signature", "x-goog-signature", "token", "access_token", "private_token"}
@@ -114,7 +114,7 @@ def _from_urls(options: argparse.Namespace, staging: Staging | None) -> Draft:
     if options.from_sha256sums:
         _use_sha256sums(draft, options)
     elif (hub := HubUrl.parse(draft.urls[0])) and hub.path:
-        from .hub import snapshot
+        from .hub_client import snapshot
 
         # Only the Hub knows whether a path in a repository is a file or a directory.
         found = snapshot(hub, draft.auth, draft.name)
@@ -176,7 +176,7 @@ def _use_sha256sums(draft: Draft, options: argparse.Namespace) -> None:
     if inner := "" if draft.is_directory else _listed(digests, draft.urls[0]):
         draft.pins = {options.file or inner.rpartition("/")[2]: Pin(digests[inner], None, evidence)}
         return
-    from .hub import select_files
+    from .hub_client import select_files
 
     draft.is_directory = draft.knows_files = True
     selected = select_files(sorted(digests), options.include, options.exclude, f"in {options.from_sha256sums}")

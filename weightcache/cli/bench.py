@@ -13,17 +13,17 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from weightcache._prefetch.file import READ_CHUNK
-from weightcache._runtime.descriptors import Descriptor, opened
+from weightcache._prefetch.prefetched_file import READ_CHUNK
+from weightcache._runtime.open_files import Descriptor, opened
 from weightcache._runtime.threads import thread_error_hint
 from weightcache._store.layout import Layout, version_path
 from weightcache._store.receipts import iter_receipts, receipt_files
 from weightcache._store.root import check_root
 from weightcache.errors import NotCachedError, StorageError, WeightCacheError
 
-from .flags import ENV, JSON, ROOT, VOLUME
+from .command_spec import Command, Flag, Remote
 from .output import print_json, print_table
-from .registry import Command, Flag, Remote
+from .shared_flags import ENV, JSON, ROOT, VOLUME
 
 if TYPE_CHECKING:
     import argparse

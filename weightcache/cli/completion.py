@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .command_spec import Command, Flag
 from .parser import build_parser
-from .registry import Command, Flag
 
 if TYPE_CHECKING:
     import argparse

@@ -10,13 +10,13 @@ import shlex
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from weightcache._store.file_kind import EMPTY, POINTER, foreign_content, holds_weights, lfs_pointer_target
+from weightcache._store.content_sniffing import EMPTY, POINTER, foreign_content, holds_weights, lfs_pointer_target
 from weightcache.errors import Attempt, DownloadError, redacted
 from weightcache.manifest.urls import has_ending, hub_endpoint, local_path, resolved_url
 
 if TYPE_CHECKING:
     from .hash_remote import Opening
-    from .manifest_draft import Draft
+    from .unpinned_entries import Draft
 
 _HUB_FILE = re.compile(r"/([^/]+/[^/]+)/(?:raw|blob)/([^/]+)/(.+)")
 _HUB_PAGE = re.compile(r"/([^/]+/[^/]+?)/?(?:/tree/([^/]+)(/.+)?)?")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.identity import in_modal_container, note_path
+from weightcache._runtime.writer_identity import in_modal_container, note_path
 from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache._store.root import check_root
@@ -18,10 +18,10 @@ from weightcache.errors import StorageError, WeightCacheError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import MODAL_VOLUMES
 
-from .flags import ENV, JSON, MANIFEST, NO_ROOT, ROOT, VOLUME
+from .command_spec import Command, Flag, Group
 from .modal_app import connect, version_of
 from .output import print_json, print_table
-from .registry import Command, Flag, Group
+from .shared_flags import ENV, JSON, MANIFEST, NO_ROOT, ROOT, VOLUME
 
 if TYPE_CHECKING:
     import argparse

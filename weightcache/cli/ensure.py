@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import weightcache
 
+from .command_spec import Command, Flag, Group, Remote
 from .dry_run import dry_run
-from .flags import CREATE, ENV, JSON, MANIFEST, NAMES, QUIET, ROOT, VERSION, VOLUME
 from .output import print_json, print_table
-from .registry import Command, Flag, Group, Remote
+from .shared_flags import CREATE, ENV, JSON, MANIFEST, NAMES, QUIET, ROOT, VERSION, VOLUME
 
 if TYPE_CHECKING:
     import argparse

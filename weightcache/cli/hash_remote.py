@@ -13,11 +13,11 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from weightcache._runtime import settings
+from weightcache._runtime import tuning_constants
 from weightcache._runtime.cancel import Cancel
-from weightcache._store.file_kind import HEAD
-from weightcache._transfer.client import Client
-from weightcache._transfer.stream import RangeError, SourceError, TransientError, WrongBytesError
+from weightcache._store.content_sniffing import HEAD
+from weightcache._transfer.mirror_client import Client
+from weightcache._transfer.mirror_stream import RangeError, SourceError, TransientError, WrongBytesError
 from weightcache.errors import Attempt, DownloadError, IntegrityError, StorageError, redacted
 from weightcache.manifest.urls import hub_page, resolved_url
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, BinaryIO
 
-    from weightcache._transfer.stream import Body
+    from weightcache._transfer.mirror_stream import Body
 
 CHUNK = 1 << 20  # bytes
 
@@ -75,7 +75,7 @@ class Reader:
     def __init__(self, urls: list[str], auth: str | None, name: str) -> None:
         self._urls, self._auth, self._name = urls, auth, name
         self._cancel = Cancel()
-        self._settings = replace(settings.DEFAULT, connections=1)
+        self._settings = replace(tuning_constants.DEFAULT, connections=1)
         self._client = Client(self._cancel, self._settings)
 
     def close(self) -> None:

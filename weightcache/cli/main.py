@@ -23,9 +23,9 @@ from weightcache.errors import (
 
 from . import modal_runner
 from .commands import COMMANDS
-from .flags import NO_ROOT
 from .output import echo
 from .parser import build_parser
+from .shared_flags import NO_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

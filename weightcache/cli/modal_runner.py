@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from weightcache.manifest import Manifest
 from weightcache.modal.image import add_manifest, manifest_path
 
-from .flags import manifests_of
+from .command_spec import Group
 from .modal_app import MOUNT, connect, in_app, open_secrets
 from .output import echo
-from .registry import Group
+from .shared_flags import manifests_of
 
 if TYPE_CHECKING:
     import argparse
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import modal
 
-    from .registry import Command
+    from .command_spec import Command
 
 
 def usage_problem(command: Command, options: argparse.Namespace) -> str | None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import weightcache
 
-from .registry import Group
+from .command_spec import Group
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .registry import Command, Flag
+    from .command_spec import Command, Flag
 
 EXIT_CODES = """\
 exit codes:

@@ -12,19 +12,19 @@ from weightcache.errors import ManifestError
 from weightcache.manifest.urls import has_ending
 from weightcache.manifest.validate import user_path
 
-from .flags import EXPECT, JSON, MANIFEST, NAMES, PRINT, QUIET, ROOT
-from .manifest_draft import drafts, select
+from .command_spec import Command, Flag
 from .output import print_json, print_table
+from .pin_staging import open_staging
 from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, to_json
-from .registry import Command, Flag
-from .staging import open_staging
+from .shared_flags import EXPECT, JSON, MANIFEST, NAMES, PRINT, QUIET, ROOT
 from .toml_edit import ManifestFile, require_tomlkit
+from .unpinned_entries import drafts, select
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from .manifest_draft import Draft
+    from .unpinned_entries import Draft
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def _check(wanted: Sequence[Draft], options: argparse.Namespace) -> int:
         key, all_well = "unpinned", "everything is pinned"
         rows: list[dict[str, Any]] = [{"name": draft.name, key: draft.missing_pins()} for draft in wanted]
     else:
-        from .outdated import changes  # not at the top: it imports requests, which `status` does not need
+        from .check_upstream import changes  # not at the top: it imports requests, which `status` does not need
 
         key, all_well = "moved", "nothing moved"
         rows = [{"name": draft.name, key: changes(draft)} for draft in wanted]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from .manifest_draft import Draft
-    from .staging import Staging
+    from .pin_staging import Staging
+    from .unpinned_entries import Draft
 
 
 def complete_draft(draft: Draft, staging: Staging | None, options: argparse.Namespace) -> None:

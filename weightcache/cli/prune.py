@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import weightcache
 
-from .flags import ENV, JSON, MANIFESTS, ROOT, VOLUME, manifests_of
+from .command_spec import Command, Flag, Remote
 from .output import echo, print_json
-from .registry import Command, Flag, Remote
+from .shared_flags import ENV, JSON, MANIFESTS, ROOT, VOLUME, manifests_of
 
 if TYPE_CHECKING:
     import argparse

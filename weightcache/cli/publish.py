@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import weightcache
 from weightcache._store.layout import Layout
 
-from .flags import JSON, ROOT
+from .command_spec import Command, Flag
 from .output import echo, print_json
-from .registry import Command, Flag
+from .shared_flags import JSON, ROOT
 
 if TYPE_CHECKING:
     import argparse

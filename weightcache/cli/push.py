@@ -10,17 +10,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import weightcache
-from weightcache._store.file_kind import HEAD, POINTER, foreign_content
+from weightcache._store.content_sniffing import HEAD, POINTER, foreign_content
 from weightcache._store.inspect import read_bytes, read_receipt
 from weightcache._store.layout import Layout, receipt_path, version_path
 from weightcache._store.receipts import receipt_bytes
 from weightcache.errors import StorageError
 from weightcache.manifest import Manifest
 
-from .flags import CREATE, ENV, JSON, MANIFEST, NAMES, ROOT, VERSION, VOLUME
+from .command_spec import Command, Flag
 from .modal_app import connect, translated
 from .output import echo, print_json, print_table
-from .registry import Command, Flag
+from .shared_flags import CREATE, ENV, JSON, MANIFEST, NAMES, ROOT, VERSION, VOLUME
 
 if TYPE_CHECKING:
     import argparse

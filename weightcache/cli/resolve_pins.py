@@ -7,24 +7,24 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from weightcache._store.file_kind import HEAD
+from weightcache._store.content_sniffing import HEAD
+from weightcache._transfer.mirror_stream import SourceError
 from weightcache._transfer.progress import make_progress
-from weightcache._transfer.stream import SourceError
 from weightcache.errors import IntegrityError, redacted
 from weightcache.manifest.urls import resolved_url
 
 from .content_check import content_error, content_problem
 from .hash_remote import Reader
-from .hub import path_not_found, select_files, snapshot
-from .manifest_draft import HubUrl, Pin
+from .hub_client import path_not_found, select_files, snapshot
 from .shard_check import warn_of_missing_shards
+from .unpinned_entries import HubUrl, Pin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .hash_remote import Measured
-    from .hub import Snapshot
-    from .manifest_draft import Draft
+    from .hub_client import Snapshot
+    from .unpinned_entries import Draft
 
 # torch.hub's names end in the first digits of the file's sha256: resnet18-5c106cde.pth.
 _DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+")

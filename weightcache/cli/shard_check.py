@@ -6,13 +6,13 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index, missing_shards
-from weightcache._transfer.stream import SourceError
+from weightcache._transfer.mirror_stream import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from .hash_remote import Reader
-    from .manifest_draft import Draft, Pin
+    from .unpinned_entries import Draft, Pin
 
 
 def warn_of_missing_shards(draft: Draft, reader: Reader, listed: Collection[str] | None) -> None:

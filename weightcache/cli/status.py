@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import weightcache
 
-from .flags import ENV, JSON, MANIFEST, NAMES, ROOT, VOLUME
+from .command_spec import Command
 from .output import print_statuses
-from .registry import Command
+from .shared_flags import ENV, JSON, MANIFEST, NAMES, ROOT, VOLUME
 
 if TYPE_CHECKING:
     import argparse

@@ -12,7 +12,7 @@ from weightcache.manifest import Manifest
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.validate import user_path
 
-from .manifest_draft import drafts
+from .unpinned_entries import drafts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -24,7 +24,7 @@ from contextlib import suppress
 
 from weightcache._api import aensure, ensure
 from weightcache._prefetch.api import prefetch, prefetch_files
-from weightcache._runtime.identity import in_modal_container as in_container
+from weightcache._runtime.writer_identity import in_modal_container as in_container
 from weightcache.errors import ManifestError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from weightcache._coordination.kv import LeaseSource
-    from weightcache._engine.options import CommonArguments
+    from weightcache._engine.ensure_options import CommonArguments
     from weightcache._prefetch.api import Prefetch
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from weightcache.errors import LoadError
 
-from ._optional_imports import import_torch
+from ._lazy_imports import import_torch
 
 
 def assign_into(

@@ -11,21 +11,21 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from weightcache._prefetch.api import prefetch_files
-from weightcache._prefetch.file import READ_CHUNK
-from weightcache._runtime.descriptors import opened
+from weightcache._prefetch.prefetched_file import READ_CHUNK
+from weightcache._runtime.open_files import opened
 from weightcache.errors import LoadError, StorageError
 
-from ._file_format import check_zip, detect_format, read_pickle
-from ._optional_imports import import_safetensors, import_torch, require_safe_unpickling
-from ._other_formats import directory_hint
+from ._format_detection import check_zip, detect_format, read_pickle
+from ._lazy_imports import import_safetensors, import_torch, require_safe_unpickling
 from ._pickle_refusal import refusal
 from ._pickle_scan import MAX_PICKLE_BYTES, PickleSummary, scan_pickle
-from ._tensor_checks import check_tensors
+from ._storage_checks import check_tensors
+from ._unsupported_formats import directory_hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._file_format import Kind
+    from ._format_detection import Kind
 
 READ_THREADS = 16  # more than a prefetch uses: no import runs at the same time, and the caller waits for all bytes
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weightcache.errors import LoadError
 
-from ._other_formats import protocol_error
 from ._pickle_scan import PickleSummary, disallowed
+from ._unsupported_formats import protocol_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

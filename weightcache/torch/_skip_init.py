@@ -7,12 +7,12 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ._optional_imports import import_torch
+from ._lazy_imports import import_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._skip_random import SkipRandom
+    from ._skip_random_fills import SkipRandom
 
 # These fill a temporary tensor and copy it. The other functions of torch.nn.init fill the parameter itself, which
 # `SkipRandom` intercepts.
@@ -47,7 +47,7 @@ def skip_init() -> Iterator[None]:
         >>> assign_into(model, load_state_dict(weights["sam2"])["model"])  # doctest: +SKIP
     """
     torch = import_torch()
-    from ._skip_random import SkipRandom
+    from ._skip_random_fills import SkipRandom
 
     if not _building.acquire(blocking=False):
         raise RuntimeError("another thread is inside skip_init; build modules one after the other")

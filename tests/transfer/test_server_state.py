@@ -1,0 +1,130 @@
+"""How many connections a server gets: what it bears is found out once, and asked for again ever more seldom."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from schedule import SIZE, Answer, Nowhere
+from weightcache import Manifest
+from weightcache._runtime.tuning_constants import Settings
+from weightcache._transfer.file_transfer import FileTask
+from weightcache._transfer.mirror_stream import SourceError, TransientError
+from weightcache._transfer.scheduler import Scheduler
+from weightcache._transfer.server_state import Server, Servers
+from weightcache._transfer.transfer_types import Job
+
+
+class Line:
+    """One file of one server that allows so many connections, and the requests that it refused."""
+
+    def __init__(self, bears: int, limit: int = 24, refusal: SourceError | None = None) -> None:
+        manifest = {"checkpoints": {"c": {"urls": ["http://h/a"], "sha256": "0" * 64, "size": SIZE}}}
+        checkpoint = Manifest.load(manifest)["c"]
+        disk: Any = Nowhere()
+        job = Job(checkpoint, checkpoint.files[0], disk)
+        self.scheduler = Scheduler([job], Settings(backoff=0.0, connections=limit), 180.0, random.uniform)
+        self.bears, self.refused, self.now = bears, 0, 0.0
+        self.refusal = refusal or SourceError("HTTP 403 Forbidden")
+        self.serving: list[FileTask] = []
+
+    @property
+    def server(self) -> Server:
+        mirror = self.scheduler.files.transfers[0].mirrors.current
+        assert mirror is not None
+        return mirror.server
+
+    def ask(self) -> None:
+        """Let idle connections ask for what they may."""
+        self.now += 1.0
+        asked = []
+        while (task := self.scheduler.assign(self.now)) is not None:
+            asked.append(task)
+        self.now += 1.0
+        for task in asked:
+            if len(self.serving) < self.bears:
+                self.serving.append(task)
+                assert self.scheduler.on_response(task, Answer(task), self.now)
+                self.scheduler.on_bytes(task, 1, 0.0, self.now)
+            else:
+                self.refused += 1
+                self.scheduler.on_failure(task, self.refusal, self.now)
+                self.scheduler.resume(task)
+
+    def finish(self) -> None:
+        """Let the oldest connection end its part."""
+        self.now += 1.0
+        task = self.serving.pop(0)
+        task.segment.advance(task.segment.end or 0)
+        self.scheduler.files.transfers[0].counts.hashed = task.segment.start  # the window moves on
+        self.scheduler.release(task, self.now)
+
+    def begin(self) -> None:
+        self.ask()
+        self.scheduler.update(self.now + 100)  # it says nothing for a while: many from now on
+
+
+def test_a_server_that_allows_few_connections_is_soon_asked_for_no_more() -> None:
+    for bears in (1, 2, 3):
+        for refusal in (SourceError("HTTP 404 Not Found"), TransientError("HTTP 503", throttled=True)):
+            line = Line(bears, refusal=refusal)
+            line.begin()
+            line.ask()
+            assert line.server.allowed == bears
+            first = line.refused
+            for _ in range(500):
+                line.finish()
+                line.ask()
+            assert first <= 23
+            assert line.refused - first <= 10, line.refused
+            assert line.scheduler.error is None
+
+
+def test_a_server_that_bears_more_again_gets_more() -> None:
+    line = Line(1)
+    line.begin()
+    line.ask()
+    assert line.server.allowed == 1
+    line.bears = 24
+    for _ in range(80):
+        line.finish()
+        line.ask()
+    assert line.server.allowed == 24
+
+
+def test_a_server_that_answers_nobody_is_asked_by_one_and_then_by_all() -> None:
+    line = Line(24)
+    line.begin()
+    line.ask()
+    assert len(line.serving) == 24
+    for task in line.serving:
+        line.scheduler.on_failure(task, TransientError("the connection broke off"), line.now)
+        line.scheduler.resume(task)
+    line.serving.clear()
+    line.bears, line.refusal = 0, TransientError("Connection refused")
+    line.ask()
+    first = line.refused
+    assert first <= 24 + 1
+    for _ in range(5):
+        line.ask()
+    assert line.server.is_silent
+    line.bears = 24
+    line.ask()
+    line.ask()
+    assert len(line.serving) == 24
+
+
+def test_two_servers_are_judged_each_for_itself() -> None:
+    servers = Servers(24)
+    limited, free = servers.of("http://user@h:80/a"), servers.of("http://g/a")
+    assert servers.of("http://h:80/b?x") is limited
+    checkpoint = Manifest.load({"checkpoints": {"c": {"urls": ["http://h/a"], "sha256": "0" * 64}}})["c"]
+    job: Any = Job(checkpoint, checkpoint.files[0], Nowhere())  # type: ignore[arg-type]
+    scheduler = Scheduler([job], Settings(), 180.0, random.uniform)
+    served = scheduler.assign(0.0)
+    assert served is not None
+    limited.add(served)
+    limited.on_response(1.0)
+    served.on_response()
+    limited.on_refusal(served, 2.0, throttled=False)
+    assert (limited.allowed, free.allowed) == (1, 24)

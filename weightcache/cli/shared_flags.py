@@ -1,0 +1,83 @@
+"""The flags that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .command_spec import Flag, Group, Remote
+
+if TYPE_CHECKING:
+    import argparse
+
+DEFAULT_MANIFEST = "weights.toml"
+NO_ROOT = "no root: give --root DIR or set WEIGHTCACHE_ROOT"
+
+NAMES = Flag(
+    ("names",),
+    "checkpoints (default: all checkpoints of the manifest)",
+    Remote.SEND,
+    metavar="NAME",
+    nargs="*",
+)
+MANIFEST = Flag(
+    ("-m", "--manifest"),
+    "the manifest (default: ./weights.toml)",
+    Remote.REPLACE,
+    metavar="FILE",
+    default=DEFAULT_MANIFEST,
+    once=True,
+    completes="file",
+)
+MANIFESTS = replace(
+    MANIFEST,
+    help="the manifest (default: ./weights.toml); repeat it for every manifest in use",
+    default=None,
+    once=False,
+    repeat=True,
+)
+ROOT = Flag(
+    ("--root",),
+    "the directory of the weights (default: $WEIGHTCACHE_ROOT)",
+    Remote.REPLACE,
+    metavar="DIR",
+    completes="directory",
+)
+JSON = Flag(("--json",), "print the result as JSON", Remote.SEND)
+QUIET = Flag(("-q", "--quiet"), "show no progress", Remote.SEND)
+EXPECT = Flag(("--expect",), "refuse any checkpoint with another digest", metavar="SHA256")
+PRINT = Flag(("--print",), "print the entries instead of writing them to the manifest")
+
+VOLUME = Flag(
+    ("--volume",),
+    "run in a small container that mounts this Volume (default: on --root)",
+    Remote.LOCAL,
+    metavar="NAME",
+    group=Group.ON_MODAL,
+)
+ENV = Flag(
+    ("--env",),
+    "the environment of the Volume (default: Modal's own)",
+    Remote.LOCAL,
+    metavar="ENVIRONMENT",
+    group=Group.ON_MODAL,
+)
+CREATE = Flag(("--create",), "create the Volume if it does not exist", Remote.LOCAL, group=Group.ON_MODAL)
+VERSION = Flag(
+    ("--version",),
+    "the version that the Volume has, or gets with --create",
+    Remote.LOCAL,
+    metavar="1|2",
+    type=int,
+    choices=(1, 2),
+    group=Group.ON_MODAL,
+)
+
+
+def manifests_of(options: argparse.Namespace) -> list[str]:
+    """Return the manifests that options name; empty for a command that reads none."""
+    if not hasattr(options, "manifest"):
+        return []
+    if options.manifest is None:
+        return [DEFAULT_MANIFEST]
+    return options.manifest if isinstance(options.manifest, list) else [options.manifest]
