@@ -23,7 +23,7 @@ from origin import Origin
 from origin import status as answer
 from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest
-from weightcache.cli import modal_app, volume_probe
+from weightcache.cli import modal_app, probe_volume_behavior
 from weightcache.cli import push as pushing
 from weightcache.cli.commands import COMMANDS
 from weightcache.cli.main import main_in_container
@@ -396,13 +396,13 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
     folder = ".weightcache/probe-0"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(modal_app, "MOUNT", str(tmp_path))
-    monkeypatch.setattr(volume_probe, "KEEP_FOR", 1.0)
-    monkeypatch.setattr(volume_probe, "WAIT_FOR", 20.0)
+    monkeypatch.setattr(probe_volume_behavior, "KEEP_FOR", 1.0)
+    monkeypatch.setattr(probe_volume_behavior, "WAIT_FOR", 20.0)
     seen: list[dict[str, Any]] = []
-    watcher = threading.Thread(target=lambda: seen.append(volume_probe.watch(volume, f"{folder}/seen")))
+    watcher = threading.Thread(target=lambda: seen.append(probe_volume_behavior.watch(volume, f"{folder}/seen")))
     watcher.start()
     try:
-        found = volume_probe.write(volume, folder)
+        found = probe_volume_behavior.write(volume, folder)
     finally:
         watcher.join()
     assert found["flock_within_one_container"]["excludes"] == "True"
@@ -418,9 +418,9 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
     }
     assert seen[0]["counts_seen"][-1] == 200
     assert not (tmp_path / folder).exists()
-    assert volume_probe.read_only(volume, folder)["write"] == "ok"
+    assert probe_volume_behavior.read_only(volume, folder)["write"] == "ok"
     assert list((tmp_path / ".weightcache").iterdir()) == []
-    assert volume_probe._answers(lambda: {}["lost"]) == {"broke": "KeyError: 'lost'"}
+    assert probe_volume_behavior._answers(lambda: {}["lost"]) == {"broke": "KeyError: 'lost'"}
     json.dumps([found, seen])
 
 

@@ -10,7 +10,7 @@ import time
 from typing import NamedTuple
 
 from weightcache._coordination import background_readers
-from weightcache._runtime.threads import daemon_threads_allowed
+from weightcache._runtime.start_threads import daemon_threads_allowed
 
 from .memory_limit import free_memory, reservations
 from .prefetched_file import READ_CHUNK, PrefetchedFile, read_chunk, reason

@@ -15,7 +15,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.open_files import Descriptor, opened
+from weightcache._runtime.owned_descriptors import Descriptor, opened
 from weightcache._runtime.writer_identity import in_modal_container
 from weightcache.errors import StorageError
 

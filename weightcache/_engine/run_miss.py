@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from weightcache._coordination.lock import Holder, LockWait, root_lock
 from weightcache._coordination.volume import VolumeSession
-from weightcache._runtime.open_files import close_on_interrupt
-from weightcache._runtime.threads import daemon_threads_allowed
+from weightcache._runtime.owned_descriptors import close_on_interrupt
+from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._runtime.writer_identity import Writer
-from weightcache._store import root as store_root
+from weightcache._store import root_checks as store_root
 from weightcache._store.inspect import Inspection, inspect
 from weightcache._transfer.progress import make_progress
 from weightcache._views.weights import Weights
@@ -21,7 +21,7 @@ from weightcache.errors import StorageError, VolumeError
 from weightcache.reports import CheckpointReport, Report
 
 from . import miss_protocol
-from .checkpoint_task import CheckpointTask
+from .checkpoint_state import CheckpointTask
 from .execute_plan import READ_ONLY, Installer, not_cached
 from .plan import plan
 from .stale_lock_files import remove_old_notes
