@@ -22,7 +22,7 @@ ELSEWHERE = {
     "_engine/plan": "tests/engine/test_dry_run.py",
     "_engine/miss_protocol": "tests/simulation/test_simulation.py",
     "_engine/status": "tests/store/test_inspect.py",
-    "_engine/checkpoint_state": "tests/engine/test_dry_run.py",
+    "_engine/checkpoint_task": "tests/engine/test_dry_run.py",
     "_engine/verify": "tests/store/test_file_operations.py",
     "_frozen": "tests/test_errors.py",
     "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from root_simulation import BrokenRootError, simulate_root
-from weightcache._engine.checkpoint_state import CheckpointTask
+from weightcache._engine.checkpoint_task import CheckpointTask
 from weightcache._engine.execute_plan import Installer
 from weightcache._store import file_operations, journal, partial_directory, partial_file
 from weightcache._store.journal import Journal

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from weightcache.manifest import File
     from weightcache.reports import Plan
 
-    from .checkpoint_state import CheckpointTask
+    from .checkpoint_task import CheckpointTask
     from .ensure_options import EnsureOptions
 
 

@@ -21,7 +21,7 @@ from weightcache.errors import StorageError, VolumeError
 from weightcache.reports import CheckpointReport, Report
 
 from . import miss_protocol
-from .checkpoint_state import CheckpointTask
+from .checkpoint_task import CheckpointTask
 from .execute_plan import READ_ONLY, Installer, not_cached
 from .plan import plan
 from .stale_lock_files import remove_old_notes
