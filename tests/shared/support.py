@@ -162,6 +162,17 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
+def in_gvisor() -> bool:
+    """Whether the kernel is that of gVisor, the sandbox that Modal uses: each of its builds names this version."""
+    return os.uname().version == "#1 SMP Sun Jan 10 15:06:54 PST 2016"
+
+
+def skip_in_gvisor(why: str) -> None:
+    """Skip a test in gVisor whose own means gVisor does not have; what the library needs is no reason."""
+    if in_gvisor():
+        forbidden(f"in gVisor: {why}")
+
+
 def lacking(what: str) -> Any:
     """Skip a user's test for what the machine does not have and could install; in CI that is a failure."""
     if os.environ.get("CI"):
