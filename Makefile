@@ -16,7 +16,7 @@ test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then 
 	$(BIN)/coverage report
 	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/example
 	$(BIN)/python tests/system/other_pythons.py
-	$(BIN)/python tests/system/gvisor.py --sample
+	$(BIN)/python tests/system/in_gvisor.py --sample
 
 lint: .venv/.test          ## formatting, rules, types, layers, words
 	$(BIN)/ruff format --check
@@ -66,7 +66,7 @@ newest-modal:              ## the tests of Modal's client against its newest ver
 	-.venv-modal/bin/python -m pytest -q tests/fakes/test_control_plane.py tests/modal/test_weight_volume.py tests/cli/test_modal_runner.py tests/system/test_containers.py
 
 gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; half an hour
-	$(BIN)/python tests/system/gvisor.py
+	$(BIN)/python tests/system/in_gvisor.py
 
 clean:
 	rm -rf .venv .venv-* .cache demo-volume

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-RUNNER = HERE.parent / "tests" / "system" / "gvisor.py"
+RUNNER = HERE.parent / "tests" / "system" / "in_gvisor.py"
 READERS = (1, 4, 8, 16)
 HITS = 5  # processes a round
 BLOCK = 1 << 20  # bytes of a block of a partial

@@ -1,8 +1,8 @@
 """Run tests, or any command, inside gVisor, the sandbox that Modal uses.
 
-    python tests/system/gvisor.py --sample            # what CI runs: a part of the tests, a few minutes
-    python tests/system/gvisor.py tests/store -k root  # these arguments of pytest, in each build of gVisor
-    python tests/system/gvisor.py --build trixie --command python3 -c 'print(1)'
+    python tests/system/in_gvisor.py --sample            # what CI runs: a part of the tests, a few minutes
+    python tests/system/in_gvisor.py tests/store -k root  # these arguments of pytest, in each build of gVisor
+    python tests/system/in_gvisor.py --build trixie --command python3 -c 'print(1)'
 
 Two builds of gVisor are taken from Debian's archive, by the machine's own apt, into ``.cache/gvisor``: the one of
 Debian 12 (2022), where each process has another pid namespace and there is no boot id, and that of Debian 13 (2024).
