@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint fashion scenarios simulate newest-modal clean
+.PHONY: demo test lint fashion scenarios simulate newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -16,6 +16,7 @@ test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then 
 	$(BIN)/coverage report
 	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/example
 	$(BIN)/python tests/system/other_pythons.py
+	$(BIN)/python tests/system/in_gvisor.py --sample
 
 lint: .venv/.test          ## formatting, rules, types, layers, words
 	$(BIN)/ruff format --check
@@ -63,6 +64,9 @@ newest-modal:              ## the tests of Modal's client against its newest ver
 	.venv-modal/bin/python -m pip install --quiet --editable '.[test]'
 	.venv-modal/bin/python -m pip install --quiet --upgrade modal
 	-.venv-modal/bin/python -m pytest -q tests/fakes/test_control_plane.py tests/modal/test_weight_volume.py tests/cli/test_modal_runner.py tests/system/test_containers.py
+
+gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; half an hour
+	$(BIN)/python tests/system/in_gvisor.py
 
 clean:
 	rm -rf .venv .venv-* .cache demo-volume

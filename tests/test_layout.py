@@ -28,7 +28,6 @@ ELSEWHERE = {
     "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name
     "_runtime/atomic_replace": "tests/store/test_journal.py",  # receipts are written with it
     "_runtime/unannounced_write_check": "tests/coordination/test_volume.py",
-    "_store/best_effort_removal": "tests/engine/test_prune.py",
     "_transfer/http_environment": "tests/transfer/test_error_response.py",
     "_transfer/failure": "tests/transfer/test_download.py",
     "_transfer/byte_tracking": "tests/transfer/test_scheduler.py",

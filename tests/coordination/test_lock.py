@@ -268,6 +268,16 @@ def test_a_waiter_in_another_process_says_who_it_waits_for(origin: Origin, root:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_the_file_of_a_lock_is_removed_only_where_a_lock_without_a_name_is_noticed(
+    right: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordination_lock, "link_counts_are_right", lambda folder: right)
+    with coordination_lock.root_lock(str(root), wait=1.0, say=print, check=lambda: None):
+        pass
+    assert bool(list(Path(local_directory(str(root))).glob("*.lock"))) is not right
+
+
 def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
     origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

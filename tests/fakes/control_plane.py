@@ -36,7 +36,7 @@ from control_plane_apps import AppCalls
 from control_plane_functions import FunctionCalls
 from control_plane_state import Container, WebCall
 from control_plane_volumes import VolumeSession
-from support import forbidden
+from support import forbidden, skip_in_gvisor
 from volume_model import Switches, View, Volume
 
 REPOSITORY = Path(__file__).parents[2]
@@ -412,6 +412,7 @@ class _Service:
 
 def needs_namespaces() -> None:
     """Skip (in CI: fail) where a container cannot be given a root of its own."""
+    skip_in_gvisor("a container of the tests needs an overlay of the whole root, and pivot_root")
     done = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
     if done.returncode:
         forbidden(f"no mount namespaces: {done.stderr.decode().strip()}")

@@ -74,6 +74,34 @@ def test_locks_that_do_nothing(origin: Origin, root: Path) -> None:
     assert partials(root) == []
 
 
+LOCKING = """
+from weightcache._coordination.lock import root_lock
+settings.DEFAULT = replace(settings.DEFAULT, lock_poll=0.002)
+print("ready", flush=True)
+sys.stdin.readline()
+together = 0
+for _ in range(int(sys.argv[2])):
+    with root_lock(sys.argv[1] + "/root", wait=60.0, say=lambda line: None, check=lambda: None):
+        try:
+            os.close(os.open(sys.argv[1] + "/held", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            together += 1
+        os.listdir(sys.argv[1])
+        try:
+            os.unlink(sys.argv[1] + "/held")
+        except FileNotFoundError:
+            together += 1
+print(together)
+"""
+
+
+def test_no_two_processes_hold_the_lock_though_its_file_is_removed_each_time(tmp_path: Path) -> None:
+    """In gVisor a lock counted that was on a removed file, since its count of links was still one."""
+    processes = [child(LOCKING, str(tmp_path), "100", stdin=subprocess.PIPE) for _ in range(4)]
+    start_together(processes)
+    assert [int(finish(process)) for process in processes] == [0, 0, 0, 0]
+
+
 def test_sixteen_threads(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, rate=100e6)
     manifest, together = one(DATA, origin.url("/a")), threading.Barrier(16)

@@ -16,6 +16,7 @@ import pytest
 from origin import Origin
 from support import blob, directory, lacking, one, toml_of
 from weightcache import ManifestError, StorageError, UnknownCheckpointError, Weights, ensure
+from weightcache._views import hf_cache
 
 DINO, SAM = blob(3000, 1), blob(2000, 2)
 FOLDER = {"config.json": b"{}", "deep/vocab.txt": b"a\nb\n"}
@@ -168,7 +169,27 @@ def test_a_reference_is_written_when_all_that_it_names_is_there(
 
     monkeypatch.setattr(os, "replace", replace)
     bert.hf_cache(app)
-    assert seen == [("main", FOLDER)]
+    assert seen[-1] == ("main", FOLDER)
+
+
+def test_a_reference_is_whole_whenever_another_process_may_rename_it(app: Path) -> None:
+    """Each line is a moment in which another one may: an empty reference names no snapshot."""
+    path, seen = app / "made", set[str]()
+
+    def trace(frame: Any, event: str, _argument: object) -> Any:
+        if path.exists():
+            seen.add(path.read_text())
+        return trace
+
+    before = sys.gettrace()  # coverage's
+    sys.settrace(trace)
+    try:
+        hf_cache._write(str(path), COMMIT)
+    finally:
+        sys.settrace(before)
+    assert path.read_text() == COMMIT
+    assert seen <= {COMMIT}
+    assert list(app.iterdir()) == [path]
 
 
 def test_what_has_no_place_in_the_cache(weights: Weights, manifest: dict[str, Any], root: Path, app: Path) -> None:

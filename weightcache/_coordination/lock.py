@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from weightcache._runtime import tuning_constants as runtime_settings
+from weightcache._runtime.link_count_check import link_counts_are_right
 from weightcache._runtime.owned_descriptors import OwnedResource
 from weightcache._runtime.writer_identity import note_path, write_note
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
@@ -218,11 +219,12 @@ class _LockHandle(OwnedResource):
         """Release both, and remove the lock's file, which would otherwise stay for each root that was ever used.
 
         Removed while it is locked: what waits opens the path again for each try, and a lock on a file that has no name
-        any more counts for nothing (filelock looks at the number of links). So no two hold it at once.
+        any more counts for nothing (filelock looks at the number of links; where that is wrong the file stays).
         """
         if self.lock is not None and self.lock.is_locked:
             with suppress(OSError):
-                os.unlink(self.path)
+                if link_counts_are_right(os.path.dirname(self.path)):
+                    os.unlink(self.path)
             with suppress(OSError, RuntimeError):  # gone with its descriptor in any case
                 self.lock.release()
         if _thread_locks.get(self.thread_key) is self:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from _thread import get_native_id
 
+from weightcache._runtime.atomic_replace import replace_file
 from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Manifest
 from weightcache.manifest.urls import hub_parts
@@ -162,5 +164,5 @@ def _says(path: str, text: str) -> bool:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "x", encoding="ascii") as stream:
-        stream.write(text)
+    """Make ``path`` whole: another process may rename it to its place between any two calls of this one."""
+    replace_file(path, text.encode(), f"{path}.{get_native_id()}", durable=False)
