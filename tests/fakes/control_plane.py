@@ -190,11 +190,11 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
         """Return where a web function is found, as the client was told when it was deployed."""
         return f"{self._http}/web/{function}"
 
-    def volume(self, name: str, version: int = 1) -> str:
+    def volume(self, name: str, version: int = 1, environment: str = "main") -> str:
         """Make a Volume and return its id."""
         number = f"vo-{next(self._ids)}"
         self.volumes[number] = Volume(self._folder / number, name, version, self._switches)
-        self._named["volume", "main", name] = number
+        self._named["volume", environment, name] = number
         return number
 
     def view(self, volume: str, *, read_only: bool = False, sub_path: str = "") -> View:
