@@ -88,6 +88,7 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
         self._ids = itertools.count(1)
         self._blobs: dict[str, bytes] = {}
         self._functions: dict[str, Any] = {}
+        self._parameters: dict[str, bytes] = {}  # of a class, by the id of the function that is bound to them
         self._app_functions: dict[str, dict[str, str]] = defaultdict(dict)
         self._layouts: dict[str, Any] = {}
         self._secrets: dict[str, dict[str, str]] = {}
@@ -231,6 +232,7 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
             function_id=function,
             app_id=app,
             function_def=definition,
+            serialized_params=self._parameters.get(function, b""),
             app_layout=layout,
             environment_name="main",
         )

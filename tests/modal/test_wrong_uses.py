@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from control_plane import ControlPlane, needs_namespaces
+from control_plane import ControlPlane
+from modal_apps import held, modal_run
 from origin import Origin
 from support import blob, one, sha256, toml_of
 
@@ -27,7 +23,6 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 COMMON = """
-import json
 import modal
 from weightcache import WeightCacheError, ensure
 from weightcache.modal import WeightVolume
@@ -48,32 +43,6 @@ def told(root=None, cache=cache):
         return [type(error).__name__, str(error), error.hint]
     return [weights.report["sam2"].outcome, weights.report.committed, list(weights.report.warnings)]
 """
-
-RUN = """
-@app.local_entrypoint()
-def main():
-    print("TOLD", json.dumps([each.remote() for each in (CALLS)]))
-"""
-
-
-def modal_run(plane: ControlPlane, folder: Path, code: str, calls: str) -> list[Any]:
-    """Run the app and return what each of ``calls``, which are called in turn, returned."""
-    needs_namespaces()
-    (folder / "uses.py").write_text(code + RUN.replace("CALLS", calls))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-    command = [sys.executable, "-m", "modal", "run", str(folder / "uses.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/", timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
-    found: list[Any] = json.loads(line.removeprefix("TOLD "))
-    return found
-
-
-def held(plane: ControlPlane, name: str) -> list[str]:
-    """What a Volume holds, but the library's own notes."""
-    [volume] = [each for each in plane.volumes.values() if each.name == name]
-    return sorted(path for path in volume.files if ".weightcache/" not in path)
-
 
 WRONG = """
 @app.function(image=image)

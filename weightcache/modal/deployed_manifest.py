@@ -89,6 +89,15 @@ class DeployedManifest:
         """The path in an image that a message names."""
         return self.paths[0] or self.paths[1]
 
+    @property
+    def identity(self) -> str:
+        """What differs between two manifests of one module."""
+        return os.fspath(self._given) if isinstance(self._given, (str, os.PathLike)) else self.paths[0]
+
+    def could_be_at(self, path: str, identity: str) -> bool:
+        """Whether ``path`` may hold this manifest, and this is not the manifest with ``identity``."""
+        return self.paths[1] == path and self.identity != identity
+
     def load(self) -> Manifest:
         """Return the manifest; in a container, that of the image.
 
@@ -97,15 +106,16 @@ class DeployedManifest:
         """
         if self._checked is None:
             own, shared = self.paths
-            if shared and any(each.paths[1] == shared and each.paths[0] != own for each in list(_instances)):
-                shared = ""  # which of them is there is not known
-            if found := [each for each in (own, shared) if each and os.path.exists(each)]:
+            is_known = not (shared and any(each.could_be_at(shared, self.identity) for each in list(_instances)))
+            if found := [each for each in (own, shared if is_known else "") if each and os.path.exists(each)]:
                 self._checked = Manifest.load(found[0])
-            elif self._is_file:
-                problem = "there is no such file: pass image=cache.add_to(image) to this function"
-                raise ManifestError(self.path, [problem])
-            else:
+            elif not self._is_file:
                 self._checked = Manifest.load(self._given)
+            else:
+                problem = "there is no such file: pass image=cache.add_to(image) to this function"
+                if not is_known and os.path.exists(shared):
+                    problem += ", and give the manifest's path relative to the file that makes the WeightVolume"
+                raise ManifestError(self.path, [problem])
         return self._checked
 
     def add_to(self, image: modal.Image) -> modal.Image:
