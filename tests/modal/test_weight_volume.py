@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import inspect
 import os
 import pickle
+import re
 import runpy
 import subprocess
 import sys
@@ -154,6 +156,14 @@ def test_mistakes_are_found_at_once(name: str, path: str) -> None:
         WeightVolume(one(DATA), name=name, path=path)
     with pytest.raises(TypeError):
         WeightVolume(7, name="a", path="/w")  # type: ignore[arg-type]
+
+
+def test_the_documented_signature() -> None:
+    api = (Path(__file__).parents[2] / "docs/reference/api.md").read_text()
+    [shown] = re.findall(r"^WeightVolume\(\n(.*?)\n\)", api, re.DOTALL | re.MULTILINE)
+    parameters = [each.replace(annotation=each.empty) for each in inspect.signature(WeightVolume).parameters.values()]
+    assert [line.strip(" ,") for line in shown.splitlines()] == [str(parameters[0]), "*", *map(str, parameters[1:])]
+    assert [each.name for each in parameters if f"| `{each.name}` | " not in api] == []
 
 
 def test_it_survives_pickling() -> None:

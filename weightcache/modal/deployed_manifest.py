@@ -17,7 +17,7 @@ from weightcache.errors import ManifestError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
-from .image import add_manifest, manifest_path, to_toml
+from .image import add_manifest, has_manifest, manifest_path, to_toml
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ class DeployedManifest:
 
     Attributes:
         source: The manifest on the machine that deploys; of a file its absolute path.
-        is_added: Whether it was added to an image.
     """
 
     def __init__(self, given: ManifestSource, caller: str | None, volume: str) -> None:
@@ -49,7 +48,6 @@ class DeployedManifest:
         self._is_file = isinstance(given, (str, os.PathLike))
         self._paths: tuple[str, str] | None = None
         self.source: ManifestSource = given
-        self.is_added = False
         # Containers of other functions of the app import the module too, and may not have the manifest.
         self._checked: Manifest | None = None
         if not in_container():
@@ -122,17 +120,10 @@ class DeployedManifest:
         """Return ``image`` with a copy of the manifest.
 
         Raises:
-            ValueError: Another manifest would be at the same path in an image.
+            ValueError: Another manifest is at its path in ``image``.
         """
-        text = to_toml(self.load())
-        for other in list(_instances):
-            if other.is_added and other.path == self.path and to_toml(other.load()) != text:
-                raise ValueError(
-                    f"{self.source} and {other.source} would be at one path in the image, {self.path}: give these "
-                    "files different names, or give their paths relative to the file that makes the WeightVolume"
-                )
-        self.is_added = True
-        for path in filter(None, self.paths):
+        own, shared = self.paths
+        for path in filter(None, (own, "" if own and has_manifest(image, shared) else shared)):
             image = add_manifest(image, self.source, path)
         return image
 

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 LOCAL_FILES = "Image(local files)"  # repr of an image that ends in add_local_… (modal/_image.py, 1.5 and 1.6)
 
-_added: weakref.WeakKeyDictionary[Any, frozenset[str]] = (
-    weakref.WeakKeyDictionary()
-)  # image → what was added to it here
+# What was added here to each image: "library", and the path of each manifest with its text.
+_added: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 def manifest_path(name: str) -> str:
@@ -44,7 +43,7 @@ def add_library_once(image: modal.Image) -> modal.Image:
             "the image ends in add_local_…, and Modal allows no pip_install after it: call add_to before add_local_…, "
             "or give that copy=True; if the image has weightcache already, call add_to(image, library=False)"
         )
-    return _note(add_library(image), image, "library")
+    return _note(add_library(image), image, "library", "")
 
 
 def add_library(image: modal.Image) -> modal.Image:
@@ -67,19 +66,34 @@ def add_library(image: modal.Image) -> modal.Image:
 
 
 def add_manifest(image: modal.Image, manifest: ManifestSource, path: str) -> modal.Image:
-    """Return ``image`` with ``manifest`` at ``path``, unless this function put one there before."""
-    if path in _added.get(image, ()):
-        return image
-    return _note(image.add_local_file(_file_of(manifest), path), image, path)
+    """Return ``image`` with ``manifest`` at ``path``, unless it is there already.
+
+    Raises:
+        ValueError: This function put another manifest there.
+    """
+    text = to_toml(Manifest.load(manifest))
+    held = _added.get(image, {}).get(path, "")
+    if held and held != text:
+        source = f"manifest {manifest}" if isinstance(manifest, (str, os.PathLike)) else "manifest"
+        raise ValueError(
+            f"the image has another manifest at {path} already, where {source} would be: give one of the files another "
+            "name, or give its path relative to the file that makes the WeightVolume"
+        )
+    return image if held else _note(image.add_local_file(_file_of(manifest, text), path), image, path, text)
 
 
-def _note(made: modal.Image, before: modal.Image, what: str) -> modal.Image:
+def has_manifest(image: modal.Image, path: str) -> bool:
+    """Whether `add_manifest` put one at ``path``."""
+    return path in _added.get(image, ())
+
+
+def _note(made: modal.Image, before: modal.Image, what: str, text: str) -> modal.Image:
     """Note what ``made`` holds more than ``before``, and return it."""
-    _added[made] = _added.get(before, frozenset()) | {what}
+    _added[made] = {**_added.get(before, {}), what: text}
     return made
 
 
-def _file_of(manifest: ManifestSource) -> str:
+def _file_of(manifest: ManifestSource, text: str) -> str:
     if isinstance(manifest, (str, os.PathLike)):  # the file itself, so that `modal serve` notices changes
         return os.path.abspath(user_path(os.fspath(manifest)))
     import atexit
@@ -89,7 +103,7 @@ def _file_of(manifest: ManifestSource) -> str:
     folder = tempfile.mkdtemp(prefix="weightcache-")  # Modal reads it at deployment, after this call
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with open(f"{folder}/weights.toml", "w", encoding="utf-8") as stream:
-        stream.write(to_toml(Manifest.load(manifest)))
+        stream.write(text)
     return f"{folder}/weights.toml"
 
 
