@@ -93,7 +93,7 @@ def ensure(
         DownloadError: No mirror delivered a file.
         LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         StorageError: The disk is full, or root cannot be used.
-        VolumeError: The volume lost what was committed.
+        VolumeError: In a Modal container, ``root`` is not on ``volume``; or the volume lost what was committed.
         TypeError, ValueError: An argument is of the wrong kind.
     """
     checkpoints, layout = Manifest.load(manifest).select(only), Layout(root)

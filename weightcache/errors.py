@@ -263,7 +263,8 @@ class VolumeError(WeightCacheError):
     """An operation on the Volume failed.
 
     Attributes:
-        operation: ``"commit"``, ``"reload"``, or ``"open"`` (from a terminal: it cannot be opened).
+        operation: ``"commit"``, ``"reload"``, ``"mount"`` (another Volume, or none, is mounted at the root), or
+            ``"open"`` (from a terminal: it cannot be opened).
     """
 
     operation: str

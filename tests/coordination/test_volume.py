@@ -264,7 +264,7 @@ def test_warnings_of_the_place(
     assert "lost when the container stops" in warning
     (tmp_path / "volumes" / "vo-1").mkdir(parents=True)
     (tmp_path / "mount").symlink_to(tmp_path / "volumes" / "vo-1")
-    monkeypatch.setattr("weightcache._coordination.volume.MODAL_VOLUMES", f"{tmp_path}/volumes/")
+    monkeypatch.setattr("weightcache._coordination.mount_check.MODAL_VOLUMES", f"{tmp_path}/volumes/")
     [warning] = quiet(manifest, tmp_path / "mount").report.warnings
     assert "no volume= was given" in warning
     assert "Add volume=" in warning

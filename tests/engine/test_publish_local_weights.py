@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import weightcache
+import weightcache._coordination.mount_check
 from control_plane import ControlPlane, needs_namespaces
 from noting_volume import Volume
 from support import directory, one, partials, sha256, visible
@@ -233,7 +233,7 @@ def test_nothing_of_ours_is_open_at_a_commit(folder: Path, root: Path) -> None:
 def test_a_volume_that_was_forgotten(
     made: Path, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(weightcache._coordination.volume, "MODAL_VOLUMES", f"{os.path.realpath(root.parent)}/")
+    monkeypatch.setattr(weightcache._coordination.mount_check, "MODAL_VOLUMES", f"{os.path.realpath(root.parent)}/")
     with caplog.at_level(logging.WARNING, "weightcache"):
         publish(made, name="seg", root=root)
     assert "no volume= was given" in caplog.text

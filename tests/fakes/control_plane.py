@@ -88,6 +88,7 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
         self._ids = itertools.count(1)
         self._blobs: dict[str, bytes] = {}
         self._functions: dict[str, Any] = {}
+        self._parameters: dict[str, bytes] = {}  # of a class, by the id of the function that is bound to them
         self._app_functions: dict[str, dict[str, str]] = defaultdict(dict)
         self._layouts: dict[str, Any] = {}
         self._secrets: dict[str, dict[str, str]] = {}
@@ -190,11 +191,11 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
         """Return where a web function is found, as the client was told when it was deployed."""
         return f"{self._http}/web/{function}"
 
-    def volume(self, name: str, version: int = 1) -> str:
+    def volume(self, name: str, version: int = 1, environment: str = "main") -> str:
         """Make a Volume and return its id."""
         number = f"vo-{next(self._ids)}"
         self.volumes[number] = Volume(self._folder / number, name, version, self._switches)
-        self._named["volume", "main", name] = number
+        self._named["volume", environment, name] = number
         return number
 
     def view(self, volume: str, *, read_only: bool = False, sub_path: str = "") -> View:
@@ -231,6 +232,7 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
             function_id=function,
             app_id=app,
             function_def=definition,
+            serialized_params=self._parameters.get(function, b""),
             app_layout=layout,
             environment_name="main",
         )

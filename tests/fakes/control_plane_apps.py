@@ -140,6 +140,7 @@ class AppCalls:
     def FunctionBindParams(self, request: Any) -> Any:
         number = f"fu-{next(self._ids)}"
         self._functions[number] = self._functions[request.function_id]
+        self._parameters[number] = request.serialized_params
         return pb.FunctionBindParamsResponse(
             bound_function_id=number, handle_metadata=self._function_metadata(self._functions[number])
         )

@@ -25,8 +25,9 @@ class VolumeSession:
     # Calls: Volumes.
 
     def VolumeGetOrCreate(self, request: Any) -> Any:
+        environment = request.environment_name or "main"
         number = self._find(
-            "volume", request, lambda: self.volume(request.deployment_name, max(1, int(request.version)))
+            "volume", request, lambda: self.volume(request.deployment_name, max(1, int(request.version)), environment)
         )
         volume = self.volumes.get(number)
         if volume is None:
@@ -39,6 +40,12 @@ class VolumeSession:
         return pb.VolumeGetOrCreateResponse(
             volume_id=number, metadata=pb.VolumeMetadata(version=volume.version, name=volume.name)
         )
+
+    def VolumeGetById(self, request: Any) -> Any:
+        if (volume := self.volumes.get(request.volume_id)) is None:
+            raise GRPCError(Status.NOT_FOUND, f"Volume {request.volume_id} not found")
+        metadata = pb.VolumeMetadata(version=volume.version, name=volume.name)
+        return pb.VolumeGetByIdResponse(volume_id=request.volume_id, metadata=metadata)
 
     def VolumeHeartbeat(self, request: Any) -> None:
         pass

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import weightcache.modal.weight_volume
+import weightcache.modal.deployed_manifest
 from weightcache import publish
 
 torch = pytest.importorskip("torch")
@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs/how-to/make-cold-starts-fast.md"
 def test_the_program_of_the_page(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [program] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     place = tmp_path / "weights.toml"
-    monkeypatch.setattr(weightcache.modal.weight_volume, "manifest_path", lambda name: str(place))
+    monkeypatch.setattr(weightcache.modal.deployed_manifest, "manifest_path", lambda name: str(place))
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
     expected = torch.nn.Transformer(256, 8, 2, 2, batch_first=True)
     torch.save(expected.state_dict(), tmp_path / "model.pt")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import inspect
 import os
 import pickle
+import re
 import runpy
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import weightcache.modal.deployed_manifest
 import weightcache.modal.weight_volume as subject
 from control_plane import ControlPlane
 from origin import Origin
@@ -31,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
     path = tmp_path / "etc" / "weights.toml"
     path.parent.mkdir()
-    monkeypatch.setattr(subject, "manifest_path", lambda name: str(path))
+    monkeypatch.setattr(weightcache.modal.deployed_manifest, "manifest_path", lambda name: str(path))
     return path
 
 
@@ -77,7 +80,8 @@ def test_a_relative_path_is_found_beside_the_caller_then_here(tmp_path: Path, mo
         runpy.run_path(str(app / "app.py"))
     toml_of(one(b"here"), here / "weights.toml")
     image = runpy.run_path(str(app / "app.py"))["cache"].add_to(Image())
-    assert image.done[-1] == ("add_local_file", str(here / "weights.toml"), "/etc/weightcache/fashion-models.toml")
+    assert image.done[-1][:2] == ("add_local_file", str(here / "weights.toml"))
+    assert image.done[-1][2].startswith("/etc/weightcache/fashion-models-")
     toml_of(one(b"beside"), app / "weights.toml")
     image = runpy.run_path(str(app / "app.py"))["cache"].add_to(Image())
     assert image.done[-1][1] == str(app / "weights.toml")
@@ -154,6 +158,14 @@ def test_mistakes_are_found_at_once(name: str, path: str) -> None:
         WeightVolume(7, name="a", path="/w")  # type: ignore[arg-type]
 
 
+def test_the_documented_signature() -> None:
+    api = (Path(__file__).parents[2] / "docs/reference/api.md").read_text()
+    [shown] = re.findall(r"^WeightVolume\(\n(.*?)\n\)", api, re.DOTALL | re.MULTILINE)
+    parameters = [each.replace(annotation=each.empty) for each in inspect.signature(WeightVolume).parameters.values()]
+    assert [line.strip(" ,") for line in shown.splitlines()] == [str(parameters[0]), "*", *map(str, parameters[1:])]
+    assert [each.name for each in parameters if f"| `{each.name}` | " not in api] == []
+
+
 def test_it_survives_pickling() -> None:
     cache = WeightVolume(one(DATA), name="v", path="/w")
     assert cache.volume is cache.volume
@@ -188,9 +200,10 @@ class Installed:
 
 def added(monkeypatch: pytest.MonkeyPatch, installed: Installed) -> tuple[tuple[Any, ...], ...]:
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: installed)
-    *library, (method, source, place) = WeightVolume(one(DATA), name="v", path="/w").add_to(Image()).done  # type: ignore
-    assert (method, place) == ("add_local_file", "/etc/weightcache/v.toml")
-    assert Manifest.load(source)["sam2"].digest == sha256(DATA)
+    *library, own, shared = WeightVolume(one(DATA), name="v", path="/w").add_to(Image()).done  # type: ignore
+    for method, source, place in (own, shared):
+        assert (method, place.rpartition("-")[0]) == ("add_local_file", "/etc/weightcache/v")
+        assert Manifest.load(source)["sam2"].digest == sha256(DATA)
     return tuple(library)
 
 
@@ -278,9 +291,8 @@ def test_what_a_deployment_asks_for(app: Path, tmp_path: Path) -> None:
     assert (function.timeout_secs, function.autoscaler_settings.min_containers, len(function.secret_ids)) == (600, 1, 1)
     assert any("requests" in line and "filelock" in line for line in built)
     assert context == []
-    assert mounted["/etc/weightcache/fashion-models.toml"].sha256_hex == sha256(
-        (app.parent / "weights.toml").read_bytes()
-    )
+    [manifest] = [file for name, file in mounted.items() if name.startswith("/etc/weightcache/fashion-models-")]
+    assert manifest.sha256_hex == sha256((app.parent / "weights.toml").read_bytes())
     assert "/root/weightcache/_api.py" in mounted
     assert sha256(DATA) not in {file.sha256_hex for file in mounted.values()}
     assert [name for name in mounted if not name.endswith((".py", ".toml"))] == []

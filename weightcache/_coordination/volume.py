@@ -19,10 +19,10 @@ from weightcache._runtime import tuning_constants as runtime_settings
 from weightcache._runtime.unannounced_write_check import announce_writing, is_writing
 from weightcache._runtime.writer_identity import in_modal_container, note_path
 from weightcache.errors import StorageError
-from weightcache.manifest.validate import MODAL_VOLUMES
 
 from .background_readers import pause_all
 from .lock import reload_lock
+from .mount_check import check_mounted, mounted_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,12 +48,13 @@ class VolumeSession:
     """Commits and reloads the Volume of one root during one call, and collects the warnings.
 
     Args:
-        root: The root; it need not lie on the Volume.
+        root: The root.
         volume: The Volume, or ``None`` for a plain disk: then nothing is committed or reloaded.
         settings: Time limits; ``None`` for the defaults.
 
     Raises:
         TypeError: ``volume`` has no ``commit()`` or no ``reload()``.
+        VolumeError: In a Modal container, another Volume, or none, is mounted at ``root``.
 
     Attributes:
         warnings: One sentence for each failure.
@@ -63,6 +64,8 @@ class VolumeSession:
     def __init__(self, root: str, volume: Volume | None, settings: Settings | None = None) -> None:
         if volume is not None and not all(callable(getattr(volume, name, None)) for name in ("commit", "reload")):
             raise TypeError(f"volume must have commit() and reload(), and {type(volume).__name__} does not")
+        if volume is not None:
+            check_mounted(root, volume)
         self._root, self._volume = root, volume
         self._settings = settings or runtime_settings.DEFAULT
         self.warnings: list[str] = []
@@ -139,7 +142,7 @@ class VolumeSession:
         if self._warned_ephemeral:
             return
         self._warned_ephemeral = True
-        on_volume = os.path.realpath(self._root).startswith(MODAL_VOLUMES)
+        on_volume = bool(mounted_volume(self._root))
         if on_volume and self._volume is None:
             self.warn(
                 f"root {self._root} is on a Modal Volume, and no volume= was given: downloads are not committed. "

@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
+    from typing import Any
+
     import modal
 
     from weightcache.manifest import ManifestSource
 
 
+LOCAL_FILES = "Image(local files)"  # repr of an image that ends in add_local_… (modal/_image.py, 1.5 and 1.6)
+
+# What was added here to each image: "library", and the path of each manifest with its text.
+_added: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
 def manifest_path(name: str) -> str:
-    """Return the path in a container of the manifest for the Volume ``name``."""
+    """Return the path in a container of the manifest with this name."""
     return f"/etc/weightcache/{name}.toml"
+
+
+def add_library_once(image: modal.Image) -> modal.Image:
+    """Return ``image`` with this library. An image that has it from here, also through `add_manifest`, is returned.
+
+    Raises:
+        ValueError: The image ends in local files, after which Modal refuses to install anything.
+        ModuleNotFoundError: This library is importable but not installed, so its requirements are unknown.
+    """
+    if "library" in _added.get(image, ()):
+        return image
+    if repr(image) == LOCAL_FILES:
+        raise ValueError(
+            "the image ends in add_local_…, and Modal allows no pip_install after it: call add_to before add_local_…, "
+            "or give that copy=True; if the image has weightcache already, call add_to(image, library=False)"
+        )
+    return _note(add_library(image), image, "library", "")
 
 
 def add_library(image: modal.Image) -> modal.Image:
@@ -40,9 +66,36 @@ def add_library(image: modal.Image) -> modal.Image:
 
 
 def add_manifest(image: modal.Image, manifest: ManifestSource, path: str) -> modal.Image:
-    """Return ``image`` with ``manifest`` at ``path``."""
+    """Return ``image`` with ``manifest`` at ``path``, unless it is there already.
+
+    Raises:
+        ValueError: This function put another manifest there.
+    """
+    text = to_toml(Manifest.load(manifest))
+    held = _added.get(image, {}).get(path, "")
+    if held and held != text:
+        source = f"manifest {manifest}" if isinstance(manifest, (str, os.PathLike)) else "manifest"
+        raise ValueError(
+            f"the image has another manifest at {path} already, where {source} would be: give one of the files another "
+            "name, or give its path relative to the file that makes the WeightVolume"
+        )
+    return image if held else _note(image.add_local_file(_file_of(manifest, text), path), image, path, text)
+
+
+def has_manifest(image: modal.Image, path: str) -> bool:
+    """Whether `add_manifest` put one at ``path``."""
+    return path in _added.get(image, ())
+
+
+def _note(made: modal.Image, before: modal.Image, what: str, text: str) -> modal.Image:
+    """Note what ``made`` holds more than ``before``, and return it."""
+    _added[made] = {**_added.get(before, {}), what: text}
+    return made
+
+
+def _file_of(manifest: ManifestSource, text: str) -> str:
     if isinstance(manifest, (str, os.PathLike)):  # the file itself, so that `modal serve` notices changes
-        return image.add_local_file(os.path.abspath(user_path(os.fspath(manifest))), path)
+        return os.path.abspath(user_path(os.fspath(manifest)))
     import atexit
     import shutil
     import tempfile
@@ -50,8 +103,8 @@ def add_manifest(image: modal.Image, manifest: ManifestSource, path: str) -> mod
     folder = tempfile.mkdtemp(prefix="weightcache-")  # Modal reads it at deployment, after this call
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with open(f"{folder}/weights.toml", "w", encoding="utf-8") as stream:
-        stream.write(to_toml(Manifest.load(manifest)))
-    return image.add_local_file(f"{folder}/weights.toml", path)
+        stream.write(text)
+    return f"{folder}/weights.toml"
 
 
 def to_toml(manifest: Manifest) -> str:

@@ -18,7 +18,6 @@ every container, where the manifest file does not exist beside it. So nothing he
 from __future__ import annotations
 
 import os
-import re
 import sys
 from contextlib import suppress
 
@@ -26,15 +25,15 @@ from weightcache._api import aensure, ensure
 from weightcache._prefetch.api import prefetch, prefetch_files
 from weightcache._runtime.writer_identity import in_modal_container as in_container
 from weightcache.errors import ManifestError
-from weightcache.manifest import Manifest
-from weightcache.manifest.validate import user_path
 
-from .image import add_library, add_manifest, manifest_path
+from .deployed_manifest import DeployedManifest
+from .image import add_library_once
+from .volume_source import VolumeSource
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from typing import Any, Literal, overload
+    from typing import Literal, overload
 
     import modal
     from typing_extensions import Unpack
@@ -44,13 +43,12 @@ if TYPE_CHECKING:
     from weightcache._prefetch.api import Prefetch
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights
-    from weightcache.manifest import ManifestSource
+    from weightcache.manifest import Manifest, ManifestSource
     from weightcache.reports import Plan
 
 __all__ = ["WeightVolume"]
 
 _RESERVED = ("/", "/root", "/tmp")  # noqa: S108 (modal/_utils/mount_utils.py, 1.6, refuses them)
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # Modal's rule; the name becomes part of a path
 
 
 class WeightVolume:
@@ -59,36 +57,50 @@ class WeightVolume:
     Args:
         manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`. A relative path is
             resolved against the calling file first, then against the working directory.
-        name: Name of the Volume. It is created at its first use.
+        name: Name of the Volume.
         path: Absolute mount path in containers.
+        volume: A `modal.Volume` in place of ``name`` and of the three arguments after this one.
+        version: 1 or 2, Modal's version of a Volume; ``None`` for what exists, or Modal's default.
+        environment_name: Modal environment of the Volume; ``None`` for that of the app.
+        create_if_missing: Whether the Volume is created at its first use.
+        read_only: Mount it read-only: a miss is an error, after a container that fills the Volume has finished.
+        sub_path: Mount only this directory of the Volume; it is created if it does not exist. ``None`` for all.
 
     Raises:
         ManifestError: The manifest is invalid. Only on the machine that deploys: a container reads it in `ensure`.
-        ValueError: ``name`` or ``path`` is invalid.
-        TypeError: An argument has the wrong type.
+        ValueError: An argument is invalid, or does not fit another one.
+        TypeError: An argument has the wrong type, or neither ``name`` nor ``volume`` is given.
     """
 
     __module__ = "weightcache.modal"  # pickles name it: it must not change with the file
 
-    def __init__(self, manifest: ManifestSource, *, name: str, path: str | os.PathLike[str]) -> None:
-        path = os.fspath(path)
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"name must be 1 to 64 letters, digits, dots, dashes and underscores, got {name!r}")
-        if not path.startswith("/"):
-            raise ValueError(f"path must be absolute, as in '/root/data/weights', got {path!r}")
-        if os.path.normpath(path) in _RESERVED:
-            raise ValueError(
-                f"path must be none of {', '.join(_RESERVED)}, which Modal refuses; try '/root/data/weights'"
-            )
-        self.name = name
-        self.path = path
+    def __init__(
+        self,
+        manifest: ManifestSource,
+        *,
+        name: str | None = None,
+        path: str | os.PathLike[str],
+        volume: modal.Volume | None = None,
+        version: int | None = None,
+        environment_name: str | None = None,
+        create_if_missing: bool = True,
+        read_only: bool = False,
+        sub_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._source = VolumeSource(
+            name,
+            volume,
+            version=version,
+            environment_name=environment_name,
+            create_if_missing=create_if_missing,
+            read_only=read_only,
+            sub_path=sub_path,
+        )
+        self.name = self._source.name
+        self.path = _checked_mount_path(os.fspath(path))
         self._volume: modal.Volume | None = None
-        if not in_container() and isinstance(manifest, (str, os.PathLike)):
-            here = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 (inspect would return the same)
-            manifest = _find(os.fspath(manifest), here)
-        # Containers of other functions of the app import this module too, and may not have the manifest.
-        self._manifest: ManifestSource = manifest
-        self._checked = None if in_container() else Manifest.load(manifest)
+        caller = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 (inspect would return the same)
+        self._manifest = DeployedManifest(manifest, caller, self.name)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_volume": None}  # Modal cannot pickle a handle before its first use
@@ -100,43 +112,57 @@ class WeightVolume:
         Raises:
             ManifestError: The image was not prepared with `add_to`.
         """
-        if self._checked is None:
-            path = manifest_path(self.name)
-            if os.path.exists(path):
-                self._checked = Manifest.load(path)
-            elif isinstance(self._manifest, (str, os.PathLike)):
-                raise ManifestError(path, ["there is no such file: pass image=cache.add_to(image) to this function"])
-            else:
-                self._checked = Manifest.load(self._manifest)
-        return self._checked
+        return self._manifest.load()
 
     @property
     def volume(self) -> modal.Volume:
-        """The handle of the Volume. Creating it sends no request to Modal."""
+        """The handle of the Volume, with its mount options. Creating it sends no request to Modal."""
         if self._volume is None:
-            import modal
-
-            self._volume = modal.Volume.from_name(self.name, create_if_missing=True)
+            self._volume = self._source.handle()
         return self._volume
 
     @property
     def mounts(self) -> dict[str, modal.Volume]:
-        """The value for ``volumes=``: mount path → Volume."""
+        """The value for ``volumes=``: mount path → Volume. Join several with ``{**a.mounts, **b.mounts}``."""
         return {self.path: self.volume}
 
-    def add_to(self, image: modal.Image) -> modal.Image:
+    def add_to(self, image: modal.Image, *, library: bool = True) -> modal.Image:
         """Return ``image`` with this library and the manifest, but without weights.
 
         For an installed release, the image installs the same version. For a source checkout, it installs the
-        requirements and adds the files at start. Call this after ``pip_install`` and other build steps: Modal requires
-        ``add_local_…`` calls last.
+        requirements and adds the files at start. Call this after ``pip_install`` and other build steps, and before
+        ``add_local_…`` of your own: Modal requires those last. The result may go to `add_to` of another `WeightVolume`.
+
+        Args:
+            image: The image. It must not end in local files, unless `add_to` added them.
+            library: ``False`` if the image has this library. Then ``image`` may end in local files.
 
         Raises:
             ModuleNotFoundError: This library is importable but not installed, so its requirements are unknown.
+            ValueError: The image ends in local files; or another manifest would be at the same path in the image.
         """
         if in_container():  # the image exists, and a mounted source checkout has no metadata
             return image
-        return add_manifest(add_library(image), self._manifest, manifest_path(self.name))
+        return self._manifest.add_to(add_library_once(image) if library else image)
+
+    @staticmethod
+    def add_all(image: modal.Image, *caches: WeightVolume) -> modal.Image:
+        """Return ``image`` with this library and the manifest of each of ``caches``; see `add_to`.
+
+        Raises:
+            ValueError: Two of them have one mount path, and not the same directory of the same Volume, so that no
+                function can mount both; or see `add_to`.
+        """
+        sources: dict[str, VolumeSource] = {}
+        for cache in caches:
+            source = cache._source  # noqa: SLF001 (of this class)
+            if source.conflicts_with(sources.setdefault(os.path.normpath(cache.path), source)):
+                raise ValueError(
+                    f"two Volumes, or two directories of one, cannot both be mounted at {cache.path}: "
+                    "give them different mount paths"
+                )
+            image = cache.add_to(image)
+        return image
 
     if TYPE_CHECKING:  # ``dry_run`` decides what is returned
 
@@ -228,17 +254,15 @@ class WeightVolume:
         """
         if not in_container():
             return prefetch_files(into=into, threads=threads)
-        source: ManifestSource = manifest_path(self.name)  # if it is missing, the handle reports it
+        source: ManifestSource = self._manifest.path  # if it is missing, the handle reports it
         with suppress(ManifestError):
             source = self.manifest
         return prefetch(source, root=self.path, only=only, into=into, threads=threads)
 
 
-def _find(path: str, caller: Any) -> str:
-    """Return the absolute path of the manifest: beside the calling file, else in the working directory."""
-    path = user_path(path)
-    if isinstance(caller, str):
-        beside = os.path.join(os.path.dirname(os.path.abspath(caller)), path)
-        if os.path.exists(beside):
-            return beside
-    return os.path.abspath(path)
+def _checked_mount_path(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"path must be absolute, as in '/root/data/weights', got {path!r}")
+    if os.path.normpath(path) in _RESERVED:
+        raise ValueError(f"path must be none of {', '.join(_RESERVED)}, which Modal refuses; try '/root/data/weights'")
+    return path

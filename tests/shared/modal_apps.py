@@ -1,0 +1,44 @@
+"""Run an app with the real client against the control plane of the tests, and see what its Volumes hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from control_plane import ControlPlane, needs_namespaces
+
+RUN = """
+
+@app.local_entrypoint()
+def main():
+    import json
+    print("TOLD", json.dumps([each.remote() for each in (CALLS)]))
+"""
+
+
+def modal_client(plane: ControlPlane, folder: Path, code: str, verb: str) -> subprocess.CompletedProcess[str]:
+    """Write the app into ``folder``, and ``run`` or ``deploy`` it."""
+    (folder / "uses.py").write_text(code)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
+    command = [sys.executable, "-m", "modal", verb, str(folder / "uses.py")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/", timeout=300, check=False)
+
+
+def modal_run(plane: ControlPlane, folder: Path, code: str, calls: str) -> list[Any]:
+    """Run the app and return what each of ``calls``, which are called in turn, returned."""
+    needs_namespaces()
+    done = modal_client(plane, folder, code + RUN.replace("CALLS", calls), "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
+    found: list[Any] = json.loads(line.removeprefix("TOLD "))
+    return found
+
+
+def held(plane: ControlPlane, name: str) -> list[str]:
+    """What a Volume holds, but the library's own notes."""
+    [volume] = [each for each in plane.volumes.values() if each.name == name]
+    return sorted(path for path in volume.files if ".weightcache/" not in path)
