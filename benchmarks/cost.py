@@ -171,7 +171,7 @@ def break_even_table(app: App, visit: Visit, gpu: str) -> str:
 
 
 def picture(path: Path, app: App, visit: Visit, gpu: str) -> None:
-    """Draw the cost of A over visits, and where it meets B and C; lines are told apart by their dashes and names."""
+    """Draw the cost of A over visits, and where it meets B and C; lines differ in dashes and names."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -145,7 +145,7 @@ def arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="one round of `one` and `shaped`, there without single streams")
     add("--disk", default=tempfile.gettempdir(), help="where the case `disk` writes (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write every run there")
-    add("--serve", action="store_true", help="only start the servers and tell their URLs, until Ctrl-C")
+    add("--serve", action="store_true", help="only start the servers and print their URLs, until Ctrl-C")
     options = parser.parse_args()
     options.case, options.only = options.case.split(","), options.only.split(",")
     if unknown := set(options.case) - set(CASES) | set(options.only) - set(CONTESTANTS):

@@ -144,7 +144,7 @@ class Contestant:
     label: str
     needs: str  # a module or a program
     command: Callable[[Job], list[str]]
-    verified: str = "by itself"  # who verifies; "by us": this benchmark, within the measured time
+    verified: str = "by the tool"  # what verifies; "by us, …": this benchmark, within the measured time
     disk: bool = False  # only in cases that write to a disk
     many: bool = False  # uses many connections; the others take a constant 18 s on the shaped link and run there once
 

@@ -132,8 +132,8 @@ CPU is the least, peak memory the largest. weightcache, aria2c and the plain wri
 
 
 SHAPER_TEXT = """
-The shaped line alone: 24 connections bring {rate:.0f} MB/s of {wanted} to readers that drop everything, for {cpu:.2f} s
-of the shaper's CPU a GB; without limits it brings {free:.0f} MB/s. Over a round trip of {trip} ms an empty answer takes
+The shaped line alone: 24 connections move {rate:.0f} MB/s of {wanted} to readers that drop everything, for {cpu:.2f} s
+of the shaper's CPU a GB; without limits it moves {free:.0f} MB/s. Over a round trip of {trip} ms an empty answer takes
 {new:.0f} ms on a new connection (wanted: two round trips) and {kept:.0f} ms on a kept one (wanted: one).
 """
 

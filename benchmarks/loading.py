@@ -225,7 +225,7 @@ def show(case: Case, told: dict[str, dict[str, Any]], rounds: int) -> None:
 
 
 def picture(path: Path, case: Case, told: dict[str, dict[str, Any]]) -> None:
-    """Draw whole processes as bars, what is load and what is before it told apart by pattern as well as by grey."""
+    """Draw whole processes as bars, the load and what is before it in different patterns and greys."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -41,7 +41,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))  # else the token of who runs the tests is found
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))  # else the token of the user is found
     local = tmp_path / "local"  # the container's own disk, one for each test
     local.mkdir()
     monkeypatch.setenv("TMPDIR", str(local))

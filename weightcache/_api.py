@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weightcache._store.layout import Layout
 from weightcache._views.weights import weights_if_ready
+from weightcache.errors import lazy_imports
 from weightcache.manifest import Manifest
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
@@ -101,9 +102,9 @@ def ensure(
     if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
         return weights
 
-    from weightcache._engine.ensure import on_miss
-    from weightcache._engine.ensure_options import EnsureOptions
-
+    with lazy_imports:
+        from weightcache._engine.ensure import on_miss
+        from weightcache._engine.ensure_options import EnsureOptions
     options = EnsureOptions(
         volume=volume,
         lease=lease,
@@ -153,10 +154,10 @@ async def aensure(
     within moments while bytes arrive, and after the stall timeout (30 s) at the latest while a mirror does not answer.
     See `ensure` for arguments and errors.
     """
-    from weightcache._engine.ensure import ensure_with
-    from weightcache._engine.ensure_options import EnsureOptions
-    from weightcache._engine.run_in_thread import in_thread
-
+    with lazy_imports:
+        from weightcache._engine.ensure import ensure_with
+        from weightcache._engine.ensure_options import EnsureOptions
+        from weightcache._engine.run_in_thread import in_thread
     _check_arguments(lease, wait, patience, progress)
     options = EnsureOptions(
         volume=volume,
@@ -199,8 +200,8 @@ def status(manifest: ManifestSource, *, root: Root, only: Collection[str] | None
         UnknownCheckpointError: ``only`` names a checkpoint that is not declared.
         StorageError: Root is no directory, or may not be read.
     """
-    from weightcache._engine.status import statuses
-
+    with lazy_imports:
+        from weightcache._engine.status import statuses
     return statuses(Layout(root), Manifest.load(manifest).select(only))
 
 
@@ -223,8 +224,8 @@ def verify(manifest: ManifestSource, *, root: Root, only: Collection[str] | None
         UnknownCheckpointError: ``only`` names a checkpoint that is not declared.
         StorageError: A file cannot be read, or root is no directory.
     """
-    from weightcache._engine.verify import verify_places
-
+    with lazy_imports:
+        from weightcache._engine.verify import verify_places
     return verify_places(Layout(root), Manifest.load(manifest).select(only), status(manifest, root=root, only=only))
 
 
@@ -257,8 +258,8 @@ def prune(
         VolumeError: The volume could not be reloaded or committed.
         ValueError: No manifest is given, or ``older_than`` is no number of seconds.
     """
-    from weightcache._engine.prune import prune_places
-
+    with lazy_imports:
+        from weightcache._engine.prune import prune_places
     if not manifests:
         raise ValueError("prune needs every manifest that is in use: what none of them declares is deleted")
     if not 0 <= older_than < float("inf"):
@@ -275,9 +276,8 @@ def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volu
     When this returns, everything is committed if a volume is given.
 
     Args:
-        path: A file, or a directory of files. Of a directory every regular file is taken, hidden ones too, and what a
-            link to a file leads to; a link to a directory is refused, and so is anything that is not a regular file.
-            Empty directories are not kept.
+        path: A file, or a directory of files. A directory may hold regular files, also hidden ones, and links to them;
+            anything else in it, such as a link to a directory, is refused. Empty directories are not kept.
         name: Name of the checkpoint.
         root: As in `ensure`.
         volume: As in `ensure`.
@@ -295,6 +295,6 @@ def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volu
         LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         TypeError, ValueError: An argument is of the wrong kind, or ``path`` holds the root or lies among its partials.
     """
-    from weightcache._engine.publish_local_weights import publish_path
-
+    with lazy_imports:
+        from weightcache._engine.publish_local_weights import publish_path
     return publish_path(path, name, Layout(root), volume)

@@ -241,6 +241,24 @@ class StorageError(WeightCacheError, OSError):
         return wrapped
 
 
+class _LazyImports:
+    """Reports a lazy import that fails for want of the disk or of descriptors as a `StorageError`.
+
+    A hit does not import the engine; a miss does. With no free descriptor, or on a disk that cannot be read, that
+    import raises a plain ``OSError``, which is outside the tree of errors.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, WeightCacheError):
+            raise StorageError.of(error, "read", error.filename or "the modules of weightcache") from error
+
+
+lazy_imports = _LazyImports()
+
+
 class LoadError(WeightCacheError, RuntimeError):
     """A file cannot be loaded as weights, or the weights do not fit the module (`weightcache.torch`).
 

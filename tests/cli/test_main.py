@@ -218,7 +218,7 @@ def test_doctor_finds_too_little_room(small_disk: Path, tmp_path: Path, nowhere:
     entry = f'[checkpoints.a]\nurls = ["https://h/x"]\nsha256 = "{"0" * 64}"\nsize = 50000000\n'
     path.write_text(entry)
     assert "less is free" in findings(path, small_disk)["room"].text
-    # On a Volume statfs gives placeholder values: only writing tells.
+    # On a Volume statfs gives placeholder values: only a write shows the room.
     monkeypatch.setattr(doctor, "MODAL_VOLUMES", f"{os.path.realpath(tmp_path)}/")
     found = findings(path, small_disk)["room"]
     assert (found.code, found.ok) == (5, False)

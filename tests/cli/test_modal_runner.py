@@ -267,7 +267,7 @@ FILES = {"config.json": b"{}", "onnx/model.bin": blob(50_000, seed=2)}
 
 
 def listed(plane: ControlPlane, volume: str) -> list[str]:
-    """What the Volume holds, as ``modal volume ls`` in a process of its own tells it."""
+    """Return what the Volume holds, as ``modal volume ls`` lists it in a process of its own."""
     code = (
         "import modal, sys\n"
         "for each in modal.Volume.from_name(sys.argv[1]).listdir('/', recursive=True):\n"

@@ -298,7 +298,7 @@ def test_a_place_that_vanishes_is_warned_of_once(
     origin.put("/a", DATA)
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
     weights = quiet(one(DATA, origin.url("/a")), root, lease=found, volume=LosingOnce())
-    assert len(commits) > 2  # it was brought twice
+    assert len(commits) > 2  # it was downloaded twice
     [warning] = weights.report.warnings
     assert "lost when the container stops" in warning
 

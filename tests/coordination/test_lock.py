@@ -1,4 +1,4 @@
-"""Waiting: who holds the lock and how far it is, when waiting ends, and that it is never what correctness rests on."""
+"""Waiting: which process holds the lock, its progress, when waiting ends, and that correctness never needs the lock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
 
 @pytest.fixture(autouse=True)
 def no_relief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no other connection bring what a held one owes, however long another process takes to start."""
+    """Let no other connection fetch the block of a held one, however long another process takes to start."""
     change_settings(monkeypatch, stalled_after=600.0)
 
 
@@ -77,7 +77,7 @@ def test_waiting_ends_without_progress(
         assert Path(error.lock_path).name.endswith(".lock")
         assert root not in Path(error.lock_path).parents
         assert "wait=" in error.hint
-    line = capsys.readouterr().err  # of the first look, when it may have been less far
+    line = capsys.readouterr().err  # of the first poll, when less may have been downloaded
     assert re.fullmatch(
         rf"weightcache: waiting for process {os.getpid()} \(downloading.* to fill {root} \(.*\)\n", line
     )

@@ -203,7 +203,7 @@ def test_status_looks_again_when_the_reload_is_over(origin: Origin, root: Path) 
     real = lock._kernel_lock
 
     def noticed(path: str, tick: Any, poll: float) -> Any:
-        looked.set()  # the first look, at an empty root, is over
+        looked.set()  # the first inspection, of an empty root, is over
         return real(path, tick, poll)
 
     lock._kernel_lock = noticed  # type: ignore[assignment]

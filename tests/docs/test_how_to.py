@@ -33,7 +33,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def function_of(code: str) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Run code with one Modal function in it, ``fill``; return that, not called yet, and what Modal is told of it.
+    """Run code with one Modal function in it, ``fill``; return that, not called yet, and its options on Modal.
 
     `ensure` gets no Volume: what there is of one here is a name.
     """

@@ -108,7 +108,7 @@ def test_what_cannot_be_read(root: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_listed(folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Any) -> Any:  # who runs the tests is root, and may list all
+    def fail(path: Any) -> Any:  # the tests may run as root, which may list all
         if str(path) == str(folder / "vocab"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path)
@@ -121,7 +121,7 @@ def test_a_directory_that_cannot_be_listed(folder: Path, root: Path, monkeypatch
 
 def test_what_is_hinted_to_a_user_who_may_not_read() -> None:
     error = StorageError.of(PermissionError(errno.EACCES, "Permission denied"), "read", "/out/model.bin")
-    assert error.hint == "let this user read it"  # who runs the tests is root, and may read all
+    assert error.hint == "let this user read it"  # the tests may run as root, which may read all
 
 
 def change(path: Path) -> None:

@@ -108,7 +108,7 @@ class Visit:
 
     @property
     def said(self) -> Locator:
-        """What a screen reader is told of the photo."""
+        """Return what a screen reader says of the photo."""
         return self.page.get_by_role("region", name="Photo").get_by_role("status")
 
     def contrasts(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A detector and a segmenter without models: they find every prompt, each in its own place, and can be made to wait."""
+"""A detector and a segmenter without models: they find every prompt, each elsewhere, and can be made to wait."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIGEST = "0" * 64
 
 @dataclass
 class Gate:
-    """What a fake waits at. ``entered`` counts those who came; ``opened`` lets all of them on.
+    """What a fake waits at. ``entered`` counts the calls that wait; ``opened`` lets all of them go on.
 
     In a test: ``assert gate.entered.acquire(timeout=10)``, look at what is to be seen meanwhile, ``gate.opened.set()``.
     """

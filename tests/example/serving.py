@@ -27,7 +27,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class Client(httpx.Client):
-    """A client of a service, with a look at its inside."""
+    """A client of a service that also reads the service's state."""
 
     app: FastAPI
 
@@ -100,7 +100,7 @@ def process(code: str, *argv: str) -> Iterator[Process]:
         finally:
             child.kill()
             child.communicate()
-            print(child.told())  # for who reads a failed test
+            print(child.told())  # for the log of a failed test
 
 
 def photo(width: int = 60, height: int = 40, kind: str = "PNG", **options: Any) -> bytes:

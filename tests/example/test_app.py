@@ -63,7 +63,7 @@ def deploy(plane: ControlPlane, app: Path, **options: str) -> dict[str, Any]:
 
 
 def web_of(plane: ControlPlane, function: str) -> httpx.Client:
-    """Return a client of the URL that the deployment told; the first request starts a container."""
+    """Return a client of the URL that the deployment printed; the first request starts a container."""
     return httpx.Client(base_url=plane.web_url(function), timeout=120)
 
 

@@ -63,7 +63,7 @@ def test_a_label_is_the_prompt_whose_best_token_is_best(seed: int, boxes: int) -
 
 
 def test_a_box_that_is_a_bit_of_both_is_the_better_one() -> None:
-    caption = caption_of(["shirt", "dress"], tokenize)  # whoever joins words says "shirt dress"
+    caption = caption_of(["shirt", "dress"], tokenize)  # joined words would be "shirt dress"
     assert caption.best(np.array([[0, 0.6, 0.9, 0.7, 0.9, 0]]))[0].tolist() == [1]
 
 

@@ -178,7 +178,7 @@ def test_all_eight_orientations_give_the_same_photo(width: int, height: int, see
 
 
 def stored(upright: NDArray[np.uint8], orientation: int) -> Image.Image:
-    """What a camera writes: Exif tells where its first row and first column are to be seen."""
+    """Return what a camera writes: Exif says where its first row and first column are displayed."""
     # Row and column: 1 top left, 2 top right, 3 bottom right, 4 bottom left; 5 left top, 6 right top, 7 right bottom,
     # 8 left bottom.
     pixels = upright.swapaxes(0, 1) if orientation > 4 else upright
@@ -471,7 +471,7 @@ def test_what_only_looks_like_scans_is_not_counted() -> None:
 
 
 def test_what_pillow_warns_of_does_not_get_out() -> None:
-    """Even where a warning is an error: a JPEG that says that it is an MPO, and is none."""
+    """Even where a warning is an error: a JPEG with the header of an MPO, without its second image."""
     code = """
         import io, warnings
         from PIL import Image

@@ -1,4 +1,4 @@
-"""The pipeline: each thing is cut out once, belongs to somebody, and is told in pixels of the photo as it was sent."""
+"""The pipeline: each thing is cut out once, belongs to somebody, and has coordinates in pixels of the photo as sent."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_a_mask_score_is_from_0_to_1(monkeypatch: pytest.MonkeyPatch, quality: f
     assert garment.mask_score == told
 
 
-# Who wears it
+# The wearer of each thing
 
 
 LEFT, RIGHT = found("person", 0.6, 0, 0, 90, 100), found("person", 0.9, 60, 0, 200, 100)

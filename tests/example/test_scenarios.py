@@ -41,7 +41,7 @@ def test_both_ways_download_load_and_find_the_same(bench: Bench) -> None:
 
 
 class FakeBench:
-    """Tells what it is given, and which starts were made."""
+    """Records what it is given, and which starts were made."""
 
     mounted: Path | None = Path("/volume")
 

@@ -1,4 +1,4 @@
-"""A cold start: what it does first, what it tells, what it gives back, and what it says when it cannot be."""
+"""A cold start: what it does first, what it reports, what it returns, and its message when it fails."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_another_ensure(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(weightcache, "ensure", lambda *args, **kwargs: 1 / 0)
     backend = startup.start(stand_ins.manifest, root=tmp_path, ensure=lambda: weights, stand_ins=True)
     assert found(backend)
-    assert backend.phases["download"] > 0  # the time is called by what was done, which the weights tell
+    assert backend.phases["download"] > 0  # the phase is named after the outcome that the weights report
 
 
 def test_a_volume_is_committed(stand_ins: StandIns, tmp_path: Path) -> None:

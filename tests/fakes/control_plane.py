@@ -188,7 +188,7 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
         return {**common, "MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test"}
 
     def web_url(self, function: str) -> str:
-        """Return where a web function is found, as the client was told when it was deployed."""
+        """Return the URL of a web function, as the client got it at the deployment."""
         return f"{self._http}/web/{function}"
 
     def volume(self, name: str, version: int = 1, environment: str = "main") -> str:

@@ -11,7 +11,7 @@ from volume_model import View
 
 @dataclass(eq=False)
 class Container:
-    """What the plane knows of one container: who it is, what it is to do, and what came of it."""
+    """What the plane knows of one container: its identity, its input and its result."""
 
     task: str
     views: dict[str, View]  # by Volume id

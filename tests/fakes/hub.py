@@ -53,7 +53,7 @@ class File:
     def __init__(self, body: bytes, *, lfs: bool = False) -> None:
         self.body, self.lfs, self.size = body, lfs, len(body)
         self.sha256 = hashlib.sha256(body).hexdigest()
-        self.xet_hash = self.sha256[::-1]  # Xet's own hash is neither the sha256 nor of use without Xet storage
+        self.xet_hash = self.sha256[::-1]  # Xet's own hash is not the sha256; only Xet storage can use it
         blob = pointer(self.sha256, self.size) if lfs else body
         self.oid, self._blob_size = git_oid(blob), len(blob)
 
@@ -73,7 +73,7 @@ def tree(files: Files, folder: str = "", *, recursive: bool) -> list[dict[str, A
         if file.lfs:
             entries[path]["xetHash"] = file.xet_hash
         for parent in map(str, list(PurePosixPath(path).parents)[:-1]):
-            oid = git_oid(parent.encode(), "tree")  # not git's own, which no client can tell
+            oid = git_oid(parent.encode(), "tree")  # not git's own id, which no client can check
             entries[parent] = {"type": "directory", "oid": oid, "size": 0, "path": parent}
     below = sorted(path for path in entries if path.startswith(prefix))
     return [entries[path] for path in below if recursive or "/" not in path.removeprefix(prefix)]
@@ -86,7 +86,7 @@ class Repository:
     Attributes:
         name: ``owner/name``, or a bare name as the oldest models have it.
         private: Whether it is there only for its readers.
-        gated: Whether its files are only for its readers, who accepted the licence. Listings are for everybody.
+        gated: Whether its files are only for its readers (they accepted the licence). Listings are public.
         readers: Tokens.
         commits: Commit → files.
         branches: Branch → commit.
@@ -180,7 +180,7 @@ class Hub:
         self.cdn.__exit__()
 
     def create(self, name: str, *, private: bool = False, gated: bool = False) -> Repository:
-        """Add a repository with an empty ``main``; `push` makes a public one by itself."""
+        """Add a repository with an empty ``main``; `push` adds a public one if it is missing."""
         self.repositories[name] = Repository(name, private, gated)
         self.push(name, "main", {})
         return self.repositories[name]
@@ -214,7 +214,7 @@ class Hub:
             self.repositories[name].readers.add(token)
 
     def fail(self, times: int = 1, status: int = 429, *, path: str = "", wait: int = 0) -> None:
-        """Refuse the next requests to the Hub whose path contains ``path``; a 429 tells to wait ``wait`` seconds."""
+        """Refuse the next requests to the Hub whose path contains ``path``; a 429 asks to wait ``wait`` seconds."""
         limits = {"Retry-After": wait, "RateLimit": f'"api";r=0;t={wait}'} if status == 429 else {}
         self._faults += [(path, Refused(status, "", "Refused, as the test asked", limits))] * times
 
@@ -234,7 +234,7 @@ class Hub:
             answer = self._route(target, authorization.removeprefix("Bearer ") if authorization else None, form)
         except Refused as refused:
             answer = refused.answer
-        # The Hub tells its limits in every answer, not only where one was exceeded.
+        # The Hub sends its limits in every answer, not only where one was exceeded.
         limits = {"RateLimit": '"api";r=2998;t=172', "RateLimit-Policy": '"fixed window";"api";q=3000;w=300'}
         return Answer(answer.status, {**limits, **answer.headers}, answer.body)
 
@@ -410,7 +410,7 @@ def isolated_client(home: Path) -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(("HF_", "HUGGING")) or name.lower().endswith("_proxy"):
                 patch.delenv(name)
-        patch.setenv("HF_HOME", str(home))  # for whoever reads it later, as our own search for a token does
+        patch.setenv("HF_HOME", str(home))  # for code that reads it later, such as our search for a token
         for name, value in settings.items():
             patch.setattr(constants, name, value)
         close_session()  # one client serves the whole process, and has the proxies that it found when it was made

@@ -147,7 +147,7 @@ class Small:
         volume.reload()
 
     @modal.method()
-    def told(self, number):
+    def doubled(self, number):
         print("said in the log", flush=True)
         here = os.path.realpath("/root/data/weights")
         return [number, os.environ["TOKEN"], here, open("/root/data/weights/f").read(), modal.is_local()]
@@ -159,7 +159,7 @@ class Small:
 
 @app.local_entrypoint()
 def main():
-    print(Small().told.remote(7))
+    print(Small().doubled.remote(7))
 """
 
 

@@ -51,7 +51,7 @@ REPO = "acme/sam"
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No settings of the user, and no network: a name that is looked up fails the test, whoever swallows the error."""
+    """No settings of the user, and no network: a name that is resolved fails the test, even if the error is hidden."""
     looked_up, resolve = [], socket.getaddrinfo
 
     def guarded(host: Any, *rest: Any, **options: Any) -> Any:

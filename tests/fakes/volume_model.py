@@ -205,7 +205,7 @@ def _processes() -> Iterator[str]:
 
 
 def _users(root: Path, *, mapped: bool) -> Iterator[str]:
-    """Yield who has something of a view open. By inode: in another mount namespace the paths are others."""
+    """Yield the processes with an open file of a view. By inode: in another mount namespace the paths are others."""
     inside = {}
     for folder, _, names in os.walk(root):
         for path in [folder, *(os.path.join(folder, name) for name in names)]:
@@ -224,7 +224,7 @@ def _users(root: Path, *, mapped: bool) -> Iterator[str]:
             for line in Path(f"{process}/maps").read_text().splitlines() if mapped else ():
                 _, _, _, device, number, *named = line.split(maxsplit=5)
                 major, minor = (int(each, 16) for each in device.split(":"))
-                # On an overlay it is not the device that stat(2) has; there only the path tells, in our own namespace.
+                # On an overlay this device differs from that of stat(2): compare the path, valid in our own namespace.
                 known = [path for path in named if path in inside.values()]
                 if path := inside.get((os.makedev(major, minor), int(number)), *known):
                     yield f"path {path} is mapped (process {process[6:]})"

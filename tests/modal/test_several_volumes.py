@@ -122,9 +122,9 @@ def test_six_manifests_on_one_volume(plane: ControlPlane, origin: Origin, tmp_pa
     first, second = (one(data, origin.url("/inline"), name=name) for name in ("first", "second"))
     code = MANY.replace("{first}", repr(first)).replace("{second}", repr(second))
     code = code.replace("ELSEWHERE", repr(str(outside / "weights.toml")))
-    told = modal_run(plane, app, code, "each_finds_its_own, an_absolute_path_outside_the_app")
+    reported = modal_run(plane, app, code, "each_finds_its_own, an_absolute_path_outside_the_app")
     names = ["beside", "in-a", "in-b", "in-c", "first", "second"]
-    assert told == [[*([name] for name in names), "ManifestError"], ["x"]]
+    assert reported == [[*([name] for name in names), "ManifestError"], ["x"]]
     built = [line for each in plane.requests("ImageGetOrCreate") for line in each.image.dockerfile_commands]
     assert (
         len([line for line in built if "filelock" in line]) == 2

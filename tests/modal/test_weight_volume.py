@@ -30,7 +30,7 @@ DATA = blob(10_000)
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Modal container, as far as the environment tells; the fixed place of its manifest is this path."""
+    """The environment of a Modal container; the fixed path of its manifest is this one."""
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
     path = tmp_path / "etc" / "weights.toml"
     path.parent.mkdir()

@@ -33,7 +33,7 @@ cache = WeightVolume("weights.toml", name="one", path="/w")
 image = cache.add_to(base)
 other = modal.Volume.from_name("two", create_if_missing=True)
 
-def told(root=None, cache=cache):
+def reported(root=None, cache=cache):
     try:
         if root is None:
             weights = cache.ensure(progress=False)
@@ -47,29 +47,29 @@ def told(root=None, cache=cache):
 WRONG = """
 @app.function(image=image)
 def not_mounted():
-    return told()
+    return reported()
 
 @app.function(image=image, volumes={"/elsewhere": cache.volume})
 def mounted_elsewhere():
-    return told()
+    return reported()
 
 @app.function(image=image, volumes={"/w": other})
 def another_volume():
-    return told()
+    return reported()
 
 @app.function(image=image, volumes={**cache.mounts, "/v": other})
 def root_on_another():
-    return told("/v/models")
+    return reported("/v/models")
 
 @app.function(image=base, volumes=cache.mounts)
 def without_add_to():
-    return told()
+    return reported()
 
 deleted = WeightVolume("weights.toml", name="gone", path="/w", create_if_missing=False)
 
 @app.function(image=deleted.add_to(image), volumes=cache.mounts)
 def does_not_exist():
-    return told(cache=deleted)
+    return reported(cache=deleted)
 """
 
 
@@ -77,17 +77,17 @@ def test_what_cannot_work_is_an_error_before_a_download(plane: ControlPlane, ori
     origin.put("/a", DATA)
     toml_of(one(DATA, origin.url("/a")), tmp_path / "weights.toml")
     calls = "not_mounted, mounted_elsewhere, another_volume, root_on_another, without_add_to, does_not_exist"
-    told = modal_run(plane, tmp_path, COMMON + WRONG, calls)
+    reported = modal_run(plane, tmp_path, COMMON + WRONG, calls)
     ids = {volume.name: number for number, volume in plane.volumes.items()}
-    assert [kind for kind, *_ in told] == ["VolumeError"] * 4 + ["ManifestError", "VolumeError"]
-    texts = [text for _, text, _ in told]
+    assert [kind for kind, *_ in reported] == ["VolumeError"] * 4 + ["ManifestError", "VolumeError"]
+    texts = [text for _, text, _ in reported]
     assert f"/w is on the container's own disk, and {ids['one']} is not mounted in this container" in texts[0]
     assert f"/w is not on a Volume, and {ids['one']} is mounted at another path" in texts[1]
     assert f"/w is on another Volume, {ids['two']}: volume= is one ({ids['one']})" in texts[2]
     assert f"/v/models is on another Volume, {ids['two']}" in texts[3]
     assert "there is no such file: pass image=cache.add_to(image) to this function" in texts[4]
     assert "volume= is gone, which does not exist" in texts[5]
-    assert all("volumes={...} of the function" in hint for _, _, hint in told[:4])
+    assert all("volumes={...} of the function" in hint for _, _, hint in reported[:4])
     assert origin.requests == []
     assert [held(plane, name) for name in ids] == [[]] * len(ids)
     assert "gone" not in ids
@@ -98,15 +98,15 @@ reader = WeightVolume("weights.toml", name="one", path="/w", read_only=True)
 
 @app.function(image=image, volumes=reader.mounts)
 def serve():
-    return told(cache=reader)
+    return reported(cache=reader)
 
 @app.function(image=image, volumes=cache.mounts)
 def fill_a_subdirectory():
-    return told("/w/models/of/today")
+    return reported("/w/models/of/today")
 
 @app.function(image=image, volumes=cache.mounts)
 def fill():
-    return told()
+    return reported()
 """
 
 

@@ -105,7 +105,7 @@ def test_memory_is_not_promised_twice(files: list[Path], monkeypatch: pytest.Mon
             assert "17 MB do not fit into memory, 8 MB are free" in second.stats.skipped[0]
         gate.go_on.set()
         assert handle.wait(60)
-        assert prefetch_memory.free_memory() == pytest.approx(1.5 * len(LARGE))  # taken, which the machine would tell
+        assert prefetch_memory.free_memory() == pytest.approx(1.5 * len(LARGE))  # taken, as the machine would report
     with prefetch_files(files[0], into="memory") as third:
         assert third.wait(60)
 

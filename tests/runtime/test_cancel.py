@@ -33,7 +33,7 @@ PACKAGE = os.path.dirname(weightcache.__file__)
 Place = tuple[str, int]
 
 # As the kernel's signal does it: the handler runs at the next instruction where Python looks for signals. A trace
-# function that raises by itself confuses Python 3.11 (an exception in place of another object on its stack).
+# function that raises on its own confuses Python 3.11 (an exception in place of another object on its stack).
 _interrupt: Any = ctypes.pythonapi.PyErr_SetInterrupt
 _interrupt.argtypes, _interrupt.restype = [ctypes.py_object] * 3, None
 
@@ -81,7 +81,7 @@ def open_below(folder: Path) -> list[str]:
 
 @close_on_interrupt
 def write_and_read(root: Path, manifest: dict[str, Any]) -> None:
-    """What a cold `ensure` does with files. Without its coroutines: Python 3.11 confuses its stack where a signal's
+    """Do what a miss does with files. Without its coroutines: Python 3.11 confuses its stack where a signal's
     handler raises in one."""
     [checkpoint] = Manifest.load(manifest)
     [file] = checkpoint.files

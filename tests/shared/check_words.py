@@ -1,8 +1,7 @@
 """Find phrases that this project does not use, in prose: pages, docstrings, comments, messages and help texts.
 
-    python tests/shared/check_words.py            # a finding in a strict directory ends it with 1; others are counted
-    python tests/shared/check_words.py --all      # lists every finding
-    python tests/shared/check_words.py docs/x.md  # lists every finding in these files
+    python tests/shared/check_words.py            # lists every finding, and ends with 1 if there are any
+    python tests/shared/check_words.py docs/x.md  # the same for these files alone
 
 Code is not prose: fenced blocks and the text between backticks are left out, and so is a Python string of one word.
 """
@@ -14,36 +13,23 @@ import io
 import re
 import sys
 import tokenize
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parents[2]
 
-# Which files are checked, and whether a finding in them fails `make lint`. The longest matching prefix decides.
-STRICT = {
-    "README.md": True,
-    "CHANGELOG.md": True,
-    "CONTRIBUTING.md": True,
-    "docs": True,
-    "docs/reference/cli.md": True,
-    "weightcache": True,
-    "weightcache/cli": True,
-    "weightcache/modal": True,
-    "weightcache/torch": True,
-    "weightcache/_engine": True,
-    "weightcache/_transfer": True,
-    "weightcache/_prefetch": True,
-    "weightcache/_views": True,
-    "weightcache/_store": True,
-    "weightcache/_coordination": True,
-    "weightcache/manifest": True,
-    "weightcache/_runtime": True,
-    "examples": True,
-    "benchmarks": False,
-    "tests": False,
-}
+# Files and directories that are checked. A finding in them fails `make lint`.
+CHECKED = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs",
+    "weightcache",
+    "examples",
+    "benchmarks",
+    "tests",
+)
 
 # Not checked: this file and its test spell the phrases out, and the simulations' cases are data.
 LEFT_OUT = ("tests/shared/check_words.py", "tests/docs/test_words.py", "tests/data")
@@ -86,9 +72,7 @@ _COMPILED = [(rule, re.compile(rule.pattern)) for rule in RULES]
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 # What a rule finds and is right all the same: file, rule, words of its line, reason.
-ALLOWED: tuple[tuple[str, str, str, str], ...] = (
-    ("docs/benchmarks.md", "by itself", "| by itself |", "a label that benchmarks/download.py prints"),
-)
+ALLOWED: tuple[tuple[str, str, str, str], ...] = ()
 
 
 class Finding(NamedTuple):
@@ -175,43 +159,37 @@ def _is_allowed(file: str, rule: Rule, line: str) -> bool:
     return any(file == each[0] and rule.name == each[1] and each[2] in line for each in ALLOWED)
 
 
-def directory_of(file: str) -> str | None:
-    """Return the key of `STRICT` that decides for a file; ``None`` if the file is not checked."""
-    if any(file == each or file.startswith(f"{each}/") for each in LEFT_OUT):
-        return None
-    keys = [key for key in STRICT if file == key or file.startswith(f"{key}/")]
-    return max(keys, key=len, default=None)
+def is_checked(file: str) -> bool:
+    """Return whether a file of the project is under one of the paths `CHECKED` and not left out."""
+
+    def under(paths: tuple[str, ...]) -> bool:
+        return any(file == each or file.startswith(f"{each}/") for each in paths)
+
+    return under(CHECKED) and not under(LEFT_OUT)
 
 
 def files() -> Iterator[str]:
     """Yield every file that is checked, relative to the project."""
-    for key in sorted({key.partition("/")[0] for key in STRICT}):
-        path = HERE / key
+    for path in [HERE / each for each in CHECKED]:
         for each in [path] if path.is_file() else sorted(path.rglob("*")):
-            if each.suffix in (".md", ".py") and not any(part.startswith(".") for part in each.relative_to(HERE).parts):
-                yield str(each.relative_to(HERE))
+            name = each.relative_to(HERE)
+            is_hidden = any(part.startswith(".") for part in name.parts)
+            if each.suffix in (".md", ".py") and not is_hidden and is_checked(str(name)):
+                yield str(name)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Find phrases that this project does not use.")
-    parser.add_argument("--all", action="store_true", help="list findings of directories that are not strict as well")
-    parser.add_argument("paths", nargs="*", help="only these files, every finding listed")
-    options = parser.parse_args()
-    named = [str(Path(path).resolve().relative_to(HERE)) for path in options.paths]
-    failed, counts = 0, Counter[str]()
-    for file in named or files():
-        key = directory_of(file)
-        if key is None:
-            continue
-        for each in findings(file, (HERE / file).read_text(encoding="utf-8")):
-            failed += STRICT[key]
-            counts[key] += 1
-            if STRICT[key] or options.all or named:
-                print(each)
-    for key, count in sorted(counts.items()):
-        if not STRICT[key]:
-            print(f"{key}: {count} phrases to replace (not strict yet; --all lists them)")
-    return 1 if failed else 0
+    parser.add_argument("paths", nargs="*", help="only these files")
+    named = [str(Path(path).resolve().relative_to(HERE)) for path in parser.parse_args().paths]
+    found = [
+        each
+        for file in filter(is_checked, named or files())
+        for each in findings(file, (HERE / file).read_text(encoding="utf-8"))
+    ]
+    for each in found:
+        print(each)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ RUN = """
 @app.local_entrypoint()
 def main():
     import json
-    print("TOLD", json.dumps([each.remote() for each in (CALLS)]))
+    print("REPORTED", json.dumps([each.remote() for each in (CALLS)]))
 """
 
 
@@ -33,8 +33,8 @@ def modal_run(plane: ControlPlane, folder: Path, code: str, calls: str) -> list[
     needs_namespaces()
     done = modal_client(plane, folder, code + RUN.replace("CALLS", calls), "run")
     assert done.returncode == 0, done.stdout + done.stderr
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
-    found: list[Any] = json.loads(line.removeprefix("TOLD "))
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("REPORTED ")]
+    found: list[Any] = json.loads(line.removeprefix("REPORTED "))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a seed chooses: how the Volume and the Dict behave, and who dies, sleeps or fails."""
+"""What a seed chooses: how the Volume and the Dict behave, and which containers die, sleep or fail."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class BrokenError(AssertionError):
 
 
 class Patience:
-    """How long one `ensure` may wait for others, by the clock of the world.
+    """How long one `ensure` may wait for others, by the simulated clock.
 
     A waiter sees what a head says at the latest one round after it was written: a rest of at most POLL, and its own
     calls to the Dict and to the Volume. It counts from there, by its own clock, and judges by the first head that it
@@ -30,28 +30,28 @@ class Patience:
 
     - EXPIRY + 2 * (POLL + calls) after the last sign of life: a new number, state or beat;
     - WAIT + 2 * (POLL + calls) after the last progress: a new number, or more bytes;
-    - RELOAD_INTERVAL + POLL + calls after its last look at the Volume, whatever the heads say.
+    - RELOAD_INTERVAL + POLL + calls after it last read the Volume, whatever the heads say.
 
     ``calls`` is what the longest of its own rounds took without the rest. The first two begin anew when it loses a
-    claim (the winner's head is still to come), and all when it has brought something itself and when it wakes up.
+    claim (the winner's head is still to come), and all when it has downloaded something itself and when it wakes up.
     """
 
     def __init__(self, container: Container) -> None:
         self._container, self._world = container, container.world
-        self._held: dict[str, bool] = {}  # whether somebody brings it, as it last heard
+        self._held: dict[str, bool] = {}  # whether a container downloads it, as it last read
         self._since: dict[str, float] = {}  # for what it waits, and since when, or since it lost a claim of it
         self._calls = self._tries = 0.0
         self._rests = False
         self.restarts()
 
     def restarts(self) -> None:
-        """It waits from now on: who has no lock yet, or brings something itself, does not wait for a lease."""
+        """It waits from now on: one without the lock, or with a download of its own, does not wait for a lease."""
         self._since.clear()
         self._round = self._looked = self._world.now  # when the round began; when it looked last
         self._tries = 0.0
 
     def hears(self, key: str, head: Any) -> None:
-        """Note whether what it reads tells of a holder whom nobody's clock could take for dead or stuck."""
+        """Note whether the head names a holder that is neither dead nor stuck by any container's clock."""
         digest, world = key.partition("/")[0], self._world
         self._held[digest] = (
             bool(head)
@@ -61,7 +61,7 @@ class Patience:
         )
 
     def is_left(self, digests: Sequence[str]) -> bool:
-        """Whether nobody brings any of them, as it last heard, or the Dict may not have told."""
+        """Whether no container downloads any of them, as it last read, or the Dict may have lost it."""
         return self._world.switches.dict in ("flaky", "down", "forget") or not any(map(self._held.get, digests))
 
     def loses(self, key: str) -> None:
@@ -100,13 +100,13 @@ class Patience:
                 if waited > limit / (1 - RATE) + 2 * a_round:
                     late.append(f"waits: {waited:.1f} s for {digest}, whose holder may be silent for {limit:g} s")
                     break
-        # Who reads only waits while anybody brings a part of what it lacks; any other one claims what is free.
+        # A read-only one waits while any container downloads a part of what it lacks; another one claims what is free.
         if late and (len(late) == len(self._since) or not container.reads_only):
             raise BrokenError(late[0])
 
 
 def progress(world: World) -> None:
-    """Whoever lived has its bytes; else its own origin failed, or it may not write and nobody brought them."""
+    """Every survivor has its bytes; else its own origin failed, or it is read-only and no other downloaded them."""
     for container in world.containers:
         mains = [process for process in container.processes if process.is_main and not process.killed]
         if any("" in process.ends or not process.ends for process in mains):

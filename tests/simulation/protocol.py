@@ -1,4 +1,4 @@
-"""One cold `ensure` on the model: what the shipped protocol asks of its host."""
+"""One miss of `ensure` on the model: what the shipped protocol asks of its host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Host:
     lacking: dict[str, list[str]] = field(default_factory=dict)
     published: set[str] = field(default_factory=set)
     was_refused: bool = False  # by its origin
-    was_left: bool = False  # by everybody who might bring what is missing
+    was_left: bool = False  # by all that might download what is missing
 
     def __post_init__(self) -> None:
         self.patience = Patience(self.container)
@@ -55,7 +55,7 @@ class Host:
             state = self.state(digest)
             if state == "ready" or (state == "unverified" and digest in self.published):
                 if any(self.container.files[path] != GOOD[path] for path in FILES[digest]):
-                    raise BrokenError(f"G1: a look calls wrong bytes of {digest} {state}")
+                    raise BrokenError(f"G1: an inspection calls wrong bytes of {digest} {state}")
             else:
                 missing.append(digest)
         return missing
@@ -108,7 +108,7 @@ class Host:
             self.published.add(digest)
 
     async def fetch(self, digest: str, path: str, begun: bool) -> bool:
-        """Bring a file by way of a partial: take what others journaled, fetch the rest, publish by rename."""
+        """Download a file into a partial: take what others journaled, fetch the rest, publish by rename."""
         world, container = self.world, self.container
         name = f"{path}.{container.number}.{self.process.number}"
         partial, journal = f"partial/{name}", f"journal/{name}"
@@ -175,7 +175,7 @@ class Host:
         self.sweep()
 
     def sweep(self) -> bool:
-        """Remove partials that were opened more than a day ago by the clock of who sweeps; whether there were any."""
+        """Remove partials that were opened more than a day ago by this container's clock; return whether any were."""
         view = self.container.view
         stale = [path for path in view if path.startswith("journal/") and self.container.wall - view[path][0] > STALE]
         for path in stale:

@@ -2,8 +2,8 @@
 
 `simulation.py` has a model of a root; this has the real one, on a real file system. Each writer is a thread that runs
 the shipped protocol, and only one of them moves at a time: at every call that changes the root the scheduler decides,
-by the seed, whose turn is next. A seed chooses what each mirror delivers, who is killed at which call, how much of a
-dead writer's journal and data is lost, and who takes a living writer for dead, as two hosts with one identity would.
+by the seed, which one moves next. A seed chooses what each mirror delivers, which is killed at which call, how much of
+a dead writer's journal and data is lost, and which takes a living writer for dead, as hosts with one identity would.
 There is no lock: it only saves bandwidth.
 
 What must hold after every call: no file outside ``.weightcache/`` has other bytes than the declared ones.
@@ -67,7 +67,7 @@ class KilledError(BaseException):
 
 @dataclass(eq=False)
 class Actor:
-    """One writer: a thread that moves only when it is told."""
+    """One writer: a thread that moves only when the scheduler lets it."""
 
     number: int
     container: str

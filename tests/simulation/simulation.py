@@ -8,7 +8,7 @@ Where Modal is silent a switch is thrown by the seed, and the invariants must ho
 has the sources): whether a commit becomes visible as a whole or file by file in any order; whether files that are open
 for writing are left out of it, taken in part or whole; whether a reload commits, discards or keeps what was not
 committed; whether it happens after every commit; whether a file that was written and not changed is committed too.
-Besides, a seed chooses who dies, sleeps, has files open, reads only or finds no origin, how slow all of it is, and how
+A seed also chooses which die, sleep, have files open, read only or find no origin, how slow all of it is, and how
 far each container's clock is off.
 """
 

@@ -75,7 +75,7 @@ def test_a_partial_that_shares_its_bytes_with_a_place_is_found(monkeypatch: pyte
 
 
 def test_each_of_the_two_safeguards_holds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file with another name is not written to, whoever made that name."""
+    """A file with another name is not written to, whichever process made that name."""
     monkeypatch.setattr(Installer, "_publish_for_all", _links_the_partial)
     for seed in range(SEEDS):
         simulate_root(seed)

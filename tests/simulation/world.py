@@ -27,7 +27,7 @@ class VolumeCallError(Exception):
 
 
 class KilledError(BaseException):
-    """What a coroutine meets that is killed: its ``finally`` may run, but does nothing to the world any more."""
+    """Ends a coroutine that is killed: its ``finally`` may run, but no longer changes the model."""
 
 
 class Step:
@@ -143,7 +143,7 @@ class World:
         self.trace.append((round(self.now, 6), container.number if container else -1, what))
 
     def check(self, files: dict[str, Any], where: str) -> None:
-        """Whoever looks at ``files`` and calls it a hit must be right; and nothing unverified may be in a place."""
+        """A hit on ``files`` must be right; and no version directory may hold anything unverified."""
         for digest, paths in FILES.items():
             if receipt(digest) in files and all(len(files.get(path, ())) == len(GOOD[path]) for path in paths):
                 for path in paths:
@@ -163,7 +163,7 @@ class World:
                     del self.entries[key]
 
     def head_changes(self, key: str, value: Any) -> None:
-        """Note when who watches a head sees that somebody lives or moves; one that is forgotten changes too."""
+        """Note when a waiting process sees in a head that another lives or moves; one that is forgotten changes too."""
         digest, _, what = key.partition("/")
         if what == "head":
             before = self.entries.get(key)
@@ -242,11 +242,11 @@ class Container:
         self.processes: list[Process] = []
         self.open: set[str] = set()
         self.lock: Process | None = None
-        self.busy: object = None  # who commits or reloads
+        self.busy: object = None  # the process that commits or reloads
         self.reloading = self.unpushed = False
         self.alive = True
         self.returned: set[str] = set()  # digests
-        self.holds: set[str] = set()  # digests whose lease was claimed here and not released
+        self.holds: set[str] = set()  # digests with a lease that was claimed here and not released
         self.touched: set[str] = set()  # paths written since they were committed
         self.app_reads = False
         self.sleeps_until = self.woke = 0.0
@@ -310,7 +310,7 @@ class Container:
         return True
 
     def lose(self) -> None:
-        """Who holds a lease here may be taken for dead: each checkpoint may be downloaded once more."""
+        """A holder of a lease here may be taken for dead: each checkpoint may be downloaded once more."""
         for digest in self.holds:
             self.world.lives[digest] += 1
 
@@ -473,7 +473,7 @@ class Container:
         return done
 
     async def ensure(self, process: Process, wanted: list[str]) -> str:
-        """Return how it ended: RIGHT, or why the world did not let it have its bytes; nothing if the world did."""
+        """Return how it ended: RIGHT, or which fault of the model kept its bytes away; nothing if no fault did."""
         world = self.world
         host = world.host(self, wanted, process)
         if not await host.missing():

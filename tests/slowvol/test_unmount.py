@@ -31,7 +31,7 @@ def test_it_is_gone_after_the_block_even_where_a_file_is_open(backing: Path) -> 
     assert not volume.path.exists()
     with pytest.raises(OSError, match="not connected"):
         os.close(fd)
-    assert volume._daemon.returncode == 0  # it ended by itself, and was not killed
+    assert volume._daemon.returncode == 0  # it ended on its own, and was not killed
     volume.close()  # a second time does nothing
 
 
@@ -122,11 +122,11 @@ def test_it_is_gone_when_its_parent_was_killed(backing: Path) -> None:
 
 
 def test_it_is_gone_when_its_parent_was_killed_and_a_child_of_that_lives_on(backing: Path) -> None:
-    # The child holds the daemon's standard input open, so its end is not what tells of the parent's.
+    # The child holds the daemon's standard input open, so the daemon does not see the parent's end there.
     code = """
-    told = f"{volume.path} {volume._daemon.pid}"
+    line = f"{volume.path} {volume._daemon.pid}"
     if os.fork() == 0:
-        print(told, flush=True)
+        print(line, flush=True)
         sys.stdin.read()
         os._exit(0)
     signal.pause()

@@ -99,7 +99,7 @@ def test_a_wrong_file_is_not_adopted(origin: Origin, root: Path) -> None:
     path.write_bytes(DATA[:-1] + b"!")
     with open(path, "rb") as reader:
         assert quiet(manifest, root)["sam2"].read_bytes() == DATA
-        assert reader.read() == DATA[:-1] + b"!"  # who had it open keeps what it had
+        assert reader.read() == DATA[:-1] + b"!"  # an open file keeps its old content
 
 
 @pytest.mark.parametrize("harm", [lambda path: os.truncate(path, 5), os.unlink, lambda path: os.truncate(path, 9**7)])

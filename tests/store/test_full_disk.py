@@ -62,7 +62,7 @@ def test_a_disk_that_is_full_of_something_else(origin: Origin, small_disk: Path)
 
 
 def test_a_root_that_is_none(tmp_path: Path) -> None:
-    """Nobody is told that something is missing where nobody can look."""
+    """An unreadable root is an error: nothing in it is reported as missing."""
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "made").write_bytes(b"")

@@ -262,7 +262,7 @@ def test_without_leases_only_modal_is_trusted(on_modal: bool, tmp_path: Path, mo
     assert partial_file._is_exclusively_ours(str(path)) is on_modal
 
 
-# Who is alive --------------------------------------------------------------------------------------------------
+# Which writer is alive -------------------------------------------------------------------------------------------
 
 IDENTITY = """
 import os, sys

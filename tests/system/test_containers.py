@@ -27,7 +27,7 @@ pytestmark = pytest.mark.crash
 DATA = blob(6 * MB)
 BOUND = 60.0  # seconds: EXPIRY (2 s in these processes), a poll, and a download, on a busy machine
 # Seconds that one of them waits for others: EXPIRY and two polls for a dead one, and a download of another one that
-# then goes on. Who takes a dead one for alive waits for EXPIRY as it is shipped, 30 s, at least.
+# then goes on. One that takes a dead one for alive waits for EXPIRY as it is shipped, 30 s, at least.
 WAITED = 15.0
 
 PROCESS = """
@@ -47,12 +47,12 @@ mount_check.MODAL_VOLUMES = os.path.dirname(os.path.realpath(root)) + "/"  # a v
 volume = modal.Volume.from_name("w")
 weights = ensure(manifest, root=root, volume=volume, progress=False, **options)
 report, [(name, path)] = weights.report, weights.items()
-told = json.dumps({
+result = json.dumps({
     "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     "outcome": report[name].outcome, "bytes": report.bytes_fetched, "warnings": report.warnings,
     "waited_for": report.waited_for, "waited": report.waited, "committed": report.committed, "links": links,
 })
-sys.stdout.write(told + "\\n")  # at once: clones share what they write to
+sys.stdout.write(result + "\\n")  # at once: clones share what they write to
 """
 
 
@@ -92,9 +92,9 @@ def start(plane: ControlPlane, container: Container, manifest: Any, **options: A
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    told: dict[str, Any] = json.loads(out)
-    assert told["sha256"] == sha256(DATA)
-    return told
+    result: dict[str, Any] = json.loads(out)
+    assert result["sha256"] == sha256(DATA)
+    return result
 
 
 def downloaded(origin: Origin) -> float:
@@ -114,7 +114,7 @@ def test_sixteen_containers_make_one_download(version: int, plane: ControlPlane,
     def on_sent(sent: int) -> None:
         if not before:
             before.extend(reads())
-        # Who has read three times since, and was answered twice, knows who holds the lease: the holder, and one more.
+        # After three reads and two answers a container knows the holder of the lease: the holder, and one more.
         until(lambda: sum(now >= then + 3 for now, then in zip(reads(), before, strict=True)) > 1)
 
     origin.put("/a", DATA, on_sent=on_sent)
@@ -205,7 +205,7 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in chi
 
 
 def test_clones_of_one_memory_snapshot(plane: ControlPlane, origin: Origin) -> None:
-    """They share what was in memory, random state included, and are told apart all the same."""
+    """They share what was in memory, random state included, and still count as different containers."""
     origin.put("/a", DATA)
     volume = plane.volume("w")
     manifest = one(DATA, origin.url("/a"))
@@ -384,7 +384,7 @@ app = modal.App("beside")
 volume = modal.Volume.from_name("w")
 image = modal.Image.debian_slim()
 
-def told():
+def summary():
     weights = ensure({manifest}, root=ROOT, volume=volume, progress=False)
     report = weights.report
     digest = hashlib.sha256(weights["sam2"].read_bytes()).hexdigest()
@@ -392,7 +392,7 @@ def told():
 
 @app.function(image=image, volumes={{ROOT: volume}})
 def fill():
-    return told()
+    return summary()
 
 @app.function(image=image, volumes={{ROOT: volume.with_mount_options(read_only=True)}})
 def serve():
@@ -402,7 +402,7 @@ def serve():
         assert error.errno == errno.EROFS
     else:
         raise AssertionError("it can be written to")
-    return told()
+    return summary()
 """
 
 CALLER = """
@@ -432,7 +432,7 @@ def test_a_server_that_only_reads_beside_one_that_fills(plane: ControlPlane, ori
 
     def on_sent(sent: int) -> None:
         begun.set()
-        # The first read of the Dict tells whether it may be used, the second who holds the lease; then it has waited.
+        # The first read of the Dict shows whether it works, the second the holder of the lease; then it has waited.
         until(lambda: len(plane.containers) > 2 and plane.containers[2].calls.count("DictGet") > 2)
 
     origin.put("/a", DATA, on_sent=on_sent)

@@ -78,7 +78,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     certificate.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     plain, tls = free_port(), free_port()
-    user = "user root;" if os.geteuid() == 0 else ""  # else its workers are nobody, who may not read our folders
+    user = "user root;" if os.geteuid() == 0 else ""  # else its workers run as "nobody", which may not read our folders
     (folder / "nginx.conf").write_text(CONFIG.format(user=user, folder=folder, plain=plain, tls=tls))
     server = subprocess.Popen([program, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
     while True:  # until it listens; it ends if it cannot

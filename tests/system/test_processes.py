@@ -46,7 +46,7 @@ def test_eight_processes_together(origin: Origin, root: Path) -> None:
     outcomes = sorted(outcome for _, outcome, _, _ in found)
     assert outcomes.count("downloaded") == 1
     assert set(outcomes) <= {"downloaded", "waited", "hit"}
-    # Who waited only for the moment between the lock and its holder's note has no name to tell.
+    # One that waited only between the lock and its holder's note has no name to report.
     named = r"process \d+ \(.*\)|another process"
     assert all(re.fullmatch(named, waited_for) for _, outcome, _, waited_for in found if outcome == "waited")
 

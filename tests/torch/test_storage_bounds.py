@@ -38,7 +38,7 @@ def compressed(layout: Any, heads: Any, indices: Any, values: Any, size: tuple[i
 
 BLOCKS = [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]]
 
-# Made as PyTorch makes them when it loads: without a look at what the indices say.
+# Made as PyTorch makes them when it loads: without a check of the indices.
 SPARSE: dict[str, Callable[[], Any]] = {
     "coo above": lambda: coo([[0, 2]], (2,)),
     "coo far": lambda: coo([[0, 1 << 40]], (2,)),

@@ -240,7 +240,7 @@ def from_hub(**more: Any) -> dict[str, Any]:
 def test_a_hub_file_is_fetched_with_the_users_token_which_stays_at_the_hub(
     hub: Origin, cdn: Origin, root: Path, monkeypatch: pytest.MonkeyPatch, netrc: None
 ) -> None:
-    """huggingface_hub sends it to wherever a redirect leads if netrc or a header brings it there (a leak of peers)."""
+    """huggingface_hub sends it wherever a redirect leads if netrc or a header adds it there (a leak of peers)."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.put(HUB_PATH, DATA, always=redirect(cdn.url("/blob?sig=1")))
     cdn.put("/blob", DATA)

@@ -188,7 +188,7 @@ def test_a_resume_asks_for_the_rest(origin: Origin, root: Path) -> None:
 
 
 def test_content_that_changes_half_way(origin: Origin, mirror: Origin, root: Path) -> None:
-    """The digest tells: a mix of two versions is wiped, and the new one is refused for what it is."""
+    """The digest differs: a mix of two versions is wiped, and the new one is refused for what it is."""
     origin.put("/a", DATA, faults=[broken(BLOCK + 9)], always=other_bytes(OTHER, etag='"new"'))
     with pytest.raises(IntegrityError) as caught:
         quiet(one(DATA, origin.url("/a")), root)
@@ -456,7 +456,7 @@ def test_failures_are_logged_without_the_query(
 
 @pytest.mark.usefixtures("one_connection")
 def test_a_mirror_that_is_wrong_by_its_header_costs_nothing(origin: Origin, mirror: Origin, root: Path) -> None:
-    """What the first mirror brought is kept when the second one announces another length."""
+    """What the first mirror delivered is kept when the second one announces another length."""
     origin.put("/a", DATA, faults=[broken(BLOCK + 9)], always=answer(404))
     mirror.put("/b", DATA, always=answer(200, body=b"quota"))
     with pytest.raises(DownloadError):

@@ -52,7 +52,7 @@ LABELS: dict[str, Callable[[], dict[str, str]]] = {
         "ETag": "",
         "Last-Modified": f"Mon, 0{next(COUNT) % 9 + 1} Jan 2024 00:00:00 GMT",
     },
-    "an ETag that is none": lambda: {"ETag": '"\xff \x01'},
+    "an invalid ETag": lambda: {"ETag": '"\xff \x01'},
     "aws-chunked": lambda: {"Content-Encoding": "aws-chunked"},
     "aws-chunked, with a comma": lambda: {"Content-Encoding": "aws-chunked,"},
     "binary": lambda: {"Content-Encoding": "binary"},
@@ -100,7 +100,7 @@ def test_what_is_really_compressed_is_decoded(label: str, size: bool, origin: Or
 
 
 def test_a_part_of_a_stored_gz_file_is_of_use(origin: Origin, root: Path) -> None:
-    """S3 gives a .gz file in parts with the label that it was uploaded with; the whole length tells."""
+    """S3 gives a .gz file in parts with the label that it was uploaded with; the whole length decides."""
     packed = gzip.compress(DATA, 1)
     origin.put("/a", packed, always=relabelled(lambda: {"Content-Encoding": "gzip"}))
     assert fetched(root, origin.url("/a"), data=packed) == packed

@@ -45,7 +45,7 @@ class Line:
         return task
 
     def deliver(self, count: int) -> None:
-        """Bring so many bytes of the next segment, and then lose the connection."""
+        """Deliver so many bytes of the next segment, and then lose the connection."""
         task = self.take()
         assert task is not None
         assert self.scheduler.on_response(task, Answer(task), self.now)

@@ -1,4 +1,4 @@
-"""Which refusals pass by themselves, and for how long a server asks to stay away."""
+"""Which refusals end without a change here, and for how long a server asks to stay away."""
 
 from __future__ import annotations
 

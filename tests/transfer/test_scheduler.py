@@ -1,7 +1,7 @@
 """The scheduler under a simulated server and clock: any order of events ends, with every byte where it belongs.
 
 Blocks are small here, and the connections are generators that do, step by step, what `workers.Connection` does;
-hypothesis decides who moves next. The bytes, the hashes and the partial's books are real.
+hypothesis decides which one moves next. The bytes, the hashes and the partial's books are real.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class World:
                 covers_once(transfer)
         live += sum(map(len, self.scheduler._buffers.free))
         self.most = max(self.most, self.scheduler.allowed)
-        # One block a connection more: a file that is begun again moves the window back below blocks in hand.
+        # One block a connection more: a file that is begun again moves the window back below blocks that are held.
         assert live <= (self.most + transfer_scheduler.SPARE_PARTS) * PART + len(self.lanes) * BLOCK
 
     def run(self) -> None:

@@ -38,9 +38,9 @@ def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
 
 
 def at_most(connections: int, status: int, times: int = 1 << 30) -> Fault:
-    """Refuse who comes while that many are served, at most that many times.
+    """Refuse a request while that many are served, at most that many times.
 
-    Not while that many are busy: those who come together would refuse each other, and nobody would be served.
+    Not while that many are busy: requests that come together would refuse each other, and none would be served.
     """
     slots, refused = threading.Semaphore(connections), itertools.count(1)
 
@@ -153,12 +153,12 @@ def test_faults_among_many_connections(faults: list[Fault | None], origin: Origi
     weights = quiet(one(DATA, origin.url("/a")), root)
     assert weights["sam2"].read_bytes() == DATA
     if not (faults[-1] and "other" in faults[-1].__qualname__):
-        assert weights.report["sam2"].bytes_fetched == len(DATA)  # what the others brought is kept
+        assert weights.report["sam2"].bytes_fetched == len(DATA)  # what the others fetched is kept
     assert threads() == []
 
 
 def test_a_stalled_connection_is_replaced_alone(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its timeout: somebody idle takes over, and what the others brought is not brought again."""
+    """Without its timeout: an idle connection takes over, and what the others fetched is not fetched again."""
     change_settings(monkeypatch, connect_timeout=5, stall_timeout=600)
     origin.put("/a", DATA, faults=[None, None, stalled(BLOCK + 9), stalled(0)], rate=SLOW)
     weights = quiet(one(DATA, origin.url("/a")), root)
@@ -312,7 +312,7 @@ def test_a_limit_of_one_connection(origin: Origin, root: Path, monkeypatch: pyte
 def test_a_mirror_that_freezes_is_left_for_the_next_one(
     origin: Origin, mirror: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who takes over from a stalled connection is not taken over from again: its timeout speaks for the mirror."""
+    """A connection that took over from a stalled one is not replaced: its timeout speaks for the mirror."""
     change_settings(monkeypatch, connect_timeout=5, stall_timeout=1.0)
     change_settings(monkeypatch, stalled_after=0.1)
     origin.put("/a", DATA, faults=[None] * 3, always=stalled(0), rate=SLOW)
@@ -369,7 +369,7 @@ def test_idle_connections_do_not_keep_each_other_awake(
 
     def slowly(self: PartialFile, size: int) -> None:
         if next(slow, False):
-            storm.wait(1.0)  # meanwhile every file that may be open is brought, and all connections are idle
+            storm.wait(1.0)  # meanwhile every file that may be open is downloaded, and all connections are idle
         finish_file(self, size)
 
     change_settings(monkeypatch, fast_rate=1e15)

@@ -17,7 +17,7 @@ from weightcache._store import root_checks as store_root
 from weightcache._store.inspect import Inspection, inspect
 from weightcache._transfer.progress import make_progress
 from weightcache._views.weights import Weights
-from weightcache.errors import StorageError, VolumeError
+from weightcache.errors import StorageError, VolumeError, lazy_imports
 from weightcache.reports import CheckpointReport, Report
 
 from . import miss_protocol
@@ -94,8 +94,9 @@ class LocalHost:
 
     def lease(self) -> Lease | None:
         """Return this call's part in the leases of the Volume; ``None`` without leases or if nothing is missing."""
-        from weightcache._coordination.kv import open_store
-        from weightcache._coordination.lease import Lease
+        with lazy_imports:
+            from weightcache._coordination.kv import open_store
+            from weightcache._coordination.lease import Lease
 
         options = self._options
         if options.offline or options.volume is None or not self._todo():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightcache._store.inspect import inspect
+from weightcache.errors import lazy_imports
 from weightcache.reports import Status
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ def statuses(layout: Layout, checkpoints: Sequence[Checkpoint]) -> list[Status]:
     """Inspect every checkpoint; see `weightcache.status`."""
     inspections = [inspect(layout, checkpoint) for checkpoint in checkpoints]
     if any(seen.state != "ready" for seen in inspections):
-        from weightcache._coordination.lock import reload_lock
-        from weightcache._store.root_checks import check_root
+        with lazy_imports:
+            from weightcache._coordination.lock import reload_lock
+            from weightcache._store.root_checks import check_root
 
         check_root(layout)
         with reload_lock(layout.root):  # while a Volume reloads it looks empty

@@ -101,7 +101,7 @@ def test_when_the_queue_is_full_the_photo_is_tried_again(browser: Browser, patie
         if patient:
             with visit.page.expect_response("**/v1/crops") as answer:
                 visit.page.clock.run_for(5000)
-            while answer.value.status == 503:  # who was there first is not quite gone
+            while answer.value.status == 503:  # the request before has not ended yet
                 with visit.page.expect_response("**/v1/crops") as answer:
                     visit.page.clock.run_for(5000)
         else:

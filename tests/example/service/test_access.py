@@ -1,4 +1,4 @@
-"""What the service says before it has a model, and who gets in."""
+"""What the service answers before it has a model, and which requests it accepts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serving import Client, serving
 from support import until
 from weightcache import Manifest
 
-# Before there is a model, and when there will be none.
+# Before the model is loaded, and after its load failed.
 
 
 def test_while_it_loads_it_says_so_and_takes_no_photo() -> None:
@@ -79,7 +79,7 @@ def test_info_tells_what_the_server_is(client: Client) -> None:
     assert info["defaults"]["box_threshold"] == 0.35
 
 
-# Who gets in.
+# Which requests are accepted.
 
 
 @pytest.mark.parametrize(

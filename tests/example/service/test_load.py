@@ -146,7 +146,7 @@ def test_who_hangs_up_while_waiting_leaves_the_queue() -> None:
             with in_background(held, 1, lambda: crops(client)) as next_one:
                 until(lambda: client.waiting() == 1)
         assert [each.result().status_code for each in (*at_work, *next_one)] == [200, 200]
-    assert len(held.calls) == 2  # nothing was done for the one who left
+    assert len(held.calls) == 2  # nothing was computed for the client that left
 
 
 class UntilCancelled:
