@@ -20,8 +20,13 @@ def manifest_path(name: str) -> str:
     return f"/etc/weightcache/{name}.toml"
 
 
-def add_library(image: modal.Image) -> modal.Image:
-    """Return ``image`` with the version of this library that runs here."""
+def add_library(image: modal.Image, *, copy: bool = False) -> modal.Image:
+    """Return ``image`` with the version of this library that runs here.
+
+    Args:
+        image: The image.
+        copy: Build local files into the image, so that build steps can follow; otherwise they are added at start.
+    """
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
@@ -36,13 +41,13 @@ def add_library(image: modal.Image) -> modal.Image:
         return image.pip_install(f"weightcache=={installed.version}")
     # Installed from a directory or a repository: the package index does not have this version.
     required = [each for each in installed.requires or () if not re.search(r"\bextra\s*==", each)]
-    return image.pip_install(*required).add_local_python_source("weightcache")
+    return image.pip_install(*required).add_local_python_source("weightcache", copy=copy)
 
 
-def add_manifest(image: modal.Image, manifest: ManifestSource, path: str) -> modal.Image:
-    """Return ``image`` with ``manifest`` at ``path``."""
+def add_manifest(image: modal.Image, manifest: ManifestSource, path: str, *, copy: bool = False) -> modal.Image:
+    """Return ``image`` with ``manifest`` at ``path``; ``copy`` as in `add_library`."""
     if isinstance(manifest, (str, os.PathLike)):  # the file itself, so that `modal serve` notices changes
-        return image.add_local_file(os.path.abspath(user_path(os.fspath(manifest))), path)
+        return image.add_local_file(os.path.abspath(user_path(os.fspath(manifest))), path, copy=copy)
     import atexit
     import shutil
     import tempfile
@@ -51,7 +56,7 @@ def add_manifest(image: modal.Image, manifest: ManifestSource, path: str) -> mod
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with open(f"{folder}/weights.toml", "w", encoding="utf-8") as stream:
         stream.write(to_toml(Manifest.load(manifest)))
-    return image.add_local_file(f"{folder}/weights.toml", path)
+    return image.add_local_file(f"{folder}/weights.toml", path, copy=copy)
 
 
 def to_toml(manifest: Manifest) -> str:

@@ -4,7 +4,7 @@
 
     cache = WeightVolume("weights.toml", name="fashion-models", path="/root/data/weights")
 
-    @app.cls(image=cache.add_to(image), volumes=cache.mounts)
+    @app.cls(image=cache.add_to(image), volumes=cache.mounts, startup_timeout=900)
     class FashionCrop:
         @modal.enter()
         def load(self):
@@ -29,11 +29,12 @@ from weightcache.errors import ManifestError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
+from .fill import CPU, MEMORY, TIMEOUT, add_fill_step
 from .image import add_library, add_manifest, manifest_path
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from typing import Any, Literal, overload
 
     import modal
@@ -138,6 +139,53 @@ class WeightVolume:
             return image
         return add_manifest(add_library(image), self._manifest, manifest_path(self.name))
 
+    def fill(
+        self,
+        image: modal.Image,
+        *,
+        only: Collection[str] | None = None,
+        secrets: Sequence[modal.Secret] = (),
+        timeout: int = TIMEOUT,
+        cpu: float = CPU,
+        memory: int = MEMORY,
+        force_build: bool = False,
+    ) -> modal.Image:
+        """Return ``image`` with this library and the manifest, as `add_to`, and download the weights when it is built.
+
+        The download runs in a container of its own that mounts the Volume, before the first container of the app
+        starts. It runs again when the manifest, the name of the Volume or an earlier build step changes. The weights
+        are on the Volume and not in the image, so build steps can follow. Only ``add_local_…`` without ``copy=True``
+        must come after this call.
+
+        Args:
+            image: An image for which every ``add_local_…`` so far had ``copy=True``.
+            only: Names of the checkpoints to download; ``None`` for all.
+            secrets: Modal Secrets with the tokens that the manifest names.
+            timeout: Seconds after which Modal stops the download; the deployment then fails.
+            cpu: Cores for the download.
+            memory: MiB for the download.
+            force_build: Run the download again although nothing changed, for example after the Volume was emptied.
+
+        Raises:
+            ModuleNotFoundError: See `add_to`.
+            UnknownCheckpointError: ``only`` names a checkpoint that is not declared.
+        """
+        if in_container():
+            return image
+        filled = add_fill_step(
+            add_library(image, copy=True),
+            self.manifest,
+            self.mounts,
+            {"name": self.name, "path": self.path},
+            only=only,
+            secrets=secrets,
+            timeout=timeout,
+            cpu=cpu,
+            memory=memory,
+            force_build=force_build,
+        )
+        return add_manifest(filled, self._manifest, manifest_path(self.name), copy=True)
+
     if TYPE_CHECKING:  # ``dry_run`` decides what is returned
 
         @overload
@@ -160,6 +208,7 @@ class WeightVolume:
         patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
         dry_run: bool = False,
+        time_limit: float | None = None,
     ) -> Weights | Plan:
         """Return the verified path of every checkpoint, downloading missing ones; see `weightcache.ensure`.
 
@@ -181,6 +230,7 @@ class WeightVolume:
             patience=patience,
             progress=progress,
             dry_run=dry_run,
+            time_limit=time_limit,
         )
 
     if TYPE_CHECKING:  # ``dry_run`` decides what is returned
@@ -205,6 +255,7 @@ class WeightVolume:
         patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
         dry_run: bool = False,
+        time_limit: float | None = None,
     ) -> Weights | Plan:
         """Run `ensure` in a thread, without blocking the event loop; see `weightcache.aensure`."""
         return await aensure(
@@ -219,6 +270,7 @@ class WeightVolume:
             patience=patience,
             progress=progress,
             dry_run=dry_run,
+            time_limit=time_limit,
         )
 
     def prefetch(self, *, only: Collection[str] | None = None, into: str = "cache", threads: int = 8) -> Prefetch:
