@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from control_plane import ControlPlane, needs_namespaces
@@ -29,15 +26,7 @@ def test_the_page(origin: Origin, tmp_path: Path) -> None:
         plane.secret("huggingface", HF_TOKEN="hush")
 
         def client(command: str) -> str:
-            environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
-            done = subprocess.run(
-                [sys.executable, "-m", "modal", command, "app.py"],
-                env=environment | plane.env(),
-                capture_output=True,
-                text=True,
-                cwd=tmp_path,
-                timeout=150,
-            )
+            done = plane.client("-m", "modal", command, "app.py", directory=tmp_path)
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout + done.stderr
 

@@ -192,6 +192,19 @@ class ControlPlane(VolumeSession, AppCalls, BuildCalls, FunctionCalls, SandboxCa
         common = {"MODAL_SERVER_URL": port, "MODAL_ENVIRONMENT": "main", "MODAL_CONFIG_PATH": "/nonexistent"}
         return {**common, "MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test"}
 
+    def client(self, *command: str, directory: str | Path = "/") -> subprocess.CompletedProcess[str]:
+        """Run Python with the real client against this plane."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
+        return subprocess.run(
+            [sys.executable, *command],
+            env=own | self.env(),
+            capture_output=True,
+            text=True,
+            timeout=150,
+            cwd=directory,
+            check=False,
+        )
+
     def web_url(self, function: str) -> str:
         """Return where a web function is found, as the client was told when it was deployed."""
         return f"{self._http}/web/{function}"

@@ -19,20 +19,22 @@ class SandboxCalls:
     """
 
     async def SandboxCreate(self, request: Any) -> Any:
-        sandbox, _ = await self._start_sandbox(request, request.definition.secret_ids)
+        sandbox, _ = await self._start_sandbox(request, [self._secrets[each] for each in request.definition.secret_ids])
         return pb.SandboxCreateResponse(sandbox_id=sandbox)
 
     async def SandboxCreateV2(self, request: Any) -> Any:  # since 1.5; the default of 1.6.4
-        named = [each.secret_id for each in getattr(request, "secret_sources", ()) if each.secret_id]
-        sandbox, container = await self._start_sandbox(request, [*request.definition.secret_ids, *named])
+        secrets = [self._secrets[each] for each in request.definition.secret_ids]
+        if "secret_sources" in request.DESCRIPTOR.fields_by_name:
+            sent = [each.env.contents for each in request.secret_sources if each.HasField("env")]
+        else:
+            sent = [each.contents for each in request.ephemeral_secrets]
+        sandbox, container = await self._start_sandbox(request, [*secrets, *map(dict, sent)])
         return pb.SandboxCreateV2Response(sandbox_id=sandbox, task_id=container.task)
 
-    async def _start_sandbox(self, request: Any, secrets: Any) -> tuple[str, Container]:
+    async def _start_sandbox(self, request: Any, secrets: list[dict[str, str]]) -> tuple[str, Container]:
         sandbox = f"sb-{next(self._ids)}"
         container = Container(f"ta-{next(self._ids)}", {}, app=request.app_id)
-        environment: dict[str, str] = {}
-        for secret in dict.fromkeys(secrets):
-            environment |= self._secrets.get(secret, {})
+        environment = {name: value for secret in secrets for name, value in secret.items()}
         command = list(request.definition.entrypoint_args) or ["sleep", "infinity"]
         await asyncio.to_thread(self._launch, container, request.definition, command, environment, {})
         self._sandboxes[sandbox] = container

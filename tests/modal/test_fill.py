@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,15 +60,7 @@ class App:
         toml_of(manifest, self.folder / "weights.toml")
 
     def client(self, command: str, *, code: int = 0) -> str:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "modal", command, str(self.folder / "app.py")],
-            env=environment | self.plane.env(),
-            capture_output=True,
-            text=True,
-            cwd="/",
-            timeout=120,
-        )
+        done = self.plane.client("-m", "modal", command, str(self.folder / "app.py"))
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
