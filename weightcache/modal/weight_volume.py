@@ -29,6 +29,7 @@ from weightcache.errors import ManifestError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
+from .client_version import check_client_version
 from .fill import CPU, MEMORY, TIMEOUT, add_fill_step
 from .image import add_library, add_manifest, manifest_path
 
@@ -113,10 +114,11 @@ class WeightVolume:
 
     @property
     def volume(self) -> modal.Volume:
-        """The handle of the Volume. Creating it sends no request to Modal."""
+        """The handle of the Volume. Creating it sends no request. `VolumeError` if the package modal is too old."""
         if self._volume is None:
             import modal
 
+            check_client_version(modal.__version__)
             self._volume = modal.Volume.from_name(self.name, create_if_missing=True)
         return self._volume
 
@@ -152,10 +154,9 @@ class WeightVolume:
     ) -> modal.Image:
         """Return ``image`` with this library and the manifest, as `add_to`, and download the weights when it is built.
 
-        The download runs in a container of its own that mounts the Volume, before the first container of the app
-        starts. It runs again when the manifest, the name of the Volume or an earlier build step changes. The weights
-        are on the Volume and not in the image, so build steps can follow. Only ``add_local_…`` without ``copy=True``
-        must come after this call.
+        The download runs in a container of its own that mounts the Volume. It runs again when the manifest, the name of
+        the Volume or an earlier build step changes. The weights are on the Volume and not in the image. Build steps can
+        follow; ``add_local_…`` without ``copy=True`` must come after this call.
 
         Args:
             image: An image for which every ``add_local_…`` so far had ``copy=True``.
@@ -164,7 +165,7 @@ class WeightVolume:
             timeout: Seconds after which Modal stops the download; the deployment then fails.
             cpu: Cores for the download.
             memory: MiB for the download.
-            force_build: Run the download again although nothing changed, for example after the Volume was emptied.
+            force_build: Run the download although nothing changed, for example after the Volume was emptied.
 
         Raises:
             ModuleNotFoundError: See `add_to`.
