@@ -31,7 +31,7 @@ def test_too_much_for_the_assumed_rate_is_said_before_the_first_byte() -> None:
     [warning] = check(TimeLimit(290, "startup_timeout", used=10), 60_000_000_000, [])
     assert warning == (
         "60000.0 MB are still to be downloaded, which takes 600 s at 100.0 MB/s (assumed), and this container is "
-        "stopped in 290 s: raise startup_timeout to 1260 s, or fill the Volume at deploy (WeightVolume.fill)"
+        "stopped in 290 s: raise startup_timeout to 1260 s"
     )
     assert check(TimeLimit(600, "startup_timeout"), 60_000_000_000, []) == []
 

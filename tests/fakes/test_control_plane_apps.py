@@ -44,13 +44,13 @@ class Adapter:
         self.start = modal_time_limit()
 
     @modal.method()
-    def told(self):
+    def shown(self):
         return self.loaded, self.start.argument, 0 < self.start.seconds < 700, tuple(modal_time_limit())
 
 
 @app.local_entrypoint()
 def main():
-    print([Adapter(name="a").told.remote(), Adapter(name="b", rank=2).told.remote()])
+    print([Adapter(name="a").shown.remote(), Adapter(name="b", rank=2).shown.remote()])
 """
 
 
@@ -75,7 +75,7 @@ def short():
 @outer.cls(image=image, serialized=True)
 class Long:
     @modal.method()
-    def told(self):
+    def shown(self):
         print("said by outer", flush=True)
 
     @modal.exit()
@@ -86,7 +86,7 @@ class Long:
 with modal.enable_output(), outer.run():
     with inner.run():
         short.remote()
-    Long().told.remote()
+    Long().shown.remote()
 """
 
 
@@ -123,14 +123,14 @@ image = (
 
 
 @app.function(image=image, volumes={{"/data": volume}})
-def told():
+def shown():
     import os
     return open("/data/text").read(), open("/root/copied").read(), os.environ["AFTER"], "TOKEN" in os.environ
 
 
 @app.local_entrypoint()
 def main():
-    print(told.remote())
+    print(shown.remote())
 """
 
 

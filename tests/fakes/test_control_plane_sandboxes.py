@@ -14,7 +14,7 @@ import modal
 
 app = modal.App.lookup("boxes", create_if_missing=True)
 volume = modal.Volume.from_name("w", create_if_missing=True)
-write = "echo $TOKEN $MODAL_TASK_ID $MODAL_IS_REMOTE > /data/told; exit $CODE"
+write = "echo $TOKEN $MODAL_TASK_ID $MODAL_IS_REMOTE > /data/shown; exit $CODE"
 options = {"app": app, "image": modal.Image.debian_slim(), "volumes": {"/data": volume}}
 for code in ("0", "7"):
     secrets = [modal.Secret.from_name("token"), modal.Secret.from_dict({"CODE": code})]
@@ -39,6 +39,6 @@ def test_a_sandbox_runs_its_command_on_a_volume(newer: str, tmp_path: Path) -> N
         assert done.stdout.splitlines() == ["0", "7", "None"]
         [volume] = plane.volumes.values()
         *_, second, third = plane.containers
-        assert volume.read("told").decode() == f"hush {second.task}\n"  # as on Modal, it is no Function
+        assert volume.read("shown").decode() == f"hush {second.task}\n"  # as on Modal, it is no Function
         assert third.process
         assert third.process.poll() is not None

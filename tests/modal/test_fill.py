@@ -34,7 +34,7 @@ def outcome():
 
 @app.local_entrypoint()
 def main():
-    print("told", outcome.remote())
+    print("shown", outcome.remote())
 """
 
 
@@ -90,7 +90,7 @@ def test_after_a_deployment_the_first_container_makes_no_request(app: App, origi
     assert committed(app.plane) == {f"sam2/{sha256(DATA)[:16]}/weights.pt": DATA}
     requests = len(origin.requests)
     origin.__exit__()
-    assert "told {'sam2': 'hit'}" in app.client("run")
+    assert "shown {'sam2': 'hit'}" in app.client("run")
     assert len(origin.requests) == requests
     assert app.builds() == 1
     _, container = app.plane.containers
@@ -118,7 +118,7 @@ def test_a_volume_that_was_emptied_is_filled_by_the_container_or_by_force(app: A
     app.client("deploy")
     [volume] = app.plane.volumes.values()
     volume.files.clear()
-    assert "told {'sam2': 'downloaded'}" in app.client("run")
+    assert "shown {'sam2': 'downloaded'}" in app.client("run")
     volume.files.clear()
     app.write(APP.format(secrets="").replace("secrets=", "force_build=True, secrets="))
     assert "sam2: downloaded" in app.client("deploy")
@@ -180,3 +180,34 @@ def test_mistakes_are_found_before_anything_is_built(monkeypatch: pytest.MonkeyP
         cache.fill(image, only=["lama"])
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
     assert cache.fill(image) is image  # a container has the image
+
+
+class Steps:
+    """An image that records the build functions that are added to it."""
+
+    def __init__(self) -> None:
+        self.arguments: list[str] = []
+
+    def run_function(self, function: Any, *, args: tuple[str], **options: Any) -> Steps:
+        self.arguments += args
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *words, **options: self
+
+
+def arguments(**options: Any) -> str:
+    steps = Steps()
+    WeightVolume(one(DATA, "https://h.example/a"), name="v", path="/w").fill(steps, **options)  # type: ignore[arg-type]
+    [found] = steps.arguments
+    return found
+
+
+def test_each_environment_has_a_volume_to_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_ENVIRONMENT", "staging")  # `modal deploy --env` sets it before it imports the app
+    staging = arguments()
+    assert arguments() == staging  # the same text in each deployment
+    monkeypatch.setenv("MODAL_ENVIRONMENT", "main")
+    assert arguments() != staging
+    assert arguments(only=["sam2"]) != arguments()
+    assert arguments(timeout=7, secrets=[]) == arguments()

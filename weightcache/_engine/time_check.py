@@ -59,5 +59,5 @@ class TimeCheck:
         self._warn(
             f"{self._rest / 1e6:.1f} MB are still to be downloaded, which takes {needed:.0f} s at "
             f"{rate / 1e6:.1f} MB/s ({how}), and this container is stopped in {max(0.0, left):.0f} s: "
-            f"raise {self._limit.argument} to {wanted} s, or fill the Volume at deploy (WeightVolume.fill)"
+            f"raise {self._limit.argument} to {wanted} s"
         )

@@ -56,10 +56,10 @@ def add_fill_step(
     # The manifest in canonical form, so that a comment does not run the step again. One text as the only argument,
     # because the pickle of equal values can differ between two deployments.
     declared = parse_toml(to_toml(manifest).encode(), manifest.source)
-    arguments = json.dumps({"manifest": declared, "settings": dict(settings), "only": names})
+    arguments = {"manifest": declared, "settings": dict(settings), "only": names, "environment": _environment()}
     return image.run_function(
         download,
-        args=(arguments,),
+        args=(json.dumps(arguments),),
         volumes={path: volume for path, volume in mounts.items()},  # noqa: C416 (another type of key)
         secrets=list(secrets),
         timeout=timeout,
@@ -68,6 +68,14 @@ def add_fill_step(
         force_build=force_build,
         include_source=False,  # the image has the library
     )
+
+
+def _environment() -> str | None:
+    """Return the environment of Modal that the app is deployed to: each has Volumes of its own to fill."""
+    from modal.config import config
+
+    environment: str | None = config.get("environment")
+    return environment
 
 
 def download(arguments: str) -> None:
