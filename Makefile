@@ -3,12 +3,12 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint fashion scenarios simulate newest-modal gvisor clean
+.PHONY: demo test lint fashion scenarios simulate oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
 
-test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then the core tests on every other Python
+test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then the core tests on every other Python and the oldest Modal
 	./tests/prerequisites.sh
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal
@@ -16,6 +16,7 @@ test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then 
 	$(BIN)/coverage report
 	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/example
 	$(BIN)/python tests/system/other_pythons.py
+	$(BIN)/python tests/system/other_modals.py
 	$(BIN)/python tests/system/in_gvisor.py --sample
 
 lint: .venv/.test          ## formatting, rules, types, layers, words
@@ -59,11 +60,11 @@ scenarios: .venv-fashion/.test ## how long the example takes to start, beside th
 simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers and of one root; SEEDS=n for more
 	$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),20000)
 
-newest-modal:              ## the tests of Modal's client against its newest version; reports, and never fails
-	test -x .venv-modal/bin/python || $(PYTHON) -m venv .venv-modal
-	.venv-modal/bin/python -m pip install --quiet --editable '.[test]'
-	.venv-modal/bin/python -m pip install --quiet --upgrade modal
-	-.venv-modal/bin/python -m pytest -q tests/fakes/test_control_plane.py tests/modal/test_weight_volume.py tests/cli/test_modal_runner.py tests/system/test_containers.py
+oldest-modal: .venv/.test  ## the tests of Modal's client against the oldest version that is supported
+	$(BIN)/python tests/system/other_modals.py
+
+newest-modal: .venv/.test  ## the same against the newest version; reports, and never fails
+	$(BIN)/python tests/system/other_modals.py --newest
 
 gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; half an hour
 	$(BIN)/python tests/system/in_gvisor.py

@@ -58,33 +58,34 @@ def ensure(
     patience: float = 180.0,
     progress: bool | ProgressCallback | None = None,
     dry_run: bool = False,
+    time_limit: float | None = None,
 ) -> Weights | Plan:
     """Return the verified path of every checkpoint, fetching what is missing.
 
-    If everything is there (a hit), this reads one receipt a checkpoint and stats each file: no network, no lock,
-    no hashing, no commit. Otherwise what is missing is downloaded, hashed while it is written, published by
-    rename and committed. A returned path always held exactly the declared bytes when it was verified.
+    If everything is there (a hit), this reads one receipt a checkpoint and stats each file: no network, lock, hash or
+    commit. Otherwise what is missing is downloaded, hashed while it is written, published by rename and committed.
+    A returned path always held exactly the declared bytes when it was verified.
 
     Args:
         manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`.
         root: Directory on the mounted Volume (or any disk). It is made if it does not exist.
         volume: The Volume mounted there: anything with ``commit()`` and ``reload()``. ``None``: a plain disk.
         lease: Decides which of several containers downloads. ``"auto"``: on a miss with a ``modal.Volume``, a
-            ``modal.Dict`` named after the Volume's id, so that ten containers make one download. ``None``: each
-            downloads for itself. Or anything with ``put(key, value, skip_if_exists=...)``, ``get`` and ``pop``. A lease
-            that fails costs bandwidth, never a wrong byte.
+            ``modal.Dict`` named after its id, so that ten containers make one download. ``None``: each downloads for
+            itself. Or anything with ``put(key, value, skip_if_exists=...)``, ``get``, ``pop``. It saves bandwidth only.
         only: Names of the checkpoints wanted; ``None`` for all.
         offline: Forbid every URL. Files in the root are still adopted, and the volume is still reloaded.
         rehash: Hash every published file, and heal what is wrong.
         wait: Seconds to wait for another download that makes no progress. After them, a download of another process in
             this container is an error; from one of another container, this call stops waiting and downloads too.
         patience: Seconds that a mirror which has delivered bytes of this download may stay silent before it is given
-            up. Another mirror is asked meanwhile if there is one. A mirror that never delivered is given up after five
-            tries, within seconds. Keep it below the ``wait`` of others: they see no progress meanwhile.
+            up; another one is asked meanwhile. A mirror that never delivered is given up after five tries, within
+            seconds. Keep it below the ``wait`` of others: they see no progress meanwhile.
         progress: ``None`` for bars on a terminal and plain lines elsewhere (to stderr), ``False`` for nothing, or
             a function called with name, bytes done and bytes in all (``None`` if a size is not declared).
-        dry_run: Return a `Plan` of what this call would do, from names and sizes alone, and change nothing: no lock, no
-            reload, no network, no hashing. A miss also reads every receipt and journal in the root.
+        dry_run: Return a `Plan` of what this call would do, from names and sizes alone; change nothing.
+        time_limit: Seconds until this container or call is stopped by others. `ensure` warns of a download that takes
+            longer. ``None``: in a Modal Function, what is left of its ``startup_timeout`` or ``timeout``.
 
     Raises:
         ManifestError: The manifest has problems; all are listed.
@@ -98,7 +99,7 @@ def ensure(
         TypeError, ValueError: An argument is of the wrong kind.
     """
     checkpoints, layout = Manifest.load(manifest).select(only), Layout(root)
-    _check_arguments(lease, wait, patience, progress)
+    _check_arguments(lease, progress, wait=wait, patience=patience, time_limit=time_limit or 0)
     if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
         return weights
 
@@ -114,6 +115,7 @@ def ensure(
         patience=patience,
         progress=progress,
         dry_run=dry_run,
+        time_limit=time_limit,
     )
     return on_miss(layout, checkpoints, options)
 
@@ -147,6 +149,7 @@ async def aensure(
     patience: float = 180.0,
     progress: bool | ProgressCallback | None = None,
     dry_run: bool = False,
+    time_limit: float | None = None,
 ) -> Weights | Plan:
     """Run `ensure` in a thread, so that the event loop continues.
 
@@ -158,7 +161,7 @@ async def aensure(
         from weightcache._engine.ensure import ensure_with
         from weightcache._engine.ensure_options import EnsureOptions
         from weightcache._engine.run_in_thread import in_thread
-    _check_arguments(lease, wait, patience, progress)
+    _check_arguments(lease, progress, wait=wait, patience=patience, time_limit=time_limit or 0)
     options = EnsureOptions(
         volume=volume,
         lease=lease,
@@ -168,14 +171,13 @@ async def aensure(
         patience=patience,
         progress=progress,
         dry_run=dry_run,
+        time_limit=time_limit,
     )
     return await in_thread(lambda: ensure_with(manifest, root, only, options), options.cancel)
 
 
-def _check_arguments(
-    lease: LeaseSource, wait: float, patience: float, progress: bool | ProgressCallback | None
-) -> None:
-    for name, seconds in (("wait", wait), ("patience", patience)):
+def _check_arguments(lease: LeaseSource, progress: bool | ProgressCallback | None, **times: float) -> None:
+    for name, seconds in times.items():
         if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds >= 0:
             raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
@@ -207,8 +209,6 @@ def status(manifest: ManifestSource, *, root: Root, only: Collection[str] | None
 
 def verify(manifest: ManifestSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
     """Hash every published byte, files in parallel. Never writes; `ensure(rehash=True)` heals.
-
-    Only this finds a file whose bytes changed and whose size did not; a hit does not.
 
     Args:
         manifest: As in `ensure`.

@@ -75,6 +75,7 @@ with image.imports():
     memory=16384,
     gpu=GPU,
     timeout=600,
+    startup_timeout=900,  # seconds; the first container downloads the weights
     max_containers=4,  # a bound on what others can make it cost
     **OPTIONS[OPTION],
 )

@@ -33,8 +33,10 @@ from modal_proto import api_grpc
 from modal_proto import api_pb2 as pb
 
 from control_plane_apps import AppCalls
+from control_plane_builds import BuildCalls
 from control_plane_functions import FunctionCalls
-from control_plane_state import Container, WebCall
+from control_plane_sandboxes import SandboxCalls
+from control_plane_state import Container, Image, WebCall
 from control_plane_volumes import VolumeSession
 from support import forbidden, skip_in_gvisor
 from volume_model import Switches, View, Volume
@@ -65,7 +67,7 @@ exec chroot "$scratch/root" "$@"
 """
 
 
-class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
+class ControlPlane(VolumeSession, AppCalls, BuildCalls, FunctionCalls, SandboxCalls):
     """Use as a context manager.
 
     Attributes:
@@ -88,12 +90,14 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
         self._ids = itertools.count(1)
         self._blobs: dict[str, bytes] = {}
         self._functions: dict[str, Any] = {}
-        self._parameters: dict[str, bytes] = {}  # of a class, by the id of the function that is bound to them
         self._app_functions: dict[str, dict[str, str]] = defaultdict(dict)
         self._layouts: dict[str, Any] = {}
         self._secrets: dict[str, dict[str, str]] = {}
         self._mounts: dict[str, list[Any]] = {}
-        self._images: dict[str, dict[str, str]] = {}  # what their ENV lines say
+        self._images: dict[str, Image] = {}
+        self._bound_arguments: dict[str, bytes] = {}  # function id → the parameters that a class was bound to
+        self._sandboxes: dict[str, Container] = {}
+        self._built: dict[bytes, str] = {}  # definition of an image → its id
         self._call_containers: dict[str, Container] = {}
         self._web_calls: dict[str, WebCall] = {}
         self._servers: list[Server] = []
@@ -124,6 +128,7 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
 
     async def _serve(self) -> None:
         self._changed = asyncio.Condition()
+        self._building = asyncio.Lock()
         files = web.Application(client_max_size=1 << 30)
         files.router.add_route("*", "/web/{function}/{path:.*}", self._http_web)
         files.router.add_put("/{key}", self._http_put)
@@ -187,6 +192,19 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
         common = {"MODAL_SERVER_URL": port, "MODAL_ENVIRONMENT": "main", "MODAL_CONFIG_PATH": "/nonexistent"}
         return {**common, "MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test"}
 
+    def client(self, *command: str, directory: str | Path = "/") -> subprocess.CompletedProcess[str]:
+        """Run Python with the real client against this plane."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
+        return subprocess.run(
+            [sys.executable, *command],
+            env=own | self.env(),
+            capture_output=True,
+            text=True,
+            timeout=150,
+            cwd=directory,
+            check=False,
+        )
+
     def web_url(self, function: str) -> str:
         """Return the URL of a web function, as the client got it at the deployment."""
         return f"{self._http}/web/{function}"
@@ -215,51 +233,69 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
     def start_container(self, function: str, app: str, inputs: list[Any], **more: Any) -> Container:
         """Start the real entrypoint for a function, with a root of its own."""
         definition = self._functions[function]
-        views, arguments = {}, []
-        for mount in definition.volume_mounts:
-            view = self.view(mount.volume_id, read_only=mount.read_only, sub_path=mount.sub_path)
-            views[mount.volume_id] = view
-            arguments += [str(view.root), mount.mount_path, "ro" if mount.read_only else "rw"]
-        container = Container(f"ta-{next(self._ids)}", views, function, app, inputs=list(inputs), **more)
-        container.port = self._run(self._listen(container))
-        scratch = self._folder / container.task
-        files = self._folder / f"{container.task}.files"
-        scratch.mkdir()
-        files.mkdir()
+        container = Container(f"ta-{next(self._ids)}", {}, function, app, inputs=list(inputs), **more)
         layout = self._layouts.get(app) or self._layout(app)
         told = pb.ContainerArguments(
             task_id=container.task,
             function_id=function,
             app_id=app,
             function_def=definition,
-            serialized_params=self._parameters.get(function, b""),
             app_layout=layout,
             environment_name="main",
         )
+        bound = self._bound_arguments.get(function)
+        if bound is not None:
+            told.serialized_params = bound
         if definition.checkpointing_enabled:  # as the worker does for the container that a snapshot is taken of
             told.function_def.is_checkpointing_function = True
             told.checkpoint_id = f"ch-{next(self._ids)}"
-        (files / "arguments").write_bytes(told.SerializeToString())
-        for mount_id in definition.mount_ids:
-            for file in self._mounts.get(mount_id, ()):
-                if file.sha256_hex in self._blobs:
-                    target = files / file.filename.lstrip("/")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(self._blobs[file.sha256_hex])
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL")}
-        environment |= self._images.get(definition.image_id, {})
-        environment |= {"MODAL_IS_REMOTE": "1", "MODAL_TASK_ID": container.task, "MODAL_ENVIRONMENT": "main"}
+        environment = {"MODAL_IS_REMOTE": "1", "MODAL_ENVIRONMENT": "main", "PYTHONPATH": f"/root:{REPOSITORY}"}
         environment |= {"MODAL_ENABLE_SNAP_RESTORE": "1"} if definition.checkpointing_enabled else {}
-        environment |= {"MODAL_SERVER_URL": f"http://127.0.0.1:{container.port}", "FILES": str(files)}
-        environment |= {"MODAL_CONTAINER_ARGUMENTS_PATH": "/arguments", "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1"}
-        environment["PYTHONPATH"] = f"/root:{REPOSITORY}"
+        environment |= {"MODAL_CONTAINER_ARGUMENTS_PATH": "/arguments", "PYTHONUNBUFFERED": "1"}
         for secret in definition.secret_ids:
             environment |= self._secrets.get(secret, {})
-        command = ["unshare", "-m", "bash", "-c", START, "start", str(scratch), *arguments, "--"]
-        command += [sys.executable, "-m", "modal._container_entrypoint"]
+        command = [sys.executable, "-m", "modal._container_entrypoint"]
+        self._launch(container, definition, command, environment, {"arguments": told.SerializeToString()})
+        return container
+
+    def _launch(
+        self, container: Container, definition: Any, command: list[str], environment: dict[str, str], files: Any
+    ) -> None:
+        """Start a command in a root of its own, with the Volumes, mounts and image of a function or Sandbox.
+
+        Args:
+            container: It gets its views, port and process.
+            definition: The function or Sandbox.
+            command: With its arguments.
+            environment: What it finds besides what every container has.
+            files: Content of more files, by path below the root.
+        """
+        arguments = []
+        for mount in definition.volume_mounts:
+            view = self.view(mount.volume_id, read_only=mount.read_only, sub_path=mount.sub_path)
+            container.views[mount.volume_id] = view
+            arguments += [str(view.root), mount.mount_path, "ro" if mount.read_only else "rw"]
+        container.port = self._run(self._listen(container))
+        scratch = self._folder / container.task
+        copied = self._folder / f"{container.task}.files"
+        scratch.mkdir()
+        copied.mkdir()
+        image = self._images.get(definition.image_id, Image())
+        added = dict(image.files)  # a mount lies over the image
+        for mount_id in definition.mount_ids:
+            added |= {file.filename: file.sha256_hex for file in self._mounts.get(mount_id, ())}
+        contents = {name: self._blobs[digest] for name, digest in added.items() if digest in self._blobs}
+        for name, content in {**contents, **files}.items():
+            target = copied / name.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        common = {key: value for key, value in os.environ.items() if not key.startswith("MODAL")} | image.env
+        common |= {"MODAL_TASK_ID": container.task, "MODAL_SERVER_URL": f"http://127.0.0.1:{container.port}"}
+        common |= {"FILES": str(copied), "TMPDIR": "/tmp"}
+        start = ["unshare", "-m", "bash", "-c", START, "start", str(scratch), *arguments, "--"]
         container.process = subprocess.Popen(
-            command,
-            env=environment,
+            start + command,
+            env=common | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -269,7 +305,6 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
         follower = threading.Thread(target=self._follow, args=(container,), daemon=True)
         follower.start()
         self._followers.append(follower)
-        return container
 
     def _follow(self, container: Container) -> None:
         process = container.process
@@ -280,6 +315,7 @@ class ControlPlane(VolumeSession, AppCalls, FunctionCalls):
                 container.log += line
                 self._tell()
         process.wait()
+        container.is_over = True
         self._tell()
 
     def _tell(self) -> None:

@@ -1,8 +1,7 @@
-"""The part of Modal's control plane that plays apps, images, Secrets and the definitions of functions."""
+"""The part of Modal's control plane that plays apps, Secrets and the definitions of functions."""
 
 from __future__ import annotations
 
-import shlex
 import time
 from typing import Any
 
@@ -12,7 +11,7 @@ from modal_proto import api_pb2 as pb
 class AppCalls:
     """A part of `ControlPlane`, which has the attributes."""
 
-    # Calls: apps, images, functions.
+    # Calls: apps, functions.
 
     def AppCreate(self, request: Any) -> Any:
         return pb.AppCreateResponse(app_id=f"ap-{next(self._ids)}", app_page_url="http://x", app_logs_url="http://x")
@@ -62,19 +61,6 @@ class AppCalls:
         self._layouts[request.app_id] = self._layout(request.app_id, request.function_ids, request.class_ids)
         return pb.AppPublishResponse(url="http://x/app", deployed_at=time.time())
 
-    def ImageGetOrCreate(self, request: Any) -> Any:
-        number = f"im-{next(self._ids)}"
-        done = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_SUCCESS)
-        metadata = pb.ImageMetadata(image_builder_version="2025.06")
-        set_here = self._images[number] = {}
-        for base in request.image.base_images:
-            set_here |= self._images.get(base.image_id, {})
-        for line in request.image.dockerfile_commands:
-            if line.startswith("ENV "):
-                key, _, value = line.removeprefix("ENV ").partition("=")
-                set_here[key] = "".join(shlex.split(value))
-        return pb.ImageGetOrCreateResponse(image_id=number, result=done, metadata=metadata)
-
     def SecretGetOrCreate(self, request: Any) -> Any:
         def make() -> str:
             number = f"st-{next(self._ids)}"
@@ -123,16 +109,14 @@ class AppCalls:
                 each.web_url = self.web_url(number)
         self._functions[number] = function
         self._app_functions[request.app_id][function.function_name] = number
-        data = pb.FunctionData()
-        data.CopyFrom(request.function_data)
-        if not data.ranked_functions:  # 1.6.4 reads it back
-            data.ranked_functions.append(pb.FunctionData.RankedFunction(rank=0, function=function))
-        return pb.FunctionCreateResponse(
-            function_id=number,
-            function=function,
-            function_data=data,
-            handle_metadata=self._function_metadata(function),
+        answer = pb.FunctionCreateResponse(
+            function_id=number, function=function, handle_metadata=self._function_metadata(function)
         )
+        if "function_data" in answer.DESCRIPTOR.fields_by_name:  # since 1.6, which reads it back
+            answer.function_data.CopyFrom(request.function_data)
+            if not answer.function_data.ranked_functions:
+                answer.function_data.ranked_functions.append(pb.FunctionData.RankedFunction(rank=0, function=function))
+        return answer
 
     def ClassCreate(self, request: Any) -> Any:
         return pb.ClassCreateResponse(class_id=f"cs-{next(self._ids)}", handle_metadata=pb.ClassHandleMetadata())
@@ -140,7 +124,7 @@ class AppCalls:
     def FunctionBindParams(self, request: Any) -> Any:
         number = f"fu-{next(self._ids)}"
         self._functions[number] = self._functions[request.function_id]
-        self._parameters[number] = request.serialized_params
+        self._bound_arguments[number] = request.serialized_params
         return pb.FunctionBindParamsResponse(
             bound_function_id=number, handle_metadata=self._function_metadata(self._functions[number])
         )

@@ -131,8 +131,8 @@ class FunctionCalls:
                 if text:
                     line = pb.TaskLogs(data=text, file_descriptor=pb.FILE_DESCRIPTOR_STDERR)
                     yield pb.TaskLogsBatch(task_id=each.task, items=[line], entry_id="1", function_id=each.function)
-            done = [name for name, asked in self.calls if name == "AppClientDisconnect"]
-            if done and all(each.process and each.process.poll() is not None for each in mine):
+            left = any(name == "AppClientDisconnect" and asked.app_id == request.app_id for name, asked in self.calls)
+            if left and all(each.is_over and sent[each] == len(each.log) for each in mine):
                 yield pb.TaskLogsBatch(app_done=True)
                 return
             async with self._changed:

@@ -23,6 +23,7 @@ class Container:
     result: Any = None
     process: subprocess.Popen[str] | None = None
     log: str = ""
+    is_over: bool = False  # whether it has ended and `log` is complete
     calls: list[str] = field(default_factory=list)
     is_waited_for: bool = False  # whether a caller waits for its output: then it is stopped after it
     is_serving: bool = False  # whether it waits for requests from the web, until `ControlPlane.stop`
@@ -35,3 +36,13 @@ class WebCall:
     body: bytes
     answer: list[dict[str, Any]] = field(default_factory=list)
     is_done: bool = False
+
+
+@dataclass(eq=False)
+class Image:
+    """What a container finds of an image, and how its build went."""
+
+    env: dict[str, str] = field(default_factory=dict)  # what its ENV lines say
+    files: dict[str, str] = field(default_factory=dict)  # what its COPY lines added: path → sha256
+    builder: Container | None = None  # where a build function runs
+    failed: bool = False

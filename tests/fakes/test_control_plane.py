@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,15 +20,7 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 def client(plane: ControlPlane, *command: str, directory: str | Path = "/") -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
-    return subprocess.run(
-        [sys.executable, *command],
-        env=environment | plane.env(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        cwd=directory,
-    )
+    return plane.client(*command, directory=directory)
 
 
 def said(plane: ControlPlane, code: str) -> str:

@@ -45,7 +45,7 @@ class Image:
         self.done = done
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *words: Image(*self.done, (name, *words))
+        return lambda *words, copy=False: Image(*self.done, (name, *words, *(["copied"] if copy else [])))
 
 
 # the manifest --------------------------------------------------------------------------------------------------

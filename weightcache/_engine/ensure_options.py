@@ -33,6 +33,7 @@ class EnsureOptions:
     patience: float = 180.0
     progress: bool | ProgressCallback | None = None
     dry_run: bool = False
+    time_limit: float | None = None
     cancel: Cancel = field(default_factory=Cancel)
     local_sources: Mapping[str, str] = field(default_factory=dict)
     may_link: bool = False
@@ -48,6 +49,7 @@ class CommonArguments(TypedDict, total=False):
     wait: float
     patience: float
     progress: bool | ProgressCallback | None
+    time_limit: float | None
 
 
 class EnsureArguments(CommonArguments, total=False):

@@ -21,7 +21,7 @@ from weightcache._transfer.progress import make_progress
 from weightcache.errors import NotCachedError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from weightcache._coordination.lock import Holder
     from weightcache._store.file_operations import Hashed
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from .checkpoint_task import CheckpointTask
     from .ensure_options import EnsureOptions
+    from .time_check import TimeCheck
 
 
 # Why a checkpoint cannot be installed, in words:
@@ -43,8 +44,14 @@ WITHOUT_URL = "it declares no URL"
 class Installer:
     """Installs checkpoints in one root, for one call."""
 
-    def __init__(self, layout: Layout, options: EnsureOptions, holder: Holder) -> None:
-        self.layout, self._options, self._holder = layout, options, holder
+    def __init__(
+        self,
+        layout: Layout,
+        options: EnsureOptions,
+        holder: Holder,
+        time_check: Callable[[int], TimeCheck | None],
+    ) -> None:
+        self.layout, self._options, self._holder, self._time_check = layout, options, holder, time_check
 
     def examine(self, tasks: Sequence[CheckpointTask]) -> None:
         """Find out which files are right: by a receipt, or by a hash without a receipt or with ``rehash``."""
@@ -163,6 +170,8 @@ class Installer:
                 task.fetched(job.source)
             self._publish_for_all(wanted[job.file.sha256], job.partial)
 
+        if check := self._time_check(sum(job.file.size or 0 for job in jobs)):
+            progress.watch(check.advance)
         self._holder.phase("downloading", progress.total or 0)
         try:
             download(

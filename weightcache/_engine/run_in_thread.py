@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ T = TypeVar("T")
 
 async def in_thread(call: Callable[[], T], cancel: Cancel) -> T:
     """Return what ``call`` returns. If this task is cancelled, set ``cancel`` and wait until ``call`` has ended."""
-    work = asyncio.get_running_loop().run_in_executor(None, call)
+    # With the context of the task: in it, Modal keeps which input this container handles.
+    work = asyncio.get_running_loop().run_in_executor(None, copy_context().run, call)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

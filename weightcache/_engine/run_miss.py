@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from weightcache._coordination.lock import Holder, LockWait, root_lock
 from weightcache._coordination.volume import VolumeSession
+from weightcache._runtime.container_timeout import TimeLimit, modal_time_limit
 from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._runtime.writer_identity import Writer
@@ -25,6 +26,7 @@ from .checkpoint_task import CheckpointTask
 from .execute_plan import READ_ONLY, Installer, not_cached
 from .plan import plan
 from .stale_lock_files import remove_old_notes
+from .time_check import TimeCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -84,7 +86,7 @@ class LocalHost:
         holder: Holder,
     ) -> None:
         self._layout, self._options, self._calls, self._holder = layout, options, calls, holder
-        self._installer = Installer(layout, options, holder)
+        self._installer = Installer(layout, options, holder, self._time_check)
         self._say = make_progress(options.progress, []).say
         self._tasks = [CheckpointTask(checkpoint, inspect(layout, checkpoint)) for checkpoint in checkpoints]
         self._changed: list[CheckpointTask] = []  # what is being installed
@@ -117,6 +119,15 @@ class LocalHost:
 
     async def sleep(self, seconds: float) -> None:
         self._options.cancel.sleep(seconds)
+
+    def _time_check(self, total: int) -> TimeCheck | None:
+        """Warn if a download of ``total`` bytes takes longer than this container may run; ``None`` without a limit."""
+        if (seconds := self._options.time_limit) is None:
+            limit = modal_time_limit()
+        else:
+            used = time.monotonic() - self._began
+            limit = TimeLimit(seconds - used, "the time limit (on Modal: startup_timeout or timeout)", used)
+        return TimeCheck(limit, total, self._calls.warn) if limit else None
 
     def _todo(self) -> list[CheckpointTask]:
         """Inspect the root, and return what is not ready."""

@@ -50,6 +50,11 @@ class Progress:
         self.count = len(files)
         self.total = None if None in sizes else sum(size or 0 for size in sizes)
         self.done = 0
+        self._watch: Callable[[int], object] | None = None
+
+    def watch(self, callback: Callable[[int], object]) -> None:
+        """Call ``callback`` with every count that `advance` gets, too."""
+        self._watch = callback
 
     def open(self, name: str, file: str, total: int | None) -> Track:
         return Track(name, file, total)
@@ -58,6 +63,8 @@ class Progress:
         """Note ``count`` more bytes; a negative count takes back what must be fetched again."""
         track.done += count
         self.done += count
+        if self._watch is not None:
+            self._watch(count)
 
     def close(self, track: Track) -> None:
         """Note that a file ended, well or not."""

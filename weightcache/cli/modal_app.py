@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 from weightcache.errors import VolumeError
+from weightcache.modal.client_version import check_client_version
 from weightcache.modal.image import add_library
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def connect(options: argparse.Namespace) -> modal.Volume:
     """Return the Volume that ``options`` name, after Modal confirmed that it exists.
 
     Raises:
-        VolumeError: The package modal or its credentials are missing, or the Volume does not exist or has another
-            version.
+        VolumeError: The package modal is missing or too old, the credentials are missing, or the Volume does not exist
+            or has another version.
     """
     name, version = options.volume, getattr(options, "version", None)
     create = getattr(options, "create", False)
@@ -81,6 +82,7 @@ def connect(options: argparse.Namespace) -> modal.Volume:
         raise _error(
             "--volume needs the package modal, which is not installed", "pip install 'weightcache[modal]'"
         ) from None
+    check_client_version(modal.__version__)
     creates = " or create it with --create (an option of `ensure` and `push`)"
     with translated(
         f"open Volume {name}{where}",

@@ -116,15 +116,15 @@ class DeployedManifest:
                 raise ManifestError(self.path, [problem])
         return self._checked
 
-    def add_to(self, image: modal.Image) -> modal.Image:
-        """Return ``image`` with a copy of the manifest.
+    def add_to(self, image: modal.Image, *, copy: bool = False) -> modal.Image:
+        """Return ``image`` with a copy of the manifest, built into it with ``copy``, else added at start.
 
         Raises:
             ValueError: Another manifest is at its path in ``image``.
         """
         own, shared = self.paths
         for path in filter(None, (own, "" if own and has_manifest(image, shared) else shared)):
-            image = add_manifest(image, self.source, path)
+            image = add_manifest(image, self.source, path, copy=copy)
         return image
 
 

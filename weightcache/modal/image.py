@@ -29,25 +29,34 @@ def manifest_path(name: str) -> str:
     return f"/etc/weightcache/{name}.toml"
 
 
-def add_library_once(image: modal.Image) -> modal.Image:
+def add_library_once(image: modal.Image, *, copy: bool = False) -> modal.Image:
     """Return ``image`` with this library. An image that has it from here, also through `add_manifest`, is returned.
+
+    Args:
+        image: The image.
+        copy: Build local files into the image, so that build steps can follow; otherwise they are added at start.
 
     Raises:
         ValueError: The image ends in local files, after which Modal refuses to install anything.
         ModuleNotFoundError: This library is importable but not installed, so its requirements are unknown.
     """
-    if "library" in _added.get(image, ()):
+    has_library = "library" in _added.get(image, ())
+    if has_library and not (copy and repr(image) == LOCAL_FILES):
         return image
+    if has_library:
+        raise ValueError(
+            "the image ends in the files of add_to, and Modal allows no build step after them: call fill before add_to"
+        )
     if repr(image) == LOCAL_FILES:
         raise ValueError(
             "the image ends in add_local_…, and Modal allows no pip_install after it: call add_to before add_local_…, "
             "or give that copy=True; if the image has weightcache already, call add_to(image, library=False)"
         )
-    return _note(add_library(image), image, "library", "")
+    return _note(add_library(image, copy=copy), image, "library", "")
 
 
-def add_library(image: modal.Image) -> modal.Image:
-    """Return ``image`` with the version of this library that runs here."""
+def add_library(image: modal.Image, *, copy: bool = False) -> modal.Image:
+    """Return ``image`` with the version of this library that runs here; ``copy`` as in `add_library_once`."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
@@ -62,11 +71,11 @@ def add_library(image: modal.Image) -> modal.Image:
         return image.pip_install(f"weightcache=={installed.version}")
     # Installed from a directory or a repository: the package index does not have this version.
     required = [each for each in installed.requires or () if not re.search(r"\bextra\s*==", each)]
-    return image.pip_install(*required).add_local_python_source("weightcache")
+    return image.pip_install(*required).add_local_python_source("weightcache", copy=copy)
 
 
-def add_manifest(image: modal.Image, manifest: ManifestSource, path: str) -> modal.Image:
-    """Return ``image`` with ``manifest`` at ``path``, unless it is there already.
+def add_manifest(image: modal.Image, manifest: ManifestSource, path: str, *, copy: bool = False) -> modal.Image:
+    """Return ``image`` with ``manifest`` at ``path``, unless it is there already; ``copy`` as in `add_library_once`.
 
     Raises:
         ValueError: This function put another manifest there.
@@ -79,12 +88,18 @@ def add_manifest(image: modal.Image, manifest: ManifestSource, path: str) -> mod
             f"the image has another manifest at {path} already, where {source} would be: give one of the files another "
             "name, or give its path relative to the file that makes the WeightVolume"
         )
-    return image if held else _note(image.add_local_file(_file_of(manifest, text), path), image, path, text)
+    return image if held else _note(image.add_local_file(_file_of(manifest, text), path, copy=copy), image, path, text)
 
 
 def has_manifest(image: modal.Image, path: str) -> bool:
     """Whether `add_manifest` put one at ``path``."""
     return path in _added.get(image, ())
+
+
+def with_build_step(made: modal.Image, before: modal.Image) -> modal.Image:
+    """Return ``made``, an image of ``before`` and one more build step, and note that it has what ``before`` has."""
+    _added[made] = dict(_added.get(before, {}))
+    return made
 
 
 def _note(made: modal.Image, before: modal.Image, what: str, text: str) -> modal.Image:

@@ -7,10 +7,15 @@ import re
 
 from weightcache.manifest.validate import path_problem
 
+from .client_version import check_client_version
+
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import modal
 
+_RESERVED = ("/", "/root", "/tmp")  # noqa: S108 (modal/_utils/mount_utils.py, 1.6, refuses them)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # Modal's rule; the name becomes part of a path
 
 
@@ -50,21 +55,42 @@ class VolumeSource:
         self._given, self._read_only = volume, read_only
         self._version, self._environment, self._create = version, environment_name or "", create_if_missing
 
-    def handle(self) -> modal.Volume:
-        """Return the handle with its mount options. This sends no request to Modal."""
+    def handle(self, *, writable: bool = False) -> modal.Volume:
+        """Return the handle with its mount options, or ``writable`` in place of read-only. No request is sent.
+
+        Raises:
+            VolumeError: The installed client of Modal is too old.
+        """
         volume = self._given
         if volume is None:
             import modal
 
+            check_client_version(modal.__version__)
             volume = modal.Volume.from_name(
                 self.name,
                 version=self._version,
                 environment_name=self._environment or None,
                 create_if_missing=self._create,
             )
-        if self._read_only or self.sub_path:  # an option that is not given here stays as the handle has it
-            volume = volume.with_mount_options(read_only=self._read_only or None, sub_path=self.sub_path or None)
+        if self._read_only or self.sub_path or writable:  # an option that is not given here stays as the handle has it
+            read_only = False if writable else self._read_only or None
+            volume = volume.with_mount_options(read_only=read_only, sub_path=self.sub_path or None)
         return volume
+
+    def settings(self) -> dict[str, object]:
+        """Return the arguments that name the Volume, as JSON can hold them, for a `WeightVolume` in another process.
+
+        Raises:
+            ValueError: The Volume has no name.
+        """
+        if not self.name:
+            raise ValueError("the Volume has no name, by which another container could open it: pass name=")
+        return {
+            "name": self.name,
+            "version": self._version,
+            "environment_name": self._environment or None,
+            "sub_path": self.sub_path or None,
+        }
 
     def conflicts_with(self, other: VolumeSource) -> bool:
         """Whether both are known to be other Volumes, or other directories of one, so that no path can show both."""
@@ -106,3 +132,31 @@ def _checked_sub_path(given: str | os.PathLike[str] | None) -> str:
             f"sub_path must be a directory of the Volume, as in 'models/sd', got {text!r}, which {problem}"
         )
     return inner
+
+
+def check_paths(mounted: Iterable[tuple[str, VolumeSource]]) -> None:
+    """Check that one function can mount all of these at their paths.
+
+    Raises:
+        ValueError: Two have one path, and not the same directory of the same Volume.
+    """
+    sources: dict[str, VolumeSource] = {}
+    for path, source in mounted:
+        if source.conflicts_with(sources.setdefault(os.path.normpath(path), source)):
+            raise ValueError(
+                f"two Volumes, or two directories of one, cannot both be mounted at {path}: "
+                "give them different mount paths"
+            )
+
+
+def checked_mount_path(path: str) -> str:
+    """Return ``path`` if Modal can mount a Volume there.
+
+    Raises:
+        ValueError: It is relative, or one of the paths that Modal refuses.
+    """
+    if not path.startswith("/"):
+        raise ValueError(f"path must be absolute, as in '/root/data/weights', got {path!r}")
+    if os.path.normpath(path) in _RESERVED:
+        raise ValueError(f"path must be none of {', '.join(_RESERVED)}, which Modal refuses; try '/root/data/weights'")
+    return path

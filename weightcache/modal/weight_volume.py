@@ -4,7 +4,7 @@
 
     cache = WeightVolume("weights.toml", name="fashion-models", path="/root/data/weights")
 
-    @app.cls(image=cache.add_to(image), volumes=cache.mounts)
+    @app.cls(image=cache.add_to(image), volumes=cache.mounts, startup_timeout=900)
     class FashionCrop:
         @modal.enter()
         def load(self):
@@ -27,12 +27,13 @@ from weightcache._runtime.writer_identity import in_modal_container as in_contai
 from weightcache.errors import ManifestError
 
 from .deployed_manifest import DeployedManifest
-from .image import add_library_once
-from .volume_source import VolumeSource
+from .fill import CPU, MEMORY, TIMEOUT, add_fill_step
+from .image import add_library_once, with_build_step
+from .volume_source import VolumeSource, check_paths, checked_mount_path
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from typing import Literal, overload
 
     import modal
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from weightcache.reports import Plan
 
 __all__ = ["WeightVolume"]
-
-_RESERVED = ("/", "/root", "/tmp")  # noqa: S108 (modal/_utils/mount_utils.py, 1.6, refuses them)
 
 
 class WeightVolume:
@@ -97,7 +96,7 @@ class WeightVolume:
             sub_path=sub_path,
         )
         self.name = self._source.name
-        self.path = _checked_mount_path(os.fspath(path))
+        self.path = checked_mount_path(os.fspath(path))
         self._volume: modal.Volume | None = None
         caller = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 (inspect would return the same)
         self._manifest = DeployedManifest(manifest, caller, self.name)
@@ -107,16 +106,12 @@ class WeightVolume:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest; a container reads the copy in its image.
-
-        Raises:
-            ManifestError: The image was not prepared with `add_to`.
-        """
+        """The manifest; a container reads the copy in its image. `ManifestError`: there is no copy (`add_to`)."""
         return self._manifest.load()
 
     @property
     def volume(self) -> modal.Volume:
-        """The handle of the Volume, with its mount options. Creating it sends no request to Modal."""
+        """The handle of the Volume, with its mount options. A `VolumeError` says if the package modal is too old."""
         if self._volume is None:
             self._volume = self._source.handle()
         return self._volume
@@ -153,16 +148,55 @@ class WeightVolume:
             ValueError: Two of them have one mount path, and not the same directory of the same Volume, so that no
                 function can mount both; or see `add_to`.
         """
-        sources: dict[str, VolumeSource] = {}
+        check_paths({cache: (cache.path, cache._source) for cache in caches}.values())  # noqa: SLF001 (of this class)
         for cache in caches:
-            source = cache._source  # noqa: SLF001 (of this class)
-            if source.conflicts_with(sources.setdefault(os.path.normpath(cache.path), source)):
-                raise ValueError(
-                    f"two Volumes, or two directories of one, cannot both be mounted at {cache.path}: "
-                    "give them different mount paths"
-                )
             image = cache.add_to(image)
         return image
+
+    def fill(
+        self,
+        image: modal.Image,
+        *,
+        only: Collection[str] | None = None,
+        secrets: Sequence[modal.Secret] = (),
+        timeout: int = TIMEOUT,
+        cpu: float = CPU,
+        memory: int = MEMORY,
+        force_build: bool = False,
+    ) -> modal.Image:
+        """Return ``image`` with this library and the manifest, as `add_to`, and download the weights when it is built.
+
+        It runs again when the manifest, the Volume or an earlier build step changes. Build steps can follow;
+        ``add_local_…`` without ``copy=True`` must come after this call.
+
+        Args:
+            image: An image for which every ``add_local_…`` so far had ``copy=True``.
+            only: Names of the checkpoints to download; ``None`` for all.
+            secrets: Modal Secrets with the tokens that the manifest names.
+            timeout: Seconds after which Modal stops the download; the deployment then fails.
+            cpu, memory: Cores and MiB for the download.
+            force_build: Run the download although nothing changed, for example after the Volume was emptied.
+
+        Raises:
+            ModuleNotFoundError, ValueError: See `add_to`; or the Volume has no name.
+            UnknownCheckpointError: ``only`` names a checkpoint that is not declared.
+        """
+        if in_container():
+            return image
+        base = add_library_once(image, copy=True)
+        filled = add_fill_step(
+            base,
+            self.manifest,
+            {self.path: self._source.handle(writable=True)},
+            {"path": self.path, **self._source.settings()},
+            only=only,
+            secrets=secrets,
+            timeout=timeout,
+            cpu=cpu,
+            memory=memory,
+            force_build=force_build,
+        )
+        return self._manifest.add_to(with_build_step(filled, base), copy=True)
 
     if TYPE_CHECKING:  # ``dry_run`` decides what is returned
 
@@ -186,6 +220,7 @@ class WeightVolume:
         patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
         dry_run: bool = False,
+        time_limit: float | None = None,
     ) -> Weights | Plan:
         """Return the verified path of every checkpoint, downloading missing ones; see `weightcache.ensure`.
 
@@ -207,6 +242,7 @@ class WeightVolume:
             patience=patience,
             progress=progress,
             dry_run=dry_run,
+            time_limit=time_limit,
         )
 
     if TYPE_CHECKING:  # ``dry_run`` decides what is returned
@@ -231,8 +267,9 @@ class WeightVolume:
         patience: float = 180.0,
         progress: bool | ProgressCallback | None = None,
         dry_run: bool = False,
+        time_limit: float | None = None,
     ) -> Weights | Plan:
-        """Run `ensure` in a thread, without blocking the event loop; see `weightcache.aensure`."""
+        """Run `ensure` in a thread; see `weightcache.aensure`."""
         return await aensure(
             self.manifest,
             root=self.path,
@@ -245,6 +282,7 @@ class WeightVolume:
             patience=patience,
             progress=progress,
             dry_run=dry_run,
+            time_limit=time_limit,
         )
 
     def prefetch(self, *, only: Collection[str] | None = None, into: str = "cache", threads: int = 8) -> Prefetch:
@@ -258,11 +296,3 @@ class WeightVolume:
         with suppress(ManifestError):
             source = self.manifest
         return prefetch(source, root=self.path, only=only, into=into, threads=threads)
-
-
-def _checked_mount_path(path: str) -> str:
-    if not path.startswith("/"):
-        raise ValueError(f"path must be absolute, as in '/root/data/weights', got {path!r}")
-    if os.path.normpath(path) in _RESERVED:
-        raise ValueError(f"path must be none of {', '.join(_RESERVED)}, which Modal refuses; try '/root/data/weights'")
-    return path

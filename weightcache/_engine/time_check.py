@@ -1,0 +1,63 @@
+"""Warn of a download that Modal stops half-way: before it starts, and again when its rate has been measured.
+
+See docs/decisions/0028-a-download-that-modal-stops.md for the rates.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from weightcache._runtime.container_timeout import TimeLimit
+
+ASSUMED = 100e6  # bytes a second, until the rate is measured
+MEASURED_AFTER = 5.0  # seconds from the first byte on
+
+
+class TimeCheck:
+    """Compares one download with what is left of a time limit. It warns at most twice, and never stops anything.
+
+    Args:
+        limit: What is left now.
+        total: Bytes to download, as far as they are declared.
+        warn: Gets the text.
+        now: A clock in seconds.
+    """
+
+    def __init__(
+        self, limit: TimeLimit, total: int, warn: Callable[[str], object], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit, self._rest, self._warn, self._now = limit, total, warn, now
+        self._start = now()
+        self._first: float | None = None
+        self._received = 0
+        self._is_measured = False
+        self._compare(ASSUMED, "assumed")
+
+    def advance(self, count: int) -> None:
+        """Note ``count`` bytes that came; a negative count takes back what must be fetched again."""
+        now = self._now()
+        self._rest -= count
+        if self._first is None:
+            self._first = now  # blocks of earlier downloads come at once and say nothing about the rate
+            return
+        self._received += count
+        if not self._is_measured and now - self._first >= MEASURED_AFTER:
+            self._is_measured = True
+            self._compare(max(self._received, 1) / (now - self._first), "measured")
+
+    def _compare(self, rate: float, how: str) -> None:
+        left = self._limit.seconds - (self._now() - self._start)
+        needed = self._rest / rate
+        if needed <= left:
+            return
+        wanted = 60 * math.ceil((self._limit.used + (self._now() - self._start) + 2 * needed) / 60)
+        self._warn(
+            f"{self._rest / 1e6:.1f} MB are still to be downloaded, which takes {needed:.0f} s at "
+            f"{rate / 1e6:.1f} MB/s ({how}), and this container is stopped in {max(0.0, left):.0f} s: "
+            f"raise {self._limit.argument} to {wanted} s"
+        )
