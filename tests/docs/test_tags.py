@@ -14,7 +14,8 @@ from modal_proto import api_pb2 as pb
 
 from control_plane import ControlPlane, needs_namespaces
 from control_plane_state import Container
-from support import until
+from support import directory, until
+from weightcache import Manifest
 
 HERE = Path(__file__).resolve().parents[2]
 PAGE = (HERE / "docs/how-to/serve-what-was-trained-last.md").read_text()
@@ -41,6 +42,7 @@ def call(plane: ControlPlane, container: Container, text: str) -> str:
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(600)  # it starts modal a dozen times
 def test_the_page_runs(tmp_path: Path) -> None:
     needs_namespaces()
     train, serve = blocks("python")
@@ -92,10 +94,11 @@ def test_the_page_runs(tmp_path: Path) -> None:
         assert serving.process.poll() is None  # it was one container all the time
 
         assert shell(blocks("sh")[2]) == "nothing to delete\n" * 2
-        status, publish = blocks("sh")[3].splitlines()
-        assert "  ready  " in shell(status)
+        assert "  ready  " in shell(blocks("sh")[3])
         run = tmp_path / "runs/7/tagger"
         run.mkdir(parents=True)
-        (run / "labels.txt").write_text("by hand")
-        assert "[checkpoints.tagger]" in shell(publish)
+        (run / "labels.txt").write_text("trained by hand")
+        version = Manifest.load(directory({"labels.txt": b"trained by hand"}, name="tagger"))["tagger"].version
+        shell(blocks("sh")[4], VERSION=version)
+        assert call(plane, serving, "d") == "d: trained by hand"
         assert plane.stop(serving) == 0

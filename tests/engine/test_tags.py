@@ -149,6 +149,15 @@ def test_what_this_container_wrote_is_committed_before_a_reload(container: Make,
     assert shared.read(f"own/{sha256(TWO)[:16]}/own.bin") == TWO
 
 
+def test_a_volume_that_was_forgotten(container: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = container()
+    here.publish(ONE)
+    assert ensure(TAG, root=here.root).report.warnings == ()  # a plain disk
+    monkeypatch.setattr("weightcache._engine.tags.MODAL_VOLUMES", f"{here.root.resolve().parent}/")
+    [warning] = ensure(TAG, root=here.root).report.warnings
+    assert "no volume= was given: the tag newest of tagger is read as it was" in warning
+
+
 def test_a_tag_without_a_publication(container: Make) -> None:
     here = container()
     with pytest.raises(NotCachedError, match=r"has no publication in .*; published there: nothing") as caught:

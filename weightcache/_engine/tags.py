@@ -30,6 +30,7 @@ from weightcache._store.tags import (
 )
 from weightcache.errors import ManifestError, NotCachedError, VolumeError
 from weightcache.manifest import Manifest, Tag
+from weightcache.manifest.validate import MODAL_VOLUMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ WAIT = 300.0  # seconds without progress of another process in this container, a
 PATIENCE = 2.0  # seconds that a call waits for another of this container before it does without a reload of its own
 POLL = 10.0  # seconds between two reloads for a manifest that is kept on the Volume, as for a `Tag`
 
-# By root and container: when the last reload ended, and what failed. The clones of a memory snapshot share memory.
+# By root and container: when the last reload began, and what failed. The clones of a memory snapshot share memory.
 _reloads: dict[tuple[str, str], tuple[float, tuple[str, ...]]] = {}
 
 
@@ -76,7 +77,7 @@ def load(
         return Manifest.load(source), ()
     store_root.check_root(layout)
     poll = source.poll if isinstance(source, Tag) else POLL
-    warnings = _refresh(layout, volume, poll, check) if volume is not None else ()
+    warnings = _refresh(layout, volume, poll, check) if volume is not None else _without_volume(layout, source)
     with reload_lock(layout.root):  # while a Volume reloads it looks empty
         if not isinstance(source, Tag):
             return Manifest.load(source), warnings
@@ -84,6 +85,16 @@ def load(
     if found is None:
         raise _no_publication(layout, source, warnings)
     return Manifest([found.checkpoint], str(source)), warnings
+
+
+def _without_volume(layout: Layout, source: WeightSource) -> tuple[str, ...]:
+    """Return a warning if nothing shows this container that a tag moves."""
+    if not (isinstance(source, Tag) and os.path.realpath(layout.root).startswith(MODAL_VOLUMES)):
+        return ()
+    text = (
+        f"root {layout.root} is on a Modal Volume, and no volume= was given: the {source} is read as it was when this "
+    )
+    return (f"{text}container last reloaded. Add volume=, the modal.Volume that is mounted there",)
 
 
 def _refresh(layout: Layout, volume: Volume, poll: float, check: Callable[[], None]) -> tuple[str, ...]:
@@ -97,8 +108,8 @@ def _refresh(layout: Layout, volume: Volume, poll: float, check: Callable[[], No
             raise _BusyError
 
     def recent() -> tuple[str, ...] | None:
-        ended, failed = _reloads.get(key, (-float("inf"), ()))
-        return failed if time.monotonic() - ended < poll else None
+        began, failed = _reloads.get(key, (-float("inf"), ()))
+        return failed if time.monotonic() - began < poll else None
 
     if (failed := recent()) is not None:
         return failed
@@ -106,10 +117,10 @@ def _refresh(layout: Layout, volume: Volume, poll: float, check: Callable[[], No
         # Under the lock: a download of another process has files open, and what it wrote must be committed first.
         with root_lock(layout.root, wait=WAIT, say=lambda _: None, check=waiting):
             if (failed := recent()) is None:  # another thread may just have reloaded
-                calls = VolumeSession(layout.root, volume)
+                calls, began = VolumeSession(layout.root, volume), time.monotonic()
                 calls.sync()
                 failed = tuple(calls.warnings)
-                _reloads[key] = (time.monotonic(), failed)
+                _reloads[key] = (began, failed)
     except _BusyError:
         return (f"{layout.root} was not reloaded: another process or thread of this container is filling it",)
     return failed
@@ -156,6 +167,7 @@ def move_tag(layout: Layout, volume: Volume | None, tag: Tag, checkpoint: Checkp
         keep = last.keep if keep is None and last else keep
         if last is None or (last.checkpoint.digest, last.keep) != (checkpoint.digest, keep):
             published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            store_root.refuse_read_only(layout, "publish to")
             store_root.make_root(layout)
             with calls.writing():
                 publication = Publication(tag, checkpoint, next_order(layout, tag), published, keep)
