@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from support import sha256
-from tagging import ONE, TAG, THREE, TWO, Container, Make
-from volume_model import Volume as Shared
+from tagging import ONE, TAG, THREE, TWO, Make
 from weightcache import NotCachedError, Tag, aensure, ensure, prune, publish, set_tag, tags
 
 # prune and rollback --------------------------------------------------------------------------------------------
@@ -48,33 +46,34 @@ def test_prune_knows_every_tag_of_the_root(container: Make) -> None:
     assert [path.rpartition("/")[0] for path in here.prune()] == [".weightcache/tags/tagger/newest"]
 
 
-def test_a_rollback_that_a_prune_of_another_container_meets(container: Make, shared: Shared) -> None:
+@pytest.mark.parametrize("prune_is_interrupted", [True, False])
+@pytest.mark.parametrize("moment", range(1, 7))
+def test_a_rollback_that_a_prune_of_another_container_meets(
+    moment: int, prune_is_interrupted: bool, container: Make
+) -> None:
     """At every moment of either: the tag stands for a version that is there, or `set_tag` said that it is gone."""
-    for moment in range(1, 7):
-        for pruner_first in (True, False):
-            shared.files.clear()
-            one, other = container(), container()
-            old = one.publish(ONE, keep=1)
-            one.publish(TWO)
-            other.reload()
-            refused: list[Exception] = []
+    cleaning, serving = container(), container()
+    old = cleaning.publish(ONE, keep=1)
+    cleaning.publish(TWO)
+    serving.reload()
+    refused: list[Exception] = []
 
-            def roll_back(other: Container = other, old: Any = old, refused: list[Exception] = refused) -> None:
-                try:
-                    set_tag(TAG, old.version, root=other.root, volume=other)
-                except NotCachedError as error:
-                    refused.append(error)
+    def roll_back() -> None:
+        try:
+            set_tag(TAG, old.version, root=serving.root, volume=serving)
+        except NotCachedError as error:
+            refused.append(error)
 
-            if pruner_first:
-                one.before = {one.calls + moment: roll_back}
-                one.prune(dry_run=False)
-                if one.before:
-                    one.before.popitem()[1]()
-            else:
-                other.before = {other.calls + moment: lambda one=one: one.prune(dry_run=False)}  # type: ignore[misc]
-                roll_back()
-            if not refused:
-                assert container().serve() == ONE, (moment, pruner_first)
+    def clean() -> None:
+        cleaning.prune(dry_run=False)
+
+    interrupted, other = (cleaning, roll_back) if prune_is_interrupted else (serving, clean)
+    interrupted.before = {interrupted.calls + moment: other}
+    (clean if prune_is_interrupted else roll_back)()
+    if interrupted.before:  # it made fewer calls
+        other()
+    if not refused:
+        assert container().serve() == ONE
 
 
 def test_a_prune_that_was_killed_and_a_tag_that_came_back(container: Make) -> None:

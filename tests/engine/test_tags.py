@@ -16,7 +16,7 @@ import pytest
 
 from noting_volume import Volume
 from support import sha256
-from tagging import ONE, TAG, THREE, TWO, Container, Make
+from tagging import ONE, TAG, THREE, TWO, Make
 from trained import FILES, kinds, write
 from volume_model import Switches
 from volume_model import Volume as Shared
@@ -232,39 +232,39 @@ SWITCHES = {
 }
 
 
-@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
-@pytest.mark.parametrize("skew", [-3600, 0, 3600])
+MOMENTS = 7  # commits and reloads of one `publish` with a tag, and one moment after the last
+
+
+@pytest.mark.parametrize("moment", range(1, MOMENTS + 1))
+@pytest.mark.parametrize("case", range(3), ids=[*SWITCHES])
 def test_two_publishers_of_one_tag_lose_nothing(
-    skew: float, switches: Switches, container: Make, shared: Shared, clock: Callable[[float], None]
+    case: int, moment: int, container: Make, shared: Shared, clock: Callable[[float], None]
 ) -> None:
-    """The second one publishes whole at every moment of the first one, with a clock that is an hour off."""
-    shared.switches = switches
-    moments = 7  # commits and reloads of one `publish` with a tag, and after the last
-    for moment in range(1, moments + 1):
-        shared.files.clear()
-        first, second = container(), container()
+    """The second one publishes whole at one moment of the first one, with a clock that is an hour off."""
+    shared.switches, skew = [*SWITCHES.values()][case], [-3600, 0, 3600][case]
+    first, second = container(), container()
 
-        def interrupt(second: Container = second) -> None:
-            clock(1e9 + skew)
-            second.publish(TWO, keep=2)
-            clock(1e9)
-
+    def interrupt() -> None:
+        clock(1e9 + skew)
+        second.publish(TWO, keep=2)
         clock(1e9)
-        first.before = {moment: interrupt}
-        first.publish(ONE, keep=2)
-        if moment == moments:
-            assert first.calls == moments - 1
-            interrupt()
-        views = [first, second, container()]
-        served = {each.serve() for each in views}
-        assert len(served) == 1  # every container sees the same one
-        for view in views:
-            assert {each.checkpoint.digest for each in tags(root=view.root)} == {sha256(ONE), sha256(TWO)}
-        assert views[2].prune(dry_run=False) == []  # both are kept
-        if moment == moments:
-            assert served == {TWO}  # it began after the first one was committed: its clock decides nothing
-        if moment <= 3:
-            assert served == {ONE}  # the first one chose its order after it saw the second one
+
+    clock(1e9)
+    first.before = {moment: interrupt}
+    first.publish(ONE, keep=2)
+    if moment == MOMENTS:
+        assert first.calls == MOMENTS - 1
+        interrupt()
+    views = [first, second, container()]
+    served = {each.serve() for each in views}
+    assert len(served) == 1  # every container sees the same one
+    for view in views:
+        assert {each.checkpoint.digest for each in tags(root=view.root)} == {sha256(ONE), sha256(TWO)}
+    assert views[2].prune(dry_run=False) == []  # both are kept
+    if moment == MOMENTS:
+        assert served == {TWO}  # it began after the first one was committed: its clock decides nothing
+    if moment <= 3:
+        assert served == {ONE}  # the first one chose its order after it saw the second one
 
 
 def test_clocks_decide_only_what_nothing_else_does(
