@@ -15,7 +15,7 @@ weights that you trained. Every environmental failure is raised as one of the er
 
 from __future__ import annotations
 
-from ._api import aensure, ensure, prune, publish, status, verify
+from ._api import aensure, ensure, publish, status, verify
 from ._views.weights import Weights
 from .errors import (
     Attempt,
@@ -30,7 +30,7 @@ from .errors import (
     VolumeError,
     WeightCacheError,
 )
-from .manifest import Checkpoint, File, Manifest
+from .manifest import Checkpoint, File, Manifest, Tag
 
 __all__ = [
     "Attempt",
@@ -48,9 +48,11 @@ __all__ = [
     "NotCachedError",
     "Plan",
     "Prefetch",
+    "Publication",
     "Report",
     "Status",
     "StorageError",
+    "Tag",
     "UnknownCheckpointError",
     "VolumeError",
     "WeightCacheError",
@@ -61,13 +63,17 @@ __all__ = [
     "prefetch_files",
     "prune",
     "publish",
+    "set_tag",
     "status",
+    "tags",
     "verify",
 ]
 
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
+    from ._engine.prune import prune
+    from ._engine.tags import Publication, set_tag, tags
     from ._prefetch.api import Prefetch, prefetch, prefetch_files
     from .reports import CheckpointPlan, CheckpointReport, FilePlan, Plan, Report, Status
 
@@ -81,6 +87,14 @@ def __getattr__(name: str) -> object:
         from ._prefetch import api
 
         return getattr(api, name)
+    if name == "prune":
+        from ._engine.prune import prune
+
+        return prune
+    if name in ("Publication", "set_tag", "tags"):
+        from ._engine import tags
+
+        return getattr(tags, name)
     if name == "__version__":  # lazily: importlib.metadata costs more than a hit
         from importlib.metadata import version
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from weightcache._store.layout import Layout
+from weightcache._store.layout import Layout, is_on_volume_of
 from weightcache._views.weights import weights_if_ready
 from weightcache.errors import lazy_imports
-from weightcache.manifest import Manifest
+from weightcache.manifest import Manifest, Tag
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     import os
     from collections.abc import Collection
-    from pathlib import Path
     from typing import Literal, TypeAlias, overload
 
     from typing_extensions import Unpack
@@ -21,32 +20,32 @@ if TYPE_CHECKING:
     from weightcache._engine.ensure_options import EnsureArguments
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights
-    from weightcache.manifest import Checkpoint, ManifestSource
+    from weightcache.manifest import Checkpoint, WeightSource
     from weightcache.reports import Plan, Status
 
     Root: TypeAlias = str | os.PathLike[str]
 
-__all__ = ["aensure", "ensure", "prune", "publish", "status", "verify"]
+__all__ = ["aensure", "ensure", "publish", "status", "verify"]
 
 
 if TYPE_CHECKING:  # ``dry_run`` decides what is returned
 
     @overload
     def ensure(
-        manifest: ManifestSource, *, root: Root, dry_run: Literal[False] = False, **options: Unpack[EnsureArguments]
+        manifest: WeightSource, *, root: Root, dry_run: Literal[False] = False, **options: Unpack[EnsureArguments]
     ) -> Weights: ...
     @overload
     def ensure(
-        manifest: ManifestSource, *, root: Root, dry_run: Literal[True], **options: Unpack[EnsureArguments]
+        manifest: WeightSource, *, root: Root, dry_run: Literal[True], **options: Unpack[EnsureArguments]
     ) -> Plan: ...
     @overload
     def ensure(
-        manifest: ManifestSource, *, root: Root, dry_run: bool, **options: Unpack[EnsureArguments]
+        manifest: WeightSource, *, root: Root, dry_run: bool, **options: Unpack[EnsureArguments]
     ) -> Weights | Plan: ...
 
 
 def ensure(
-    manifest: ManifestSource,
+    manifest: WeightSource,
     *,
     root: Root,
     volume: Volume | None = None,
@@ -67,7 +66,8 @@ def ensure(
     A returned path always held exactly the declared bytes when it was verified.
 
     Args:
-        manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`.
+        manifest: Path of a ``weights.toml``, a mapping of the same shape, a `Manifest`, or a `Tag`. With ``volume``, a
+            tag, and a file on that Volume, are read after a reload: at most `Tag.poll` (10 for a file) seconds ago.
         root: Directory on the mounted Volume (or any disk). It is made if it does not exist.
         volume: The Volume mounted there: anything with ``commit()`` and ``reload()``. ``None``: a plain disk.
         lease: Decides which of several containers downloads. ``"auto"``: on a miss with a ``modal.Volume``, a
@@ -98,13 +98,15 @@ def ensure(
         VolumeError: In a Modal container, ``root`` is not on ``volume``; or the volume lost what was committed.
         TypeError, ValueError: An argument is of the wrong kind.
     """
-    checkpoints, layout = Manifest.load(manifest).select(only), Layout(root)
+    layout = Layout(root)
     _check_arguments(lease, progress, wait=wait, patience=patience, time_limit=time_limit or 0)
-    if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
-        return weights
+    if not (isinstance(manifest, Tag) or (volume is not None and is_on_volume_of(layout.root, manifest))):
+        checkpoints = (manifest := Manifest.load(manifest)).select(only)
+        if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
+            return weights
 
     with lazy_imports:
-        from weightcache._engine.ensure import on_miss
+        from weightcache._engine.ensure import ensure_with
         from weightcache._engine.ensure_options import EnsureOptions
     options = EnsureOptions(
         volume=volume,
@@ -117,27 +119,27 @@ def ensure(
         dry_run=dry_run,
         time_limit=time_limit,
     )
-    return on_miss(layout, checkpoints, options)
+    return ensure_with(manifest, root, only, options)
 
 
 if TYPE_CHECKING:
 
     @overload
     async def aensure(
-        manifest: ManifestSource, *, root: Root, dry_run: Literal[False] = False, **options: Unpack[EnsureArguments]
+        manifest: WeightSource, *, root: Root, dry_run: Literal[False] = False, **options: Unpack[EnsureArguments]
     ) -> Weights: ...
     @overload
     async def aensure(
-        manifest: ManifestSource, *, root: Root, dry_run: Literal[True], **options: Unpack[EnsureArguments]
+        manifest: WeightSource, *, root: Root, dry_run: Literal[True], **options: Unpack[EnsureArguments]
     ) -> Plan: ...
     @overload
     async def aensure(
-        manifest: ManifestSource, *, root: Root, dry_run: bool, **options: Unpack[EnsureArguments]
+        manifest: WeightSource, *, root: Root, dry_run: bool, **options: Unpack[EnsureArguments]
     ) -> Weights | Plan: ...
 
 
 async def aensure(
-    manifest: ManifestSource,
+    manifest: WeightSource,
     *,
     root: Root,
     volume: Volume | None = None,
@@ -186,7 +188,7 @@ def _check_arguments(lease: LeaseSource, progress: bool | ProgressCallback | Non
         raise TypeError(f"lease must be 'auto', None or have put(), get() and pop(), and {lease!r} does not")
 
 
-def status(manifest: ManifestSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
+def status(manifest: WeightSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
     """Report what the root holds, as cheaply as a hit. Writes nothing, fetches nothing, never waits for a download.
 
     Args:
@@ -204,10 +206,10 @@ def status(manifest: ManifestSource, *, root: Root, only: Collection[str] | None
     """
     with lazy_imports:
         from weightcache._engine.status import statuses
-    return statuses(Layout(root), Manifest.load(manifest).select(only))
+    return statuses(layout := Layout(root), _load(manifest, layout).select(only))
 
 
-def verify(manifest: ManifestSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
+def verify(manifest: WeightSource, *, root: Root, only: Collection[str] | None = None) -> list[Status]:
     """Hash every published byte, files in parallel. Never writes; `ensure(rehash=True)` heals.
 
     Args:
@@ -226,54 +228,33 @@ def verify(manifest: ManifestSource, *, root: Root, only: Collection[str] | None
     """
     with lazy_imports:
         from weightcache._engine.verify import verify_places
-    return verify_places(Layout(root), Manifest.load(manifest).select(only), status(manifest, root=root, only=only))
+    layout = Layout(root)
+    declared = _load(manifest, layout)
+    return verify_places(layout, declared.select(only), status(declared, root=root, only=only))
 
 
-def prune(
-    *manifests: ManifestSource,
+def _load(source: WeightSource, layout: Layout) -> Manifest:
+    if not isinstance(source, Tag):
+        return Manifest.load(source)
+    with lazy_imports:
+        from weightcache._engine.tags import load
+    return load(source, layout, None)[0]
+
+
+def publish(
+    path: str | os.PathLike[str],
+    *,
+    name: str,
     root: Root,
     volume: Volume | None = None,
-    dry_run: bool = True,
-    older_than: float = 3600.0,
-) -> list[Path]:
-    """Delete published version directories that none of ``manifests`` declares, and partials older than a day.
-
-    A version directory without a receipt is never touched, nor a file that its receipt does not name.
-
-    Args:
-        *manifests: Every manifest that is in use with this root; at least one.
-        root: As in `ensure`.
-        volume: As in `ensure`: reloaded before, and committed after the receipts and again after the files are gone.
-        dry_run: Only report what would be deleted.
-        older_than: Spare what was verified fewer than this many seconds ago: a container with a newer manifest may
-            just have published it.
-
-    Returns:
-        The version directories and partials that were deleted, or would be.
-
-    Raises:
-        ManifestError: A manifest has problems; nothing is deleted.
-        LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
-        StorageError: Something cannot be deleted, or root is no directory.
-        VolumeError: The volume could not be reloaded or committed.
-        ValueError: No manifest is given, or ``older_than`` is no number of seconds.
-    """
-    with lazy_imports:
-        from weightcache._engine.prune import prune_places
-    if not manifests:
-        raise ValueError("prune needs every manifest that is in use: what none of them declares is deleted")
-    if not 0 <= older_than < float("inf"):
-        raise ValueError(f"older_than must be a number of seconds, 0 or more, not {older_than!r}")
-    kept = {(checkpoint.name, checkpoint.digest) for each in manifests for checkpoint in Manifest.load(each)}
-    return prune_places(Layout(root), kept, volume=volume, dry_run=dry_run, older_than=older_than)
-
-
-def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volume | None = None) -> Checkpoint:
+    tag: str | None = None,
+    keep: int | None = None,
+) -> Checkpoint:
     """Copy weights that were made here into the root, with the receipt and commits of a download.
 
     The files are copied, never moved or linked, and hashed twice: once for their digest, and again while they are
-    copied. If they are published already, they are hashed once, and nothing is written. The volume is not reloaded.
-    When this returns, everything is committed if a volume is given.
+    copied. If they are published already, they are hashed once, and nothing is written. The volume is reloaded only for
+    ``tag``. When this returns, everything is committed if a volume is given.
 
     Args:
         path: A file, or a directory of files. A directory may hold regular files, also hidden ones, and links to them;
@@ -281,6 +262,10 @@ def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volu
         name: Name of the checkpoint.
         root: As in `ensure`.
         volume: As in `ensure`.
+        tag: Let this tag of the checkpoint stand for these weights as soon as they are committed. The volume is
+            committed, then reloaded, so that this publication follows all others, and committed again.
+        keep: How many versions `prune` keeps for ``tag``, this one included. ``None``: what the last publication of the
+            tag says; of the first one, all.
 
     Returns:
         The checkpoint, with its digests and sizes and without URLs. ``str()`` of it is its entry in a ``weights.toml``;
@@ -297,4 +282,4 @@ def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volu
     """
     with lazy_imports:
         from weightcache._engine.publish_local_weights import publish_path
-    return publish_path(path, name, Layout(root), volume)
+    return publish_path(path, name, Layout(root), volume, None if tag is None else Tag(name, tag), keep)

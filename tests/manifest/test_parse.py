@@ -262,3 +262,31 @@ def test_the_real_manifest_loads() -> None:
     assert manifest["groundingdino"].size == 693_997_677
     assert manifest["sam2"].size == 897_952_466
     assert manifest["bert-base-uncased"].size == 698_188
+
+
+class Pairs(dict[str, Any]):
+    """A mapping that gives a key twice, as those of some libraries do."""
+
+    def items(self) -> Any:
+        return [*super().items(), *super().items()]
+
+
+def test_one_name_twice() -> None:
+    first, second = (Manifest.load(one(data, name="seg"))["seg"] for data in (b"1", b"2"))
+    other = Manifest.load(one(b"3", name="other"))["other"]
+    for checkpoints in ([first, second, other], [first, first, other], iter((first, other, second))):
+        with pytest.raises(ManifestError) as caught:
+            Manifest(checkpoints, "here.toml")
+        assert caught.value.problems == ("checkpoints.seg: 2 have this name",)
+        assert caught.value.source == "here.toml"
+    with pytest.raises(ManifestError, match=r"checkpoints: has a key twice"):
+        Manifest.load({"checkpoints": Pairs(one(b"1")["checkpoints"])})
+    assert [each.name for each in Manifest([first, other])] == ["seg", "other"]
+
+
+def test_one_name_twice_in_toml(tmp_path: Path) -> None:
+    entry = str(Manifest.load(one(b"1", name="seg"))["seg"])
+    quoted = entry.replace("[checkpoints.seg]", '[checkpoints."seg"]')
+    (tmp_path / "weights.toml").write_text(f"{entry}\n{quoted}\n")
+    with pytest.raises(ManifestError, match="is not TOML"):
+        Manifest.load(tmp_path / "weights.toml")

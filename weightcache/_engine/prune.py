@@ -1,4 +1,4 @@
-"""`prune`: delete published versions that no manifest declares, and partials older than a day."""
+"""`prune`: delete published versions that no manifest declares and no tag keeps, and partials older than a day."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from typing import TYPE_CHECKING
 from weightcache._coordination.lock import root_lock
 from weightcache._coordination.volume import VolumeSession
 from weightcache._runtime.owned_descriptors import close_on_interrupt
-from weightcache._store.layout import version_path
+from weightcache._store.layout import Layout, version_path
 from weightcache._store.partial_directory import stale_partials, sweep
 from weightcache._store.receipts import iter_receipts, receipt_files
 from weightcache._store.root_checks import check_root, find_symlink, refuse_links, refuse_read_only
+from weightcache._store.tags import retention
 from weightcache.errors import StorageError, VolumeError
+from weightcache.manifest import Manifest, Tag
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from weightcache._coordination.volume import Volume
-    from weightcache._store.layout import Layout
+    from weightcache.manifest import WeightSource
+
+__all__ = ["prune"]
 
 _log = logging.getLogger("weightcache")
 
@@ -30,42 +36,130 @@ BEGUN = "pruning"  # ending of a receipt whose version directory is being delete
 
 
 @close_on_interrupt
-def prune_places(
-    layout: Layout, kept: set[tuple[str, str]], *, volume: Volume | None, dry_run: bool, older_than: float
+def prune(
+    *manifests: WeightSource,
+    root: str | os.PathLike[str],
+    volume: Volume | None = None,
+    dry_run: bool = True,
+    older_than: float = 3600.0,
 ) -> list[Path]:
-    """Delete what is not ``kept``, a set of (name, full digest); see `weightcache.prune`."""
-    calls = VolumeSession(layout.root, volume)
-    check_root(layout)
-    if not os.path.isdir(layout.root):
+    """Delete published version directories that no manifest declares and no tag keeps, and partials older than a day.
+
+    A version directory without a receipt is never touched, nor a file that its receipt does not name. Every tag in the
+    root keeps the versions that its last publication says; publications beyond them are deleted too.
+
+    Args:
+        *manifests: Every manifest that is in use with this root; at least one. A `Tag` stands for no manifest, where
+            only tags are in use. A manifest on the Volume is read after the reload.
+        root: As in `ensure`.
+        volume: As in `ensure`: reloaded before, and committed after the receipts and again after the files are gone.
+        dry_run: Only report what would be deleted.
+        older_than: Spare what was verified, or lost a tag, fewer than this many seconds ago: a container with a newer
+            manifest may just have published it, and one with an older view may still load it.
+
+    Returns:
+        The version directories, publications and partials that were deleted, or would be.
+
+    Raises:
+        ManifestError: A manifest has problems; nothing is deleted.
+        LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
+        StorageError: Something cannot be deleted, root is no directory, or a tag is torn; then nothing is deleted.
+        VolumeError: The volume could not be reloaded or committed.
+        ValueError: No manifest is given, or ``older_than`` is no number of seconds.
+    """
+    if not manifests:
+        raise ValueError("prune needs every manifest that is in use: what none of them declares is deleted")
+    if not 0 <= older_than < float("inf"):
+        raise ValueError(f"older_than must be a number of seconds, 0 or more, not {older_than!r}")
+    work = _Prune(Layout(root), manifests, older_than)
+    work.kept()  # a manifest with problems is reported before anything else happens
+    calls = VolumeSession(work.layout.root, volume)
+    check_root(work.layout)
+    if not os.path.isdir(work.layout.root):
         return []
-    with root_lock(layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
+    with root_lock(work.layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
         calls.sync()
         if calls.warnings:
             raise _volume_error(calls)
+        return work.plan_only() if dry_run else work.delete(calls)
+
+
+class _Prune:
+    """One `prune`: what is kept is read again after every reload, because other containers publish and move tags."""
+
+    def __init__(self, layout: Layout, manifests: Sequence[WeightSource], older_than: float) -> None:
+        self.layout = layout
+        self._manifests, self._older_than = manifests, older_than
+
+    def kept(self) -> set[tuple[str, str]]:
+        """Return what the manifests declare, as (name, full digest)."""
+        loaded = [Manifest.load(each) for each in self._manifests if not isinstance(each, Tag)]
+        return {(checkpoint.name, checkpoint.digest) for manifest in loaded for checkpoint in manifest}
+
+    def _survey(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
+        """Return the versions to withdraw, those that an earlier prune withdrew, and the expired publications."""
+        layout = self.layout
         refuse_links(layout, layout.partials, layout.receipts)
+        tagged, expired = retention(layout, self._older_than)
+        kept = self.kept() | tagged
         doomed = [
             (name, digest)
             for name, digest, receipt in iter_receipts(layout)
-            if (name, digest) not in kept and _age(receipt) >= older_than and not _is_link(layout, name, digest)
+            if (name, digest) not in kept and _age(receipt) >= self._older_than and not _is_link(layout, name, digest)
         ]
         begun = [
             (name, digest) for name, digest, _ in iter_receipts(layout, BEGUN) if not _is_link(layout, name, digest)
         ]
-        places = [Path(f"{layout.root}/{version_path(name, digest)}") for name, digest in dict.fromkeys(doomed + begun)]
-        if dry_run:
-            return [*places, *map(Path, stale_partials(layout))]
+        return doomed, [each for each in begun if each not in tagged], expired
+
+    def plan_only(self) -> list[Path]:
+        """Return what `delete` would delete."""
+        doomed, begun, expired = self._survey()
+        return [*self._places(doomed, begun), *map(Path, expired), *map(Path, stale_partials(self.layout))]
+
+    def _places(self, *versions: list[tuple[str, str]]) -> list[Path]:
+        found = dict.fromkeys(each for part in versions for each in part)
+        return [Path(f"{self.layout.root}/{version_path(name, digest)}") for name, digest in found]
+
+    def delete(self, calls: VolumeSession) -> list[Path]:
+        """Withdraw the receipts, commit, delete the files, commit; return what was deleted."""
+        layout = self.layout
         refuse_read_only(layout, "prune")
+        doomed, begun, expired = self._survey()
         swept = [Path(path) for path in sweep(layout, set())]
-        if places or swept:
-            with calls.writing():
-                for name, digest in doomed:
-                    _withdraw(f"{layout.receipts}/{name}/{digest}")
-            _commit(calls)  # no container may serve a hit from a version directory that is half deleted
-            with calls.writing():
-                for name, digest, receipt in list(iter_receipts(layout, BEGUN)):
+        if not (doomed or expired or swept or any(iter_receipts(layout, BEGUN))):
+            return []
+        with calls.writing():
+            for name, digest in doomed:
+                _withdraw(f"{layout.receipts}/{name}/{digest}")
+            for path in expired:
+                _remove(path)
+        _commit(calls)  # no container may serve a hit from a version directory that is half deleted
+        calls.reload()
+        saved = self._restore(set(doomed), calls)
+        with calls.writing():
+            for name, digest, receipt in list(iter_receipts(layout, BEGUN)):
+                if (name, digest) not in saved:
                     _delete(layout, name, digest, receipt)
-            _commit(calls)
-        return [*places, *swept]
+        _commit(calls)
+        places = self._places([each for each in [*doomed, *begun] if each not in saved])
+        return [*places, *map(Path, expired), *swept]
+
+    def _restore(self, doomed: set[tuple[str, str]], calls: VolumeSession) -> set[tuple[str, str]]:
+        """Give a version its receipt back if another container tagged or declared it meanwhile.
+
+        A container that tags a version checks its receipt after its own commit. So one of the two sees what the other
+        committed.
+        """
+        tagged, _ = retention(self.layout, self._older_than)
+        kept = tagged | (doomed & self.kept())
+        saved = {(name, digest) for name, digest, _ in iter_receipts(self.layout, BEGUN)} & kept
+        with calls.writing():
+            for name, digest in saved:
+                receipt = f"{self.layout.receipts}/{name}/{digest}"
+                with suppress(FileNotFoundError):  # it was published again
+                    os.replace(f"{receipt}.{BEGUN}", f"{receipt}.json")
+        return saved
 
 
 def _is_link(layout: Layout, name: str, digest: str) -> bool:

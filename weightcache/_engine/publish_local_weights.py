@@ -28,7 +28,9 @@ from weightcache.manifest.validate import user_path
 
 from .ensure_options import EnsureOptions
 from .execute_plan import changed_while_read
+from .miss_protocol import MAX_ATTEMPTS
 from .run_miss import ensure_on_miss
+from .tags import check_keep, move_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from weightcache._coordination.lock import Holder
     from weightcache._coordination.volume import Volume
     from weightcache._store.layout import Layout
-    from weightcache.manifest import Checkpoint
+    from weightcache.manifest import Checkpoint, Tag
 
 _log = logging.getLogger("weightcache")
 
@@ -45,9 +47,29 @@ OURS = ".weightcache"  # is skipped: the source directory is itself a root
 UNKNOWN = "0" * 64  # a placeholder digest while only the names are checked
 
 
-def publish_path(path: str | os.PathLike[str], name: str, layout: Layout, volume: Volume | None) -> Checkpoint:
+def publish_path(
+    path: str | os.PathLike[str],
+    name: str,
+    layout: Layout,
+    volume: Volume | None,
+    tag: Tag | None = None,
+    keep: int | None = None,
+) -> Checkpoint:
     """See `weightcache.publish`."""
+    check_keep(keep)
+    if tag is None and keep is not None:
+        raise ValueError("keep= is how many versions a tag keeps: give tag= too")
     checkpoint, local_sources = copy_in(path, name, layout, volume)
+    for attempt in range(MAX_ATTEMPTS if tag else 0):
+        if tag is None or move_tag(layout, volume, tag, checkpoint, keep):
+            break
+        if attempt == MAX_ATTEMPTS - 1:
+            raise VolumeError(
+                f"{checkpoint.name} was deleted from {layout.root} {MAX_ATTEMPTS} times after it was published",
+                hint="look for a `weightcache prune` or another process that deletes there, and publish again",
+                operation="commit",
+            )
+        checkpoint, local_sources = copy_in(path, name, layout, volume)  # a prune in another container deleted it
     for text in shard_warnings(checkpoint, local_sources):
         _log.warning("%s: %s", name, text)
     return checkpoint

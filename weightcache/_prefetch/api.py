@@ -14,7 +14,7 @@ import stat
 from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache.errors import WeightCacheError
-from weightcache.manifest import Manifest
+from weightcache.manifest import Manifest, Tag
 
 from .prefetched_file import PrefetchedFile, reason
 from .prefetcher import Prefetch, PrefetchStats
@@ -23,13 +23,13 @@ TYPE_CHECKING = False  # a type checker takes it for true; the top of a module n
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from weightcache.manifest import ManifestSource
+    from weightcache.manifest import WeightSource
 
 __all__ = ["Prefetch", "PrefetchStats", "prefetch", "prefetch_files"]
 
 
 def prefetch(
-    manifest: ManifestSource,
+    manifest: WeightSource,
     *,
     root: str | os.PathLike[str],
     only: Collection[str] | None = None,
@@ -59,6 +59,12 @@ def prefetch(
     skipped: list[str] = []
     try:
         layout = Layout(root)
+        if isinstance(manifest, Tag):
+            from weightcache._store.tags import newest
+
+            if (found := newest(layout, tag := manifest)) is None:
+                skipped.append(f"the {tag} has no publication in {layout.root}")
+            manifest = Manifest([found.checkpoint] if found else [])
         for checkpoint in Manifest.load(manifest).select(only):
             seen = inspect(layout, checkpoint)
             if seen.state in ("ready", "unverified"):

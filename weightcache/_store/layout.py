@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from weightcache.manifest.validate import user_path
+from weightcache.manifest.validate import MODAL_VOLUMES, user_path
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from weightcache.manifest import Checkpoint, File
+    from weightcache.manifest import Checkpoint, File, Tag
 
 
 class Layout:
@@ -43,6 +43,14 @@ class Layout:
     def receipts(self) -> str:
         return f"{self.root}/.weightcache/receipts"
 
+    @property
+    def tags(self) -> str:
+        return f"{self.root}/.weightcache/tags"
+
+    def tag(self, tag: Tag) -> str:
+        """The directory that holds one file for each publication of a tag."""
+        return f"{self.root}/.weightcache/tags/{tag.name}/{tag.tag}"
+
     def version_dir(self, checkpoint: Checkpoint) -> str:
         """The directory of one version of a checkpoint."""
         return f"{self.root}/{version_path(checkpoint.name, checkpoint.digest)}"
@@ -68,3 +76,20 @@ def version_path(name: str, digest: str) -> str:
 def receipt_path(name: str, digest: str, ending: str = "json") -> str:
     """Return the receipt of a version, relative to the root; `prune` gives it another ending before it deletes."""
     return f".weightcache/receipts/{name}/{digest}.{ending}"
+
+
+def is_on_volume_of(root: str, path: object) -> bool:
+    """Whether ``path`` is a path below ``root``, or elsewhere on the Modal Volume that holds ``root``.
+
+    Such a file changes when another container commits, and this container sees that only after a reload.
+    """
+    path = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        return False
+    try:
+        real, top = os.path.realpath(user_path(path)), os.path.realpath(root)
+    except ValueError:  # a NUL: whatever reads it says so
+        return False
+    if top.startswith(MODAL_VOLUMES):
+        top = MODAL_VOLUMES + top[len(MODAL_VOLUMES) :].partition("/")[0]
+    return real.startswith(f"{top}/")

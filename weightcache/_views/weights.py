@@ -50,6 +50,15 @@ class Weights(Mapping[str, "Path"]):
             self._report = Report({name: CheckpointReport() for name in self._paths})
         return self._report
 
+    def with_warnings(self, warnings: Sequence[str]) -> Weights:
+        """Return these weights with more warnings in the report, before those that it has."""
+        if not warnings:
+            return self
+        from dataclasses import replace
+
+        report = replace(self.report, warnings=(*warnings, *self.report.warnings))
+        return Weights(self._paths, report, self._checkpoints, self._root)
+
     def link(self, paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
         """Make symlinks to checkpoints, for a program that looks in folders of its own.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import weightcache
 
 from .output import print_json
+from .shared_flags import source_of
 
 if TYPE_CHECKING:
     import argparse
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 def dry_run(options: argparse.Namespace) -> int:
     """Print what `ensure` would do; return 1 if it would raise `NotCachedError`, else 0."""
+    source, names = source_of(options)
     plan = weightcache.ensure(
-        options.manifest,
+        source,
         root=options.root,
         volume=options.mounted,
-        only=options.names or None,
+        only=names,
         offline=options.offline,
         rehash=options.rehash,
         dry_run=True,

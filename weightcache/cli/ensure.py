@@ -10,7 +10,7 @@ import weightcache
 from .command_spec import Command, Flag, Group, Remote
 from .dry_run import dry_run
 from .output import print_json, print_table
-from .shared_flags import CREATE, ENV, JSON, MANIFEST, NAMES, QUIET, ROOT, VERSION, VOLUME
+from .shared_flags import CREATE, ENV, JSON, MANIFEST, NAMES, QUIET, ROOT, TAG, VERSION, VOLUME, source_of
 
 if TYPE_CHECKING:
     import argparse
@@ -22,11 +22,12 @@ def run(options: argparse.Namespace) -> int:
     """Make the named checkpoints ready and print where they are."""
     if options.dry_run:
         return dry_run(options)
+    source, names = source_of(options)
     weights = weightcache.ensure(
-        options.manifest,
+        source,
         root=options.root,
         volume=options.mounted,
-        only=options.names or None,
+        only=names,
         offline=options.offline,
         rehash=options.rehash,
         wait=options.wait,
@@ -63,6 +64,7 @@ COMMAND = Command(
     (
         NAMES,
         MANIFEST,
+        TAG,
         ROOT,
         JSON,
         VOLUME,

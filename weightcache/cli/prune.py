@@ -1,4 +1,4 @@
-"""``weightcache prune``: delete what no manifest declares."""
+"""``weightcache prune``: delete what no manifest declares and no tag keeps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from .shared_flags import ENV, JSON, MANIFESTS, ROOT, VOLUME, manifests_of
 if TYPE_CHECKING:
     import argparse
 
+    from weightcache.manifest import ManifestSource
+
 
 def run(options: argparse.Namespace) -> int:
-    """List what no manifest declares; with ``--yes`` delete it."""
+    """List what no manifest declares and no tag keeps; with ``--yes`` delete it."""
+    sources: list[ManifestSource] = [*manifests_of(options)] or [weightcache.Manifest([])]
     paths = weightcache.prune(
-        *manifests_of(options),
+        *sources,
         root=options.root,
         volume=options.mounted,
         dry_run=not options.yes,
@@ -38,9 +41,10 @@ def run(options: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "prune",
-    "list what no manifest declares; with --yes, delete it",
+    "list what no manifest declares and no tag keeps; with --yes, delete it",
     (
         MANIFESTS,
+        Flag(("--no-manifest",), "no manifest is in use: keep only what tags keep", Remote.SEND),
         ROOT,
         JSON,
         VOLUME,
@@ -48,7 +52,7 @@ COMMAND = Command(
         Flag(("--yes",), "delete; without it, only list", Remote.SEND),
         Flag(
             ("--older-than",),
-            "keep what was verified in the last SECONDS (default: 3600)",
+            "keep what was verified, or lost its tag, in the last SECONDS (default: 3600)",
             Remote.SEND,
             metavar="SECONDS",
             type=float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import weightcache
@@ -9,7 +10,7 @@ from weightcache._store.layout import Layout
 
 from .command_spec import Command, Flag
 from .output import echo, print_json
-from .shared_flags import JSON, ROOT
+from .shared_flags import JSON, KEEP, ROOT, TAG
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     """Copy files into the root as a checkpoint and print its entry."""
-    checkpoint = weightcache.publish(options.path, name=options.name, root=options.root, volume=options.mounted)
+    checkpoint = weightcache.publish(
+        options.path,
+        name=options.name,
+        root=options.root,
+        volume=options.mounted,
+        tag=options.tag,
+        keep=options.keep,
+    )
     path = Layout(options.root).published(checkpoint)
     if options.json:
         from weightcache._engine.publish_local_weights import (
@@ -42,6 +50,8 @@ COMMAND = Command(
     (
         Flag(("path",), "a file, or a directory of files; it is copied", metavar="PATH", completes="file"),
         Flag(("name",), "the name of the checkpoint", metavar="NAME"),
+        replace(TAG, help="let this tag of NAME stand for these weights"),
+        KEEP,
         ROOT,
         JSON,
     ),

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from weightcache import Tag
+
 from .command_spec import Flag, Group, Remote
 
 if TYPE_CHECKING:
     import argparse
+
+    from weightcache.manifest import WeightSource
 
 DEFAULT_MANIFEST = "weights.toml"
 NO_ROOT = "no root: give --root DIR or set WEIGHTCACHE_ROOT"
@@ -35,6 +39,19 @@ MANIFESTS = replace(
     default=None,
     once=False,
     repeat=True,
+)
+TAG = Flag(
+    ("--tag",),
+    "the version of NAME that this tag stands for; no manifest is read",
+    Remote.SEND,
+    metavar="TAG",
+)
+KEEP = Flag(
+    ("--keep",),
+    "how many versions prune keeps for the tag (default: as before; at first, all)",
+    Remote.SEND,
+    metavar="N",
+    type=int,
 )
 ROOT = Flag(
     ("--root",),
@@ -75,9 +92,22 @@ VERSION = Flag(
 
 
 def manifests_of(options: argparse.Namespace) -> list[str]:
-    """Return the manifests that options name; empty for a command that reads none."""
-    if not hasattr(options, "manifest"):
+    """Return the manifests that options name; empty if none is read."""
+    if not hasattr(options, "manifest") or getattr(options, "tag", None) or getattr(options, "no_manifest", False):
         return []
     if options.manifest is None:
         return [DEFAULT_MANIFEST]
     return options.manifest if isinstance(options.manifest, list) else [options.manifest]
+
+
+def source_of(options: argparse.Namespace) -> tuple[WeightSource, list[str] | None]:
+    """Return what options declare, a manifest or a tag, and the names to select from it; ``None`` for all.
+
+    Raises:
+        ValueError: ``--tag`` is given and not one name, or it is not the name of a tag.
+    """
+    if options.tag is None:
+        return options.manifest, options.names or None
+    if len(options.names) != 1:
+        raise ValueError(f"--tag needs one NAME, the checkpoint that has the tag; got {len(options.names)}")
+    return Tag(options.names[0], options.tag), None

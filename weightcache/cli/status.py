@@ -8,7 +8,7 @@ import weightcache
 
 from .command_spec import Command
 from .output import print_statuses
-from .shared_flags import ENV, JSON, MANIFEST, NAMES, ROOT, VOLUME
+from .shared_flags import ENV, JSON, MANIFEST, NAMES, ROOT, TAG, VOLUME, source_of
 
 if TYPE_CHECKING:
     import argparse
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     """Print the state of the named checkpoints."""
-    statuses = weightcache.status(options.manifest, root=options.root, only=options.names or None)
+    source, names = source_of(options)
+    statuses = weightcache.status(source, root=options.root, only=names)
     return print_statuses(statuses, as_json=options.json)
 
 
 COMMAND = Command(
     "status",
     "show what the root holds, without hashing",
-    (NAMES, MANIFEST, ROOT, JSON, VOLUME, ENV),
+    (NAMES, MANIFEST, TAG, ROOT, JSON, VOLUME, ENV),
     run,
     remote=True,
 )

@@ -8,7 +8,7 @@ import weightcache
 
 from .command_spec import Command
 from .output import print_statuses
-from .shared_flags import ENV, JSON, MANIFEST, NAMES, ROOT, VOLUME
+from .shared_flags import ENV, JSON, MANIFEST, NAMES, ROOT, TAG, VOLUME, source_of
 
 if TYPE_CHECKING:
     import argparse
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     """Hash the named checkpoints and print their state."""
-    statuses = weightcache.verify(options.manifest, root=options.root, only=options.names or None)
+    source, names = source_of(options)
+    statuses = weightcache.verify(source, root=options.root, only=names)
     return print_statuses(statuses, as_json=options.json)
 
 
 COMMAND = Command(
     "verify",
     "hash every published file; write nothing",
-    (NAMES, MANIFEST, ROOT, JSON, VOLUME, ENV),
+    (NAMES, MANIFEST, TAG, ROOT, JSON, VOLUME, ENV),
     run,
     remote=True,
 )

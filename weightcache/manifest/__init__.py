@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 
 from weightcache._frozen import Frozen
-from weightcache.errors import UnknownCheckpointError
+from weightcache.errors import ManifestError, UnknownCheckpointError
 
-from .model import Checkpoint, File
+from .model import Checkpoint, File, Tag
 from .parse import parse, read_toml
 from .validate import user_path
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     ManifestSource: TypeAlias = "Manifest | Mapping[str, Any] | str | os.PathLike[str]"
+    WeightSource: TypeAlias = "ManifestSource | Tag"
 
-__all__ = ["Checkpoint", "File", "Manifest"]
+__all__ = ["Checkpoint", "File", "Manifest", "Tag"]
 
 
 class Manifest(Frozen):
@@ -28,6 +29,9 @@ class Manifest(Frozen):
     Attributes:
         checkpoints: All checkpoints, in the order of declaration.
         source: The file it was read from, or ``"manifest"``.
+
+    Raises:
+        ManifestError: Two checkpoints have one name.
     """
 
     __slots__ = ("checkpoints", "source")
@@ -36,7 +40,12 @@ class Manifest(Frozen):
     source: str
 
     def __init__(self, checkpoints: Iterable[Checkpoint], source: str = "manifest") -> None:
-        self._set(checkpoints=tuple(checkpoints), source=source)
+        declared = tuple(checkpoints)
+        names = [checkpoint.name for checkpoint in declared]
+        if len(set(names)) != len(names):  # a lookup by name would silently find one of them
+            twice = dict.fromkeys(name for name in names if names.count(name) > 1)
+            raise ManifestError(source, [f"checkpoints.{name}: {names.count(name)} have this name" for name in twice])
+        self._set(checkpoints=declared, source=source)
 
     @classmethod
     def load(cls, source: ManifestSource) -> Manifest:
@@ -54,7 +63,8 @@ class Manifest(Frozen):
             return cls(parse(source, "manifest", is_file=False))
         path: object = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
         if not isinstance(path, str):
-            raise TypeError(f"manifest must be a path, a mapping or a Manifest, not {type(source).__name__}")
+            usable = "; a Tag belongs to a root: give it to ensure" if isinstance(source, Tag) else ""
+            raise TypeError(f"manifest must be a path, a mapping or a Manifest, not {type(source).__name__}{usable}")
         path = user_path(path)
         return cls(parse(read_toml(path), path, is_file=True), path)
 

@@ -7,6 +7,7 @@ import hashlib
 from weightcache._frozen import Frozen
 
 from .urls import variables
+from .validate import name_problem
 
 
 class File(Frozen):
@@ -101,6 +102,48 @@ class Checkpoint(Frozen):
         """Declared bytes in all, or ``None`` if any file's size is not declared."""
         sizes = [file.size for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+class Tag(Frozen):
+    """A name for the version of a checkpoint that `publish` tagged last. `ensure` takes it in place of a manifest.
+
+    Attributes:
+        name: Name of the checkpoint.
+        tag: Name of the tag.
+        poll: Seconds for which `ensure` uses the result of one reload of the Volume. It does not decide which tag is
+            meant: two values that differ only in it are equal.
+
+    Raises:
+        ValueError: ``name`` or ``tag`` is not a name, or ``poll`` is not a number of seconds, 0 or more.
+        TypeError: ``name`` or ``tag`` is not a string.
+    """
+
+    __module__ = "weightcache"  # pickles name it: it must not change with the file
+
+    __slots__ = ("name", "poll", "tag")
+
+    name: str
+    tag: str
+    poll: float
+
+    def __init__(self, name: str, tag: str = "newest", *, poll: float = 10.0) -> None:
+        for what, text in (("name", name), ("tag", tag)):
+            if not isinstance(text, str):
+                raise TypeError(f"{what} must be a string, not {type(text).__name__}")
+            if problem := name_problem(text):
+                raise ValueError(f"{what} is {text!r:.120}, and {problem}")
+        if not isinstance(poll, (int, float)) or isinstance(poll, bool) or not 0 <= poll < float("inf"):
+            raise ValueError(f"poll must be a number of seconds, 0 or more, not {poll!r}")
+        self._set(name=name, tag=tag, poll=poll)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and (self.name, self.tag) == (other.name, other.tag)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.tag))
+
+    def __str__(self) -> str:
+        return f"tag {self.tag} of {self.name}"
 
 
 def _quoted(text: str) -> str:

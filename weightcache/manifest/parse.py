@@ -110,7 +110,11 @@ class _Problems(list[str]):
             elif keys is not None and key not in keys:
                 shown = key if name_problem(key) is None else f"{key!r:.120}"
                 self.add(f"{where}.{shown}" if where else shown, f"unknown key; known are {', '.join(keys)}")
-        return {key: item for key, item in value.items() if isinstance(key, str)}
+        items = [(key, item) for key, item in value.items() if isinstance(key, str)]
+        found = dict(items)
+        if len(found) != len(items):  # some mappings of other libraries give a key twice; a dict would keep the last
+            self.add(where, "has a key twice")
+        return found
 
     def string(self, value: object, where: str) -> str | None:
         if isinstance(value, str):

@@ -174,7 +174,8 @@ class WeightVolume:
             only: Names of the checkpoints to download; ``None`` for all.
             secrets: Modal Secrets with the tokens that the manifest names.
             timeout: Seconds after which Modal stops the download; the deployment then fails.
-            cpu, memory: Cores and MiB for the download.
+            cpu: Cores for the download.
+            memory: MiB for the download.
             force_build: Run the download although nothing changed, for example after the Volume was emptied.
 
         Raises:

@@ -1,0 +1,104 @@
+"""The page about serving what was trained last: its two apps, in containers that already run, and its commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from modal._serialization import deserialize, serialize
+from modal_proto import api_pb2 as pb
+
+from control_plane import ControlPlane, needs_namespaces
+from control_plane_state import Container
+from support import directory, until
+from weightcache import Manifest
+
+HERE = Path(__file__).resolve().parents[2]
+PAGE = (HERE / "docs/how-to/serve-what-was-trained-last.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def call(plane: ControlPlane, container: Container, text: str) -> str:
+    """Call the method of the page in a container that already runs, as Modal does for the next request."""
+    count = len(container.outputs)
+    given = pb.FunctionInput(args=serialize(((text,), {})), data_format=pb.DATA_FORMAT_PICKLE, method_name="tag")
+    call_id = f"in-{count}"
+    container.inputs.append(pb.FunctionGetInputsItem(input_id=call_id, function_call_id=call_id, input=given))
+    plane._tell()
+    process = container.process
+    assert process is not None
+    until(lambda: len(container.outputs) > count or process.poll() is not None)
+    assert len(container.outputs) > count, container.log
+    result = container.outputs[-1].result
+    assert result.status == pb.GenericResult.GENERIC_STATUS_SUCCESS, container.log
+    return str(deserialize(result.data, None))
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(600)  # it starts modal a dozen times
+def test_the_page_runs(tmp_path: Path) -> None:
+    needs_namespaces()
+    train, serve = blocks("python")
+    (tmp_path / "train.py").write_text(train)
+    (tmp_path / "serve.py").write_text(serve.replace('Tag("tagger")', 'Tag("tagger", poll=0)'))  # do not wait 10 s
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("modal", "weightcache"):
+        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {name} "$@"\n')
+        (tools / name).chmod(0o755)
+
+    with ControlPlane(tmp_path / "plane") as plane:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
+        environment |= {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(HERE)}
+
+        def shell(text: str, **more: str) -> str:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", text],
+                env=environment | more,
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                timeout=120,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr + "".join(each.log for each in plane.containers)
+            return done.stdout
+
+        first_training, deploy, second_training = blocks("sh")[0].splitlines()
+        shell(first_training)
+        shell(deploy)
+        [(function, app)] = [
+            (number, app)
+            for app, names in plane._app_functions.items()
+            for name, number in names.items()
+            if name == "Tagger.*"
+        ]
+        serving = plane.start_container(function, app, [], is_serving=True)
+        assert call(plane, serving, "a") == "a: trained for 1000 steps"
+        shell(second_training)
+        assert call(plane, serving, "b") == "b: trained for 2000 steps"
+
+        listing, moving = (line.partition("#")[0] for line in blocks("sh")[1].splitlines())
+        found = re.findall(r"^tagger  newest  ([0-9a-f]{16})  .*Z(.*)$", shell(listing), re.MULTILINE)
+        assert [mark.strip() for _, mark in found] == ["current, keep 3", ""]
+        shell(moving, VERSION=found[1][0])
+        assert call(plane, serving, "c") == "c: trained for 1000 steps"
+        assert serving.process is not None
+        assert serving.process.poll() is None  # it was one container all the time
+
+        assert shell(blocks("sh")[2]) == "nothing to delete\n" * 2
+        assert "  ready  " in shell(blocks("sh")[3])
+        run = tmp_path / "runs/7/tagger"
+        run.mkdir(parents=True)
+        (run / "labels.txt").write_text("trained by hand")
+        version = Manifest.load(directory({"labels.txt": b"trained by hand"}, name="tagger"))["tagger"].version
+        shell(blocks("sh")[4], VERSION=version)
+        assert call(plane, serving, "d") == "d: trained by hand"
+        assert plane.stop(serving) == 0

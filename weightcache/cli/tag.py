@@ -1,0 +1,89 @@
+"""``weightcache tag``: list the tags of a root, or let one stand for a version that is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import weightcache
+from weightcache import Tag
+
+from .command_spec import Command, Flag, Remote
+from .output import print_json, print_table
+from .shared_flags import ENV, JSON, KEEP, ROOT, TAG, VOLUME
+
+if TYPE_CHECKING:
+    import argparse
+
+    from weightcache import Publication
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the publications of tags, after setting one if a version is given."""
+    if options.version_to_tag is not None:
+        weightcache.set_tag(
+            Tag(options.name, options.tag or "newest"),
+            options.version_to_tag,
+            root=options.root,
+            volume=options.mounted,
+            keep=options.keep,
+        )
+    elif options.keep is not None:
+        raise ValueError("--keep needs a VERSION")
+    found = [
+        each
+        for each in weightcache.tags(root=options.root, volume=options.mounted)
+        if options.name in (None, each.tag.name) and options.tag in (None, each.tag.tag)
+    ]
+    current = {each.tag: each for each in reversed(found)}
+    if options.json:
+        print_json([_to_json(each, is_current=current[each.tag] is each) for each in found])
+    else:
+        print_table([_row(each, is_current=current[each.tag] is each) for each in found])
+    return 0
+
+
+def _to_json(publication: Publication, *, is_current: bool) -> dict[str, object]:
+    return {
+        "name": publication.tag.name,
+        "tag": publication.tag.tag,
+        "current": is_current,
+        "version": publication.checkpoint.version,
+        "digest": publication.checkpoint.digest,
+        "size": publication.checkpoint.size,
+        "published": publication.published,
+        "order": publication.order,
+        "keep": publication.keep,
+    }
+
+
+def _row(publication: Publication, *, is_current: bool) -> list[str]:
+    size = f"{(publication.checkpoint.size or 0) / 1e6:.1f} MB"
+    keep = "keep all" if publication.keep is None else f"keep {publication.keep}"
+    mark = f"current, {keep}" if is_current else ""
+    tag = publication.tag
+    return [tag.name, tag.tag, publication.checkpoint.version, size, publication.published, mark]
+
+
+COMMAND = Command(
+    "tag",
+    "list the tags of the root; with a VERSION, let the tag of NAME stand for it",
+    (
+        Flag(("name",), "the checkpoint (default: all)", Remote.SEND, metavar="NAME", nargs="?"),
+        Flag(
+            ("version_to_tag",),
+            "a version of NAME that is in the root, 16 hex digits: to roll back, for example",
+            Remote.SEND,
+            metavar="VERSION",
+            nargs="?",
+        ),
+        replace(TAG, help="the tag (default: all when listing, newest with a VERSION)"),
+        KEEP,
+        ROOT,
+        JSON,
+        VOLUME,
+        ENV,
+    ),
+    run,
+    remote=True,
+)
