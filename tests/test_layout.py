@@ -44,7 +44,7 @@ ELSEWHERE = {
     "cli/output": "tests/cli/test_main.py",
     "cli/pinning": "tests/cli/test_pin.py",
     "cli/prune": "tests/cli/test_main.py",
-    "cli/shard_check": "tests/store/test_shard_index.py",
+    "_pinning/shard_check": "tests/store/test_shard_index.py",
     "cli/pin_staging": "tests/cli/test_add.py",
     "cli/status": "tests/cli/test_main.py",
     "cli/verify": "tests/cli/test_main.py",

@@ -13,7 +13,7 @@ import pytest
 from origin import Origin
 from support import blob, partials, sha256, visible
 from weightcache import Manifest, ensure
-from weightcache.cli.hash_remote import CHUNK
+from weightcache._pinning.hash_remote import CHUNK
 
 DATA = blob(300_001)
 LARGE = blob(3 * CHUNK + 17, seed=3)

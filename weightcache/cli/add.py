@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from weightcache._pinning.unpinned_entries import UNKNOWN, Draft, HubUrl, Pin, drafts
 from weightcache.errors import redacted
 from weightcache.manifest import Checkpoint, File
 from weightcache.manifest.urls import has_ending, name_from_url, variables
@@ -13,12 +14,12 @@ from weightcache.manifest.validate import name_problem
 
 from .add_from_dir import directory_drafts, directory_sources, publish_directory
 from .command_spec import Command, Flag
+from .output import echo
 from .pin_staging import open_staging
 from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, to_json
 from .sha256sums import read_sha256sums
 from .shared_flags import EXPECT, JSON, MANIFEST, PRINT, QUIET, ROOT
 from .toml_edit import ManifestFile
-from .unpinned_entries import UNKNOWN, Draft, HubUrl, Pin, drafts
 
 if TYPE_CHECKING:
     import argparse
@@ -114,7 +115,7 @@ def _from_urls(options: argparse.Namespace, staging: Staging | None) -> Draft:
     if options.from_sha256sums:
         _use_sha256sums(draft, options)
     elif (hub := HubUrl.parse(draft.urls[0])) and hub.path:
-        from .hub_client import snapshot
+        from weightcache._pinning.hub_client import snapshot
 
         # Only the Hub knows whether a path in a repository is a file or a directory.
         found = snapshot(hub, draft.auth, draft.name)
@@ -160,7 +161,7 @@ def _declared(options: argparse.Namespace) -> Draft:
         entry["file"] = _name_on_the_hub(hub)
     elif options.from_sha256sums and (hub is None or hub.path):
         entry["file"] = "-"  # a directory, or a name that comes from the list
-    [draft] = drafts({"checkpoints": {options.name: entry}}, "the command line")
+    [draft] = drafts({"checkpoints": {options.name: entry}}, "the command line", echo)
     if entry.get("file") == "-":
         draft.pins = {}
     return draft
@@ -176,7 +177,7 @@ def _use_sha256sums(draft: Draft, options: argparse.Namespace) -> None:
     if inner := "" if draft.is_directory else _listed(digests, draft.urls[0]):
         draft.pins = {options.file or inner.rpartition("/")[2]: Pin(digests[inner], None, evidence)}
         return
-    from .hub_client import select_files
+    from weightcache._pinning.hub_client import select_files
 
     draft.is_directory = draft.knows_files = True
     selected = select_files(sorted(digests), options.include, options.exclude, f"in {options.from_sha256sums}")

@@ -6,11 +6,12 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from weightcache._pinning.unpinned_entries import Draft, Pin
 from weightcache._store.layout import Layout
 from weightcache.errors import ManifestError
 from weightcache.manifest.validate import user_path
 
-from .unpinned_entries import Draft, Pin
+from .output import echo
 
 if TYPE_CHECKING:
     import argparse
@@ -81,7 +82,7 @@ def _name(entry: str, *, is_directory: bool) -> str:
 
 def _local(checkpoint: Checkpoint) -> Draft:
     pins = {file.path: Pin(file.sha256, file.size, "computed here") for file in checkpoint.files}
-    return Draft(checkpoint.name, [], None, checkpoint.is_directory, pins)
+    return Draft(checkpoint.name, [], None, checkpoint.is_directory, pins, say=echo)
 
 
 def publish_directory(

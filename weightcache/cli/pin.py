@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from weightcache._pinning.unpinned_entries import drafts, select
 from weightcache.errors import ManifestError
 from weightcache.manifest.urls import has_ending
 from weightcache.manifest.validate import user_path
 
 from .command_spec import Command, Flag
-from .output import print_json, print_table
+from .output import echo, print_json, print_table
 from .pin_staging import open_staging
 from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, to_json
 from .shared_flags import EXPECT, JSON, MANIFEST, NAMES, PRINT, QUIET, ROOT
 from .toml_edit import ManifestFile, require_tomlkit
-from .unpinned_entries import drafts, select
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from .unpinned_entries import Draft
+    from weightcache._pinning.unpinned_entries import Draft
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     file = ManifestFile(path, writes=not (options.check or options.check_upstream or options.print))
     if not file.exists:
         raise ManifestError(path, ["there is no such file"])
-    wanted = select(drafts(file.raw, path), options.names)
+    wanted = select(drafts(file.raw, path, echo), options.names)
     if options.check or options.check_upstream:
         return _check(wanted, options)
     print_pins(_pin(file, wanted, options), options, added=False)
@@ -55,7 +55,9 @@ def _check(wanted: Sequence[Draft], options: argparse.Namespace) -> int:
         key, all_well = "unpinned", "everything is pinned"
         rows: list[dict[str, Any]] = [{"name": draft.name, key: draft.missing_pins()} for draft in wanted]
     else:
-        from .check_upstream import changes  # not at the top: it imports requests, which `status` does not need
+        from weightcache._pinning.check_upstream import (
+            changes,
+        )  # not at the top: it imports requests, which `status` does not need
 
         key, all_well = "moved", "nothing moved"
         rows = [{"name": draft.name, key: changes(draft)} for draft in wanted]

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from weightcache._pinning.unpinned_entries import Draft
+
     from .pin_staging import Staging
-    from .unpinned_entries import Draft
 
 
 def complete_draft(draft: Draft, staging: Staging | None, options: argparse.Namespace) -> None:
     """Find out what a draft lacks, with the options of a command."""
-    from .resolve_pins import complete  # not at the top: it imports requests, which `status` does not need
+    from weightcache._pinning.resolve_pins import (
+        complete,
+    )  # not at the top: it imports requests, which `status` does not need
 
     files = complete(
         draft,

@@ -7,12 +7,11 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from weightcache._pinning.unpinned_entries import drafts
 from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Manifest
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.validate import user_path
-
-from .unpinned_entries import drafts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

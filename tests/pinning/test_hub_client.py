@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hub import File, Hub
 from support import blob, sha256, visible
 from weightcache import DownloadError, Manifest, ensure
-from weightcache.cli.resolve_pins import complete
-from weightcache.cli.unpinned_entries import Draft
+from weightcache._pinning.resolve_pins import complete
+from weightcache._pinning.unpinned_entries import Draft
 
 DATA = blob(300_001)
 
