@@ -25,6 +25,8 @@ ELSEWHERE = {
     "_engine/checkpoint_task": "tests/engine/test_dry_run.py",
     "_engine/verify": "tests/store/test_version_files.py",
     "_frozen": "tests/test_errors.py",
+    "_pinning/bounds": "tests/pinning/test_api.py",
+    "_pinning/new_entry": "tests/pinning/test_api.py",
     "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name
     "_runtime/atomic_replace": "tests/store/test_journal.py",  # receipts are written with it
     "_runtime/announced_writes": "tests/coordination/test_volume.py",

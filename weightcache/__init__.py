@@ -10,7 +10,8 @@
 The first container downloads, verifies while it writes, publishes by rename and commits. Every later container reads
 one receipt for each checkpoint and stats each file: no network, no lock and no hashing.
 `status`, `verify` and `prune` inspect and clean a root; `aensure` is `ensure` for async code; `publish` adds
-weights that you trained. Every environmental failure is raised as one of the errors in `weightcache.errors`.
+weights that you trained; `pin` makes a checkpoint of a URL at run time. Every environmental failure is raised as one
+of the errors in `weightcache.errors`.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ __all__ = [
     "Weights",
     "aensure",
     "ensure",
+    "pin",
     "prefetch",
     "prefetch_files",
     "prune",
@@ -68,6 +70,7 @@ __all__ = [
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
+    from ._pinning.api import pin
     from ._prefetch.api import Prefetch, prefetch, prefetch_files
     from .reports import CheckpointPlan, CheckpointReport, FilePlan, Plan, Report, Status
 
@@ -81,6 +84,10 @@ def __getattr__(name: str) -> object:
         from ._prefetch import api
 
         return getattr(api, name)
+    if name == "pin":  # lazily: not for a hit
+        from ._pinning.api import pin
+
+        return pin
     if name == "__version__":  # lazily: importlib.metadata costs more than a hit
         from importlib.metadata import version
 

@@ -132,6 +132,27 @@ def test_a_hugging_face_snapshot(shell: Run, hub: Hub, manifest: Path) -> None:
         assert done.stdout == "[] True\n"  # the Hub's own client is for pinning only
 
 
+def test_weights_that_a_request_names(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    files = {"adapter_config.json": b"{}", "adapter.safetensors": File(DATA, lfs=True), "train.py": b"x = 1\n"}
+    hub.push("acme/lora", "main", files)
+    hub.push("acme/many", "main", {f"{number}.safetensors": b"x" for number in range(21)})
+    [code] = blocks("weights-that-a-request-names", "python")
+    code = code.replace('"/root/data/adapters"', repr(str(tmp_path / "adapters"))).replace(", volume=volume", "")
+    names: dict[str, Any] = {}
+    exec(compile(code, "the code of a how-to", "exec"), names)
+    path = Path(names["handle"]({"adapter": "acme/lora"})["path"])
+    assert sorted(each.name for each in path.iterdir()) == ["adapter.safetensors", "adapter_config.json"]
+    before = len(hub.seen)
+    assert names["handle"]({"adapter": "acme/lora"}) == {"path": str(path)}
+    assert names["handle"]({"adapter": "../../api"})["status"] == 400
+    assert len(hub.seen) == before
+    assert "max_files is 20" in names["handle"]({"adapter": "acme/many"})["error"]
+    assert caplog.messages == []
+
+
 def test_private_and_gated_weights(
     shell: Run, hub: Hub, origin: Origin, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

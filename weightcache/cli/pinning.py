@@ -31,7 +31,7 @@ def complete_draft(draft: Draft, staging: Staging | None, options: argparse.Name
         include=getattr(options, "include", None) or (),
         exclude=getattr(options, "exclude", None) or (),
         expected=options.expect is not None,
-        quiet=options.quiet,
+        progress=False if options.quiet else None,
     )
     if staging:
         staging.files.update(files)
