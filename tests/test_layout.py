@@ -27,6 +27,7 @@ ELSEWHERE = {
     "_frozen": "tests/test_errors.py",
     "_pinning/bounds": "tests/pinning/test_api.py",
     "_pinning/new_entry": "tests/pinning/test_api.py",
+    "_pinning/upgrade": "tests/cli/test_pin_upgrade.py",
     "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name
     "_runtime/atomic_replace": "tests/store/test_journal.py",  # receipts are written with it
     "_runtime/announced_writes": "tests/coordination/test_volume.py",

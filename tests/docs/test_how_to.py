@@ -202,6 +202,25 @@ def test_check_pins_in_ci(shell: Run, hub: Hub, manifest: Path) -> None:
     assert "WARN  x  the sha256 of x.pt" in shell(check, code=1)
 
 
+def test_update_pins(shell: Run, hub: Hub, manifest: Path, tmp_path: Path) -> None:
+    [commands] = blocks("update-pins", "sh")
+    check, upgrade, _ = commands.splitlines()
+    [workflow] = blocks("update-pins", "yaml")
+    [scheduled] = re.findall(r"run: (weightcache .*)", workflow)
+    shell("weightcache add bert hf://google-bert/bert-base-uncased --include '*.json'")
+    pinned = manifest.read_text()
+    assert "bert: nothing changed" in shell(check)
+    commit = hub.push("google-bert/bert-base-uncased", "main", {"config.json": b"[]"})
+    assert "bert: would change" in shell(check, code=1)
+    assert manifest.read_text() == pinned
+    assert f"(2 bytes) → {sha256(b'[]')} (2 bytes)" in shell(upgrade)
+    assert f"@{commit}" in manifest.read_text()
+    commit = hub.push("google-bert/bert-base-uncased", "main", {"config.json": b"[1]"})
+    shell(scheduled, RUNNER_TEMP=str(tmp_path))
+    assert (tmp_path / "changes.txt").read_text().startswith("bert: changed\n")
+    assert f"@{commit}" in manifest.read_text()
+
+
 def test_weights_in_a_bucket(shell: Run, origin: Origin, manifest: Path, tmp_path: Path) -> None:
     origin.put("/sam2.pt", DATA)
     [presigned] = blocks("weights-in-a-bucket", "sh")

@@ -93,7 +93,6 @@ def pin(
     _complete(draft, bounds, include, exclude, progress)
     if file is None and not draft.is_directory:
         use_suggested_name(draft)
-        draft.check(redacted(mirrors[0]))  # also the name that a server sent
     if not allow_code:
         _warn_of_code(draft)
     return draft.checkpoint()

@@ -47,6 +47,16 @@ def check_digest_argument(sha256: str | None) -> None:
         raise ValueError(f"--expect: {problem}")
 
 
+def require_one(wanted: Sequence[Draft], options: argparse.Namespace) -> None:
+    """Refuse ``--expect`` for several checkpoints.
+
+    Raises:
+        ValueError: It is given, and not one checkpoint is named.
+    """
+    if options.expect and len(wanted) != 1:
+        raise ValueError("--expect is the digest of one checkpoint: name that checkpoint")
+
+
 def check_expected(draft: Draft, sha256: str | None) -> None:
     """Refuse a checkpoint that is not the expected one.
 
