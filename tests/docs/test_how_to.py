@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from hub import File, Hub
+from control_plane import ControlPlane
+from hub import File, Hub, isolated_client
 from origin import Origin
 from support import blob, child, finish, one, sha256, toml_of
 from weightcache import DownloadError, Manifest, ensure
@@ -200,6 +201,29 @@ def test_check_pins_in_ci(shell: Run, hub: Hub, manifest: Path) -> None:
     with manifest.open("a") as stream:
         stream.write('[checkpoints.x]\nurls = ["https://h/x.pt"]\n')
     assert "WARN  x  the sha256 of x.pt" in shell(check, code=1)
+
+
+def test_take_over_a_hub_cache(shell: Run, hub: Hub, manifest: Path, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    local, on_modal = blocks("take-over-a-hub-cache", "sh")
+    cache = tmp_path / ".cache" / "huggingface" / "hub"
+    with isolated_client(tmp_path / "hf"):
+        snapshot_download("google-bert/bert-base-uncased", cache_dir=cache, endpoint=hub.url)
+    assert "google-bert--bert-base-uncased  hit" in shell(local, HOME=str(tmp_path))
+    [bert] = Manifest.load(manifest)
+    [url] = bert.urls
+    assert url.startswith("hf://google-bert/bert-base-uncased@")
+    with ControlPlane(tmp_path / "plane") as plane:
+        volume = plane.volumes[plane.volume("models", 2)]
+        for path in cache.rglob("*"):
+            inner = f"huggingface/hub/{path.relative_to(cache)}"
+            if path.is_symlink():
+                volume.files[inner] = os.readlink(path)
+            elif path.is_file():
+                volume.put(inner, path)
+        assert "google-bert--bert-base-uncased  ready" in shell(on_modal, **plane.env())
+    assert Manifest.load(manifest)[bert.name] == bert
 
 
 def test_update_pins(shell: Run, hub: Hub, manifest: Path, tmp_path: Path) -> None:

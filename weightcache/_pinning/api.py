@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from weightcache._store.content_sniffing import runs_code
 from weightcache.errors import redacted
-from weightcache.manifest.urls import name_from_url
+from weightcache.manifest.urls import checkpoint_name, name_from_url
 from weightcache.manifest.validate import auth_problem, name_problem
 
 from .bounds import Bounds, refusal
-from .new_entry import declare, find_kind, name_of, secret_problem, use_suggested_name
+from .new_entry import declare, find_kind, secret_problem, use_suggested_name
 from .unpinned_entries import HubUrl
 
 if TYPE_CHECKING:
@@ -168,8 +168,10 @@ def _repository_problem(hub: HubUrl) -> str:
 def _name(url: str) -> str:
     hub = HubUrl.parse(url)
     if hub is None:
-        return name_of(name_from_url(url), is_directory=False)
-    name = "--".join([*hub.repository.split("/"), *([name_of(hub.path, is_directory=False)] if hub.path else [])])
+        return checkpoint_name(name_from_url(url), is_directory=False)
+    name = "--".join(
+        [*hub.repository.split("/"), *([checkpoint_name(hub.path, is_directory=False)] if hub.path else [])]
+    )
     if name_problem(name):
         raise refusal(url, ["no name can be made from it"], "give a name with name=")
     return name

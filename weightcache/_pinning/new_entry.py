@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -81,12 +79,6 @@ def use_suggested_name(draft: Draft) -> str:
     draft.pins = {pin.suggested_name: pin}
     pin.evidence += "; the file name is the server's"
     return ""
-
-
-def name_of(entry: str, *, is_directory: bool) -> str:
-    """Return a checkpoint name made from a file name: without suffix and invalid characters."""
-    stem = entry if is_directory else os.path.splitext(entry)[0]
-    return re.sub("[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:100] or "weights"
 
 
 def secret_problem(url: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from weightcache._pinning.new_entry import name_of
 from weightcache._pinning.unpinned_entries import Draft, Pin
 from weightcache._store.layout import Layout
 from weightcache.errors import ManifestError
+from weightcache.manifest.urls import checkpoint_name
 from weightcache.manifest.validate import user_path
 
 from .output import echo
@@ -65,7 +65,7 @@ def directory_sources(options: argparse.Namespace, manifest: str) -> list[tuple[
 def _named(top: str, inner: Sequence[str]) -> list[tuple[str, str]]:
     named: dict[str, str] = {}
     for each in inner:
-        checkpoint = name_of(each, is_directory=os.path.isdir(os.path.join(top, each)))
+        checkpoint = checkpoint_name(each, is_directory=os.path.isdir(os.path.join(top, each)))
         if checkpoint in named:
             raise ValueError(
                 f"{named[checkpoint]} and {each} in {top} would both be called {checkpoint}; add them separately"

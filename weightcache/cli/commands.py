@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import add, bench, completion, doctor, ensure, pin, prune, publish, push, status, verify
+from . import add, adopt, bench, completion, doctor, ensure, pin, prune, publish, push, status, verify
 
 _WITHOUT_COMPLETION = (
     ensure.COMMAND,
@@ -13,6 +13,7 @@ _WITHOUT_COMPLETION = (
     pin.COMMAND,
     push.COMMAND,
     publish.COMMAND,
+    adopt.COMMAND,
     bench.COMMAND,
     doctor.COMMAND,
 )

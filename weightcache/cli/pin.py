@@ -36,10 +36,10 @@ def run(options: argparse.Namespace) -> int:
     """
     check_digest_argument(options.expect)
     path = user_path(options.manifest)
-    _check_usage(options)
     file = ManifestFile(path, writes=not (options.check or options.check_upstream or options.print))
     if not file.exists:
         raise ManifestError(path, ["there is no such file"])
+    _check_usage(options)
     wanted = select(drafts(file.raw, path, echo), options.names)
     if options.upgrade:
         from .pin_upgrade import upgrade  # not at the top: it imports requests, which `status` does not need
