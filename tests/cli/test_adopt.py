@@ -204,6 +204,12 @@ def test_a_damaged_cache_is_not_adopted_under_the_hubs_name(run: Any, hub: Hub, 
         assert (code, out, f"'{path}' is damaged: its blob is called {name}" in err) == (2, "", True), err
         assert not list(root.glob("acme*"))
         real.write_bytes(good)
+    (tmp_path / "secret").write_bytes(b"s")
+    (snapshot / "sub" / "x.json").symlink_to(tmp_path / "secret")
+    code, _, err = run("adopt", tmp_path / "hub", "--root", root, "--move")
+    assert (code, f"'sub/x.json' is a link to {tmp_path}/secret, outside of its repository" in err) == (2, True), err
+    assert not list(root.glob("acme*"))
+    (snapshot / "sub" / "x.json").unlink()
     real.unlink()
     code, _, err = run("adopt", tmp_path / "hub", "--root", root)
     assert (code, "is a symbolic link to nothing" in err) == (2, True), err

@@ -62,7 +62,7 @@ def adopt(found: Found, layout: Layout, volume: Volume | None, *, move: bool) ->
     """
 
     def prepare(checkpoint: Checkpoint, sources: Mapping[str, str], calls: VolumeSession) -> None:
-        if problems := list(_damaged(found, checkpoint)):
+        if problems := list(_damaged(found, checkpoint, layout)):
             error = ManifestError(found.path, problems)
             error.hint = "nothing was published; download the repository again, or name the good files"
             raise error
@@ -111,11 +111,19 @@ def _settle(link: str, source: str) -> None:
         os.replace(link, source)
 
 
-def _damaged(found: Found, checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield the files of a Hub cache that are not what the Hub has: a blob is named by its sha256, or by Git's id."""
+def _damaged(found: Found, checkpoint: Checkpoint, layout: Layout) -> Iterator[str]:
+    """Yield the files of a Hub cache that are not what the Hub has: a blob is named by its sha256, or by Git's id.
+
+    A link that leads elsewhere than to the repository, or to where a move put its files, may name any file of the
+    machine.
+    """
+    homes = [f"{os.path.realpath(each)}/" for each in (f"{found.path}/../..", layout.root)]
     for file in checkpoint.files if found.urls else ():
         path = os.path.realpath(f"{found.path}/{file.path}")
         name = os.path.basename(path)
+        if not path.startswith(tuple(homes)):
+            yield f"{file.path!r:.120} is a link to {path}, outside of its repository"
+            continue
         if re.fullmatch("[0-9a-f]{64}", name):
             actual = file.sha256
         elif re.fullmatch("[0-9a-f]{40}", name) and (file.size or 0) <= _GIT_FILE:

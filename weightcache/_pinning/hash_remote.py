@@ -79,8 +79,7 @@ class Reader:
 
     def __init__(self, urls: list[str], auth: str | None, name: str, bounds: Bounds = UNBOUNDED) -> None:
         self._urls, self._auth, self._name, self._bounds = urls, auth, name, bounds
-        self._cancel = Cancel()
-        self._settings = replace(tuning_constants.DEFAULT, connections=1)
+        self._cancel, self._settings = Cancel(), replace(tuning_constants.DEFAULT, connections=1)
         self._client = Client(self._cancel, self._settings)
 
     def close(self) -> None:
@@ -184,8 +183,7 @@ class Reader:
         )
 
     def _read(self, url: str, inner: str, size: int | None, received: _PartialRead) -> Measured:
-        limits = self._settings
-        failures, furthest = 0, 0
+        limits, failures, furthest = self._settings, 0, 0
         while True:
             try:
                 with closing(self._open(url, inner, received.size, None, size, received.validator)) as body:
@@ -243,9 +241,8 @@ class _PartialRead:
             self.reset()  # the file changed, or the mirror does not support ranges
         self.validator = body.validator
         if not self.size:
-            self._git.update(
-                f"blob {body.total}\0".encode()
-            )  # Git's id of a file is a digest of its length and its bytes
+            # Git's id of a file is a digest of its length and its bytes.
+            self._git.update(f"blob {body.total}\0".encode())
         self._limit(body.total or 0)
         view = memoryview(self._buffer)
         while count := body.read_into(view):

@@ -49,8 +49,7 @@ def complete(
     Args:
         draft: Completed in place.
         new_path: Returns the path to write the next downloaded file to; ``None`` discards the bytes.
-        include: Globs of the wanted files, in the syntax of ``hf download``; empty for all.
-        exclude: Globs of unwanted files.
+        include: Globs of the wanted files, in the syntax of ``hf download``; empty for all. ``exclude``: of unwanted ones.
         expected: Whether the user gave the digest: then neither the name nor the content is checked.
         progress: As in `ensure`.
         bounds: What may be taken.
