@@ -49,7 +49,8 @@ def complete(
     Args:
         draft: Completed in place.
         new_path: Returns the path to write the next downloaded file to; ``None`` discards the bytes.
-        include: Globs of the wanted files, in the syntax of ``hf download``; empty for all. ``exclude``: of unwanted ones.
+        include: Globs of the wanted files, in the syntax of ``hf download``; empty for all.
+        exclude: Globs of unwanted files.
         expected: Whether the user gave the digest: then neither the name nor the content is checked.
         progress: As in `ensure`.
         bounds: What may be taken.
@@ -58,8 +59,7 @@ def complete(
         Path of each downloaded file, by its sha256.
 
     Raises:
-        DownloadError: No mirror delivers the file, or one delivers content that is not weights, or the Hub does not
-            answer, or has no such file.
+        DownloadError: No mirror delivers the file, or one delivers other content, or the Hub does not, or lacks it.
         IntegrityError: Two sources disagree.
         ManifestError: The Hub lists a file that a manifest may not contain, or the files exceed the bounds.
         ValueError: No file is selected, or the extra ``hf`` is needed and not installed.
