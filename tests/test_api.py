@@ -72,7 +72,7 @@ def test_every_name_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ensure", "aensure", "status", "verify", "prune", "publish", "prefetch", "prefetch_files"]
+    "name", ["ensure", "aensure", "status", "verify", "prune", "publish", "pin", "prefetch", "prefetch_files"]
 )
 def test_the_documented_signature(name: str) -> None:
     api = (HERE / "docs/reference/api.md").read_text()

@@ -15,6 +15,8 @@ LINES = 520
 # Modules that no test in their folder imports, and where their tests are instead.
 ELSEWHERE = {
     "_coordination/background_readers": "tests/prefetch/test_pause.py",  # a prefetch is the reader that pauses
+    "_engine/adopt": "tests/cli/test_adopt.py",
+    "_engine/existing_weights": "tests/cli/test_adopt.py",
     "_engine/ensure": "tests/test_api.py",
     "_engine/run_in_thread": "tests/test_api.py",  # `aensure`
     "_engine/stale_lock_files": "tests/coordination/test_lock.py",
@@ -25,6 +27,9 @@ ELSEWHERE = {
     "_engine/checkpoint_task": "tests/engine/test_dry_run.py",
     "_engine/verify": "tests/store/test_file_operations.py",
     "_frozen": "tests/test_errors.py",
+    "_pinning/bounds": "tests/pinning/test_api.py",
+    "_pinning/new_entry": "tests/pinning/test_api.py",
+    "_pinning/upgrade": "tests/cli/test_pin_upgrade.py",
     "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name
     "_runtime/atomic_replace": "tests/store/test_journal.py",  # receipts are written with it
     "_runtime/unannounced_write_check": "tests/coordination/test_volume.py",
@@ -43,7 +48,7 @@ ELSEWHERE = {
     "cli/output": "tests/cli/test_main.py",
     "cli/pinning": "tests/cli/test_pin.py",
     "cli/prune": "tests/cli/test_main.py",
-    "cli/shard_check": "tests/store/test_shard_index.py",
+    "_pinning/shard_check": "tests/store/test_shard_index.py",
     "cli/pin_staging": "tests/cli/test_add.py",
     "cli/status": "tests/cli/test_main.py",
     "cli/verify": "tests/cli/test_main.py",

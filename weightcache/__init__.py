@@ -10,7 +10,8 @@
 The first container downloads, verifies while it writes, publishes by rename and commits. Every later container reads
 one receipt for each checkpoint and stats each file: no network, no lock and no hashing.
 `status`, `verify` and `prune` inspect and clean a root; `aensure` is `ensure` for async code; `publish` adds
-weights that you trained. Every environmental failure is raised as one of the errors in `weightcache.errors`.
+weights that you trained; `pin` makes a checkpoint of a URL at run time. Every environmental failure is raised as one
+of the errors in `weightcache.errors`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .errors import (
     UnknownCheckpointError,
     VolumeError,
     WeightCacheError,
+    lazy_imports,
 )
 from .manifest import Checkpoint, File, Manifest, Tag
 
@@ -59,6 +61,7 @@ __all__ = [
     "Weights",
     "aensure",
     "ensure",
+    "pin",
     "prefetch",
     "prefetch_files",
     "prune",
@@ -74,27 +77,27 @@ TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import
 if TYPE_CHECKING:
     from ._engine.prune import prune
     from ._engine.tags import Publication, set_tag, tags
+    from ._pinning.api import pin
     from ._prefetch.api import Prefetch, prefetch, prefetch_files
     from .reports import CheckpointPlan, CheckpointReport, FilePlan, Plan, Report, Status
 
 
+# The module of each name that a hit does not need: dataclasses, threads and memory maps cost more than a hit.
+_LAZY = {
+    **dict.fromkeys(("CheckpointPlan", "CheckpointReport", "FilePlan", "Plan", "Report", "Status"), "reports"),
+    **dict.fromkeys(("Prefetch", "prefetch", "prefetch_files"), "_prefetch.api"),
+    **dict.fromkeys(("Publication", "set_tag", "tags"), "_engine.tags"),
+    "pin": "_pinning.api",
+    "prune": "_engine.prune",
+}
+
+
 def __getattr__(name: str) -> object:
-    if name in ("CheckpointPlan", "CheckpointReport", "FilePlan", "Plan", "Report", "Status"):  # lazily: not for a hit
-        from . import reports
+    if module := _LAZY.get(name):
+        from importlib import import_module
 
-        return getattr(reports, name)
-    if name in ("Prefetch", "prefetch", "prefetch_files"):  # lazily: threads and memory maps
-        from ._prefetch import api
-
-        return getattr(api, name)
-    if name == "prune":
-        from ._engine.prune import prune
-
-        return prune
-    if name in ("Publication", "set_tag", "tags"):
-        from ._engine import tags
-
-        return getattr(tags, name)
+        with lazy_imports:
+            return getattr(import_module(f".{module}", __name__), name)
     if name == "__version__":  # lazily: importlib.metadata costs more than a hit
         from importlib.metadata import version
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from hub import File, Hub
 from origin import Origin
 from support import blob, partials, sha256, visible
 from weightcache import Manifest, ensure
-from weightcache.cli.hash_remote import CHUNK
+from weightcache._pinning.hash_remote import CHUNK
 
 DATA = blob(300_001)
 LARGE = blob(3 * CHUNK + 17, seed=3)
@@ -222,6 +223,18 @@ def test_a_directory_of_weights_becomes_entries(run: Any, root: Path) -> None:
     assert run("add", "all", "--from-dir", folder, "--root", root.parent / "r2", "--link")[0] == 0
     linked = ensure("weights.toml", root=root.parent / "r2", only=["all"], progress=False)["all"] / "sam 2.pt"
     assert os.stat(linked).st_ino == os.stat(folder / "sam 2.pt").st_ino
+
+
+def test_links_lead_through_the_symbolic_links_of_a_hub_cache(run: Any, hub: Hub, root: Path, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    hub.push("acme/bert", "main", {"model.safetensors": File(DATA, lfs=True), "config.json": b"{}"})
+    snapshot = Path(snapshot_download("acme/bert", cache_dir=tmp_path / "hub", endpoint=hub.url))
+    assert (snapshot / "model.safetensors").is_symlink()
+    assert run("add", "bert", "--from-dir", snapshot, "--root", root, "--link")[0] == 0
+    bert = quiet(root, offline=True)["bert"]
+    for name in ("model.safetensors", "config.json"):
+        assert (bert / name).lstat().st_ino == (snapshot / name).stat().st_ino
 
 
 @pytest.mark.parametrize("before", ["", "# ours\n"], ids=["made", "there"])

@@ -76,7 +76,7 @@ def test_the_container_understands_every_flag_that_it_gets(remote: Command) -> N
         elif flag.dest != "root":
             words += [flag.name] if flag.is_switch else [flag.name, str(samples.get(flag.type, "x"))]
     options = build_parser(COMMANDS).parse_args(words)
-    argv = remote.container_argv(options, {"root": "/mnt", "manifest": ["/m"]})
+    argv = remote.container_argv(options, {"root": "/mnt", "manifest": ["/m"], "path": "/mnt/a"})
     there = build_parser(COMMANDS).parse_args(argv)
     for flag in remote.flags:
         sent = flag.remote is Remote.SEND

@@ -18,9 +18,9 @@ from origin import Origin
 from origin import status as answer
 from support import blob, sha256
 from weightcache import Checkpoint, Manifest, ensure
+from weightcache._pinning.hash_remote import CHUNK
+from weightcache._pinning.unpinned_entries import HubUrl
 from weightcache.cli import toml_edit
-from weightcache.cli.hash_remote import CHUNK
-from weightcache.cli.unpinned_entries import HubUrl
 from weightcache.manifest.parse import parse_toml
 
 DATA = blob(300_001)

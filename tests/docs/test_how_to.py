@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from hub import File, Hub
+from control_plane import ControlPlane
+from hub import File, Hub, isolated_client
 from origin import Origin
 from support import blob, child, finish, one, sha256, toml_of
 from weightcache import DownloadError, Manifest, ensure
@@ -132,6 +133,27 @@ def test_a_hugging_face_snapshot(shell: Run, hub: Hub, manifest: Path) -> None:
         assert done.stdout == "[] True\n"  # the Hub's own client is for pinning only
 
 
+def test_weights_that_a_request_names(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    files = {"adapter_config.json": b"{}", "adapter.safetensors": File(DATA, lfs=True), "train.py": b"x = 1\n"}
+    hub.push("acme/lora", "main", files)
+    hub.push("acme/many", "main", {f"{number}.safetensors": b"x" for number in range(21)})
+    [code] = blocks("weights-that-a-request-names", "python")
+    code = code.replace('"/root/data/adapters"', repr(str(tmp_path / "adapters"))).replace(", volume=volume", "")
+    names: dict[str, Any] = {}
+    exec(compile(code, "the code of a how-to", "exec"), names)
+    path = Path(names["handle"]({"adapter": "acme/lora"})["path"])
+    assert sorted(each.name for each in path.iterdir()) == ["adapter.safetensors", "adapter_config.json"]
+    before = len(hub.seen)
+    assert names["handle"]({"adapter": "acme/lora"}) == {"path": str(path)}
+    assert names["handle"]({"adapter": "../../api"})["status"] == 400
+    assert len(hub.seen) == before
+    assert "max_files is 20" in names["handle"]({"adapter": "acme/many"})["error"]
+    assert caplog.messages == []
+
+
 def test_private_and_gated_weights(
     shell: Run, hub: Hub, origin: Origin, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +201,48 @@ def test_check_pins_in_ci(shell: Run, hub: Hub, manifest: Path) -> None:
     with manifest.open("a") as stream:
         stream.write('[checkpoints.x]\nurls = ["https://h/x.pt"]\n')
     assert "WARN  x  the sha256 of x.pt" in shell(check, code=1)
+
+
+def test_take_over_a_hub_cache(shell: Run, hub: Hub, manifest: Path, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    local, on_modal = blocks("take-over-a-hub-cache", "sh")
+    cache = tmp_path / ".cache" / "huggingface" / "hub"
+    with isolated_client(tmp_path / "hf"):
+        snapshot_download("google-bert/bert-base-uncased", cache_dir=cache, endpoint=hub.url)
+    assert "google-bert--bert-base-uncased  hit" in shell(local, HOME=str(tmp_path))
+    [bert] = Manifest.load(manifest)
+    [url] = bert.urls
+    assert url.startswith("hf://google-bert/bert-base-uncased@")
+    with ControlPlane(tmp_path / "plane") as plane:
+        volume = plane.volumes[plane.volume("models", 2)]
+        for path in cache.rglob("*"):
+            inner = f"huggingface/hub/{path.relative_to(cache)}"
+            if path.is_symlink():
+                volume.files[inner] = os.readlink(path)
+            elif path.is_file():
+                volume.put(inner, path)
+        assert "google-bert--bert-base-uncased  ready" in shell(on_modal, **plane.env())
+    assert Manifest.load(manifest)[bert.name] == bert
+
+
+def test_update_pins(shell: Run, hub: Hub, manifest: Path, tmp_path: Path) -> None:
+    [commands] = blocks("update-pins", "sh")
+    check, upgrade, _ = commands.splitlines()
+    [workflow] = blocks("update-pins", "yaml")
+    [scheduled] = re.findall(r"run: (weightcache .*)", workflow)
+    shell("weightcache add bert hf://google-bert/bert-base-uncased --include '*.json'")
+    pinned = manifest.read_text()
+    assert "bert: nothing changed" in shell(check)
+    commit = hub.push("google-bert/bert-base-uncased", "main", {"config.json": b"[]"})
+    assert "bert: would change" in shell(check, code=1)
+    assert manifest.read_text() == pinned
+    assert f"(2 bytes) → {sha256(b'[]')} (2 bytes)" in shell(upgrade)
+    assert f"@{commit}" in manifest.read_text()
+    commit = hub.push("google-bert/bert-base-uncased", "main", {"config.json": b"[1]"})
+    shell(scheduled, RUNNER_TEMP=str(tmp_path))
+    assert (tmp_path / "changes.txt").read_text().startswith("bert: changed\n")
+    assert f"@{commit}" in manifest.read_text()
 
 
 def test_weights_in_a_bucket(shell: Run, origin: Origin, manifest: Path, tmp_path: Path) -> None:

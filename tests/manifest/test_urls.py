@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hub import File, Hub
 from support import blob, sha256
 from weightcache import Manifest, ensure
+from weightcache._pinning.unpinned_entries import HubUrl
 from weightcache._transfer.raw_url import request_target
-from weightcache.cli.unpinned_entries import HubUrl
 from weightcache.errors import redacted
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.urls import hub_parts, name_from_url, resolved_url, url_problem, variables

@@ -84,15 +84,31 @@ def copy_in(
     *,
     may_link: bool = False,
     pointers: bool = False,
+    skip: str = "",
+    hashes_known: Callable[[Checkpoint, Mapping[str, str], VolumeSession], None] | None = None,
 ) -> tuple[Checkpoint, dict[str, str]]:
-    """Publish; return what `hashed` returns, whose ``pointers`` it takes. For ``may_link`` see `EnsureOptions`."""
+    """Publish; return what `hashed` returns, whose ``pointers`` and ``skip`` it takes.
+
+    Args:
+        path: See `weightcache.publish`, also for the next three.
+        name: Name of the checkpoint.
+        layout: The root.
+        volume: The Volume, or ``None``.
+        may_link: See `EnsureOptions`.
+        pointers: See `hashed`.
+        skip: See `hashed`.
+        hashes_known: Called under the lock before anything is published, unless all is there; it may raise.
+    """
     top = _absolute(path, name, layout)
     store_root.check_root(layout)  # first, because hashing the source may take an hour
     calls = VolumeSession(layout.root, volume)
     # Under the lock: the source may be on the Volume itself, and an open file makes another process's commit fail.
     with root_lock(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
-        checkpoint, local_sources = hashed(top, name, holder, pointers=pointers)
+        checkpoint, local_sources = hashed(top, name, holder, pointers=pointers, skip=skip)
         ready = weights_if_ready(layout, [checkpoint]) is not None
+        if hashes_known is not None and not ready:
+            store_root.refuse_read_only(layout, "publish to")
+            hashes_known(checkpoint, local_sources, calls)
         if ready and calls.is_dirty() and not calls.commit():  # the last call may have left it uncommitted
             raise _not_committed(layout, checkpoint, calls.warnings[-1])
     if not ready:
@@ -143,7 +159,7 @@ class _Found(NamedTuple):
 
 
 def hashed(
-    top: str, name: str, holder: Holder | None = None, *, pointers: bool = False
+    top: str, name: str, holder: Holder | None = None, *, pointers: bool = False, skip: str = ""
 ) -> tuple[Checkpoint, dict[str, str]]:
     """Return the checkpoint at ``top``, and by digest where its files are.
 
@@ -152,12 +168,13 @@ def hashed(
         name: Name of the checkpoint.
         holder: Shows other processes that this one makes progress.
         pointers: Whether a Git LFS pointer is published like any other file.
+        skip: Path of a directory in it that is left out; empty for none.
 
     Raises:
         ManifestError: A name breaks the rules of manifests, or something is not a file, or is a Git LFS pointer.
         StorageError: It cannot be read, or changed while it was read.
     """
-    found = _survey(top, name, pointers=pointers)
+    found = _survey(top, name, pointers=pointers, skip=skip)
     if holder is not None:
         holder.phase("hashing the files to publish", sum(file.size for file in found.values()))
 
@@ -171,11 +188,12 @@ def hashed(
             holder.advance(store_files.HASH_CHUNK)
 
     digests = store_files.parallel_map(sha256, list(found.values()), tick)
-    then = _survey(top, name, pointers=True)  # a difference means that the source changed
+    then = _survey(top, name, pointers=True, skip=skip)  # a difference means that the source changed
     if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
         raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
     pins = {inner: (digest, found[inner].size) for inner, digest in zip(found, digests, strict=True)}
-    local_sources = {digest: found[inner].path for inner, (digest, _) in pins.items()}
+    # Resolved, because a hard link to a symbolic link (of a Hub cache) would be one, too.
+    local_sources = {digest: os.path.realpath(found[inner].path) for inner, (digest, _) in pins.items()}
     return _declared(name, pins, is_directory=os.path.isdir(top)), local_sources
 
 
@@ -201,7 +219,7 @@ def shard_warnings(checkpoint: Checkpoint, local_sources: Mapping[str, str]) -> 
     return [text for text in warnings if text]
 
 
-def _survey(top: str, name: str, *, pointers: bool) -> dict[str, _Found]:
+def _survey(top: str, name: str, *, pointers: bool, skip: str) -> dict[str, _Found]:
     """Return every file to publish, by its path in the checkpoint.
 
     Raises:
@@ -212,7 +230,7 @@ def _survey(top: str, name: str, *, pointers: bool) -> dict[str, _Found]:
     problems: list[str] = []
     is_directory = os.path.isdir(top)
     try:
-        for path in _entries(top) if is_directory else [top]:
+        for path in _entries(top, skip) if is_directory else [top]:
             inner = os.path.relpath(path, top) if is_directory else os.path.basename(top)
             leads_nowhere = path != top and os.path.islink(path) and not os.path.exists(path)
             seen = os.lstat(path) if leads_nowhere else os.stat(path)
@@ -233,8 +251,8 @@ def _survey(top: str, name: str, *, pointers: bool) -> dict[str, _Found]:
     return found
 
 
-def _entries(top: str) -> Iterator[str]:
-    """Yield every path below ``top`` except directories, which are not kept."""
+def _entries(top: str, skip: str) -> Iterator[str]:
+    """Yield every path below ``top`` except directories, which are not kept, and except what is below ``skip``."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -242,7 +260,7 @@ def _entries(top: str) -> Iterator[str]:
     for folder, folders, names in os.walk(top, onerror=fail):
         kept = {each for each in folders if each != OURS and not os.path.islink(os.path.join(folder, each))}
         yield from (os.path.join(folder, each) for each in [*folders, *names] if each not in kept)
-        folders[:] = kept
+        folders[:] = [each for each in kept if os.path.join(folder, each) != skip]
 
 
 def _pointer_problem(path: str, size: int) -> str:

@@ -35,6 +35,12 @@ _WEIGHTS = (
 )
 
 
+_CODE = (
+    *(".py", ".pyc", ".ipynb", ".sh", ".so", ".dll", ".dylib"),
+    *(".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill"),  # pickles, or archives of them
+)
+
+
 def foreign_content(head: bytes, content_type: str = "", *, name: str) -> str:
     """Say what came instead of weights, as in "an HTML page" or "a Git LFS pointer"; empty if it may be weights.
 
@@ -58,6 +64,11 @@ def foreign_content(head: bytes, content_type: str = "", *, name: str) -> str:
 def holds_weights(name: str) -> bool:
     """Whether a file of this name is one of weights or an archive, by its ending."""
     return name.lower().endswith(_WEIGHTS)
+
+
+def runs_code(name: str) -> bool:
+    """Whether a program that loads a file of this name may run code in it: Python, a library, or a pickle."""
+    return name.lower().endswith(_CODE)
 
 
 def lfs_pointer_target(head: bytes) -> str:

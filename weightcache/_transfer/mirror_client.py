@@ -19,6 +19,8 @@ from .mirror_stream import Body, LocalBody, SourceError, TransientError
 from .response_head import READ_HEAD, header_number
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import requests
 
     from weightcache._runtime.cancel import Cancel
@@ -41,6 +43,7 @@ class _Wanted(NamedTuple):
     start: int
     size: int | None
     validator: str | None
+    may_follow: Callable[[str], bool] | None
 
 
 class Client:
@@ -66,6 +69,7 @@ class Client:
         end: int | None,
         size: int | None,
         validator: str | None = None,
+        may_follow: Callable[[str], bool] | None = None,
     ) -> Body:
         """Request ``url`` from ``start`` to ``end`` (exclusive; ``None`` is the end of the file).
 
@@ -79,6 +83,7 @@ class Client:
             size: Declared size of the file, if any.
             validator: Strong ETag of the bytes before ``start``, where no digest is known that can verify them. If
                 it changed, the mirror sends the whole file.
+            may_follow: Whether the mirror may redirect to a URL; ``None`` for any, where a digest verifies the bytes.
 
         Raises:
             SourceError: One of the five kinds.
@@ -87,7 +92,8 @@ class Client:
             return LocalBody(path, start, size)
         address = _address(url)
         bearer = self._bearer(address, auth, hub)
-        wanted = _Wanted(url, address, _part(start, end, validator), bearer, auth, hub, start, size, validator)
+        part = _part(start, end, validator)
+        wanted = _Wanted(url, address, part, bearer, auth, hub, start, size, validator, may_follow)
         if (known := self._targets.get(url)) is not None:
             try:
                 return self._get(wanted, known)
@@ -105,7 +111,7 @@ class Client:
             SourceError: One of the five kinds.
         """
         url, bearer, ranged = wanted.url, wanted.bearer, "Range" in wanted.headers
-        response, self._targets[url] = self._follow(target, wanted.headers, bearer)
+        response, self._targets[url] = self._follow(target, wanted)
         try:
             if response.status_code not in FULL_RESPONSE and response.status_code != 206:
                 origin, served = bearer.origin if bearer else "", url in self._served
@@ -126,7 +132,7 @@ class Client:
         found = declared_token(auth) if auth is not None else hub_token() if hub else None
         return Bearer(self._session, url, found.value, found.origin) if found else None
 
-    def _follow(self, url: str, headers: dict[str, str], auth: Bearer | None) -> tuple[requests.Response, str]:
+    def _follow(self, url: str, wanted: _Wanted) -> tuple[requests.Response, str]:
         # Not by requests: every hop is checked, and the token is sent to the declared host only.
         ends = time.monotonic() + 2 * self._settings.stall_timeout
         for _ in range(MAX_REDIRECTS + 1):
@@ -134,7 +140,9 @@ class Client:
             seconds = min(self._settings.stall_timeout, ends - time.monotonic())
             if seconds <= 0:
                 raise TransientError(f"its redirects took longer than {2 * self._settings.stall_timeout:g} s")
-            response = self._session.get_once(url, headers, auth, self._settings.connect_timeout, seconds)
+            response = self._session.get_once(
+                url, wanted.headers, wanted.bearer, self._settings.connect_timeout, seconds
+            )
             if (target := self._session.redirect(url, response)) is None:
                 return response, url
             _drain(response)
@@ -142,6 +150,8 @@ class Client:
             if not url.startswith(("http://", "https://")):
                 shown = re.sub("[^ -~]", "", redacted(url))
                 raise SourceError(f"redirects to {shown or 'no URL'}; only http and https are followed")
+            if wanted.may_follow is not None and not wanted.may_follow(url):
+                raise SourceError(f"redirects to {redacted(url)}, whose host is not allowed")
         raise SourceError(f"more than {MAX_REDIRECTS} redirects, the last to {redacted(url)}")
 
 

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import shlex
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
+from weightcache._pinning.new_entry import declare, find_kind, secret_problem, use_suggested_name
+from weightcache._pinning.unpinned_entries import UNKNOWN, HubUrl, Pin, drafts
 from weightcache.errors import redacted
 from weightcache.manifest import Checkpoint, File
-from weightcache.manifest.urls import has_ending, name_from_url, variables
+from weightcache.manifest.urls import name_from_url
 from weightcache.manifest.validate import name_problem
 
 from .add_from_dir import directory_drafts, directory_sources, publish_directory
 from .command_spec import Command, Flag
+from .output import echo
 from .pin_staging import open_staging
 from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, to_json
 from .sha256sums import read_sha256sums
 from .shared_flags import EXPECT, JSON, MANIFEST, PRINT, QUIET, ROOT
 from .toml_edit import ManifestFile
-from .unpinned_entries import UNKNOWN, Draft, HubUrl, Pin, drafts
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-    from .pin_staging import Staging
+    from weightcache._pinning.unpinned_entries import Draft
 
-# Query parameters that hold secrets: of Azure, Amazon S3, Google Cloud Storage, and of CivitAI and GitLab.
-SIGNATURES = {"sig", "signature", "x-amz-signature", "x-goog-signature", "token", "access_token", "private_token"}
+    from .pin_staging import Staging
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
 def _add(options: argparse.Namespace) -> list[dict[str, Any]]:
     _check_usage(options)
     for url in options.urls:
-        _check_no_secret(url)
+        if problem := secret_problem(url):
+            raise ValueError(f"{redacted(url)}: {problem}")
     file = ManifestFile(options.manifest, writes=not options.print)
     sources = directory_sources(options, file.path) if options.from_dir else []
     names = [name for name, _ in sources] or [options.name]
@@ -77,22 +79,6 @@ def _check_names(names: Sequence[str], file: ManifestFile, shown: str) -> None:
     file.check_add([Checkpoint(name, (), (File("-", UNKNOWN),)) for name in names])
 
 
-def _check_no_secret(url: str) -> None:
-    """Refuse to write a secret into a manifest, because manifests are in Git and in images."""
-    parts = urlsplit(url)
-    if parts.scheme in ("http", "https") and "@" in parts.netloc:
-        raise ValueError(
-            f"{redacted(url)}: the user and password before the @ would be written into the manifest; remove them, and "
-            "use ~/.netrc or --auth"
-        )
-    for name, value in parse_qsl(parts.query if parts.scheme in ("http", "https") else ""):
-        if name.lower() in SIGNATURES and not variables(value):
-            raise ValueError(
-                f"{redacted(url)}: the query's {name} would be written into the manifest; "
-                f"write '{name}=${{VARIABLE}}', and set that environment variable to its value"
-            )
-
-
 def _check_usage(options: argparse.Namespace) -> None:
     check_digest_argument(options.expect)
     if options.from_dir:
@@ -110,64 +96,23 @@ def _check_usage(options: argparse.Namespace) -> None:
 
 
 def _from_urls(options: argparse.Namespace, staging: Staging | None) -> Draft:
-    draft = _declared(options)
+    hub = HubUrl.parse(options.urls[0])
+    listed = bool(options.from_sha256sums) and (hub is None or bool(hub.path))
+    # "-": it is a directory, or its name comes from the list.
+    file = options.file or ("-" if listed else None)
+    draft = declare(options.name, options.urls, auth=options.auth, file=file, source="the command line", say=echo)
     if options.from_sha256sums:
         _use_sha256sums(draft, options)
-    elif (hub := HubUrl.parse(draft.urls[0])) and hub.path:
-        from .hub_client import snapshot
-
-        # Only the Hub knows whether a path in a repository is a file or a directory.
-        found = snapshot(hub, draft.auth, draft.name)
-        draft.is_directory = not any(file.path == hub.path for file in found.files)
-        draft.knows_files = not draft.is_directory
-    elif hub:
-        draft.is_directory, draft.knows_files = True, False
+    else:
+        find_kind(draft)
     if draft.is_directory and options.file:
         raise ValueError("--file names the file of a checkpoint that is one file; this one is a directory")
     if not draft.is_directory and (options.include or options.exclude):
         raise ValueError("--include and --exclude select files of a repository or list; this is one file")
-    if not draft.is_directory and not draft.pins:
-        draft.pins = {draft.placeholder().files[0].path: Pin()}
     complete_draft(draft, staging, options)
-    if draft.accepts_server_name and not options.file:
-        _use_suggested_name(draft)
+    if not options.file and (other := use_suggested_name(draft)):
+        draft.warn(f"the server calls it {other}; to use that name, give --file {shlex.quote(other)}")
     return draft
-
-
-def _use_suggested_name(draft: Draft) -> None:
-    """Use the name that the server sends if the last part of the URL has no suffix; otherwise warn if they differ."""
-    [(path, pin)] = draft.pins.items()
-    if pin.suggested_name in ("", path):
-        return
-    if has_ending(path):
-        draft.warn(
-            f"the server calls it {pin.suggested_name}; to use that name, give --file {shlex.quote(pin.suggested_name)}"
-        )
-        return
-    draft.pins = {pin.suggested_name: pin}
-    pin.evidence += "; the file name is the server's"
-
-
-def _declared(options: argparse.Namespace) -> Draft:
-    """Return the draft that the command line declares, checked by the rules of a manifest."""
-    entry: dict[str, Any] = {"urls": options.urls}
-    if options.auth:
-        entry["auth"] = options.auth
-    hub = HubUrl.parse(options.urls[0])
-    if options.file:
-        entry["file"] = options.file
-    elif hub and hub.path and not options.from_sha256sums:
-        entry["file"] = _name_on_the_hub(hub)
-    elif options.from_sha256sums and (hub is None or hub.path):
-        entry["file"] = "-"  # a directory, or a name that comes from the list
-    [draft] = drafts({"checkpoints": {options.name: entry}}, "the command line")
-    if entry.get("file") == "-":
-        draft.pins = {}
-    return draft
-
-
-def _name_on_the_hub(hub: HubUrl) -> str:
-    return hub.path.rpartition("/")[2]
 
 
 def _use_sha256sums(draft: Draft, options: argparse.Namespace) -> None:
@@ -176,7 +121,7 @@ def _use_sha256sums(draft: Draft, options: argparse.Namespace) -> None:
     if inner := "" if draft.is_directory else _listed(digests, draft.urls[0]):
         draft.pins = {options.file or inner.rpartition("/")[2]: Pin(digests[inner], None, evidence)}
         return
-    from .hub_client import select_files
+    from weightcache._pinning.hub_client import select_files
 
     draft.is_directory = draft.knows_files = True
     selected = select_files(sorted(digests), options.include, options.exclude, f"in {options.from_sha256sums}")
@@ -191,7 +136,7 @@ def _listed(digests: Mapping[str, str], url: str) -> str:
         ValueError: Several paths match, with different digests.
     """
     hub = HubUrl.parse(url)
-    name = _name_on_the_hub(hub) if hub else name_from_url(url)
+    name = hub.path.rpartition("/")[2] if hub else name_from_url(url)
     found = [path for path in digests if path.rpartition("/")[2] == name]
     where = url if hub else unquote(url.partition("?")[0])
     if len(nearest := [path for path in found if "/" in path and where.endswith(f"/{path}")]) == 1:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING
 
+from weightcache._pinning.unpinned_entries import Draft, Pin
 from weightcache._store.layout import Layout
 from weightcache.errors import ManifestError
+from weightcache.manifest.urls import checkpoint_name
 from weightcache.manifest.validate import user_path
 
-from .unpinned_entries import Draft, Pin
+from .output import echo
 
 if TYPE_CHECKING:
     import argparse
@@ -64,7 +65,7 @@ def directory_sources(options: argparse.Namespace, manifest: str) -> list[tuple[
 def _named(top: str, inner: Sequence[str]) -> list[tuple[str, str]]:
     named: dict[str, str] = {}
     for each in inner:
-        checkpoint = _name(each, is_directory=os.path.isdir(os.path.join(top, each)))
+        checkpoint = checkpoint_name(each, is_directory=os.path.isdir(os.path.join(top, each)))
         if checkpoint in named:
             raise ValueError(
                 f"{named[checkpoint]} and {each} in {top} would both be called {checkpoint}; add them separately"
@@ -73,15 +74,9 @@ def _named(top: str, inner: Sequence[str]) -> list[tuple[str, str]]:
     return [(checkpoint, os.path.join(top, each)) for checkpoint, each in named.items()]
 
 
-def _name(entry: str, *, is_directory: bool) -> str:
-    """Return a checkpoint name made from a file name: without suffix and invalid characters."""
-    stem = entry if is_directory else os.path.splitext(entry)[0]
-    return re.sub("[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:100] or "weights"
-
-
 def _local(checkpoint: Checkpoint) -> Draft:
     pins = {file.path: Pin(file.sha256, file.size, "computed here") for file in checkpoint.files}
-    return Draft(checkpoint.name, [], None, checkpoint.is_directory, pins)
+    return Draft(checkpoint.name, [], None, checkpoint.is_directory, pins, say=echo)
 
 
 def publish_directory(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import add, bench, completion, doctor, ensure, pin, prune, publish, push, status, tag, verify
+from . import add, adopt, bench, completion, doctor, ensure, pin, prune, publish, push, status, tag, verify
 
 _WITHOUT_COMPLETION = (
     ensure.COMMAND,
@@ -14,6 +14,7 @@ _WITHOUT_COMPLETION = (
     push.COMMAND,
     publish.COMMAND,
     tag.COMMAND,
+    adopt.COMMAND,
     bench.COMMAND,
     doctor.COMMAND,
 )

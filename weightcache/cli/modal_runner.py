@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from weightcache.manifest import Manifest
 from weightcache.modal.image import add_manifest, manifest_path
 
+from .adopt import path_on_volume
 from .command_spec import Group
 from .modal_app import MOUNT, connect, in_app, open_secrets
 from .output import echo
@@ -56,7 +57,10 @@ def run(
     _warn_of_missing_secret(command, options, manifests, secrets)
     volume = connect(options)
     paths = [manifest_path(f"manifest-{index}") for index in range(len(sources))]
-    argv = command.container_argv(options, {"root": MOUNT, "manifest": paths})
+    replaced = {"root": MOUNT, "manifest": paths}
+    if hasattr(options, "path"):
+        replaced["path"] = path_on_volume(options.path, MOUNT)
+    argv = command.container_argv(options, replaced)
 
     def with_manifests(image: modal.Image) -> modal.Image:
         for source, path in zip(sources, paths, strict=True):

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from weightcache._pinning.unpinned_entries import drafts, select
 from weightcache.errors import ManifestError
 from weightcache.manifest.urls import has_ending
 from weightcache.manifest.validate import user_path
 
 from .command_spec import Command, Flag
-from .output import print_json, print_table
+from .output import echo, print_json, print_table
 from .pin_staging import open_staging
-from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, to_json
+from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, require_one, to_json
 from .shared_flags import EXPECT, JSON, MANIFEST, NAMES, PRINT, QUIET, ROOT
 from .toml_edit import ManifestFile, require_tomlkit
-from .unpinned_entries import drafts, select
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from .unpinned_entries import Draft
+    from weightcache._pinning.unpinned_entries import Draft
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,23 +39,39 @@ def run(options: argparse.Namespace) -> int:
     file = ManifestFile(path, writes=not (options.check or options.check_upstream or options.print))
     if not file.exists:
         raise ManifestError(path, ["there is no such file"])
-    wanted = select(drafts(file.raw, path), options.names)
+    _check_usage(options)
+    wanted = select(drafts(file.raw, path, echo), options.names)
+    if options.upgrade:
+        from .pin_upgrade import upgrade  # not at the top: it imports requests, which `status` does not need
+
+        return upgrade(file, wanted, options)
     if options.check or options.check_upstream:
         return _check(wanted, options)
     print_pins(_pin(file, wanted, options), options, added=False)
     return 0
 
 
-def _check(wanted: Sequence[Draft], options: argparse.Namespace) -> int:
+def _check_usage(options: argparse.Namespace) -> None:
+    if options.to is not None and not options.upgrade:
+        raise ValueError("--to needs --upgrade")
+    if options.upgrade and options.check_upstream:
+        raise ValueError("--upgrade cannot be combined with --check-upstream; --upgrade --check changes nothing either")
+    if not (options.check or options.check_upstream):
+        return
     for name in ("expect", "print"):
         if getattr(options, name):
             flag = "--check" if options.check else "--check-upstream"
             raise ValueError(f"--{name} cannot be combined with {flag}: nothing is pinned")
+
+
+def _check(wanted: Sequence[Draft], options: argparse.Namespace) -> int:
     if options.check:
         key, all_well = "unpinned", "everything is pinned"
         rows: list[dict[str, Any]] = [{"name": draft.name, key: draft.missing_pins()} for draft in wanted]
     else:
-        from .check_upstream import changes  # not at the top: it imports requests, which `status` does not need
+        from weightcache._pinning.check_upstream import (
+            changes,
+        )  # not at the top: it imports requests, which `status` does not need
 
         key, all_well = "moved", "nothing moved"
         rows = [{"name": draft.name, key: changes(draft)} for draft in wanted]
@@ -68,8 +84,7 @@ def _check(wanted: Sequence[Draft], options: argparse.Namespace) -> int:
 
 
 def _pin(file: ManifestFile, wanted: Sequence[Draft], options: argparse.Namespace) -> list[dict[str, Any]]:
-    if options.expect and len(wanted) != 1:
-        raise ValueError("--expect is the digest of one checkpoint: name that checkpoint")
+    require_one(wanted, options)
     todo = [draft for draft in wanted if draft.missing_pins() or (draft.has_missing_sizes() and draft.urls)]
     changed = {draft.name for draft in todo}
     if todo and not options.print:
@@ -97,7 +112,7 @@ def _warn_of_server_name(draft: Draft) -> None:
 
 COMMAND = Command(
     "pin",
-    "add the digests, sizes, commits and file lists that entries of the manifest lack",
+    "add the digests, sizes, commits and file lists that entries of the manifest lack, or update them",
     (
         NAMES,
         MANIFEST,
@@ -109,6 +124,12 @@ COMMAND = Command(
             "change nothing; exit with 1 if a mirror no longer has a pinned file, or the Hub's main branch has "
             "another one",
         ),
+        Flag(
+            ("--upgrade",),
+            "pin again what is pinned: the newest commit of the Hub's main branch, or what a URL delivers now; with "
+            "--check, exit with 1 if that would change an entry",
+        ),
+        Flag(("--to",), "with --upgrade: this branch, tag or commit", metavar="REVISION"),
         EXPECT,
         PRINT,
         QUIET,

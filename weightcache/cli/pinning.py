@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from weightcache._pinning.unpinned_entries import Draft
+
     from .pin_staging import Staging
-    from .unpinned_entries import Draft
 
 
 def complete_draft(draft: Draft, staging: Staging | None, options: argparse.Namespace) -> None:
     """Find out what a draft lacks, with the options of a command."""
-    from .resolve_pins import complete  # not at the top: it imports requests, which `status` does not need
+    from weightcache._pinning.resolve_pins import (
+        complete,
+    )  # not at the top: it imports requests, which `status` does not need
 
     files = complete(
         draft,
@@ -28,7 +31,7 @@ def complete_draft(draft: Draft, staging: Staging | None, options: argparse.Name
         include=getattr(options, "include", None) or (),
         exclude=getattr(options, "exclude", None) or (),
         expected=options.expect is not None,
-        quiet=options.quiet,
+        progress=False if options.quiet else None,
     )
     if staging:
         staging.files.update(files)
@@ -42,6 +45,16 @@ def check_digest_argument(sha256: str | None) -> None:
     """
     if sha256 is not None and (problem := digest_problem(sha256.lower())):
         raise ValueError(f"--expect: {problem}")
+
+
+def require_one(wanted: Sequence[Draft], options: argparse.Namespace) -> None:
+    """Refuse ``--expect`` for several checkpoints.
+
+    Raises:
+        ValueError: It is given, and not one checkpoint is named.
+    """
+    if options.expect and len(wanted) != 1:
+        raise ValueError("--expect is the digest of one checkpoint: name that checkpoint")
 
 
 def check_expected(draft: Draft, sha256: str | None) -> None:

@@ -7,15 +7,14 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from weightcache._pinning.unpinned_entries import drafts
 from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Manifest
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.validate import user_path
 
-from .unpinned_entries import drafts
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from weightcache.manifest import Checkpoint, File
 
@@ -77,7 +76,7 @@ class ManifestFile:
         self._check(self._with(checkpoints), checkpoints)
 
     def complete(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Write missing pins into the entries. The errors are those of `add` and of `require_tomlkit`."""
+        """Write pins into the entries, also in place of others. The errors are those of `add` and `require_tomlkit`."""
         require_tomlkit()
         import tomlkit
 
@@ -201,6 +200,7 @@ def _complete(table: Any, checkpoint: Checkpoint) -> None:
         elif given is None or (file.sha256, file.size) != (given.get("sha256"), given.get("size")):
             changed[file.path] = _inline(file, given)
     _set(files, changed)
+    _remove(files, {*files} - {file.path for file in checkpoint.files})
 
 
 def _files(table: Any, checkpoint: Checkpoint) -> Any:
@@ -229,7 +229,33 @@ def _inline(file: File, instead_of: Any = None) -> Any:
 
 def _pin(table: Any, file: File) -> None:
     pins = {"sha256": file.sha256} | ({} if file.size is None else {"size": file.size})
-    _set(table, {key: value for key, value in pins.items() if key not in table})
+    if file.size is None and "size" in table:
+        del table["size"]
+    _set(table, {key: value for key, value in pins.items() if table.get(key) != value})
+
+
+def _remove(files: Any, paths: Collection[str]) -> None:
+    """Remove files. Comments at the end of the table of one stay: for tomlkit those about the next header are there."""
+    import tomlkit
+
+    body = [] if isinstance(files, tomlkit.container.OutOfOrderTableProxy) else files.value.body
+    for index, (key, item) in reversed(list(enumerate(body))):
+        if key is None or key.key not in paths or not isinstance(item, tomlkit.items.Table):
+            continue
+        after = _split_end(item.value.body)
+        if any(isinstance(each, tomlkit.items.Comment) for _, each in after):
+            tables = [each for _, each in body[:index] if isinstance(each, tomlkit.items.Table)]
+            (tables[-1].value.body if tables else body).extend(after)
+    for path in paths:
+        del files[path]
+
+
+def _split_end(body: list[Any]) -> list[Any]:
+    """Remove what follows the last key from the body of a table, and return it."""
+    end = max((index + 1 for index, (name, _) in enumerate(body) if name is not None), default=len(body))
+    after = body[end:]
+    del body[end:]
+    return after
 
 
 def _set(table: Any, values: Mapping[str, Any]) -> None:
@@ -243,9 +269,7 @@ def _set(table: Any, values: Mapping[str, Any]) -> None:
     after: list[Any] = []
     if isinstance(table, tomlkit.items.Table):  # not an inline table, or one of dotted keys
         body = table.value.body
-        end = max((index + 1 for index, (name, _) in enumerate(body) if name is not None), default=len(body))
-        after = body[end:]
-        del body[end:]
+        after = _split_end(body)
     for key, value in values.items():
         table[key] = value
     if after:

@@ -175,6 +175,10 @@ def _checkpoint(name: str, entry: object, problems: _Problems) -> Checkpoint:
     where = f"checkpoints.{name!r:.120}" if (problem := name_problem(name)) else f"checkpoints.{name}"
     if problem:
         problems.add(where, problem)
+    if isinstance(entry, Checkpoint):  # of `pin` or `publish`, or from another manifest
+        if entry.name != name:
+            problems.add(where, f"is the checkpoint {entry.name}; declare it by that name")
+        return entry
     problems.entry = name
     table = problems.table(entry, where, ("urls", "sha256", "size", "file", "files", "auth"))
     is_directory = "files" in table

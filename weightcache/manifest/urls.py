@@ -163,6 +163,12 @@ def name_from_url(url: str) -> str:
     return segment
 
 
+def checkpoint_name(entry: str, *, is_directory: bool) -> str:
+    """Return a checkpoint name made from the name of a file or directory: without its ending and invalid characters."""
+    stem = entry if is_directory else os.path.splitext(entry)[0]
+    return re.sub("[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:100] or "weights"
+
+
 def has_ending(name: str) -> bool:
     """Whether a file's name has an ending such as ``.pt``; ``138296`` and ``v1.5`` have none."""
     return re.fullmatch(r".+\.[0-9]*[A-Za-z][A-Za-z0-9_-]*", name) is not None

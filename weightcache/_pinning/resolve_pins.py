@@ -13,6 +13,7 @@ from weightcache._transfer.progress import make_progress
 from weightcache.errors import IntegrityError, redacted
 from weightcache.manifest.urls import resolved_url
 
+from .bounds import UNBOUNDED
 from .content_check import content_error, content_problem
 from .hash_remote import Reader
 from .hub_client import path_not_found, select_files, snapshot
@@ -22,6 +23,9 @@ from .unpinned_entries import HubUrl, Pin
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from weightcache._transfer.progress import ProgressCallback
+
+    from .bounds import Bounds
     from .hash_remote import Measured
     from .hub_client import Snapshot
     from .unpinned_entries import Draft
@@ -37,7 +41,8 @@ def complete(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     expected: bool = False,
-    quiet: bool = False,
+    progress: bool | ProgressCallback | None = None,
+    bounds: Bounds = UNBOUNDED,
 ) -> dict[str, str]:
     """Find all pins that a draft lacks.
 
@@ -47,34 +52,36 @@ def complete(
         include: Globs of the wanted files, in the syntax of ``hf download``; empty for all.
         exclude: Globs of unwanted files.
         expected: Whether the user gave the digest: then neither the name nor the content is checked.
-        quiet: Show no progress.
+        progress: As in `ensure`.
+        bounds: What may be taken.
 
     Returns:
         Path of each downloaded file, by its sha256.
 
     Raises:
-        DownloadError: No mirror delivers the file, or one delivers content that is not weights, or the Hub does not
-            answer, or has no such file.
+        DownloadError: No mirror delivers the file, or one delivers other content, or the Hub does not, or lacks it.
         IntegrityError: Two sources disagree.
-        ManifestError: The Hub lists a file that a manifest may not contain.
+        ManifestError: The Hub lists a file that a manifest may not contain, or the files exceed the bounds.
         ValueError: No file is selected, or the extra ``hf`` is needed and not installed.
     """
-    found = _resolve_revisions(draft)
+    found = _resolve_revisions(draft, bounds)
     if not draft.knows_files:
         _list_files(draft, found, include, exclude)
     if found:
         _use_published_digests(draft, *found)
         draft.check(draft.urls[0])
-    with closing(Reader(draft.urls, draft.auth, draft.name)) as reader:
-        own = _measure(draft, reader, new_path, found, strict=not expected, quiet=quiet)
+    bounds.check_files(draft)
+    with closing(Reader(draft.urls, draft.auth, draft.name, bounds)) as reader:
+        own = _measure(draft, reader, new_path, found, strict=not expected, progress=progress, bounds=bounds)
         _check_mirrors(draft, reader, strict=not expected)
+        bounds.check_files(draft)  # with sizes that only a mirror announces
         warn_of_missing_shards(draft, reader, _paths(*found) if found else None)
     for path, pin in draft.pins.items():
         _compare_with_name(draft.name, path, pin, strict=not expected)
     return own
 
 
-def _resolve_revisions(draft: Draft) -> tuple[HubUrl, Snapshot] | None:
+def _resolve_revisions(draft: Draft, bounds: Bounds) -> tuple[HubUrl, Snapshot] | None:
     """Replace branches by commits; return the first repository with its files, if the draft lacks pins."""
     first = None
     asks = not draft.knows_files or any(not pin.sha256 or pin.size is None for pin in draft.pins.values())
@@ -82,7 +89,7 @@ def _resolve_revisions(draft: Draft) -> tuple[HubUrl, Snapshot] | None:
         hub = HubUrl.parse(url)
         if hub is None or (hub.is_pinned and (first or not asks)):
             continue
-        listing = snapshot(hub, draft.auth, draft.name)
+        listing = snapshot(hub, draft.auth, draft.name, bounds)
         draft.urls[index] = hub.at(listing.commit)
         first = first or (hub, listing)
     return first
@@ -129,19 +136,21 @@ def _measure(
     found: tuple[HubUrl, Snapshot] | None,
     *,
     strict: bool,
-    quiet: bool,
+    progress: bool | ProgressCallback | None,
+    bounds: Bounds,
 ) -> dict[str, str]:
     checkpoint = draft.placeholder()
     unknown = [file for file in checkpoint.files if file.path in draft.pins and not draft.pins[file.path].sha256]
     git_ids = {file.path: file.git_id for file in found[1].files if not file.sha256} if found else {}
-    progress, own = make_progress(False if quiet else None, [(checkpoint, file) for file in unknown]), {}
+    shown, own = make_progress(progress, [(checkpoint, file) for file in unknown]), {}
     try:
         for file in unknown:
-            track = progress.open(draft.name, file.path, file.size)
+            track = shown.open(draft.name, file.path, file.size)
             target = new_path() if new_path else None
             inner = file.path if draft.is_directory else ""
-            measured, url = reader.measure(inner, file.size, target, partial(progress.advance, track))
-            progress.close(track)
+            advance, limit = partial(shown.advance, track), bounds.limit(draft, file.path)
+            measured, url = reader.measure(inner, file.size, target, advance, limit)
+            shown.close(track)
             wanted = git_ids.get(found[0].inside(file.path, is_directory=draft.is_directory)) if found else None
             _take(draft, file.path, measured, url, matches_git_id=measured.git_id == wanted, strict=strict)
             if wanted and measured.git_id not in ("", wanted):
@@ -149,7 +158,7 @@ def _measure(
             if target:
                 own[measured.sha256] = target
     finally:
-        progress.end()
+        shown.end()
     return own
 
 

@@ -21,11 +21,15 @@ from weightcache._transfer.mirror_stream import RangeError, SourceError, Transie
 from weightcache.errors import Attempt, DownloadError, IntegrityError, StorageError, redacted
 from weightcache.manifest.urls import hub_page, resolved_url
 
+from .bounds import UNBOUNDED
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, BinaryIO
 
     from weightcache._transfer.mirror_stream import Body
+
+    from .bounds import Bounds
 
 CHUNK = 1 << 20  # bytes
 
@@ -70,19 +74,24 @@ class Reader:
         urls: The mirrors in order of preference; ``hf://`` URLs must name a commit.
         auth: Name of the environment variable that holds its token, or ``None``.
         name: Name of the checkpoint, for messages.
+        bounds: Which hosts the mirrors may redirect to.
     """
 
-    def __init__(self, urls: list[str], auth: str | None, name: str) -> None:
-        self._urls, self._auth, self._name = urls, auth, name
-        self._cancel = Cancel()
-        self._settings = replace(tuning_constants.DEFAULT, connections=1)
+    def __init__(self, urls: list[str], auth: str | None, name: str, bounds: Bounds = UNBOUNDED) -> None:
+        self._urls, self._auth, self._name, self._bounds = urls, auth, name, bounds
+        self._cancel, self._settings = Cancel(), replace(tuning_constants.DEFAULT, connections=1)
         self._client = Client(self._cancel, self._settings)
 
     def close(self) -> None:
         self._client.close()
 
     def measure(
-        self, inner: str, size: int | None, target: str | None, advance: Callable[[int], None]
+        self,
+        inner: str,
+        size: int | None,
+        target: str | None,
+        advance: Callable[[int], None],
+        limit: Callable[[int], None],
     ) -> tuple[Measured, str]:
         """Read a whole file; return what it is, and the URL of the mirror, as declared.
 
@@ -91,6 +100,7 @@ class Reader:
             size: Its declared length in bytes, or ``None``; a mirror with another length is skipped.
             target: Path to write its bytes to, or ``None``.
             advance: Called with the number of bytes received; negative if they must be received again.
+            limit: Called with the length of the file so far, and with the announced one; raises if it is too long.
 
         Raises:
             DownloadError: No mirror delivered it; an `IntegrityError` if one delivered a file of another length.
@@ -101,7 +111,7 @@ class Reader:
         for url in self._urls:
             try:
                 with _opened_for_writing(target) as stream:
-                    return self._read(url, inner, size, stream, advance), url
+                    return self._read(url, inner, size, _PartialRead(size, stream, advance, limit)), url
             except SourceError as error:
                 attempts.append(Attempt(redacted(resolved_url(url, inner)), str(error), 1))
                 hint = hint or error.hint
@@ -168,13 +178,12 @@ class Reader:
             end=end,
             size=size,
             validator=validator,
+            # The Hub's own files are on hosts that the Hub chooses.
+            may_follow=None if url.startswith("hf:") else self._bounds.allows,
         )
 
-    def _read(
-        self, url: str, inner: str, size: int | None, stream: BinaryIO | None, advance: Callable[[int], None]
-    ) -> Measured:
-        limits = self._settings
-        failures, furthest, received = 0, 0, _PartialRead(size, stream, advance)
+    def _read(self, url: str, inner: str, size: int | None, received: _PartialRead) -> Measured:
+        limits, failures, furthest = self._settings, 0, 0
         while True:
             try:
                 with closing(self._open(url, inner, received.size, None, size, received.validator)) as body:
@@ -197,8 +206,14 @@ class Reader:
 class _PartialRead:
     """The bytes of one file that have been received."""
 
-    def __init__(self, wanted: int | None, stream: BinaryIO | None, advance: Callable[[int], None]) -> None:
-        self._wanted, self._stream, self._advance = wanted, stream, advance
+    def __init__(
+        self,
+        wanted: int | None,
+        stream: BinaryIO | None,
+        advance: Callable[[int], None],
+        limit: Callable[[int], None],
+    ) -> None:
+        self._wanted, self._stream, self._advance, self._limit = wanted, stream, advance, limit
         self._buffer = bytearray(CHUNK)
         self.size = 0
         self.validator: str | None = None
@@ -226,9 +241,9 @@ class _PartialRead:
             self.reset()  # the file changed, or the mirror does not support ranges
         self.validator = body.validator
         if not self.size:
-            self._git.update(
-                f"blob {body.total}\0".encode()
-            )  # Git's id of a file is a digest of its length and its bytes
+            # Git's id of a file is a digest of its length and its bytes.
+            self._git.update(f"blob {body.total}\0".encode())
+        self._limit(body.total or 0)
         view = memoryview(self._buffer)
         while count := body.read_into(view):
             self._head += bytes(view[: min(count, max(0, HEAD - self.size))])
@@ -236,6 +251,7 @@ class _PartialRead:
             self._git.update(view[:count])
             self._write(view[:count])
             self.size += count
+            self._limit(self.size)
             self._advance(count)
             if self._wanted is not None and self.size > self._wanted:  # a response without a length may never end
                 raise WrongBytesError(f"{self._wanted} bytes", f"{self.size} bytes or more")

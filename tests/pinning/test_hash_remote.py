@@ -12,7 +12,7 @@ from origin import Origin, broken, other_bytes, stalled
 from origin import status as answer
 from support import blob, change_settings, sha256
 from weightcache import Manifest, ensure
-from weightcache.cli.hash_remote import CHUNK
+from weightcache._pinning.hash_remote import CHUNK
 
 DATA = blob(300_001)
 LARGE = blob(3 * CHUNK + 17, seed=3)

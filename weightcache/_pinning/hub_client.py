@@ -7,6 +7,7 @@ import re
 import shlex
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
@@ -16,6 +17,8 @@ from weightcache._transfer.retry_policy import seconds_to_wait
 from weightcache.errors import DownloadError, redacted
 from weightcache.manifest.urls import hub_endpoint
 
+from .bounds import UNBOUNDED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from weightcache._transfer.auth import Token
 
+    from .bounds import Bounds
     from .unpinned_entries import HubUrl
 
 
@@ -53,16 +57,18 @@ class Snapshot(NamedTuple):
         return any(file.path == path or file.path.startswith(f"{path}/") for file in self.files)
 
 
-def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
+def snapshot(url: HubUrl, auth: str | None, name: str, bounds: Bounds = UNBOUNDED) -> Snapshot:
     """Ask the Hub for the commit of a revision and for its files.
 
     Args:
         url: The repository and revision.
         auth: Name of the environment variable with the token; ``None`` for the user's own.
         name: Name of the checkpoint, for messages.
+        bounds: How many entries of it may be listed.
 
     Raises:
         DownloadError: The Hub does not answer; the message has the cause.
+        ManifestError: It has more entries.
         ValueError: huggingface_hub is not installed.
     """
     try:
@@ -81,11 +87,13 @@ def snapshot(url: HubUrl, auth: str | None, name: str) -> Snapshot:
         if not re.fullmatch("[0-9a-f]{40}", commit):
             raise ValueError(f"{commit!r} is no commit")
         tree = api.list_repo_tree(url.repository, revision=commit, recursive=True)
+        listed = list(islice(tree, None if bounds.max_listed is None else bounds.max_listed + 1))
         files = tuple(
             HubFile(each.path, each.size, each.lfs.sha256 if each.lfs else "", each.blob_id)
-            for each in tree
+            for each in listed
             if isinstance(each, RepoFile)
         )
+    bounds.check_listed(url.at(url.revision), len(listed))
     return Snapshot(commit, files)
 
 

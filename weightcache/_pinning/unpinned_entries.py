@@ -1,4 +1,4 @@
-"""Manifest entries that may lack pins, for `add` and `pin`.
+"""Checkpoints that may lack pins: entries of a manifest, or URLs that are not in one yet.
 
 Missing pins are filled with placeholders before `Manifest.load` reads the entries, so that everything else in them is
 checked by the same rules as a complete manifest.
@@ -6,7 +6,7 @@ checked by the same rules as a complete manifest.
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from weightcache.manifest import Checkpoint, File, Manifest
 from weightcache.manifest.urls import is_commit, parse_hub_url
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
+
+_log = logging.getLogger("weightcache")
 
 UNKNOWN = "0" * 64  # the placeholder of a digest that is not known yet
 _NO_COMMIT = "0" * 40
@@ -91,7 +93,8 @@ class Draft:
     Attributes:
         pins: By path. A single file has one, under the name of the published file.
         knows_files: Whether ``pins`` lists every file. A single file always does.
-        warnings: Messages for the user that do not stop the command.
+        warnings: What the user should know although the pins were found.
+        say: Shows a warning at once: what follows may take an hour, or fail.
     """
 
     name: str
@@ -101,11 +104,12 @@ class Draft:
     pins: dict[str, Pin] = field(default_factory=dict)
     knows_files: bool = True
     warnings: list[str] = field(default_factory=list)
+    say: Callable[[str], None] = _log.warning
 
     def warn(self, text: str) -> None:
-        """Print a warning now, and list it in the result."""
+        """Show a warning now, and list it in the result."""
         self.warnings.append(text)
-        print(f"weightcache: {self.name}: {text}", file=sys.stderr)
+        self.say(f"{self.name}: {text}")
 
     def missing_pins(self) -> list[str]:
         """Return what `ensure` needs and the entry does not have."""
@@ -158,8 +162,8 @@ class Draft:
             raise refused from None
 
 
-def drafts(raw: Mapping[str, Any], source: str) -> list[Draft]:
-    """Return every entry of a manifest, pinned or not.
+def drafts(raw: Mapping[str, Any], source: str, say: Callable[[str], None] = _log.warning) -> list[Draft]:
+    """Return every entry of a manifest, pinned or not. For ``say`` see `Draft`.
 
     Raises:
         ManifestError: Something other than missing pins is wrong.
@@ -172,7 +176,7 @@ def drafts(raw: Mapping[str, Any], source: str) -> list[Draft]:
         manifest = Manifest.load(filled)
     except ManifestError as error:
         raise ManifestError(source, error.problems) from None
-    return [_draft(checkpoint, raw["checkpoints"][checkpoint.name]) for checkpoint in manifest]
+    return [_draft(checkpoint, raw["checkpoints"][checkpoint.name], say) for checkpoint in manifest]
 
 
 def select(found: Sequence[Draft], names: Collection[str]) -> list[Draft]:
@@ -222,7 +226,7 @@ def _has_no_file_list(entry: Mapping[str, Any]) -> bool:
     return bool(hubs) and not hubs[0].path and not {"files", "sha256", "file"} & set(entry)
 
 
-def _draft(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Draft:
+def _draft(checkpoint: Checkpoint, entry: Mapping[str, Any], say: Callable[[str], None]) -> Draft:
     knows = not _has_no_file_list(entry)
     declared = entry.get("files", {}) if checkpoint.is_directory else {checkpoint.files[0].path: entry}
     pins = {
@@ -230,4 +234,5 @@ def _draft(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Draft:
         for file in checkpoint.files
         if knows
     }
-    return Draft(checkpoint.name, list(entry["urls"]), checkpoint.auth, checkpoint.is_directory, pins, knows)
+    urls, directory = list(entry["urls"]), checkpoint.is_directory
+    return Draft(checkpoint.name, urls, checkpoint.auth, directory, pins, knows, say=say)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hub import File, Hub
 from support import blob, sha256, visible
 from weightcache import DownloadError, Manifest, ensure
-from weightcache.cli.resolve_pins import complete
-from weightcache.cli.unpinned_entries import Draft
+from weightcache._pinning.resolve_pins import complete
+from weightcache._pinning.unpinned_entries import Draft
 
 DATA = blob(300_001)
 
@@ -279,7 +279,7 @@ def test_globs_select_what_the_hubs_own_client_selects(
     draft = Draft("globs", ["hf://acme/globs"], None, is_directory=True, knows_files=False)
     if not files:
         with pytest.raises(ValueError, match="is selected by"):
-            complete(draft, include=include, exclude=exclude, quiet=True)
+            complete(draft, include=include, exclude=exclude, progress=False)
         return
-    complete(draft, include=include, exclude=exclude, quiet=True)
+    complete(draft, include=include, exclude=exclude, progress=False)
     assert set(draft.pins) == files

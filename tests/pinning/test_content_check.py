@@ -12,8 +12,8 @@ from hub import File, Hub, pointer
 from origin import Exchange, Origin
 from support import blob, sha256
 from weightcache import Manifest, ManifestError, publish
-from weightcache.cli.content_check import advice, content_problem
-from weightcache.cli.hash_remote import Opening
+from weightcache._pinning.content_check import advice, content_problem
+from weightcache._pinning.hash_remote import Opening
 
 DATA = blob(5000)
 REAL = sha256(DATA)

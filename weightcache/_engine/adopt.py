@@ -1,0 +1,181 @@
+"""`adopt`: publish weights that other programs downloaded, without a second download.
+
+By default nothing of the source changes: a published file is a hard link to it where both are on one file system that
+has hard links, otherwise a copy. To move a file is to rename it, and to leave a symbolic link at its old path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from weightcache._store import root_checks as store_root
+from weightcache._store.file_operations import publish_file
+from weightcache._store.partial_file import VanishedError
+from weightcache.errors import ManifestError, StorageError
+from weightcache.manifest import Checkpoint
+
+from .execute_plan import changed_while_read
+from .publish_local_weights import copy_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from weightcache._coordination.volume import Volume, VolumeSession
+    from weightcache._store.layout import Layout
+    from weightcache.manifest import File
+
+    from .existing_weights import Found
+
+_GIT_FILE = 100 << 20  # bytes; larger files are in Git LFS, and their blobs are named by sha256
+
+
+_ASIDE = ".weightcache"  # the ending of a link that takes the place of a moved file
+
+
+class Adopted(NamedTuple):
+    """What became of one `Found`: its checkpoint, and how many files were linked, copied or moved."""
+
+    checkpoint: Checkpoint
+    linked: int
+    copied: int
+    moved: int
+
+
+def adopt(found: Found, layout: Layout, volume: Volume | None, *, move: bool) -> Adopted:
+    """Publish what was found.
+
+    Args:
+        found: From `find_weights`.
+        layout: The root.
+        volume: As in `weightcache.publish`.
+        move: Rename the files into the root, and leave links to them.
+
+    Raises:
+        ManifestError: A name breaks the rules of manifests, a file is a Git LFS pointer, or a file of a Hub cache is
+            damaged. Nothing was published.
+        StorageError: A file cannot be read, linked or moved; with ``move``, the root is on another file system.
+        VolumeError: No commit succeeded.
+    """
+
+    def prepare(checkpoint: Checkpoint, sources: Mapping[str, str], calls: VolumeSession) -> None:
+        if problems := list(_damaged(found, checkpoint, layout)):
+            error = ManifestError(found.path, problems)
+            error.hint = "nothing was published; download the repository again, or name the good files"
+            raise error
+        if move:
+            _move(layout, checkpoint, sources, calls)
+
+    # A file may be given by a name that is a link: what is published is called by that name.
+    made, sources = copy_in(
+        found.path, found.name, layout, volume, may_link=not move, skip=found.skip, hashes_known=prepare
+    )
+    checkpoint = Checkpoint(made.name, found.urls, made.files, made.is_directory)
+    moved = sum(os.path.samefile(layout.file(made, file), sources[file.sha256]) for file in made.files) if move else 0
+    linked = 0 if move else sum(os.stat(layout.file(made, file)).st_nlink > 1 for file in made.files)
+    return Adopted(checkpoint, linked, len(made.files) - linked - moved, moved)
+
+
+def finish_moves(path: str) -> None:
+    """Put the links in place that a move left aside when its process was killed.
+
+    Args:
+        path: What is adopted.
+
+    Raises:
+        StorageError: A link cannot be put in place.
+    """
+    top = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    for folder, folders, names in os.walk(top):
+        for name in names:
+            link = f"{folder}/{name}"
+            if not (name.startswith(".") and name.endswith(_ASIDE) and os.path.islink(link)):
+                continue
+            try:
+                _settle(link, f"{folder}/{name[1:].removesuffix(_ASIDE)}")
+            except OSError as error:
+                raise StorageError.of(error, "rename", link) from None
+        if top != path:
+            folders.clear()  # of a file, only its own directory
+
+
+def _settle(link: str, source: str) -> None:
+    """Rename a link to the old path of the file that it leads to; remove it if that file was not moved."""
+    if os.path.lexists(source):
+        with suppress(FileNotFoundError):
+            os.unlink(link)
+    else:
+        os.replace(link, source)
+
+
+def _damaged(found: Found, checkpoint: Checkpoint, layout: Layout) -> Iterator[str]:
+    """Yield the files of a Hub cache that are not what the Hub has: a blob is named by its sha256, or by Git's id.
+
+    A link that leads elsewhere than to the repository, or to where a move put its files, may name any file of the
+    machine.
+    """
+    homes = [f"{os.path.realpath(each)}/" for each in (f"{found.path}/../..", layout.root)]
+    for file in checkpoint.files if found.urls else ():
+        path = os.path.realpath(f"{found.path}/{file.path}")
+        name = os.path.basename(path)
+        if not path.startswith(tuple(homes)):
+            yield f"{file.path!r:.120} is a link to {path}, outside of its repository"
+            continue
+        if re.fullmatch("[0-9a-f]{64}", name):
+            actual = file.sha256
+        elif re.fullmatch("[0-9a-f]{40}", name) and (file.size or 0) <= _GIT_FILE:
+            with open(path, "rb") as stream:
+                data = stream.read()
+            actual = hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
+        else:
+            continue  # a copy, where the file system has no links
+        if actual != name:
+            yield f"{file.path!r:.120} is damaged: its blob is called {name}, and its digest is {actual}"
+
+
+def _move(layout: Layout, checkpoint: Checkpoint, sources: Mapping[str, str], calls: VolumeSession) -> None:
+    """Rename each file to its published path, and leave a relative link at its old path.
+
+    A crash at any point loses nothing: a file is at one of both paths, and a second call goes on. The link is made
+    first, so that `finish_moves` can put it in place.
+    """
+    store_root.make_root(layout)
+    device = os.stat(layout.root).st_dev
+    for source in sources.values():
+        if os.stat(source).st_dev != device:
+            raise StorageError(
+                f"{source} and {layout.root} are on different file systems, so the file cannot be moved",
+                hint="leave out --move: files are then copied; nothing was changed",
+                path=source,
+            )
+    files = {file.sha256: file for file in checkpoint.files}
+    with calls.writing():
+        for sha256, source in sources.items():
+            if not os.path.lexists(layout.file(checkpoint, files[sha256])):  # else `ensure` heals it with a copy
+                _rename(layout, checkpoint, files[sha256], source)
+
+
+def _rename(layout: Layout, checkpoint: Checkpoint, file: File, source: str) -> None:
+    target = layout.file(checkpoint, file)
+    folder, name = os.path.split(source)
+    link = f"{folder}/.{name}{_ASIDE}"
+    real = f"{os.path.realpath(os.path.dirname(target))}/{os.path.basename(target)}"
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(link)
+        os.symlink(os.path.relpath(real, folder), link)
+    except OSError as error:
+        raise StorageError.of(error, "create a link beside", source) from None
+    try:
+        publish_file(layout, checkpoint, file, source)
+        os.replace(link, source)
+    except VanishedError:
+        raise changed_while_read(source) from None
+    except OSError as error:
+        raise StorageError.of(error, "create a link at", source) from None
+    finally:
+        with suppress(OSError):
+            _settle(link, source)

@@ -1,0 +1,130 @@
+"""Finding weights that other programs downloaded: caches of the Hugging Face Hub, its ``local_dir``, plain files."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from weightcache.errors import ManifestError
+from weightcache.manifest.urls import checkpoint_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from weightcache._store.layout import Layout
+
+_REPOSITORY = re.compile(r"models--([A-Za-z0-9_.-]+)")
+_COMMIT = re.compile("[0-9a-f]{40}")
+_METADATA = ".cache/huggingface"  # what `hf download --local-dir` adds to the files
+
+
+class Found(NamedTuple):
+    """Weights that can be adopted.
+
+    Attributes:
+        name: What their checkpoint is called.
+        path: A file, or the directory of the files.
+        urls: Where they came from, as far as their place says; empty otherwise.
+        skip: A directory in it with other files; empty for none.
+        note: What the user should know; empty for nothing.
+    """
+
+    name: str
+    path: str
+    urls: tuple[str, ...] = ()
+    skip: str = ""
+    note: str = ""
+
+
+def find_weights(path: str, name: str | None, layout: Layout) -> list[Found]:
+    """Return what can be adopted at a path.
+
+    Args:
+        path: A Hub cache, one repository or snapshot in it, a directory of files, or a file.
+        name: The name of the only checkpoint; ``None`` for names made from repositories and files.
+        layout: The root.
+
+    Raises:
+        ManifestError: Nothing can be adopted there, or it is several checkpoints and a name is given.
+    """
+    top = os.path.abspath(path)
+    found = list(_in_hub_cache(top))
+    if not found and os.path.realpath(top) == os.path.realpath(layout.root):
+        raise _error(top, "is the root; give the path of a Hub cache, a directory or a file in it")
+    if not found and not os.path.exists(top):
+        raise _error(top, "does not exist")
+    if not found:
+        found = [_plain(top)]
+    if name is not None and len(found) > 1:
+        raise _error(top, f"holds {len(found)} repositories; give the path of one of them, or no name")
+    return [each._replace(name=name or each.name) for each in found]
+
+
+def _in_hub_cache(top: str) -> Iterator[Found]:
+    repository, commit = os.path.dirname(os.path.dirname(top)), os.path.basename(top)
+    if _COMMIT.fullmatch(commit) and os.path.dirname(top) == f"{repository}/snapshots" and _is_repository(repository):
+        yield _snapshot(repository, commit)
+    elif _is_repository(top):
+        yield _current(top)
+    elif os.path.isdir(top):
+        for cache in (top, f"{top}/hub"):  # HF_HUB_CACHE, and HF_HOME
+            if os.path.isdir(cache):
+                inner = [f"{cache}/{each}" for each in sorted(os.listdir(cache))]
+                yield from (_current(each) for each in inner if _is_repository(each))
+
+
+def _is_repository(path: str) -> bool:
+    return _REPOSITORY.fullmatch(os.path.basename(path)) is not None and os.path.isdir(f"{path}/snapshots")
+
+
+def _current(repository: str) -> Found:
+    """Return the snapshot that ``refs/main`` names, or the only one."""
+    commits = [each for each in sorted(os.listdir(f"{repository}/snapshots")) if _COMMIT.fullmatch(each)]
+    try:
+        with open(f"{repository}/refs/main", encoding="ascii", errors="replace") as stream:
+            main = stream.read(41).strip()
+    except OSError:
+        main = ""
+    chosen = main if main in commits else commits[0] if len(commits) == 1 else ""
+    if not chosen:
+        listed = ", ".join(f"snapshots/{each}" for each in commits[:5]) or "none"
+        raise _error(repository, f"refs/main names no snapshot; give the path of one of them ({listed})")
+    others = [f"{repository}/snapshots/{each}" for each in commits if each != chosen]
+    note = f"{len(others)} other snapshot(s) are not adopted: {', '.join(others[:3])}" if others else ""
+    return _snapshot(repository, chosen)._replace(note=note)
+
+
+def _snapshot(repository: str, commit: str) -> Found:
+    name = os.path.basename(repository).removeprefix("models--")
+    url = f"hf://{name.replace('--', '/', 1)}@{commit}"
+    return Found(name, f"{repository}/snapshots/{commit}", (url,))
+
+
+def _plain(top: str) -> Found:
+    is_directory = os.path.isdir(top)
+    name = checkpoint_name(os.path.basename(top), is_directory=is_directory)
+    skip = f"{top}/{_METADATA}"
+    if not (is_directory and os.path.isdir(skip)):
+        return Found(name, top)
+    commits = _commits(skip)
+    note = f"hf download took it from commit {commits.pop()}; " if len(commits) == 1 else ""
+    note += "no file names the repository: add its URL to urls = [] (hf://OWNER/NAME@COMMIT), and run `weightcache pin`"
+    return Found(name, top, (), skip, note)
+
+
+def _commits(metadata: str) -> set[str]:
+    """Return the commits that a ``local_dir`` records, one in the first line of a file for each download."""
+    commits = set()
+    for folder, _, names in os.walk(metadata):
+        for name in names:
+            if name.endswith(".metadata"):
+                with open(f"{folder}/{name}", encoding="ascii", errors="replace") as stream:
+                    commits.add(stream.readline(60).strip())
+    return {each for each in commits if _COMMIT.fullmatch(each)}
+
+
+def _error(path: str, problem: str) -> ManifestError:
+    error = ManifestError(path, [problem])
+    error.hint = "nothing was changed; `weightcache adopt --help` lists what can be adopted"
+    return error
