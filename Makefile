@@ -16,7 +16,7 @@ test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then 
 	$(BIN)/coverage report
 	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/example
 	$(BIN)/python tests/system/other_pythons.py
-	$(BIN)/python tests/system/in_gvisor.py --sample
+	$(BIN)/python tests/system/in_gvisor.py --build trixie --sample
 
 lint: .venv/.test          ## formatting, rules, types, layers, words
 	$(BIN)/ruff format --check

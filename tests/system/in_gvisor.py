@@ -27,13 +27,11 @@ LIMIT = 1500  # seconds for the tests in one build
 
 # What rests on the kernel: files, links, locks, processes, crashes, sockets and memory.
 SAMPLE = (
-    *(f"tests/coordination/test_{name}.py" for name in ("lock", "volume")),
-    *(f"tests/store/test_{name}.py" for name in ("file_operations", "partial_directory", "root_checks", "writeback")),
+    "tests/coordination/test_lock.py",
     *(f"tests/prefetch/test_{name}.py" for name in ("memory_limit", "prefetcher")),
-    "tests/engine/test_prune.py",
-    "tests/runtime",
-    "tests/system/test_gvisor.py",
-    "tests/system/test_processes.py",
+    *(f"tests/runtime/test_{name}.py" for name in ("link_count_check", "owned_descriptors", "start_threads")),
+    *(f"tests/store/test_{name}.py" for name in ("best_effort_removal", "partial_directory", "writeback")),
+    *(f"tests/system/test_{name}.py" for name in ("gvisor", "processes")),
     "tests/views/test_symlinks.py",
 )
 # Simulations and documentation rest on no kernel; the others need FUSE, a browser or exact CPU times.
