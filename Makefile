@@ -65,7 +65,7 @@ newest-modal:              ## the tests of Modal's client against its newest ver
 	.venv-modal/bin/python -m pip install --quiet --upgrade modal
 	-.venv-modal/bin/python -m pytest -q tests/fakes/test_control_plane.py tests/modal/test_weight_volume.py tests/cli/test_modal_runner.py tests/system/test_containers.py
 
-gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; half an hour
+gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; an hour
 	$(BIN)/python tests/system/in_gvisor.py
 
 clean:

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HOME = REPOSITORY / ".cache" / "gvisor"
 BUILDS = {"bookworm": "ptrace", "trixie": "systrap"}  # release of Debian → the fastest platform of its gVisor
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
-LIMIT = 1500  # seconds for the tests in one build
+LIMIT, SAMPLE_LIMIT = 3600, 300  # seconds in one build
 
 # What rests on the kernel: files, links, locks, processes, crashes, sockets and memory.
 SAMPLE = (
@@ -120,9 +120,9 @@ def sandbox(release: str) -> list[str]:
     return words
 
 
-def run(release: str, command: list[str]) -> int:
-    """Run a command in a sandbox, print what it prints, and return its exit status."""
-    words = [*sandbox(release), "timeout", "-k", "10", str(LIMIT), *command]
+def run(release: str, command: list[str], limit: int) -> int:
+    """Run a command in a sandbox, print what it prints, and return its exit status: 124 after ``limit`` seconds."""
+    words = [*sandbox(release), "timeout", "-k", "10", str(limit), *command]
     # Through a pipe: the sandbox has an offset of its own, and would write over the beginning of a file.
     with subprocess.Popen(
         words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -144,7 +144,7 @@ def main() -> int:
         command = rest if options.command else [sys.executable, *PYTEST, *(SAMPLE if options.sample else ()), *rest]
         began = time.monotonic()
         try:
-            ended = run(release, command)
+            ended = run(release, command, SAMPLE_LIMIT if options.sample else LIMIT)
         except UnavailableError as error:
             print(f"gVisor of {release}: not run: {error}", flush=True)
             continue
