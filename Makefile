@@ -17,7 +17,7 @@ test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then 
 	.venv-fashion/bin/python -m pytest --numprocesses 2 --dist loadfile tests/example
 	$(BIN)/python tests/system/other_pythons.py
 	$(BIN)/python tests/system/other_modals.py
-	$(BIN)/python tests/system/in_gvisor.py --sample
+	$(BIN)/python tests/system/in_gvisor.py --build trixie --sample
 
 lint: .venv/.test          ## formatting, rules, types, layers, words
 	$(BIN)/ruff format --check
@@ -66,7 +66,7 @@ oldest-modal: .venv/.test  ## the tests of Modal's client against the oldest ver
 newest-modal: .venv/.test  ## the same against the newest version; reports, and never fails
 	$(BIN)/python tests/system/other_modals.py --newest
 
-gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; half an hour
+gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; an hour
 	$(BIN)/python tests/system/in_gvisor.py
 
 clean:

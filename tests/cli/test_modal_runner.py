@@ -17,7 +17,7 @@ from grpclib import Status
 
 import weightcache
 from command_line import run
-from control_plane import ControlPlane
+from control_plane import ControlPlane, needs_namespaces
 from hub import pointer
 from origin import Origin
 from origin import status as answer
@@ -35,6 +35,7 @@ DATA = blob(200_000)
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    needs_namespaces()
     with ControlPlane(tmp_path / "plane") as plane:
         yield plane
 

@@ -18,7 +18,7 @@ import pytest
 
 import weightcache.modal.deployed_manifest
 import weightcache.modal.weight_volume as subject
-from control_plane import ControlPlane
+from control_plane import ControlPlane, needs_namespaces
 from origin import Origin
 from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest, ManifestError, ensure
@@ -307,6 +307,7 @@ def main():
 
 
 def test_in_a_container(app: Path, tmp_path: Path) -> None:
+    needs_namespaces()
     app.write_text(DEPLOYED + RUN)
     command = [sys.executable, "-m", "modal", "run", str(app)]
     with ControlPlane(tmp_path / "plane") as plane:

@@ -14,7 +14,7 @@ import pytest
 import weightcache
 from origin import Origin, broken
 from origin import status as answer
-from support import blob, child, directory, finish, one, partials, sha256, visible
+from support import blob, child, directory, finish, in_gvisor, one, partials, sha256, skip_in_gvisor, visible
 from weightcache import DownloadError, StorageError, ensure, status, verify
 from weightcache._runtime.writer_identity import Writer, container_id
 from weightcache._store import file_operations as store_files
@@ -234,6 +234,7 @@ def no_leases() -> None:
 
 def test_a_dead_writers_file_is_taken_over_and_not_copied(origin: Origin, root: Path) -> None:
     """The disk holds the file once. The writer must be dead: this process has none of its descriptors open."""
+    skip_in_gvisor("there are no leases; tests/system/test_gvisor.py does this as on Modal")
     code = """
     try:
         ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False)
@@ -253,7 +254,7 @@ def test_a_dead_writers_file_is_taken_over_and_not_copied(origin: Origin, root: 
 def test_without_leases_only_modal_is_trusted(on_modal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"x")
-    assert partial_file._is_exclusively_ours(str(path))
+    assert partial_file._is_exclusively_ours(str(path)) or in_gvisor()
     monkeypatch.setattr(partial_file.fcntl, "fcntl", lambda *arguments: no_leases())
     monkeypatch.delenv("MODAL_IS_REMOTE", raising=False)
     monkeypatch.delenv("MODAL_TASK_ID", raising=False)
