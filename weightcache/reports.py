@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from weightcache._size_text import size_text
+
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -208,4 +210,4 @@ def _total(sizes: Iterable[int | None]) -> int | None:
 
 
 def _megabytes(size: int | None) -> str:
-    return "unknown size" if size is None else f"{size / 1e6:.1f} MB"
+    return "unknown size" if size is None else size_text(size)

@@ -150,7 +150,7 @@ def test_as_a_program(manifest: Path, root: Path) -> None:
 
 
 def findings(manifest: Path, root: Path) -> dict[str, doctor.Finding]:
-    return {each.check: each for each in doctor.examine(str(manifest), str(root))}
+    return {each.check: each for each in doctor.examine([str(manifest)], str(root))}
 
 
 @pytest.fixture

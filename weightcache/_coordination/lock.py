@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from weightcache._runtime import tuning_constants as runtime_settings
 from weightcache._runtime.open_files import OwnedResource
 from weightcache._runtime.writer_identity import note_path, write_note
+from weightcache._size_text import size_text
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
 
 try:
@@ -159,7 +160,7 @@ def _in_words(note: str) -> str:
     try:
         data = json.loads(note)
         done, total = int(data["done"]), int(data["total"])
-        share = f" {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f" {done / 1e6:.1f} MB" if done else ""
+        share = f" {size_text(done)} of {size_text(total)}" if total else f" {size_text(done)}" if done else ""
         return f"process {data['pid']} ({data['doing']}{share})"
     except (ValueError, KeyError, TypeError):
         return ""

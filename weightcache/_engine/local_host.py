@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from weightcache._coordination.lock import Holder, LockWait, root_lock
 from weightcache._coordination.volume import VolumeSession
+from weightcache._environment import command, in_modal_container
 from weightcache._runtime.open_files import close_on_interrupt
 from weightcache._runtime.threads import daemon_threads_allowed
 from weightcache._runtime.writer_identity import Writer
+from weightcache._size_text import size_text
 from weightcache._store import root as store_root
 from weightcache._store.inspect import Inspection, inspect
 from weightcache._transfer.progress import make_progress
@@ -172,13 +174,14 @@ class LocalHost:
         todo = [task for task in self._todo() if task.checkpoint.digest in digests]
         self._installer.examine(todo)
         if missing := [task for task in todo if task.missing]:
-            raise not_cached(self._layout, missing, READ_ONLY)
+            raise not_cached(self._layout, missing, READ_ONLY, self._options.volume)
         for task in todo:
             if not task.seen.receipt:
                 name = task.checkpoint.name
+                run = command(f"ensure {name}", self._layout.root, self._options.volume)
                 self._calls.warn(
-                    f"{name} has no receipt and the root is read-only, so every start hashes it again; "
-                    f"run `weightcache ensure {name} --root {self._layout.root}` once where the root is writable"
+                    f"{name} has no receipt and the root is read-only, so every start hashes it again; run {run} once"
+                    f"{'' if in_modal_container() else ' where the root is writable'}"
                 )
                 task.installed("adopted")
 
@@ -187,7 +190,7 @@ class LocalHost:
         self._holder.mirror(f"waiting for {other}", count)
         if self.now() >= self._next_line:
             self._next_line = self.now() + REPORT_EVERY
-            far = f", {count / 1e6:.0f} MB so far" if count else ""
+            far = f", {size_text(count)} so far" if count else ""
             self._say(f"waiting for {other} to fill the Volume of {self._layout.root} ({lease.waited:.0f} s{far})")
 
     async def with_heartbeat(
