@@ -25,7 +25,7 @@ def check(path, sha256):
 
 
 WEIGHTCACHE = """\
-import filelock, requests, weightcache, weightcache._transfer.download, weightcache._engine.local_host
+import filelock, requests, weightcache, weightcache._transfer.download, weightcache._engine.run_miss
 began = time.perf_counter()
 checkpoints = {file["checkpoint"]: {"urls": [file["url"]], "sha256": file["sha256"], "size": file["size"]}
                for file in job["files"]}

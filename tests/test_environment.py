@@ -18,7 +18,7 @@ from weightcache._environment import VOLUME_FLAGS, command, set_variable, token_
 PACKAGE = Path(__file__).parents[1] / "weightcache"
 # Commands for a root. In a container nobody can run one, so `command` writes each of them.
 ON_A_ROOT = re.compile(r"`weightcache (?:ensure|status|verify|prune|bench|doctor)\b")
-OF_A_VARIABLE = re.compile(r"^(?:set|give) .*environment|hf auth login|a Modal Secret|on Modal: a Secret")
+OF_A_VARIABLE = re.compile(r"^(?:set|give) .* in the environment|hf auth login|a Modal Secret that|on Modal: a Secret")
 
 
 @pytest.fixture

@@ -295,6 +295,6 @@ def publish(path: str | os.PathLike[str], *, name: str, root: Root, volume: Volu
         LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         TypeError, ValueError: An argument is of the wrong kind, or ``path`` holds the root or lies among its partials.
     """
-    from weightcache._engine.publish import publish_path
+    from weightcache._engine.publish_local_weights import publish_path
 
     return publish_path(path, name, Layout(root), volume)

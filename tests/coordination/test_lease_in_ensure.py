@@ -19,7 +19,7 @@ from origin import status as answer
 from support import blob, change_settings, one
 from weightcache import DownloadError, NotCachedError, ensure
 from weightcache._coordination import kv
-from weightcache._engine import local_host
+from weightcache._engine import run_miss
 from weightcache._engine.miss_protocol import run_sync
 from weightcache._runtime.tuning_constants import DEFAULT
 from weightcache._runtime.writer_identity import Writer
@@ -118,7 +118,7 @@ def test_what_another_process_brought_needs_no_lease(
     origin.put("/a", DATA)
     manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
     quiet(manifest, theirs)
-    root_lock = local_host.root_lock
+    root_lock = run_miss.root_lock
 
     @contextmanager
     def late(*args: Any, **options: Any) -> Iterator[Any]:
@@ -126,7 +126,7 @@ def test_what_another_process_brought_needs_no_lease(
             os.rename(theirs, root)  # what the last holder of the lock did
             yield held
 
-    monkeypatch.setattr(local_host, "root_lock", late)
+    monkeypatch.setattr(run_miss, "root_lock", late)
     monkeypatch.setattr(kv, "open_store", lambda *_: pytest.fail("a Dict was looked for"))
     quiet(manifest, root, lease=found)
 
@@ -135,7 +135,7 @@ def test_no_beat_comes_after_the_release(
     origin: Origin, root: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_settings(monkeypatch, lease_beat=0.01)
-    monkeypatch.setattr(local_host, "JOIN", 60.0)  # however late this machine lets the beat go on
+    monkeypatch.setattr(run_miss, "JOIN", 60.0)  # however late this machine lets the beat go on
     manifest = one(DATA, origin.url("/a"))
     key, beating, released = f"{digest(manifest)}/head", threading.Event(), threading.Event()
     put = found.put
@@ -162,7 +162,7 @@ def test_a_read_only_root_waits_for_who_fills_the_volume(
     manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
     quiet(manifest, theirs)
     root.mkdir()
-    monkeypatch.setattr("weightcache._store.root.is_read_only", lambda layout: True)
+    monkeypatch.setattr("weightcache._store.root_checks.is_read_only", lambda layout: True)
     key = f"{digest(manifest)}/head"
     found[key] = (1, "ta-123", "held", 0, 17)
 

@@ -288,7 +288,7 @@ def test_a_thread_that_no_lock_keeps_out_leaves_the_others_partial_alone(
         if not line.startswith("opened"):
             journaled.set()
 
-    monkeypatch.setattr("weightcache._engine.local_host.root_lock", no_lock)
+    monkeypatch.setattr("weightcache._engine.run_miss.root_lock", no_lock)
     monkeypatch.setattr(store_partials.Partial, "append", appending)
     with Filling(origin, root) as filling:
         assert journaled.wait(60)

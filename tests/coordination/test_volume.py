@@ -18,8 +18,8 @@ from origin import status as answer
 from support import blob, one, partials, visible
 from weightcache import DownloadError, NotCachedError, VolumeError, ensure, prune, status
 from weightcache._coordination.volume import VolumeSession
+from weightcache._store import file_operations as store_files
 from weightcache._store import receipts as store_receipts
-from weightcache._store import version_files as store_files
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import BLOCK
 from weightcache.manifest import Manifest

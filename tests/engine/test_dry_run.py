@@ -51,7 +51,7 @@ def dry(manifest: Any, root: Path, monkeypatch: pytest.MonkeyPatch, **options: A
     before, notes = snapshot(root), snapshot(Path(os.environ["TMPDIR"]))
     with monkeypatch.context() as patch:
         patch.setattr(socket, "socket", lambda *_, **__: pytest.fail("it uses the network"))
-        patch.setattr("weightcache._store.version_files.hash_file", lambda *_, **__: pytest.fail("it hashes"))
+        patch.setattr("weightcache._store.file_operations.hash_file", lambda *_, **__: pytest.fail("it hashes"))
         plan = ensure(manifest, root=root, volume=Forbidden(), dry_run=True, **options)
     assert snapshot(root) == before
     assert snapshot(Path(os.environ["TMPDIR"])) == notes

@@ -94,7 +94,7 @@ START = """
 import sys
 from dataclasses import replace
 from fashion_crop.startup import start
-from weightcache._runtime import settings
+from weightcache._runtime import tuning_constants as settings
 settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # even if this machine is busy, each byte comes once
 print("ready", flush=True)
 sys.stdin.readline()

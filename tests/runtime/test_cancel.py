@@ -17,10 +17,10 @@ import pytest
 import weightcache
 from support import blob, one
 from weightcache._coordination import lock
-from weightcache._runtime.open_files import close_on_interrupt
+from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._runtime.writer_identity import Writer
-from weightcache._store import root as store_root
-from weightcache._store import version_files as store_files
+from weightcache._store import file_operations as store_files
+from weightcache._store import root_checks as store_root
 from weightcache._store.inspect import read_bytes
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import Partial

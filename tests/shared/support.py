@@ -85,7 +85,7 @@ def partials(root: Path) -> list[Path]:
 PRELUDE = """
 import json, logging, os, sys
 from dataclasses import replace
-from weightcache._runtime import settings
+from weightcache._runtime import tuning_constants as settings
 from weightcache import ensure
 settings.DEFAULT = replace(settings.DEFAULT, backoff=0.01, volume_backoff=(0.01, 0.01))
 """

@@ -27,11 +27,11 @@ from unittest import mock
 from weightcache._coordination.volume import VolumeSession
 from weightcache._engine import execute_plan, miss_protocol
 from weightcache._engine.ensure_options import EnsureOptions
-from weightcache._engine.local_host import LocalHost
+from weightcache._engine.run_miss import LocalHost
 from weightcache._runtime.writer_identity import Writer
+from weightcache._store import file_operations as store_files
 from weightcache._store import journal as store_journal
 from weightcache._store import partial_file
-from weightcache._store import version_files as store_files
 from weightcache._store.layout import Layout
 from weightcache.errors import DownloadError, IntegrityError, StorageError, WeightCacheError
 from weightcache.manifest import Manifest

@@ -9,7 +9,7 @@ import pytest
 from root_simulation import BrokenRootError, simulate_root
 from weightcache._engine.checkpoint_task import CheckpointTask
 from weightcache._engine.execute_plan import Installer
-from weightcache._store import journal, partial_directory, partial_file, version_files
+from weightcache._store import file_operations, journal, partial_directory, partial_file
 from weightcache._store.journal import Journal
 from weightcache._store.partial_file import PartialFile, VanishedError
 from weightcache.manifest import File
@@ -53,9 +53,9 @@ def _links_the_partial(self: Installer, needs: list[tuple[CheckpointTask, File]]
         source = verified.path
         if (task, file) != needs[0]:
             source = f"{verified.path}.copy"
-            if not version_files.link_or_copy(verified.path, source, file.sha256, lambda: None):
+            if not file_operations.link_or_copy(verified.path, source, file.sha256, lambda: None):
                 raise VanishedError(source)
-        version_files.publish_file(self.layout, task.checkpoint, file, source)
+        file_operations.publish_file(self.layout, task.checkpoint, file, source)
         task.placed(file, verified.size)
         if not task.missing:
             task.installed("downloaded")

@@ -87,7 +87,7 @@ def test_a_root_that_may_not_be_read(tmp_path: Path) -> None:
         forbidden("only root can become somebody else")
     root = tmp_path / "root"
     code = """
-    import weightcache._engine.local_host, weightcache._engine.prune, weightcache._engine.verify
+    import weightcache._engine.run_miss, weightcache._engine.prune, weightcache._engine.verify
     from weightcache._coordination import lock
     from weightcache import StorageError, ensure, prune, status, verify
     os.setuid(65534)  # nobody
@@ -248,7 +248,7 @@ def test_a_copy_for_which_there_is_no_room_is_a_full_disk(
     origin.put("/a", data)
     manifest = one(data, origin.url("/a"), name="a")
     manifest["checkpoints"] |= one(data, origin.url("/a"), name="b")["checkpoints"]
-    monkeypatch.setattr("weightcache._store.version_files.os.link", no_links)
+    monkeypatch.setattr("weightcache._store.file_operations.os.link", no_links)
     with pytest.raises(StorageError, match="the disk is full"):
         quiet(manifest, small_disk / "root")
 

@@ -75,6 +75,24 @@ def test_a_hit_imports_only_the_standard_library(filled: dict[str, Any], root: P
         assert heavy not in loaded - site_hooks()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomli, which reads TOML here, compiles patterns of its own")
+def test_a_hit_compiles_no_pattern(filled: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    """Compiling one takes as long as importing a module."""
+    path = toml_of(filled, tmp_path / "weights.toml")
+    path.write_text(path.read_text().replace('file = "weights.pt"\n', ""))  # so that the name is that of the URL
+    assert "file =" not in path.read_text()
+    code = """if True:
+        import json, os, re, sys, tomllib
+        re.purge()  # what Python itself has compiled
+        import weightcache
+        weightcache.ensure(sys.argv[1], root=sys.argv[2])
+        print([pattern for kind, pattern, *_ in re._cache])
+    """
+    ensure(path, root=root, progress=False)
+    done = subprocess.run([sys.executable, "-c", code, path, root], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_system_calls_of_a_hit(filled: dict[str, Any], root: Path, tmp_path: Path) -> None:
     if not shutil.which("strace"):
         lacking("strace is not installed")

@@ -16,7 +16,7 @@ import weightcache
 from origin import Origin
 from support import blob, one, partials, sha256
 from weightcache import Checkpoint, StorageError, ensure, prune, status
-from weightcache._runtime.open_files import opened
+from weightcache._runtime.owned_descriptors import opened
 from weightcache._runtime.writer_identity import Writer
 from weightcache._store.journal import BLOCK, Journal, partial_age
 from weightcache._store.layout import Layout

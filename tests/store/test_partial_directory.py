@@ -17,9 +17,9 @@ from origin import status as answer
 from support import blob, child, directory, finish, one, partials, sha256, visible
 from weightcache import DownloadError, StorageError, ensure, status, verify
 from weightcache._runtime.writer_identity import Writer, container_id
+from weightcache._store import file_operations as store_files
 from weightcache._store import partial_file
 from weightcache._store import receipts as store_receipts
-from weightcache._store import version_files as store_files
 from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(3 * BLOCK + 100)

@@ -36,7 +36,7 @@ from dataclasses import replace
 import modal
 from volume_model import play_links
 from dataclasses import replace
-from weightcache._runtime import settings
+from weightcache._runtime import tuning_constants as settings
 from weightcache import ensure
 waits = dict(lease_expiry=2.0, lease_beat=0.2, lease_poll=(0.05, 0.2), reload_interval=1.0, volume_backoff=(0.05, 0.1))
 settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0, **waits)  # even on a busy machine, each byte comes once
@@ -375,7 +375,7 @@ import errno, hashlib
 from dataclasses import replace
 import modal
 from dataclasses import replace
-from weightcache._runtime import settings
+from weightcache._runtime import tuning_constants as settings
 from weightcache import ensure
 
 settings.DEFAULT = replace(settings.DEFAULT, lease_poll=(0.05, 0.2), slow_after=60.0)  # the origin holds its bytes back

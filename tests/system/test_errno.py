@@ -139,7 +139,9 @@ def test_an_error_from_closing_what_was_only_read_is_none(
 
 
 def test_no_more_open_files(root: Path, tmp_path: Path) -> None:
-    importlib.import_module("weightcache._engine.publish")  # Python could not import it without a descriptor
+    importlib.import_module(
+        "weightcache._engine.publish_local_weights"
+    )  # Python could not import it without a descriptor
     (tmp_path / "source").write_bytes(DATA)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     manifest = one(DATA, f"file://{tmp_path}/source")

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from weightcache._runtime import tuning_constants as runtime_settings
-from weightcache._runtime.threads import daemon_threads_allowed
+from weightcache._runtime.start_threads import daemon_threads_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from weightcache._runtime import tuning_constants as runtime_settings
-from weightcache._runtime.open_files import OwnedResource
+from weightcache._runtime.owned_descriptors import OwnedResource
 from weightcache._runtime.writer_identity import note_path, write_note
 from weightcache._size_text import size_text
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from weightcache._environment import in_modal_container
 from weightcache._runtime import tuning_constants as runtime_settings
-from weightcache._runtime.announced_writes import announce_writing, is_writing
+from weightcache._runtime.unannounced_write_check import announce_writing, is_writing
 from weightcache._runtime.writer_identity import note_path
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import MODAL_VOLUMES

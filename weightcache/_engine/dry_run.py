@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightcache._coordination.volume import VolumeSession
-from weightcache._runtime.open_files import close_on_interrupt
+from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._store.inspect import inspect
 from weightcache._store.partial_directory import journaled_bytes
-from weightcache._store.root import check_root, find_symlink, is_read_only
+from weightcache._store.root_checks import check_root, find_symlink, is_read_only
 from weightcache.reports import Plan
 
 from .execute_plan import OFFLINE, READ_ONLY, WITHOUT_URL

@@ -9,7 +9,7 @@ from weightcache._views.weights import weights_if_ready
 from weightcache.manifest import Manifest
 
 from .dry_run import plan_only
-from .local_host import ensure_on_miss
+from .run_miss import ensure_on_miss
 
 if TYPE_CHECKING:
     import os

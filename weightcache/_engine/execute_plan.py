@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from weightcache._environment import command, in_modal_container
 from weightcache._runtime import tuning_constants
 from weightcache._runtime.writer_identity import Writer
+from weightcache._store import file_operations as store_files
 from weightcache._store import receipts
-from weightcache._store import root as store_root
-from weightcache._store import version_files as store_files
+from weightcache._store import root_checks as store_root
 from weightcache._store.partial_directory import Partial, sweep
 from weightcache._store.partial_file import VanishedError
 from weightcache._transfer.download import Job, download
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from weightcache._coordination.lock import Holder
     from weightcache._coordination.volume import Volume
+    from weightcache._store.file_operations import Hashed
     from weightcache._store.layout import Layout
     from weightcache._store.partial_file import PartialFile
-    from weightcache._store.version_files import Hashed
     from weightcache.manifest import File
     from weightcache.reports import Plan
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache._store import receipts
-from weightcache._store.root import find_symlink
+from weightcache._store.root_checks import find_symlink
 from weightcache.reports import CheckpointPlan, FilePlan, Plan
 
 if TYPE_CHECKING:

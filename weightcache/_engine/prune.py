@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from weightcache._coordination.lock import root_lock
 from weightcache._coordination.volume import VolumeSession
-from weightcache._runtime.open_files import close_on_interrupt
+from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._store.layout import version_path
 from weightcache._store.partial_directory import stale_partials, sweep
 from weightcache._store.receipts import iter_receipts, receipt_files
-from weightcache._store.root import check_root, find_symlink, refuse_links, refuse_read_only
+from weightcache._store.root_checks import check_root, find_symlink, refuse_links, refuse_read_only
 from weightcache.errors import StorageError, VolumeError
 
 if TYPE_CHECKING:

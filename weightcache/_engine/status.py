@@ -20,7 +20,7 @@ def statuses(layout: Layout, checkpoints: Sequence[Checkpoint]) -> list[Status]:
     inspections = [inspect(layout, checkpoint) for checkpoint in checkpoints]
     if any(seen.state != "ready" for seen in inspections):
         from weightcache._coordination.lock import reload_lock
-        from weightcache._store.root import check_root
+        from weightcache._store.root_checks import check_root
 
         check_root(layout)
         with reload_lock(layout.root):  # while a Volume reloads it looks empty

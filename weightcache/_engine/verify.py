@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.open_files import close_on_interrupt
-from weightcache._store.version_files import verified_sizes
+from weightcache._runtime.owned_descriptors import close_on_interrupt
+from weightcache._store.file_operations import verified_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

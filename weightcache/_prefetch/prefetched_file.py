@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from weightcache._runtime.open_files import Descriptor
+from weightcache._runtime.owned_descriptors import Descriptor
 
 # Bytes of a read. Not below the block of a volume, or several threads would wait for one block; and not cut smaller,
 # though a buffer that fits into the processor's cache would be copied faster: after each read a thread waits for the

@@ -10,7 +10,7 @@ import time
 from typing import NamedTuple
 
 from weightcache._coordination import background_readers
-from weightcache._runtime.threads import daemon_threads_allowed
+from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._size_text import size_text
 
 from .memory_limit import free_memory, reservations

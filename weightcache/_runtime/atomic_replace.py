@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from .open_files import opened
+from .owned_descriptors import opened
 
 
 def replace_file(path: str, data: bytes, temporary: str, *, durable: bool, permissions: int = 0o666) -> None:

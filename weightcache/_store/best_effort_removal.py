@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from weightcache._runtime.open_files import opened
+from weightcache._runtime.owned_descriptors import opened
 
 
 def remove_tree(path: str) -> None:

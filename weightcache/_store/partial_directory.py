@@ -19,7 +19,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.open_files import Descriptor
+from weightcache._runtime.owned_descriptors import Descriptor
 from weightcache._runtime.writer_identity import Writer
 from weightcache.errors import StorageError
 

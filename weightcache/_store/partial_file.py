@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from weightcache._environment import in_modal_container
-from weightcache._runtime.open_files import Descriptor, opened
+from weightcache._runtime.owned_descriptors import Descriptor, opened
 from weightcache.errors import StorageError
 
 from .journal import BLOCK, block_checksum, block_line, wiped_line

@@ -9,8 +9,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.announced_writes import require_writing
 from weightcache._runtime.atomic_replace import replace_file
+from weightcache._runtime.unannounced_write_check import require_writing
 from weightcache._runtime.writer_identity import Writer
 from weightcache.errors import StorageError
 from weightcache.manifest.validate import digest_problem, name_problem, path_problem
@@ -19,7 +19,7 @@ from .inspect import RECEIPT_FORMAT, list_directories, list_names, read_receipt
 from .layout import version_path
 from .partial_directory import UNFINISHED_RECEIPT
 from .partial_file import VanishedError
-from .root import refuse_links
+from .root_checks import refuse_links
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

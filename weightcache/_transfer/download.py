@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import Cancel
-from weightcache._runtime.threads import thread_error_hint
+from weightcache._runtime.start_threads import thread_error_hint
 from weightcache.errors import DownloadError
 
 from .mirror_client import Client

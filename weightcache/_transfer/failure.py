@@ -9,9 +9,9 @@ from .mirror_stream import RangeError, TransientError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .connection_task import FileT, Task
     from .mirror_state import Mirror
     from .mirror_stream import SourceError
+    from .segment_assignment import FileT, Task
     from .server_state import Server
 
 # What happens to the bytes of a file after a failure: nothing; read them again from the start, with those of the

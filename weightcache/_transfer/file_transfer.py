@@ -14,9 +14,9 @@ from weightcache.errors import redacted
 
 from . import hedge
 from .byte_tracking import FileBytes
-from .connection_task import Task
 from .failure import Failure
 from .mirror_stream import ChangedError, WrongBytesError
+from .segment_assignment import Task
 from .transfer_types import PART, Segment
 
 if TYPE_CHECKING:

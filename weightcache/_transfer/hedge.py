@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from weightcache._store.partial_directory import BLOCK
 
-from .connection_task import FileT, Task
+from .segment_assignment import FileT, Task
 from .transfer_types import Segment
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 
-from weightcache._runtime.open_files import Descriptor
+from weightcache._runtime.owned_descriptors import Descriptor
 from weightcache._store.content_sniffing import HEAD, foreign_content
 
 _WHAT_TO_DO = {

@@ -19,9 +19,9 @@ from weightcache._store.partial_directory import BLOCK
 from . import work_stealing
 from .file_states import FileQueue
 from .file_transfer import FileTransfer
-from .link_speed import LinkSpeed
 from .mirrors import Mirrors
 from .server_state import Servers
+from .slow_connection import LinkSpeed
 from .transfer_types import PART, Block, BufferPool
 from .work_stealing import Pace
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from weightcache._runtime.cancel import CancelledByCallerError
-from weightcache._runtime.threads import daemon_threads_allowed
+from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._store.partial_directory import BLOCK
 
 from .mirror_stream import SourceError, TransientError, WrongBytesError

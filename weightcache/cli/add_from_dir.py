@@ -26,7 +26,7 @@ def directory_drafts(sources: Sequence[tuple[str, str]], *, expected: bool) -> l
         sources: Name and path of each checkpoint.
         expected: Whether the user gave the digest: then Git LFS pointers are accepted.
     """
-    from weightcache._engine.publish import hashed, shard_warnings
+    from weightcache._engine.publish_local_weights import hashed, shard_warnings
 
     found = []
     for name, path in sources:
@@ -92,7 +92,7 @@ def publish_directory(
     Raises:
         WeightCacheError: A file changed after it was hashed, or cannot be read or written.
     """
-    from weightcache._engine.publish import copy_in
+    from weightcache._engine.publish_local_weights import copy_in
 
     layout = Layout(options.root)
     for checkpoint, (name, path) in zip(pinned, sources, strict=True):

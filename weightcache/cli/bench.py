@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache._environment import command
 from weightcache._prefetch.prefetched_file import READ_CHUNK
-from weightcache._runtime.open_files import Descriptor, opened
-from weightcache._runtime.threads import thread_error_hint
+from weightcache._runtime.owned_descriptors import Descriptor, opened
+from weightcache._runtime.start_threads import thread_error_hint
 from weightcache._size_text import rate_text, size_text
 from weightcache._store.layout import Layout, version_path
 from weightcache._store.receipts import iter_receipts, receipt_files
-from weightcache._store.root import check_root
+from weightcache._store.root_checks import check_root
 from weightcache.errors import NotCachedError, StorageError, WeightCacheError
 
 from .command_spec import Command, Flag, Remote

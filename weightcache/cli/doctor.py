@@ -15,7 +15,7 @@ from weightcache._runtime.writer_identity import note_path
 from weightcache._size_text import size_text
 from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
-from weightcache._store.root import check_root
+from weightcache._store.root_checks import check_root
 from weightcache.errors import StorageError, WeightCacheError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import MODAL_VOLUMES
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.root and options.volume is None:
         raise ValueError(NO_ROOT)
     if options.probe:
-        from .volume_probe import probe
+        from .probe_volume_behavior import probe
 
         print_json(probe(options))
         return 0

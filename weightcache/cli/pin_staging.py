@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from weightcache._runtime.writer_identity import Writer
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import STAGED
-from weightcache._store.root import refuse_links
+from weightcache._store.root_checks import refuse_links
 from weightcache.errors import StorageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Staging:
     def publish(self, checkpoints: Sequence[Checkpoint], *, quiet: bool) -> None:
         """Publish checkpoints in the root: move the downloaded files there, and download the others."""
         from weightcache._engine.ensure_options import EnsureOptions
-        from weightcache._engine.local_host import ensure_on_miss
+        from weightcache._engine.run_miss import ensure_on_miss
         from weightcache._views.weights import weights_if_ready
 
         with_urls = [checkpoint for checkpoint in checkpoints if checkpoint.urls]

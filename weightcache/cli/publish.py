@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = weightcache.publish(options.path, name=options.name, root=options.root, volume=options.mounted)
     path = Layout(options.root).published(checkpoint)
     if options.json:
-        from weightcache._engine.publish import (
+        from weightcache._engine.publish_local_weights import (
             shard_warnings,  # not at the top: it imports requests, which `status` does not need
         )
 

@@ -89,7 +89,9 @@ def expanded(url: str) -> str:
 
 def local_path(url: str) -> str | None:
     """Return the path that a ``file:`` URL names, or ``None`` for any other URL."""
-    if not (match := re.fullmatch(_LOCAL, url)):
+    # A hit asks for every URL, and compiling the pattern would cost more than importing a module.
+    match = re.fullmatch(_LOCAL, url) if url.startswith("file:") else None
+    if match is None:
         return None
     from urllib.parse import unquote
 
@@ -149,8 +151,8 @@ def name_from_url(url: str) -> str:
     """Return the last path segment of ``url``, percent-decoded but for an ``hf://`` one; empty if it has none."""
     if found := hub_parts(url):
         return found[2].rpartition("/")[2]
-    if match := re.fullmatch(_LOCAL, url):
-        path = match[1]
+    if url.startswith("file:"):  # without the pattern, whose compilation a hit would pay for; "?" is part of a path
+        path = url.removeprefix("file:")
     else:
         path = url.partition("://")[2].partition("?")[0].partition("/")[2]
     segment = path.rpartition("/")[2]

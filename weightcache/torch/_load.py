@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from weightcache._prefetch.api import prefetch_files
 from weightcache._prefetch.prefetched_file import READ_CHUNK
-from weightcache._runtime.open_files import opened
+from weightcache._runtime.owned_descriptors import opened
 from weightcache.errors import LoadError, StorageError
 
 from ._format_detection import check_zip, detect_format, read_pickle

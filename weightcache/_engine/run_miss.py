@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 from weightcache._coordination.lock import Holder, LockWait, root_lock
 from weightcache._coordination.volume import VolumeSession
 from weightcache._environment import command, in_modal_container
-from weightcache._runtime.open_files import close_on_interrupt
-from weightcache._runtime.threads import daemon_threads_allowed
+from weightcache._runtime.owned_descriptors import close_on_interrupt
+from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._runtime.writer_identity import Writer
 from weightcache._size_text import size_text
-from weightcache._store import root as store_root
+from weightcache._store import root_checks as store_root
 from weightcache._store.inspect import Inspection, inspect
 from weightcache._transfer.progress import make_progress
 from weightcache._views.weights import Weights

@@ -14,13 +14,13 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from weightcache._runtime.announced_writes import require_writing
-from weightcache._runtime.open_files import Descriptor, opened
-from weightcache._runtime.threads import run_in_threads
+from weightcache._runtime.owned_descriptors import Descriptor, opened
+from weightcache._runtime.start_threads import run_in_threads
+from weightcache._runtime.unannounced_write_check import require_writing
 from weightcache.errors import StorageError
 
 from .partial_file import VanishedError, storage_failure
-from .root import find_symlink, refuse_links
+from .root_checks import find_symlink, refuse_links
 from .writeback import WriteBack
 
 if TYPE_CHECKING:

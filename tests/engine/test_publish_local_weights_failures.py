@@ -21,8 +21,8 @@ from origin import Origin
 from support import STEPS, blob, child, directory, finish, one, partials, start_together, visible
 from trained import DATA, FILES, receipts, write
 from weightcache import Manifest, ManifestError, StorageError, ensure, publish, status
+from weightcache._store import file_operations as store_files
 from weightcache._store import receipts as store_receipts
-from weightcache._store import version_files as store_files
 from weightcache._store.partial_directory import BLOCK
 
 # what is refused -----------------------------------------------------------------------------------------------

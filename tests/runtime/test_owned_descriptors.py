@@ -17,8 +17,8 @@ from origin import Origin
 from support import blob, child, finish, one, sha256, until
 from weightcache import ensure, prune, publish, verify
 from weightcache._coordination import lock as coordination_lock
-from weightcache._runtime import open_files
-from weightcache._runtime.open_files import Descriptor, opened
+from weightcache._runtime import owned_descriptors
+from weightcache._runtime.owned_descriptors import Descriptor, opened
 
 DATA = blob((3 << 20) + 7)
 
@@ -230,7 +230,7 @@ def test_a_fork_waits_until_a_file_is_open_or_closed(tmp_path: Path, monkeypatch
 
 
 def test_a_fork_does_not_wait_for_a_volume_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_files, "FORK_TIMEOUT", 0.01)
+    monkeypatch.setattr(owned_descriptors, "FORK_TIMEOUT", 0.01)
     hanging = Descriptor()
     hanging.busy = -1  # a thread that is inside a call
     with forked():

@@ -23,7 +23,7 @@ def test_a_read_only_root_serves_two_names_of_one_digest(
     paths = dict(ensure(manifest, root=root, progress=False))
     next((root / ".weightcache/receipts/b").iterdir()).unlink()
     assert [each.state for each in status(manifest, root=root)] == ["ready", "unverified"]
-    monkeypatch.setattr("weightcache._engine.local_host.store_root.is_read_only", lambda _: True)
+    monkeypatch.setattr("weightcache._engine.run_miss.store_root.is_read_only", lambda _: True)
     weights = ensure(manifest, root=root, progress=False)
     assert dict(weights) == paths
     assert [weights.report[name].outcome for name in "ab"] == ["hit", "adopted"]

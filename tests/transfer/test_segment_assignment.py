@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightcache._transfer.connection_task import Task, TaskState
 from weightcache._transfer.mirror_state import Mirror
+from weightcache._transfer.segment_assignment import Task, TaskState
 from weightcache._transfer.server_state import Server
 from weightcache._transfer.transfer_types import ByteCounts, Segment
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache._coordination.lock import root_lock
 from weightcache._coordination.volume import VolumeSession
-from weightcache._runtime.open_files import close_on_interrupt
-from weightcache._store import root as store_root
-from weightcache._store import version_files as store_files
+from weightcache._runtime.owned_descriptors import close_on_interrupt
+from weightcache._store import file_operations as store_files
+from weightcache._store import root_checks as store_root
 from weightcache._store.content_sniffing import HEAD, POINTER, foreign_content
 from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index, missing_shards
 from weightcache._transfer.progress import make_progress
@@ -28,7 +28,7 @@ from weightcache.manifest.validate import user_path
 
 from .ensure_options import EnsureOptions
 from .execute_plan import changed_while_read
-from .local_host import ensure_on_miss
+from .run_miss import ensure_on_miss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
