@@ -15,6 +15,7 @@ LINES = 520
 # Modules that no test in their folder imports, and where their tests are instead.
 ELSEWHERE = {
     "_coordination/background_readers": "tests/prefetch/test_pause.py",  # a prefetch is the reader that pauses
+    "_engine/commit_evidence": "tests/coordination/test_committed_state.py",
     "_engine/ensure": "tests/test_api.py",
     "_engine/run_in_thread": "tests/test_api.py",  # `aensure`
     "_engine/stale_lock_files": "tests/coordination/test_lock.py",

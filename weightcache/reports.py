@@ -72,7 +72,8 @@ class Report(Mapping[str, CheckpointReport]):
 
     Attributes:
         checkpoints: One report a name, in manifest order.
-        committed: Whether the last commit succeeded; ``None`` if there was nothing to commit or no volume.
+        committed: Whether the last commit succeeded, so that the bytes are durable, also where the reload after it
+            failed; ``None`` if there was nothing to commit or no volume.
         seconds: Wall time in all.
         waited: Seconds of it spent waiting for another process or thread of this container, or for another container.
         waited_for: That process or container, in words; empty if there was none.

@@ -26,6 +26,7 @@ from weightcache.errors import ManifestError, StorageError, VolumeError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
+from .commit_evidence import CommitEvidence
 from .ensure_options import EnsureOptions
 from .execute_plan import changed_while_read
 from .run_miss import ensure_on_miss
@@ -71,7 +72,8 @@ def copy_in(
     with root_lock(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
         checkpoint, local_sources = hashed(top, name, holder, pointers=pointers)
         ready = weights_if_ready(layout, [checkpoint]) is not None
-        if ready and calls.is_dirty() and not calls.commit():  # the last call may have left it uncommitted
+        evidence = CommitEvidence(layout).files([checkpoint]) if ready else {}
+        if ready and calls.is_dirty() and not calls.commit(evidence):  # the last call may have left it uncommitted
             raise _not_committed(layout, checkpoint, calls.warnings[-1])
     if not ready:
         store_root.refuse_read_only(layout, "publish to")

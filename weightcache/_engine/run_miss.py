@@ -24,6 +24,7 @@ from weightcache.reports import CheckpointReport, Report
 
 from . import miss_protocol
 from .checkpoint_task import CheckpointTask
+from .commit_evidence import CommitEvidence
 from .execute_plan import READ_ONLY, Installer, not_cached
 from .plan import plan
 from .stale_lock_files import remove_old_notes
@@ -90,6 +91,7 @@ class LocalHost:
         self._say = make_progress(options.progress, []).say
         self._tasks = [CheckpointTask(checkpoint, inspect(layout, checkpoint)) for checkpoint in checkpoints]
         self._changed: list[CheckpointTask] = []  # what is being installed
+        self._evidence = CommitEvidence(layout)
         self._began = time.monotonic()
         self._next_line = 0.0
         self._lost_path = ""  # what was lost while the last installation wrote it; empty if nothing was
@@ -130,7 +132,8 @@ class LocalHost:
         return list(dict.fromkeys(task.checkpoint.digest for task in self._todo()))
 
     async def is_dirty(self) -> bool:
-        return self._calls.is_dirty()
+        # With local sources there is no reload (see below), so that nothing can be lost, and no commit is needed first.
+        return not self._options.local_sources and self._calls.is_dirty()
 
     async def reload(self) -> None:
         if not self._options.local_sources:  # they may be on this Volume, not committed: a reload would discard them
@@ -138,7 +141,7 @@ class LocalHost:
 
     async def commit(self) -> bool:
         self._holder.phase("committing")
-        return self._calls.commit()
+        return self._calls.commit(self._evidence.files(t.checkpoint for t in self._changed if t.state == "installed"))
 
     async def can_write(self) -> bool:
         return not store_root.is_read_only(self._layout)
@@ -152,6 +155,7 @@ class LocalHost:
         self._changed = [task for task in todo if task.missing or not task.seen.receipt]
         if not self._changed:
             return False
+        self._evidence = CommitEvidence(self._layout, [task.checkpoint for task in self._changed])
         with self._calls.writing():
             return self._installer.withdraw_receipts(self._changed)
 
