@@ -190,7 +190,7 @@ def test_what_the_real_call_refuses(held: dict[str, Any], root: Path, monkeypatc
         )
     plan = dry({"checkpoints": held["checkpoints"] | missing["checkpoints"]}, root, monkeypatch)
     assert [each.blocked for each in plan.values()] == ["", "the root is read-only here"]
-    assert str(plan).splitlines()[1] == "new: fetch 1 file (3 bytes); blocked: the root is read-only here"
+    assert str(plan).splitlines()[1] == "new: fetch 1 file (5 bytes); blocked: the root is read-only here"
     assert dry(one(DATA, URL, name="new"), root, monkeypatch)["new"].blocked  # a copy is a write too
     with pytest.raises(NotCachedError, match="the root is read-only here"):
         quiet(missing, root)
