@@ -17,6 +17,7 @@ ELSEWHERE = {
     "_coordination/background_readers": "tests/prefetch/test_pause.py",  # a prefetch is the reader that pauses
     "_engine/adopt": "tests/cli/test_adopt.py",
     "_engine/existing_weights": "tests/cli/test_adopt.py",
+    "_engine/commit_evidence": "tests/coordination/test_committed_state.py",
     "_engine/ensure": "tests/test_api.py",
     "_engine/run_in_thread": "tests/test_api.py",  # `aensure`
     "_engine/stale_lock_files": "tests/coordination/test_lock.py",

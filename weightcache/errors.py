@@ -220,10 +220,12 @@ class StorageError(WeightCacheError, OSError):
         """Wrap the operating system's ``error``, raised while ``doing`` something to ``path``."""
         import errno
 
+        from weightcache._environment import command
+
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full" if full else (error.strerror or str(error))
         hints = {
-            errno.ENOSPC: "free space there (`weightcache prune`), or give the container more disk: "
+            errno.ENOSPC: f"free space there ({command('prune')}), or give the container more disk: "
             "on Modal, writes to a Volume are first kept on the container's own disk (ephemeral_disk=)",
             errno.EROFS: "the root is mounted read-only; fill it from a container that may write",
             errno.EACCES: "give this user write permission to the root",

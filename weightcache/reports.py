@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from weightcache._size_text import size_text
+
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,7 +72,8 @@ class Report(Mapping[str, CheckpointReport]):
 
     Attributes:
         checkpoints: One report a name, in manifest order.
-        committed: Whether the last commit succeeded; ``None`` if there was nothing to commit or no volume.
+        committed: Whether the last commit succeeded, so that the bytes are durable, also where the reload after it
+            failed; ``None`` if there was nothing to commit or no volume.
         seconds: Wall time in all.
         waited: Seconds of it spent waiting for another process or thread of this container, or for another container.
         waited_for: That process or container, in words; empty if there was none.
@@ -208,4 +211,4 @@ def _total(sizes: Iterable[int | None]) -> int | None:
 
 
 def _megabytes(size: int | None) -> str:
-    return "unknown size" if size is None else f"{size / 1e6:.1f} MB"
+    return "unknown size" if size is None else size_text(size)

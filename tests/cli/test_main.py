@@ -18,6 +18,8 @@ from origin import status as answer
 from support import blob, one, sha256, toml_of
 from weightcache._runtime.writer_identity import note_path
 from weightcache.cli import doctor
+from weightcache.cli.command_spec import Command
+from weightcache.cli.commands import COMMANDS
 
 DATA = blob(200_000)
 
@@ -32,6 +34,39 @@ def test_a_manifest_that_is_given_twice(manifest: Path, root: Path, capsys: pyte
     code, _, err = run(capsys, "status", "-m", manifest, "-m", manifest, "--root", root)
     assert code == 2
     assert "-m/--manifest is given twice" in err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_usage_error_names_its_verb(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [flag.metavar or "" for flag in command.flags if flag.is_positional and not flag.nargs]
+    needed = [word for flag in command.flags if flag.required for word in (flag.name, "x")]
+    words = [*given, *needed] if command.name != "completion" else ["bash"]
+    code, _, err = run(capsys, command.name, *words, "--no-such-flag")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        f"weightcache {command.name}: error: unrecognized arguments: --no-such-flag",
+    )
+    assert err.startswith(f"usage: weightcache {command.name} ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),  # without a root
+        ("ensure", "--wait", "-1", "--root", "w"),  # a ValueError of the library
+        ("status", "--env", "e", "--root", "w"),  # an option without --volume
+        ("verify", "--root"),  # what argparse itself finds
+    ],
+)
+def test_every_kind_of_usage_error_does(
+    words: tuple[str, ...], manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(manifest.parent)
+    monkeypatch.delenv("WEIGHTCACHE_ROOT", raising=False)
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert err.startswith(f"usage: weightcache {words[0]} ")
+    assert f"\nweightcache {words[0]}: error: " in err
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
@@ -150,7 +185,7 @@ def test_as_a_program(manifest: Path, root: Path) -> None:
 
 
 def findings(manifest: Path, root: Path) -> dict[str, doctor.Finding]:
-    return {each.check: each for each in doctor.examine(str(manifest), str(root))}
+    return {each.check: each for each in doctor.examine([str(manifest)], str(root))}
 
 
 @pytest.fixture

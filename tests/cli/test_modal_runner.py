@@ -18,11 +18,12 @@ from grpclib import Status
 import weightcache
 from command_line import run
 from control_plane import ControlPlane, needs_namespaces
-from hub import pointer
+from hub import Hub, pointer
 from origin import Origin
 from origin import status as answer
 from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest
+from weightcache._environment import VOLUME_FLAGS
 from weightcache.cli import modal_app, probe_volume_behavior
 from weightcache.cli import push as pushing
 from weightcache.cli.commands import COMMANDS
@@ -163,6 +164,39 @@ def test_a_volume_of_another_version(plane: ControlPlane, manifest: Path, root: 
     assert plane.requests("FunctionCreate") == []
 
 
+def test_a_name_that_no_volume_can_have(plane: ControlPlane, manifest: Path) -> None:
+    for words in (("ensure",), ("status",), ("ensure", "--version", "2")):
+        code, _, err = tool(plane, *words, "--volume", "a/b", "-m", manifest)
+        assert code == 5
+        assert "Invalid Volume name: 'a/b'" in err
+        assert "hint: correct --volume: `modal volume list` shows the existing names" in err
+        assert "version" not in err
+
+
+def test_a_gated_repository_without_a_token(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)  # of the containers
+        hub.create("org/gated", gated=True)
+        commit = hub.push("org/gated", "main", {"x.bin": DATA})
+        path = tmp_path / "weights.toml"
+        path.write_text(to_toml(Manifest.load(one(DATA, f"hf://org/gated@{commit}/x.bin"))))
+        code, _, err = tool(plane, "ensure", "--volume", "v", "--create", "-m", path, "-q")
+    assert code == 3
+    assert f"accept its licence at {hub.url}/org/gated" in err
+    assert (
+        "use the token of that account in HF_TOKEN of a Modal Secret, which --secret NAME of the command names" in err
+    )
+
+
+def test_what_is_missing_offline_on_a_volume(plane: ControlPlane, manifest: Path) -> None:
+    plane.volume("v")
+    code, _, err = tool(plane, "ensure", "--offline", "--volume", "v", "-m", manifest, "-q")
+    assert code == 1
+    assert "hint: run `weightcache ensure sam2 --volume v` with this manifest (-m)" in err
+
+
 def test_an_expired_token(plane: ControlPlane, manifest: Path) -> None:
     plane.fail("VolumeGetOrCreate", Status.UNAUTHENTICATED, "Token validation failed", times=9)
     code, _, err = tool(plane, "ensure", "--volume", "v", "-m", manifest)
@@ -238,7 +272,8 @@ def test_what_the_container_is_given(plane: ControlPlane, origin: Origin, manife
     assert (function.resources.milli_cpu, function.resources.memory_mb) == (2000, 2048)
     assert function.resources.gpu_config.count == 0
     assert function.timeout_secs == 6 * 3600
-    assert (function.autoscaler_settings.min_containers, list(function.secret_ids)) == (0, [])
+    assert function.autoscaler_settings.min_containers == 0
+    assert [plane._secrets[each] for each in function.secret_ids] == [{VOLUME_FLAGS: "--volume v"}]  # for its hints
     files = {file.filename: file.sha256_hex for each in plane.requests("MountGetOrCreate") for file in each.files}
     assert files["/etc/weightcache/manifest-0.toml"] == sha256(manifest.read_bytes())
     assert "/root/weightcache/_api.py" in files
@@ -253,6 +288,7 @@ def test_secrets(plane: ControlPlane, tmp_path: Path, origin: Origin) -> None:
     code, _, err = tool(plane, "ensure", *where)
     assert code == 3
     assert "no --secret is given, and the manifest names HF_TOKEN" in err
+    assert "hint: add --secret NAME to the command: a Modal Secret that holds HF_TOKEN" in err
     asked = len(plane.requests("FunctionCreate"))
     code, _, err = tool(plane, "ensure", *where, "--secret", "absent-secret")
     assert code == 5

@@ -73,7 +73,7 @@ def test_waiting_ends_without_progress(
         error = caught.value
         assert error.waited >= 0.2
         assert error.holder.startswith(f"process {os.getpid()} (downloading 2.")
-        assert "of 3.1 MB" in error.holder
+        assert "MB of 3.1 MB" in error.holder
         assert Path(error.lock_path).name.endswith(".lock")
         assert root not in Path(error.lock_path).parents
         assert "wait=" in error.hint

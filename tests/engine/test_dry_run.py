@@ -168,7 +168,7 @@ def test_a_directory_of_which_some_is_there(origin: Origin, root: Path, monkeypa
     shutil.rmtree(root / ".weightcache")
     (weights["bert"] / "model/b.bin").write_bytes(b"another length")
     assert actions(dry(manifest, root, monkeypatch)) == {"bert": ["adopt", "fetch", "fetch"]}
-    assert "fetch 2 files (0.0 MB), adopt 1 file (0.0 MB)" in str(plan := dry(manifest, root, monkeypatch))
+    assert "fetch 2 files (5.6 kB), adopt 1 file (2 bytes)" in str(plan := dry(manifest, root, monkeypatch))
     assert quiet(manifest, root).report.bytes_fetched == plan.bytes_to_fetch
 
 
@@ -184,13 +184,13 @@ def test_what_the_real_call_refuses(held: dict[str, Any], root: Path, monkeypatc
     assert dry(missing, root, monkeypatch, offline=True)["new"].blocked == "offline=True"
     assert dry(local, root, monkeypatch)["new"].blocked == "it declares no URL"
     assert dry(one(DATA, name="new"), root, monkeypatch, offline=True)["new"].blocked == ""  # it is copied
-    for name in ("host", "dry_run"):
+    for name in ("run_miss", "dry_run"):
         monkeypatch.setattr(
-            f"weightcache._engine.{name}.{'store_root.' * (name == 'host')}is_read_only", lambda _: True
+            f"weightcache._engine.{name}.{'store_root.' * (name == 'run_miss')}is_read_only", lambda _: True
         )
     plan = dry({"checkpoints": held["checkpoints"] | missing["checkpoints"]}, root, monkeypatch)
     assert [each.blocked for each in plan.values()] == ["", "the root is read-only here"]
-    assert str(plan).splitlines()[1] == "new: fetch 1 file (0.0 MB); blocked: the root is read-only here"
+    assert str(plan).splitlines()[1] == "new: fetch 1 file (5 bytes); blocked: the root is read-only here"
     assert dry(one(DATA, URL, name="new"), root, monkeypatch)["new"].blocked  # a copy is a write too
     with pytest.raises(NotCachedError, match="the root is read-only here"):
         quiet(missing, root)

@@ -116,6 +116,9 @@ class FunctionCalls:
         async with self._changed:
             await self._changed.wait_for(lambda: asked.is_done)
 
+    def ContainerServerLifecycleReady(self, request: Any) -> None:
+        """The `enter` methods of a class with ``@app.server`` have returned."""
+
     def FunctionCallPutDataOut(self, request: Any) -> None:
         answer = self._web_calls[request.function_call_id].answer
         answer += [deserialize_data_format(each.data, each.data_format, None) for each in request.data_chunks]

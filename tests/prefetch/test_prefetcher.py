@@ -47,7 +47,7 @@ def test_into_cache_reads_everything_and_keeps_nothing(files: list[Path], monkey
     assert sorted(gate.reads) == [("large", 0), ("large", READ_CHUNK), ("large", 2 * READ_CHUNK), ("small", 0)]
     assert handle.path(files[0]) == str(files[0])
     assert handle.stats.bytes == len(LARGE) + 5
-    assert repr(handle) == "<Prefetch of 3 files: 16.8 of 16.8 MB>"
+    assert repr(handle) == "<Prefetch of 3 files: 16.8 MB of 16.8 MB>"
 
 
 def test_files_are_read_in_order(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -448,7 +448,7 @@ def test_a_server_that_only_reads_beside_one_that_fills(plane: ControlPlane, ori
     missed, waited, filled, hit = json.loads(out.partition("\n")[2])
     filler = plane.containers[1].task
     assert missed[0].startswith("not in /root/data/weights, and the root is read-only here: sam2 is not there")
-    assert missed[1].startswith("run `weightcache ensure sam2 --root /root/data/weights` with this manifest")
+    assert missed[1].startswith("run `weightcache ensure sam2 --volume w` with this manifest")
     assert (waited[0], waited[1], waited[3]) == (sha256(DATA), "waited", [])
     assert waited[2].startswith(f"container {filler} (process ")
     assert filled == [sha256(DATA), "downloaded", "", []]

@@ -26,9 +26,9 @@ def test_lines(origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], m
     origin.put("/a", DATA)
     ensure(one(DATA, origin.url("/a")), root=root)
     lines = capsys.readouterr().err.splitlines()
-    pattern = r"weightcache: sam2: \d\.\d of 1\.0 MB \(\d+ %\), \d+\.\d MB/s, \d+ s left"
+    pattern = r"weightcache: sam2: \d+(\.\d [kM]B| bytes) of 1\.0 MB \(\d+ %\), \d+(\.\d [kM]B| bytes)/s, \d+ s left"
     assert all(re.fullmatch(pattern, line) for line in lines[1:-1]), lines
-    assert re.fullmatch(r"weightcache: 1\.0 MB of 1 file\(s\) in \d+\.\d s \(\d+\.\d MB/s\)", lines[-1])
+    assert re.fullmatch(r"weightcache: 1\.0 MB of 1 file\(s\) in \d+\.\d s \(\d+\.\d [kM]B/s\)", lines[-1])
     ensure(one(DATA, origin.url("/a"), size=False, name="b"), root=root / "b")
     assert "b: 1.0 MB, " in capsys.readouterr().err
 
@@ -46,8 +46,8 @@ def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         progress.advance(track, 1000)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "weightcache: x: 0.0 of 0.1 MB (10 %), 0.0 MB/s, 90 s left",
-        "weightcache: x: 0.0 of 0.1 MB (20 %), 0.0 MB/s, 80 s left",
+        "weightcache: x: 10.0 kB of 0.1 MB (10 %), 1.0 kB/s, 90 s left",
+        "weightcache: x: 20.0 kB of 0.1 MB (20 %), 1.0 kB/s, 80 s left",
     ]
 
 

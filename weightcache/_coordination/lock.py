@@ -1,8 +1,7 @@
 """One miss at a time on one root in one container: a lock for threads, then a kernel lock for processes.
 
-It avoids duplicate downloads and keeps our files closed while another process commits or reloads. Nothing is wrong
-without it (docs/design.md, G3), so a lock that cannot be acquired is only a warning. All are kernel locks: a crash
-releases them with the process. The lock file and the holder's note lie on the container's own disk, never in the root.
+It avoids duplicate downloads, and keeps our files closed while another process commits or reloads. A lock that cannot be
+acquired is only a warning (docs/design.md, G3). A crash releases it. Lock files lie on the container's own disk.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from weightcache._runtime import tuning_constants as runtime_settings
 from weightcache._runtime.link_count_check import link_counts_are_right
 from weightcache._runtime.owned_descriptors import OwnedResource
 from weightcache._runtime.writer_identity import note_path, write_note
+from weightcache._size_text import size_text
 from weightcache.errors import LockTimeoutError, StorageError, WeightCacheError
 
 try:
@@ -160,8 +160,8 @@ def _in_words(note: str) -> str:
     try:
         data = json.loads(note)
         done, total = int(data["done"]), int(data["total"])
-        share = f" {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f" {done / 1e6:.1f} MB" if done else ""
-        return f"process {data['pid']} ({data['doing']}{share})"
+        share = size_text(done) + (f" of {size_text(total)}" if total else "") if done or total else ""
+        return f"process {data['pid']} ({data['doing']}{share and ' '}{share})"
     except (ValueError, KeyError, TypeError):
         return ""
 

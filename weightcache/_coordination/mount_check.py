@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from weightcache._runtime.writer_identity import in_modal_container
+from weightcache._environment import in_modal_container
 from weightcache.errors import VolumeError
 from weightcache.manifest.validate import MODAL_VOLUMES
 

@@ -13,21 +13,27 @@ import logging
 import os
 import time
 from contextlib import contextmanager, suppress
+from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from weightcache._environment import in_modal_container
 from weightcache._runtime import tuning_constants as runtime_settings
 from weightcache._runtime.unannounced_write_check import announce_writing, is_writing
-from weightcache._runtime.writer_identity import in_modal_container, note_path
+from weightcache._runtime.writer_identity import note_path
 from weightcache.errors import StorageError
 
 from .background_readers import pause_all
+from .committed_state import is_committed
 from .lock import reload_lock
 from .mount_check import check_mounted, mounted_volume
+from .open_files import open_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from weightcache._runtime.tuning_constants import Settings
+
+    from .committed_state import Wanted
 
 _log = logging.getLogger("weightcache")
 
@@ -42,6 +48,18 @@ class Volume(Protocol):
     def reload(self) -> object:
         """Show what other containers committed."""
         ...
+
+
+_UNSEEN = "Until it is closed, this container does not see what others commit"
+_warned: set[str] = set()  # what this process has logged: a training app publishes again and again beside one log
+
+
+class _Outcome(Enum):
+    """What came of a commit or a reload."""
+
+    DONE = "it returned"
+    COMMITTED = "it raised an error, and the committed state has what it was for"
+    FAILED = "it raised an error each time"
 
 
 class VolumeSession:
@@ -107,30 +125,56 @@ class VolumeSession:
         if self._volume is not None:
             self._call("reload", self._volume.reload)
 
-    def commit(self) -> bool:
-        """Commit, with retries; ``True`` if it succeeded or there is no volume. Never raises."""
+    def commit(self, files: Mapping[str, Wanted] | None = None) -> bool:
+        """Commit, with retries; ``True`` if it succeeded or there is no volume. Never raises.
+
+        Args:
+            files: What this commit is for, as `is_committed` takes it. If Modal raises an error and its committed
+                state has them all, the commit worked, and is not tried again. What else was written stays marked.
+        """
         if self._volume is None:
             return True
-        self.committed = self._call("commit", self._volume.commit)
-        if self.committed and not is_writing(self._root):  # another thread may be inside `writing`
+        outcome = self._call("commit", self._volume.commit, files)
+        self.committed = outcome is not _Outcome.FAILED
+        if outcome is _Outcome.DONE and not is_writing(self._root):  # another thread may be inside `writing`
             with suppress(OSError, StorageError):
                 os.unlink(note_path(self._root, "unpushed"))
         return self.committed
 
-    def _call(self, operation: str, function: Callable[[], object]) -> bool:
+    def _call(
+        self, operation: str, function: Callable[[], object], files: Mapping[str, Wanted] | None = None
+    ) -> _Outcome:
         for delay in (*self._settings.volume_backoff, None):
             try:
                 with reload_lock(self._root, self._settings), pause_all():
                     function()
             except Exception as error:  # noqa: BLE001 (a volume raises whatever it likes; the bytes are safe)
+                if files and self._has_committed(files):
+                    return _Outcome.COMMITTED
                 if delay is None:
-                    self.warn(f"{operation} of the volume failed: {type(error).__name__}: {error}{_remedy(error)}")
+                    what = f"{operation} of the volume failed: {type(error).__name__}: {error}{_remedy(error)}"
+                    users = open_files(self._root)
+                    self.warn(f"{what} ({users})" if users else what)
                 else:
                     _log.info("%s of the volume failed (%s); trying again in %g s", operation, error, delay)
                     time.sleep(delay)
             else:
-                return True
-        return False
+                return _Outcome.DONE
+        return _Outcome.FAILED
+
+    def _has_committed(self, files: Mapping[str, Wanted]) -> bool:
+        """Whether the committed state has ``files``. Then warn once of what keeps this container from a reload."""
+        with reload_lock(self._root, self._settings), pause_all():
+            if not is_committed(self._volume, self._root, files):
+                return False
+        users = open_files(self._root) or "a file on it is open"
+        text = f"the volume was committed, and cannot be reloaded: {users}. {_UNSEEN}"
+        if text not in _warned:
+            _warned.add(text)
+            _log.warning("%s", text)
+        if text not in self.warnings:
+            self.warnings.append(text)
+        return True
 
     def warn(self, text: str) -> None:
         """Log a warning and keep it for the report."""

@@ -9,6 +9,7 @@ from collections import defaultdict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from weightcache._environment import command, in_modal_container
 from weightcache._runtime import tuning_constants
 from weightcache._runtime.writer_identity import Writer
 from weightcache._store import file_operations as store_files
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from weightcache._coordination.lock import Holder
+    from weightcache._coordination.volume import Volume
     from weightcache._store.file_operations import Hashed
     from weightcache._store.layout import Layout
     from weightcache._store.partial_file import PartialFile
@@ -149,7 +151,7 @@ class Installer:
     def _refuse_unfetchable(self, tasks: Sequence[CheckpointTask]) -> None:
         offline = self._options.offline
         if unfetchable := [task for task in dict.fromkeys(tasks) if offline or not task.checkpoint.urls]:
-            raise not_cached(self.layout, unfetchable, OFFLINE if offline else WITHOUT_URL)
+            raise not_cached(self.layout, unfetchable, OFFLINE if offline else WITHOUT_URL, self._options.volume)
 
     def _fetch(self, needs: Sequence[tuple[CheckpointTask, File]], partials: Mapping[str, Partial]) -> None:
         """Fetch each sha256 once; every further file with the same bytes gets a link or a copy."""
@@ -225,20 +227,23 @@ class Installer:
         sweep(self.layout, {task.checkpoint.digest for task in tasks})
 
 
-def not_cached(layout: Layout, tasks: Sequence[CheckpointTask], why: str) -> NotCachedError:
+def not_cached(layout: Layout, tasks: Sequence[CheckpointTask], why: str, volume: Volume | None) -> NotCachedError:
     """Return the error for checkpoints that are missing and cannot be fetched."""
     names = tuple(task.checkpoint.name for task in tasks)
     listed = "; ".join(f"{task.checkpoint.name} {task.seen.detail or 'has wrong bytes'}" for task in tasks)
     own = next((task.checkpoint for task in tasks if not task.checkpoint.urls), None)
-    return NotCachedError(
-        f"not in {layout.root}, and {why}: {listed}",
-        hint=f"it is declared with urls = []: run `weightcache publish PATH {own.name} --root {layout.root}` where its "
-        f"bytes are, or put them at {layout.published(own)}"
-        if own
-        else f"run `weightcache ensure {' '.join(names)} --root {layout.root}` with this manifest (-m) where "
-        "the root is writable and the network reachable",
-        checkpoints=names,
-    )
+    if own:
+        upload = f", and then {command(f'push {own.name}', volume=volume)} there" if in_modal_container() else ""
+        hint = (
+            f"it is declared with urls = []: run `weightcache publish PATH {own.name} --root "
+            f"{'DIR' if upload else layout.root}` where its bytes are{upload}, or put them at {layout.published(own)}"
+        )
+    else:
+        run = command(f"ensure {' '.join(names)}", layout.root, volume)
+        hint = f"run {run} with this manifest (-m) where the root is writable and the network reachable"
+        if in_modal_container():
+            hint = f"run {run} with this manifest (-m) on your own machine: it fills the Volume from outside"
+    return NotCachedError(f"not in {layout.root}, and {why}: {listed}", hint=hint, checkpoints=names)
 
 
 def changed_while_read(path: str) -> StorageError:

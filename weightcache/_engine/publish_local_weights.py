@@ -26,6 +26,7 @@ from weightcache.errors import ManifestError, StorageError, VolumeError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
+from .commit_evidence import CommitEvidence
 from .ensure_options import EnsureOptions
 from .execute_plan import changed_while_read
 from .miss_protocol import MAX_ATTEMPTS
@@ -109,7 +110,8 @@ def copy_in(
         if hashes_known is not None and not ready:
             store_root.refuse_read_only(layout, "publish to")
             hashes_known(checkpoint, local_sources, calls)
-        if ready and calls.is_dirty() and not calls.commit():  # the last call may have left it uncommitted
+        evidence = CommitEvidence(layout).files([checkpoint]) if ready else {}
+        if ready and calls.is_dirty() and not calls.commit(evidence):  # the last call may have left it uncommitted
             raise _not_committed(layout, checkpoint, calls.warnings[-1])
     if not ready:
         store_root.refuse_read_only(layout, "publish to")

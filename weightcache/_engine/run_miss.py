@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from weightcache._coordination.lock import Holder, LockWait, root_lock
 from weightcache._coordination.volume import VolumeSession
+from weightcache._environment import command, in_modal_container
 from weightcache._runtime.container_timeout import TimeLimit, modal_time_limit
 from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._runtime.writer_identity import Writer
+from weightcache._size_text import size_text
 from weightcache._store import root_checks as store_root
 from weightcache._store.inspect import Inspection, inspect
 from weightcache._transfer.progress import make_progress
@@ -23,6 +25,7 @@ from weightcache.reports import CheckpointReport, Report
 
 from . import miss_protocol
 from .checkpoint_task import CheckpointTask
+from .commit_evidence import CommitEvidence
 from .execute_plan import READ_ONLY, Installer, not_cached
 from .plan import plan
 from .stale_lock_files import remove_old_notes
@@ -90,6 +93,7 @@ class LocalHost:
         self._say = make_progress(options.progress, []).say
         self._tasks = [CheckpointTask(checkpoint, inspect(layout, checkpoint)) for checkpoint in checkpoints]
         self._changed: list[CheckpointTask] = []  # what is being installed
+        self._evidence = CommitEvidence(layout)
         self._began = time.monotonic()
         self._next_line = 0.0
         self._lost_path = ""  # what was lost while the last installation wrote it; empty if nothing was
@@ -140,7 +144,8 @@ class LocalHost:
         return list(dict.fromkeys(task.checkpoint.digest for task in self._todo()))
 
     async def is_dirty(self) -> bool:
-        return self._calls.is_dirty()
+        # With local sources there is no reload (see below), so that nothing can be lost, and no commit is needed first.
+        return not self._options.local_sources and self._calls.is_dirty()
 
     async def reload(self) -> None:
         if not self._options.local_sources:  # they may be on this Volume, not committed: a reload would discard them
@@ -148,7 +153,7 @@ class LocalHost:
 
     async def commit(self) -> bool:
         self._holder.phase("committing")
-        return self._calls.commit()
+        return self._calls.commit(self._evidence.files(t.checkpoint for t in self._changed if t.state == "installed"))
 
     async def can_write(self) -> bool:
         return not store_root.is_read_only(self._layout)
@@ -162,6 +167,7 @@ class LocalHost:
         self._changed = [task for task in todo if task.missing or not task.seen.receipt]
         if not self._changed:
             return False
+        self._evidence = CommitEvidence(self._layout, [task.checkpoint for task in self._changed])
         with self._calls.writing():
             return self._installer.withdraw_receipts(self._changed)
 
@@ -184,13 +190,14 @@ class LocalHost:
         todo = [task for task in self._todo() if task.checkpoint.digest in digests]
         self._installer.examine(todo)
         if missing := [task for task in todo if task.missing]:
-            raise not_cached(self._layout, missing, READ_ONLY)
+            raise not_cached(self._layout, missing, READ_ONLY, self._options.volume)
         for task in todo:
             if not task.seen.receipt:
                 name = task.checkpoint.name
+                run = command(f"ensure {name}", self._layout.root, self._options.volume)
                 self._calls.warn(
-                    f"{name} has no receipt and the root is read-only, so every start hashes it again; "
-                    f"run `weightcache ensure {name} --root {self._layout.root}` once where the root is writable"
+                    f"{name} has no receipt and the root is read-only, so every start hashes it again; run {run} once"
+                    f"{'' if in_modal_container() else ' where the root is writable'}"
                 )
                 task.installed("adopted")
 
@@ -199,7 +206,7 @@ class LocalHost:
         self._holder.mirror(f"waiting for {other}", count)
         if self.now() >= self._next_line:
             self._next_line = self.now() + REPORT_EVERY
-            far = f", {count / 1e6:.0f} MB so far" if count else ""
+            far = f", {size_text(count)} so far" if count else ""
             self._say(f"waiting for {other} to fill the Volume of {self._layout.root} ({lease.waited:.0f} s{far})")
 
     async def with_heartbeat(

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from weightcache._coordination.committed_state import Wanted
 from weightcache._coordination.lock import reload_lock, root_lock
 from weightcache._coordination.volume import VolumeSession
 from weightcache._runtime.owned_descriptors import close_on_interrupt
@@ -31,6 +32,8 @@ from weightcache._store.tags import (
 from weightcache.errors import ManifestError, NotCachedError, VolumeError
 from weightcache.manifest import Manifest, Tag
 from weightcache.manifest.validate import MODAL_VOLUMES
+
+from .commit_evidence import CommitEvidence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +163,7 @@ def move_tag(layout: Layout, volume: Volume | None, tag: Tag, checkpoint: Checkp
     """
     calls = VolumeSession(layout.root, volume)
     with root_lock(layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
-        if not calls.commit():
+        if not calls.commit(CommitEvidence(layout).files([checkpoint])):
             raise _not_committed(tag, checkpoint, calls)
         calls.reload()
         last = newest(layout, tag)
@@ -171,8 +174,9 @@ def move_tag(layout: Layout, volume: Volume | None, tag: Tag, checkpoint: Checkp
             store_root.make_root(layout)
             with calls.writing():
                 publication = Publication(tag, checkpoint, next_order(layout, tag), published, keep)
-                write_publication(layout, publication)
-            if not calls.commit():
+                path = write_publication(layout, publication)
+            written = {os.path.relpath(path, layout.root): Wanted(os.path.getsize(path))}
+            if not calls.commit(written):
                 raise _not_committed(tag, checkpoint, calls)
             calls.reload()  # a prune in another container that did not see this publication committed before it
         with reload_lock(layout.root):

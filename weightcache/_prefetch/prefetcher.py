@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from weightcache._coordination import background_readers
 from weightcache._runtime.start_threads import daemon_threads_allowed
+from weightcache._size_text import size_text
 
 from .memory_limit import free_memory, reservations
 from .prefetched_file import READ_CHUNK, PrefetchedFile, read_chunk, reason
@@ -84,9 +85,8 @@ class Prefetch:
             if file.problem:
                 continue
             if file.size > free:
-                file.problem = (
-                    f"{file.size / 1e6:.0f} MB do not fit into memory, {max(0.0, free) / 1e6:.0f} MB are free"
-                )
+                room = size_text(max(0.0, free))
+                file.problem = f"{size_text(file.size)} do not fit into memory, {room} are free"
                 continue
             try:
                 file.make_memory()
@@ -290,4 +290,4 @@ class Prefetch:
 
     def __repr__(self) -> str:
         stats = self.stats
-        return f"<Prefetch of {len(self._files)} files: {stats.bytes / 1e6:.1f} of {stats.total / 1e6:.1f} MB>"
+        return f"<Prefetch of {len(self._files)} files: {size_text(stats.bytes)} of {size_text(stats.total)}>"

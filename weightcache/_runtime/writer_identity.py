@@ -75,14 +75,6 @@ def write_note(path: str, text: str) -> None:
     replace_file(path, text.encode(), f"{path}.{secrets.token_hex(4)}", durable=False)
 
 
-def in_modal_container() -> bool:
-    """Whether this process runs in a Modal container, by the variables that Modal sets in each.
-
-    ``modal.is_local()`` answers otherwise: it is true in a child process of a container.
-    """
-    return os.environ.get("MODAL_IS_REMOTE") == "1" or "MODAL_TASK_ID" in os.environ
-
-
 def container_id(root: str) -> str:
     """Return 12 hex digits that name this container; processes that share them see each other's pids.
 

@@ -15,8 +15,8 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from weightcache._environment import in_modal_container
 from weightcache._runtime.owned_descriptors import Descriptor, opened
-from weightcache._runtime.writer_identity import in_modal_container
 from weightcache.errors import StorageError
 
 from .journal import BLOCK, block_checksum, block_line, wiped_line

@@ -181,8 +181,8 @@ def next_order(layout: Layout, tag: Tag) -> int:
     return order
 
 
-def write_publication(layout: Layout, publication: Publication) -> None:
-    """Write the file of one publication, at once and durably.
+def write_publication(layout: Layout, publication: Publication) -> str:
+    """Write the file of one publication, at once and durably, and return its path.
 
     Raises:
         StorageError: It cannot be written.
@@ -211,6 +211,7 @@ def write_publication(layout: Layout, publication: Publication) -> None:
         replace_file(path, f"{json.dumps(document, indent=1)}\n".encode(), fresh, durable=True)
     except OSError as error:
         raise StorageError.of(error, "write the publication", path) from None
+    return path
 
 
 def retention(layout: Layout, older_than: float) -> tuple[set[tuple[str, str]], list[str]]:

@@ -7,11 +7,12 @@ from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from weightcache._environment import set_variable
 from weightcache.manifest.validate import user_path
 
 from .mirror_stream import SourceError
 
-_TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its variables
+TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its variables
 
 
 class Token(NamedTuple):
@@ -29,8 +30,8 @@ def declared_token(variable: str) -> Token:
     """
     value = os.environ.get(variable, "").strip()  # a newline from `echo` would be an invalid header
     if not value:
-        hint = f"set {variable} in the environment (on Modal: a Secret)"
-        raise SourceError(f"environment variable {variable} (its `auth`) is not set", hint=hint, request_sent=False)
+        problem = f"environment variable {variable} (its `auth`) is not set"
+        raise SourceError(problem, hint=set_variable(variable), request_sent=False)
     return _checked(value, variable, f"environment variable {variable} (its `auth`)")
 
 
@@ -41,7 +42,7 @@ def hub_token() -> Token | None:
     that ``hf auth login`` writes. Tokens that need its software (of a CI, of a notebook, refreshed ones) can be given
     with ``auth``. ``HF_HUB_DISABLE_IMPLICIT_TOKEN`` turns all of them off.
     """
-    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
+    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in TRUE:
         return None
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if value := os.environ.get(variable, "").strip():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from weightcache._environment import token_place
+
 from .auth import is_signed
 from .http_environment import netrc_problem, proxy_refusal
 from .mirror_stream import RangeError, SourceError, TransientError
@@ -172,7 +174,7 @@ def _refused_signature(text: str, response: requests.Response, *, declared: bool
 def _refused_by_hub(text: str, code: str, request: RequestInfo) -> SourceError:
     page = request.hub
     where = page or "its repository"
-    token = request.origin or "HF_TOKEN (or run `hf auth login`)"
+    token = request.origin or token_place("HF_TOKEN")
     if code == "GatedRepo":
         what = f"{text}; {where} is gated"
         return SourceError(what, hint=f"accept its licence at {where}, and use the token of that account in {token}")

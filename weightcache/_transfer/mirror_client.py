@@ -8,6 +8,7 @@ import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from weightcache._environment import set_variable
 from weightcache.errors import redacted
 from weightcache.manifest.urls import expanded, local_path
 
@@ -170,8 +171,8 @@ def _address(url: str) -> str:
     except (KeyError, ValueError) as error:
         why = "is not set" if isinstance(error, KeyError) else "holds what no URL may"
         name = error.args[0]
-        hint = f"set {name} in the environment (on Modal: a Secret)"
-        raise SourceError(f"environment variable {name} (in its URL) {why}", hint=hint, request_sent=False) from None
+        problem = f"environment variable {name} (in its URL) {why}"
+        raise SourceError(problem, hint=set_variable(name), request_sent=False) from None
 
 
 def _drain(response: requests.Response) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from weightcache._runtime.tuning_constants import Settings
+from weightcache._size_text import rate_text, size_text
 
 if TYPE_CHECKING:
     from weightcache.manifest import Checkpoint, File
@@ -117,20 +118,18 @@ class LineProgress(Progress):
 
     def _line(self, name: str, now: float) -> str:
         rate = self._transferred / max(now - self._began, 1e-6)
-        text = f"{name}: {self.done / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+        text = f"{name}: {size_text(self.done)}, {rate_text(rate)}"
         if self.total:
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
             share = 100 * self.done // self.total
-            text = (
-                f"{name}: {self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB ({share} %), {rate / 1e6:.1f} MB/s{left}"
-            )
+            text = f"{name}: {size_text(self.done)} of {size_text(self.total)} ({share} %), {rate_text(rate)}{left}"
         return text
 
     def end(self) -> None:
         if self._transferred:
             seconds = time.monotonic() - self._began
-            rate = self._transferred / max(seconds, 1e-6) / 1e6
-            self.say(f"{self.done / 1e6:.1f} MB of {self.count} file(s) in {seconds:.1f} s ({rate:.1f} MB/s)")
+            rate = self._transferred / max(seconds, 1e-6)
+            self.say(f"{size_text(self.done)} of {self.count} file(s) in {seconds:.1f} s ({rate_text(rate)})")
 
     def say(self, text: str) -> None:
         print(f"weightcache: {text}", file=sys.stderr, flush=True)  # noqa: T201 (this is the progress line)

@@ -13,9 +13,11 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from weightcache._environment import command
 from weightcache._prefetch.prefetched_file import READ_CHUNK
 from weightcache._runtime.owned_descriptors import Descriptor, opened
 from weightcache._runtime.start_threads import thread_error_hint
+from weightcache._size_text import rate_text, size_text
 from weightcache._store.layout import Layout, version_path
 from weightcache._store.receipts import iter_receipts, receipt_files
 from weightcache._store.root_checks import check_root
@@ -90,7 +92,7 @@ def bench(root: str, limit: int) -> dict[str, Any]:
     if not any(sizes.values()):
         raise NotCachedError(
             f"nothing is published in {layout.root}, so there is nothing to read",
-            hint=f"run `weightcache ensure --root {layout.root}` first, then this command in a new container",
+            hint=f"run {command('ensure', layout.root)} first, then this command in a new container",
             checkpoints=(),
         )
     shares = _shares(sizes, limit)
@@ -202,8 +204,8 @@ def _advice(measured: Sequence[Measured], total: int) -> dict[str, Any]:
     warm = all(each.first >= CACHED_RATIO * each.again for each in measured)
     if len(measured) < len(COMBINATIONS) or serial.bytes < READ_CHUNK:
         advice = (
-            f"{total / 1e6:.0f} MB are too little to measure, or --size is too small: "
-            f"each of {len(COMBINATIONS)} combinations needs {4 * READ_CHUNK // 1_000_000} MB or more"
+            f"{size_text(total)} are too little to measure, or --size is too small: "
+            f"each of {len(COMBINATIONS)} combinations needs {size_text(4 * READ_CHUNK)} or more"
         )
     elif warm:
         advice = (
@@ -211,11 +213,11 @@ def _advice(measured: Sequence[Measured], total: int) -> dict[str, Any]:
             "a container that has just started), or this disk is as fast as memory, and parallel reads gain nothing"
         )
     elif gain < 1.2:
-        rate = f"{serial.first / 1e6:.0f} MB/s"
+        rate = rate_text(serial.first)
         advice = f"one stream is as fast as several here ({rate}): prefetch only gains by reading in the background"
     else:
         advice = (
-            f"prefetch(..., threads={enough.threads}): all {total / 1e6:.0f} MB take {total / enough.first:.1f} s, "
+            f"prefetch(..., threads={enough.threads}): all {size_text(total)} take {total / enough.first:.1f} s, "
             f"one stream takes {total / serial.first:.1f} s, {gain:.1f} times as long"
         )
     return {"threads": enough.threads, "gain": round(gain, 2), "warm": warm, "advice": advice}
@@ -241,9 +243,9 @@ def _table(result: dict[str, Any]) -> list[list[str]]:
         [
             f"{each['chunk'] // MIB} MiB",
             str(each["threads"]),
-            f"{each['bytes'] / 1e6:.0f} MB",
-            f"{each['first'] / 1e6:.0f} MB/s",
-            f"{each['again'] / 1e6:.0f} MB/s",
+            size_text(each["bytes"]),
+            rate_text(each["first"]),
+            rate_text(each["again"]),
         ]
         for each in result["ways"]
     ]

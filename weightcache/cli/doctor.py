@@ -10,7 +10,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from weightcache._runtime.writer_identity import in_modal_container, note_path
+from weightcache._environment import in_modal_container, set_variable
+from weightcache._runtime.writer_identity import note_path
+from weightcache._size_text import size_text
 from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache._store.root_checks import check_root
@@ -19,13 +21,16 @@ from weightcache.manifest import Manifest
 from weightcache.manifest.validate import MODAL_VOLUMES
 
 from .command_spec import Command, Flag, Group
+from .hub_token_check import check_hub_tokens
 from .modal_app import connect, version_of
 from .output import print_json, print_table
-from .shared_flags import ENV, JSON, MANIFEST, NO_ROOT, ROOT, VOLUME
+from .shared_flags import DEFAULT_MANIFEST, ENV, JSON, MANIFESTS, NO_ROOT, ROOT, VOLUME, manifests_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from weightcache.manifest import Checkpoint
 
 PROBE_BYTES = (
     64 << 20
@@ -59,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
         print_json(probe(options))
         return 0
-    findings = examine(options.manifest, options.root) if options.root else []
+    findings = examine(manifests_of(options), options.root) if options.root or _has_manifest(options) else []
     if options.volume is not None:
         findings += examine_volume(options)
     if options.json:
@@ -75,19 +80,29 @@ def _label(finding: Finding) -> str:
     return "FAIL" if finding.code else "WARN"
 
 
-def examine(manifest: str, root: str) -> list[Finding]:
-    """Run all checks of this machine; an invalid manifest is one of the findings."""
-    layout, findings, loaded = Layout(root), [], None
-    try:
-        loaded = Manifest.load(manifest)
-        findings.append(Finding("manifest", True, f"{manifest}: {len(loaded)} checkpoint(s), all pinned"))
-    except WeightCacheError as error:
-        findings.append(Finding("manifest", False, str(error).replace("\n", " "), 2))
-    checks: list[Callable[[Layout], Finding]] = [_location, _writable, _locks]
-    findings += [check(layout) for check in checks]
-    if loaded is not None:
-        findings += [*_tokens(loaded), _space(layout, loaded), _copies_in_image(layout, loaded)]
+def examine(manifests: Sequence[str], root: str | None) -> list[Finding]:
+    """Run all checks of this machine; an invalid manifest is one of the findings. Without a root, check the rest."""
+    findings, loaded = [], []
+    for manifest in manifests:
+        try:
+            loaded.append(Manifest.load(manifest))
+            findings.append(Finding("manifest", True, f"{manifest}: {len(loaded[-1])} checkpoint(s), all pinned"))
+        except WeightCacheError as error:
+            findings.append(Finding("manifest", False, str(error).replace("\n", " "), 2))
+    if root:
+        checks: list[Callable[[Layout], Finding]] = [_location, _writable, _locks]
+        findings += [check(Layout(root)) for check in checks]
+    checkpoints = [checkpoint for manifest in loaded for checkpoint in manifest]
+    findings += _tokens(checkpoints)
+    findings += [Finding("token", check.ok, check.text, 3) for check in check_hub_tokens(loaded)]
+    if root and checkpoints:
+        findings += [_space(Layout(root), checkpoints), _copies_in_image(Layout(root), checkpoints)]
     return findings
+
+
+def _has_manifest(options: argparse.Namespace) -> bool:
+    """Whether a manifest was given, or one lies at the default place."""
+    return options.manifest is not None or os.path.exists(DEFAULT_MANIFEST)
 
 
 def examine_volume(options: argparse.Namespace) -> list[Finding]:
@@ -148,16 +163,17 @@ def _locks(layout: Layout) -> Finding:
         )
 
 
-def _tokens(manifest: Manifest) -> Iterator[Finding]:
-    for variable in sorted({variable for checkpoint in manifest for variable in checkpoint.variables}):
-        users = ", ".join(checkpoint.name for checkpoint in manifest if variable in checkpoint.variables)
+def _tokens(checkpoints: Sequence[Checkpoint]) -> Iterator[Finding]:
+    for variable in sorted({variable for checkpoint in checkpoints for variable in checkpoint.variables}):
+        users = ", ".join(checkpoint.name for checkpoint in checkpoints if variable in checkpoint.variables)
         there = bool(os.environ.get(variable, "").strip())
-        text = f"{variable} is set" if there else f"{variable} is not set, and {users} needs it (on Modal: a Secret)"
+        missing = f"{variable} is not set, and {users} needs it: {set_variable(variable)}"
+        text = f"{variable} is set" if there else missing
         yield Finding("token", there, text, 3)
 
 
-def _space(layout: Layout, manifest: Manifest) -> Finding:
-    not_ready = [checkpoint for checkpoint in manifest if inspect(layout, checkpoint).state != "ready"]
+def _space(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Finding:
+    not_ready = [checkpoint for checkpoint in checkpoints if inspect(layout, checkpoint).state != "ready"]
     need = sum(checkpoint.size or 0 for checkpoint in not_ready)
     if not need:
         return Finding("room", True, "nothing of declared size is missing")
@@ -165,10 +181,10 @@ def _space(layout: Layout, manifest: Manifest) -> Finding:
         return Finding(
             "room",
             False,
-            f"{need / 1e6:.1f} MB are missing; it cannot be tested if they fit until the root is writable",
+            f"{size_text(need)} are missing; it cannot be tested if they fit until the root is writable",
         )
     if not os.path.realpath(layout.root).startswith(MODAL_VOLUMES) and shutil.disk_usage(layout.root).free < need:
-        return Finding("room", False, f"{need / 1e6:.1f} MB are missing, and less is free in {layout.root}", 5)
+        return Finding("room", False, f"{size_text(need)} are missing, and less is free in {layout.root}", 5)
     path = f"{layout.root}/.weightcache-probe-{secrets.token_hex(4)}"
     try:
         with open(path, "wb") as stream:
@@ -184,15 +200,14 @@ def _space(layout: Layout, manifest: Manifest) -> Finding:
     return Finding(
         "room",
         True,
-        f"{need / 1e6:.1f} MB are missing; a test file of {min(need, PROBE_BYTES) / 1e6:.1f} MB could be written",
+        f"{size_text(need)} are missing; a test file of {size_text(min(need, PROBE_BYTES))} could be written",
     )
 
 
-def _copies_in_image(layout: Layout, manifest: Manifest) -> Finding:
+def _copies_in_image(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Finding:
     """Search the usual directories of weights in an image for files with a declared name and size."""
-    wanted = {
-        (file.path.rpartition("/")[2], file.size) for checkpoint in manifest for file in checkpoint.files if file.size
-    }
+    files = [file for checkpoint in checkpoints for file in checkpoint.files if file.size]
+    wanted = {(file.path.rpartition("/")[2], file.size) for file in files}
     ours, seen, found = os.path.realpath(layout.root), 0, []
     for start in dict.fromkeys(
         map(os.path.realpath, (os.path.expanduser("~"), os.getcwd(), "/root", "/app", "/models"))
@@ -219,7 +234,7 @@ COMMAND = Command(
     "doctor",
     "check for common problems: root, disk, locks, tokens, weights in the image",
     (
-        MANIFEST,
+        MANIFESTS,
         ROOT,
         JSON,
         replace(VOLUME, help="check this Volume, too"),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import weightcache
+from weightcache._size_text import size_text
 
 from .command_spec import Command, Flag, Group, Remote
 from .dry_run import dry_run
@@ -54,7 +55,7 @@ def _to_json(weights: Weights) -> dict[str, object]:
 
 def _row(weights: Weights, name: str) -> list[str]:
     report = weights.report[name]
-    fetched, seconds = f"{report.bytes_fetched / 1e6:.1f} MB", f"{report.seconds:.1f} s"
+    fetched, seconds = size_text(report.bytes_fetched), f"{report.seconds:.1f} s"
     return [name, report.outcome, fetched, seconds, str(weights[name])]
 
 

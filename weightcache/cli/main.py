@@ -28,7 +28,8 @@ from .parser import build_parser
 from .shared_flags import NO_ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
     import modal
 
@@ -54,15 +55,18 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
         mounted: In a container, the Volume that is mounted at ``--root``.
     """
     parser = build_parser(COMMANDS)
-    options = parser.parse_args(argv, argparse.Namespace(mounted=mounted))
+    options, unknown = parser.parse_known_args(argv, argparse.Namespace(mounted=mounted))
+    usage_error: Callable[[str], NoReturn] = options.usage_error  # names the verb, which the parser's own does not
+    if unknown:
+        usage_error(f"unrecognized arguments: {' '.join(unknown)}")
     command = next(command for command in COMMANDS if command.name == options.verb)
     if problem := modal_runner.usage_problem(command, options):
-        parser.error(problem)
+        usage_error(problem)
     remotely = command.remote and options.volume is not None
     if "root" in options:
         options.root = options.root or os.environ.get("WEIGHTCACHE_ROOT")
         if command.needs_root and not options.root and not remotely:
-            parser.error(NO_ROOT)
+            usage_error(NO_ROOT)
     try:
         code = modal_runner.run(command, options, main_in_container) if remotely else command.run(options)
         sys.stdout.flush()
@@ -70,7 +74,7 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
     except WeightCacheError as error:
         return _report(error, as_json="json" in options and options.json)
     except ValueError as error:
-        parser.error(str(error))
+        usage_error(str(error))
     except BrokenPipeError:  # `weightcache status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
+from weightcache._environment import VOLUME_FLAGS
 from weightcache.errors import VolumeError
 from weightcache.modal.client_version import check_client_version
 from weightcache.modal.image import add_library
@@ -49,6 +51,8 @@ def in_app(
 
     app = modal.App("weightcache")
     built = image(add_library(modal.Image.debian_slim()))
+    flags = ["--volume", options.volume, *(["--env", options.env] if options.env else [])]
+    known = modal.Secret.from_dict({VOLUME_FLAGS: shlex.join(flags)})  # for hints of the containers
     remote = {
         function: app.function(
             image=built,
@@ -56,7 +60,7 @@ def in_app(
             cpu=CPU,
             memory=MEMORY,
             timeout=TIMEOUT,
-            secrets=secrets,
+            secrets=[*secrets, known],
             include_source=False,  # add_library adds the whole package
         )(function)
         for function, mounted in functions.items()
@@ -84,14 +88,17 @@ def connect(options: argparse.Namespace) -> modal.Volume:
         ) from None
     check_client_version(modal.__version__)
     creates = " or create it with --create (an option of `ensure` and `push`)"
+    doing = f"open Volume {name}{where}"
+    with translated(doing, invalid="correct --volume: `modal volume list` shows the existing names"):
+        volume = modal.Volume.from_name(name, environment_name=options.env, create_if_missing=create, version=version)
     with translated(
-        f"open Volume {name}{where}",
+        doing,
         missing=f"`modal volume list` shows the existing ones; correct --volume or --env,{creates}",
-        invalid="leave out --version, or name another Volume: Modal cannot convert a Volume to another version",
+        invalid="leave out --version, or name another Volume: Modal cannot convert a Volume to another version"
+        if version
+        else "correct --volume and --env, which Modal's message above is about",
     ):
-        return modal.Volume.from_name(
-            name, environment_name=options.env, create_if_missing=create, version=version
-        ).hydrate()
+        return volume.hydrate()
 
 
 def version_of(options: argparse.Namespace) -> int | None:

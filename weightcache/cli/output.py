@@ -7,6 +7,8 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from weightcache._size_text import size_text
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -42,5 +44,5 @@ def print_statuses(statuses: Sequence[Status], *, as_json: bool) -> int:
 def _status_row(status: Status) -> list[str]:
     extra = f"{len(status.extra)} extra file(s): {', '.join(status.extra[:3])}" if status.extra else ""
     detail = "; ".join(part for part in (status.detail, extra) if part)
-    size = "" if status.size is None else f"{status.size / 1e6:.1f} MB"
+    size = "" if status.size is None else size_text(status.size)
     return [status.name, status.state, size, str(status.path), detail]

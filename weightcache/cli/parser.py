@@ -62,7 +62,8 @@ def build_parser(
     """Return the parser of the whole command line.
 
     Args:
-        commands: All commands; parsed options have the name of one as ``verb``.
+        commands: All commands; parsed options have the name of one as ``verb``, and as ``usage_error`` what prints the
+            usage of that verb with a problem and exits.
         completions: What shtab completes for each value of `Flag.completes`; ``None`` outside of shell completion.
     """
     parser = argparse.ArgumentParser(
@@ -81,6 +82,7 @@ def build_parser(
             epilog=EXIT_CODES,
             formatter_class=_Formatter,
         )
+        sub.set_defaults(usage_error=sub.error)
         _add_flags(sub, command, completions or {})
     return parser
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import weightcache
+from weightcache._size_text import size_text
 from weightcache._store.content_sniffing import HEAD, POINTER, foreign_content
 from weightcache._store.inspect import read_bytes, read_receipt
 from weightcache._store.layout import Layout, receipt_path, version_path
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(rows)
     else:
-        print_table([[row["name"], row["outcome"], f"{row['bytes'] / 1e6:.1f} MB", row["path"]] for row in rows])
+        print_table([[row["name"], row["outcome"], size_text(row["bytes"]), row["path"]] for row in rows])
     return 0 if all(row["outcome"] != "missing" for row in rows) else 1
 
 
@@ -110,12 +111,12 @@ def _announce(
         for path in _pointers(layout, each, sizes[each.name]):
             echo(f"{each.name}: {path} is a Git LFS pointer instead of the file; the manifest has its digest")
         size = sum(sizes[each.name].values())
-        echo(f"{each.name}: {len(each.files)} file(s), {size / 1e6:.1f} MB to {_version_dir(each)}")
+        echo(f"{each.name}: {len(each.files)} file(s), {size_text(size)} to {_version_dir(each)}")
     total = sum(sum(each.values()) for each in sizes.values())
     if checkpoints:
-        echo(f"{total / 1e6:.1f} MB in all to Volume {options.volume}; Modal does not upload again what it has already")
+        echo(f"{size_text(total)} in all to Volume {options.volume}; Modal does not upload again what it has already")
     if total > CONFIRM_ABOVE and not options.yes and not _confirmed():
-        raise ValueError(f"{total / 1e9:.1f} GB would be uploaded: give --yes, or answer y on a terminal")
+        raise ValueError(f"{size_text(total)} would be uploaded: give --yes, or answer y on a terminal")
 
 
 def _pointers(layout: Layout, checkpoint: Checkpoint, sizes: dict[str, int]) -> Iterator[str]:

@@ -161,12 +161,16 @@ def _refusal(source: str, problems: _Problems, is_file: bool) -> ManifestError:
     if problems.unpinned:
         import shlex
 
+        from weightcache._environment import in_modal_container
+
         names = " ".join(problems.unpinned)
-        command = f"`weightcache pin {names} -m {shlex.quote(source) if is_file else 'FILE'}`"
+        in_container = in_modal_container()  # its file is a copy: the one to complete is where the app is deployed
+        command = f"`weightcache pin {names} -m {shlex.quote(source) if is_file and not in_container else 'FILE'}`"
         others = len(problems) > sum(problems.unpinned.values())
         error.hint = (
             f"{'mend the other lines named above, and then ' if others else ''}run {command}"
             f"{'' if is_file else ' on a weights.toml that says the same'}, which finds out and writes what lacks"
+            f"{'; then deploy the app again' if in_container else ''}"
         )
     return error
 

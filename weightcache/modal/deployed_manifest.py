@@ -12,7 +12,7 @@ import hashlib
 import os
 import weakref
 
-from weightcache._runtime.writer_identity import in_modal_container as in_container
+from weightcache._environment import in_modal_container as in_container
 from weightcache.errors import ManifestError
 from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path

@@ -22,8 +22,8 @@ import sys
 from contextlib import suppress
 
 from weightcache._api import aensure, ensure
+from weightcache._environment import in_modal_container as in_container
 from weightcache._prefetch.api import prefetch, prefetch_files
-from weightcache._runtime.writer_identity import in_modal_container as in_container
 from weightcache.errors import ManifestError
 
 from .deployed_manifest import DeployedManifest
