@@ -1,7 +1,7 @@
 """One miss at a time on one root in one container: a lock for threads, then a kernel lock for processes.
 
-It avoids duplicate downloads, and keeps our files closed while another process commits or reloads. A lock that cannot be
-acquired is only a warning (docs/design.md, G3). A crash releases it. Lock files lie on the container's own disk.
+It avoids duplicate downloads, and keeps our files closed while another process commits or reloads. A lock that cannot
+be acquired is only a warning (docs/design.md, G3). A crash releases it. Lock files lie on the container's own disk.
 """
 
 from __future__ import annotations
