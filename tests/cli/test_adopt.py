@@ -175,6 +175,8 @@ def test_copies_instead_of_links_a_local_dir_and_plain_files(run: Any, hub: Hub,
     assert hit(root)["sam"].samefile(tmp_path / "sam.pt")
     [row] = json.loads(run("adopt", tmp_path / "sam.pt", "segmenter", "--root", root, "--json")[1])
     assert (row["name"], row["linked"], row["digest"]) == ("segmenter", 1, sha256(DATA[1:]))
+    again = json.loads(run("adopt", tmp_path / "sam.pt", "segmenter", "--root", root, "--move", "--json")[1])
+    assert again == [row]  # it is ready, so nothing is moved
 
 
 def test_which_snapshot_of_a_repository(run: Any, hub: Hub, root: Path, tmp_path: Path) -> None:

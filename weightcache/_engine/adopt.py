@@ -74,8 +74,9 @@ def adopt(found: Found, layout: Layout, volume: Volume | None, *, move: bool) ->
         found.path, found.name, layout, volume, may_link=not move, skip=found.skip, hashes_known=prepare
     )
     checkpoint = Checkpoint(made.name, found.urls, made.files, made.is_directory)
-    moved = sum(os.path.samefile(layout.file(made, file), sources[file.sha256]) for file in made.files) if move else 0
-    linked = 0 if move else sum(os.stat(layout.file(made, file)).st_nlink > 1 for file in made.files)
+    published = {layout.file(made, file): sources[file.sha256] for file in made.files}
+    linked = sum(os.stat(path).st_nlink > 1 for path in published)
+    moved = sum(os.stat(path).st_nlink == 1 and os.path.samefile(path, source) for path, source in published.items())
     return Adopted(checkpoint, linked, len(made.files) - linked - moved, moved)
 
 
