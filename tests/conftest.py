@@ -15,6 +15,7 @@ import pytest
 from hub import Hub, isolated_client
 from origin import Origin
 from support import change_settings, forbidden
+from trained import DATA, FILES, write
 from weightcache.cli.main import main
 
 if find_spec("groundingdino") is None:
@@ -107,3 +108,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         yield server
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A file, as training leaves it."""
+    path = tmp_path / "out" / "model.bin"
+    path.parent.mkdir()
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A directory, as training leaves it."""
+    return write(tmp_path / "run", FILES)

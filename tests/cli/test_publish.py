@@ -6,27 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from command_line import run
 from support import directory, sha256
-from trained import DATA, FILES, write
+from trained import DATA, FILES
 from weightcache import Manifest
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
-    """A file, as training leaves it."""
-    path = tmp_path / "out" / "model.bin"
-    path.parent.mkdir()
-    path.write_bytes(DATA)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A directory, as training leaves it."""
-    return write(tmp_path / "run", FILES)
 
 
 def test_the_command(folder: Path, made: Path, root: Path, tmp_path: Path, capsys: Any) -> None:

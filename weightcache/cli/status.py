@@ -12,19 +12,26 @@ from .shared_flags import ENV, JSON, MANIFEST, NAMES, ROOT, TAG, VOLUME, source_
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+
+FLAGS = (NAMES, MANIFEST, TAG, ROOT, JSON, VOLUME, ENV)
+
+
+def print_states(states: Callable[..., list[weightcache.Status]], options: argparse.Namespace) -> int:
+    """Print what `weightcache.status` or `weightcache.verify` finds of the named checkpoints."""
+    source, names = source_of(options)
+    return print_statuses(states(source, root=options.root, only=names), as_json=options.json)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the state of the named checkpoints."""
-    source, names = source_of(options)
-    statuses = weightcache.status(source, root=options.root, only=names)
-    return print_statuses(statuses, as_json=options.json)
+    return print_states(weightcache.status, options)
 
 
 COMMAND = Command(
     "status",
     "show what the root holds, without hashing",
-    (NAMES, MANIFEST, TAG, ROOT, JSON, VOLUME, ENV),
+    FLAGS,
     run,
     remote=True,
 )

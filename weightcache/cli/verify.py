@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import weightcache
 
 from .command_spec import Command
-from .output import print_statuses
-from .shared_flags import ENV, JSON, MANIFEST, NAMES, ROOT, TAG, VOLUME, source_of
+from .status import FLAGS, print_states
 
 if TYPE_CHECKING:
     import argparse
@@ -16,15 +15,7 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     """Hash the named checkpoints and print their state."""
-    source, names = source_of(options)
-    statuses = weightcache.verify(source, root=options.root, only=names)
-    return print_statuses(statuses, as_json=options.json)
+    return print_states(weightcache.verify, options)
 
 
-COMMAND = Command(
-    "verify",
-    "hash every published file; write nothing",
-    (NAMES, MANIFEST, TAG, ROOT, JSON, VOLUME, ENV),
-    run,
-    remote=True,
-)
+COMMAND = Command("verify", "hash every published file; write nothing", FLAGS, run, remote=True)
