@@ -220,13 +220,9 @@ class StorageError(WeightCacheError, OSError):
         """Wrap the operating system's ``error``, raised while ``doing`` something to ``path``."""
         import errno
 
-        from weightcache._environment import command
-
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full" if full else (error.strerror or str(error))
         hints = {
-            errno.ENOSPC: f"free space there ({command('prune')}), or give the container more disk: "
-            "on Modal, writes to a Volume are first kept on the container's own disk (ephemeral_disk=)",
             errno.EROFS: "the root is mounted read-only; fill it from a container that may write",
             errno.EACCES: "give this user write permission to the root",
             errno.ENOTDIR: "root must be a directory",
@@ -236,7 +232,14 @@ class StorageError(WeightCacheError, OSError):
         }
         if doing == "read":
             hints |= {errno.EACCES: "let this user read it", errno.ENOENT: "give the path of something that is there"}
-        hints[errno.EDQUOT], hints[errno.EPERM] = hints[errno.ENOSPC], hints[errno.EACCES]
+        if full:  # the import needs a descriptor, which EMFILE says are used up
+            from weightcache._environment import command
+
+            hints[error.errno or 0] = (
+                f"free space there ({command('prune')}), or give the container more disk: "
+                "on Modal, writes to a Volume are first kept on the container's own disk (ephemeral_disk=)"
+            )
+        hints[errno.EPERM] = hints[errno.EACCES]
         hint = hints.get(error.errno or 0, "see the operating system's message; nothing wrong was published")
         wrapped = cls(f"cannot {doing} {path}: {what}", hint=hint, path=path)
         wrapped.errno = error.errno

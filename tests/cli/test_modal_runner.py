@@ -139,7 +139,7 @@ def test_the_container_commits_and_answers(manifest: Path, root: Path, tmp_path:
     volume.calls.clear()
     words = ["prune", "--yes", "--older-than", "0", "-m", str(other), "--root", str(root)]
     assert main_in_container(volume, words, False)[:2] == (0, f"deleted  {root}/sam2/{sha256(DATA)[:16]}\n")
-    assert volume.calls == ["reload", "commit", "commit"]
+    assert volume.calls == ["reload", "commit", "reload", "commit"]
 
 
 # what cannot be had --------------------------------------------------------------------------------------------

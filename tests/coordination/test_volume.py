@@ -224,6 +224,7 @@ def test_prune_commits_the_receipts_before_the_files(origin: Origin, root: Path)
     assert volume.calls == [
         "reload: 1 published, 1 receipts",
         "commit: 1 published, 0 receipts",
+        "reload: 1 published, 0 receipts",  # another container may have tagged the version meanwhile
         "commit: 0 published, 0 receipts",
     ]
     assert list(root.glob(".weightcache/receipts/*/*")) == []

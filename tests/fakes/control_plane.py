@@ -186,6 +186,10 @@ class ControlPlane(VolumeSession, AppCalls, BuildCalls, FunctionCalls, SandboxCa
         """Refuse the next calls of one kind, after letting some pass."""
         self._faults[name] += [None] * after + [GRPCError(status, text)] * times
 
+    def recover(self, name: str) -> None:
+        """Refuse no more calls of one kind."""
+        self._faults[name].clear()
+
     def env(self, container: Container | None = None) -> dict[str, str]:
         """Return the environment of a client, or of a plain process that stands for a container."""
         port = f"http://127.0.0.1:{container.port}" if container else self.url

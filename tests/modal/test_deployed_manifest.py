@@ -22,13 +22,13 @@ class Image:
     def __init__(self, files: dict[str, str] | None = None) -> None:
         self.files = files or {}
 
-    def add_local_file(self, source: str, path: str) -> Image:
+    def add_local_file(self, source: str, path: str, *, copy: bool) -> Image:
         return Image({**self.files, path: source})
 
     def pip_install(self, *_: str) -> Image:
         return Image(self.files)
 
-    def add_local_python_source(self, *_: str) -> Image:
+    def add_local_python_source(self, *_: str, copy: bool) -> Image:
         return Image(self.files)
 
 

@@ -67,7 +67,7 @@ def test_what_every_option_has(plane: ControlPlane, option: str) -> None:
     web = function.method_definitions["web"].webhook_config
     assert (web.type, web.requires_proxy_auth) == (pb.WEBHOOK_TYPE_ASGI_APP, False)
     assert (function.resources.milli_cpu, function.resources.memory_mb) == (2000, 16384)
-    assert (function.timeout_secs, function.startup_timeout_secs) == (600, 600)
+    assert (function.timeout_secs, function.startup_timeout_secs) == (600, 900)
     assert (function.max_concurrent_inputs, function.target_concurrent_inputs) == (8, 2)
     [volume] = plane.requests("VolumeGetOrCreate")
     [mount] = function.volume_mounts

@@ -199,10 +199,11 @@ def _age(receipt: dict[str, object]) -> float:
 
 def _remove(path: str) -> None:
     try:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        os.unlink(path)
     except OSError as error:
-        raise StorageError.of(error, "delete", path) from None
+        # A network file system can say of a file that is there that it is not; the receipt must not go before it.
+        if not isinstance(error, FileNotFoundError) or os.path.lexists(path):
+            raise StorageError.of(error, "delete", path) from None
 
 
 def _remove_empty(place: str, root: str) -> None:

@@ -67,7 +67,7 @@ def publish_path(
         if attempt == MAX_ATTEMPTS - 1:
             raise VolumeError(
                 f"{checkpoint.name} was deleted from {layout.root} {MAX_ATTEMPTS} times after it was published",
-                hint="look for a `weightcache prune` or another process that deletes there, and publish again",
+                hint="end what deletes there, such as a prune in a loop, and publish again",
                 operation="commit",
             )
         checkpoint, local_sources = copy_in(path, name, layout, volume)  # a prune in another container deleted it

@@ -9,6 +9,8 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+from weightcache._size_text import rate_text, size_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -57,7 +59,7 @@ class TimeCheck:
             return
         wanted = 60 * math.ceil((self._limit.used + (self._now() - self._start) + 2 * needed) / 60)
         self._warn(
-            f"{self._rest / 1e6:.1f} MB are still to be downloaded, which takes {needed:.0f} s at "
-            f"{rate / 1e6:.1f} MB/s ({how}), and this container is stopped in {max(0.0, left):.0f} s: "
+            f"{size_text(self._rest)} are still to be downloaded, which takes {needed:.0f} s at "
+            f"{rate_text(rate)} ({how}), and this container is stopped in {max(0.0, left):.0f} s: "
             f"raise {self._limit.argument} to {wanted} s"
         )

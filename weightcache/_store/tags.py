@@ -174,7 +174,7 @@ def next_order(layout: Layout, tag: Tag) -> int:
         StorageError: No number is left, because a file claims to be of the year 5138.
     """
     names = _names(layout, tag)
-    order = max(time.time_ns() // 1_000_000, int(names[0][:_DIGITS]) + 1 if names else 0)
+    order = max(int(time.time() * 1000), int(names[0][:_DIGITS]) + 1 if names else 0)
     if order >= 10**_DIGITS:
         path = f"{layout.tag(tag)}/{names[0] if names else ''}"
         raise StorageError(f"{path}: no publication can follow it", hint="delete this file", path=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from weightcache._size_text import size_text
 from weightcache._store.layout import Layout
 from weightcache.manifest.validate import user_path
 
@@ -59,7 +60,7 @@ def _in_words(adopted: Adopted) -> str:
     counts = {"linked": adopted.linked, "copied": adopted.copied, "moved": adopted.moved}
     listed = [f"{count} file(s) {what}" for what, count in counts.items() if count]
     size = adopted.checkpoint.size or 0
-    return f"{' and '.join(listed)} ({size / 1e6:.1f} MB)"
+    return f"{' and '.join(listed)} ({size_text(size)})"
 
 
 def path_on_volume(path: str, mount: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import weightcache
 from weightcache import Tag
+from weightcache._size_text import size_text
 
 from .command_spec import Command, Flag, Remote
 from .output import print_json, print_table
@@ -58,7 +59,7 @@ def _to_json(publication: Publication, *, is_current: bool) -> dict[str, object]
 
 
 def _row(publication: Publication, *, is_current: bool) -> list[str]:
-    size = f"{(publication.checkpoint.size or 0) / 1e6:.1f} MB"
+    size = size_text(publication.checkpoint.size or 0)
     keep = "keep all" if publication.keep is None else f"keep {publication.keep}"
     mark = f"current, {keep}" if is_current else ""
     tag = publication.tag
