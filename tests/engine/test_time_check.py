@@ -62,7 +62,7 @@ def test_ensure_warns_with_the_time_that_is_given(
     assert seen
     assert all(seen)  # it was said before the first request
     [warning] = report.warnings
-    assert "0.1 MB are still to be downloaded, which takes 100 s at 0.0 MB/s (assumed)" in warning
+    assert "0.1 MB are still to be downloaded, which takes 100 s at 1.0 kB/s (assumed)" in warning
     assert "raise the time limit (on Modal: startup_timeout or timeout) to 240 s" in warning
     assert ensure(manifest, root=root, progress=False, time_limit=0.0).report.warnings == ()  # a hit
 

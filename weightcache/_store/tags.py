@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .layout import Layout
 
 FORMAT = 1
+_MILLISECOND = 1_000_000  # nanoseconds
 _DIGITS = 14  # milliseconds until the year 5138, so that the order of the names is the order of the numbers
 _FILE = re.compile(rf"(?P<order>[0-9]{{{_DIGITS}}})-(?P<digest>[0-9a-f]{{64}})\.json")
 
@@ -174,7 +175,7 @@ def next_order(layout: Layout, tag: Tag) -> int:
         StorageError: No number is left, because a file claims to be of the year 5138.
     """
     names = _names(layout, tag)
-    order = max(int(time.time() * 1000), int(names[0][:_DIGITS]) + 1 if names else 0)
+    order = max(time.time_ns() // _MILLISECOND, int(names[0][:_DIGITS]) + 1 if names else 0)
     if order >= 10**_DIGITS:
         path = f"{layout.tag(tag)}/{names[0] if names else ''}"
         raise StorageError(f"{path}: no publication can follow it", hint="delete this file", path=path)
