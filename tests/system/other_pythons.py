@@ -20,10 +20,11 @@ AT_ONCE = 2
 ONCE = (
     "cli/test_modal_runner.py",
     "docs",
-    "fakes/test_control_plane.py",
+    *(f"fakes/test_control_plane{part}.py" for part in ("", "_apps", "_sandboxes")),
+    *(f"modal/test_{name}.py" for name in ("fill", "open_files", "several_volumes", "wrong_uses")),
     "simulation",
     "slowvol",
-    *(f"system/test_{name}.py" for name in ("cost", "errno", "fashion_app")),
+    *(f"system/test_{name}.py" for name in ("apps", "cost", "errno", "fashion_app")),
     *(f"transfer/test_{name}.py" for name in ("hedge", "mirrors", "scheduler")),
 )
 TESTS = (
