@@ -73,7 +73,7 @@ class Weights(Mapping[str, "Path"]):
             Name → the absolute path of its link.
 
         Raises:
-            UnknownCheckpointError: A name is none of these weights.
+            UnknownCheckpointError: A name is not among these weights.
             StorageError: Something that is no link of ours is there, the path lies in the root or on a Modal Volume
                 (nothing was linked then), or the disk is full or cannot be written.
             TypeError, ValueError: An argument is of the wrong kind, or two names have one path.
@@ -99,7 +99,7 @@ class Weights(Mapping[str, "Path"]):
 
         Raises:
             ManifestError: No checkpoint has an ``hf://`` URL, or two name different commits of one repository.
-            UnknownCheckpointError: ``only`` names what is none of these weights.
+            UnknownCheckpointError: ``only`` names a checkpoint that is not among these weights.
             StorageError: ``directory`` lies in the root or on a Modal Volume, holds another commit that was downloaded
                 there, or cannot be written.
             TypeError, ValueError: An argument is of the wrong kind.

@@ -55,7 +55,7 @@ class Manifest(Frozen):
             ManifestError: The file is missing, not UTF-8 or not TOML, or anything in it is wrong. All problems
                 are listed, each with its place.
             StorageError: The path begins with ``~``, and there is no home.
-            TypeError: ``source`` is none of the accepted kinds.
+            TypeError: ``source`` is not of an accepted kind.
         """
         if isinstance(source, cls):
             return source
