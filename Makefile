@@ -3,12 +3,12 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint fashion scenarios simulate oldest-modal newest-modal gvisor clean
+.PHONY: demo test lint fashion scenarios simulate pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
 
-test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then the core tests on every other Python and the oldest Modal
+test: .venv/.test .venv-fashion/.test  ## all tests, those of the example, then the core tests on the oldest and newest Python and the oldest Modal
 	./tests/prerequisites.sh
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal
@@ -56,6 +56,9 @@ scenarios: .venv-fashion/.test ## how long the example takes to start, beside th
 .venv-fashion/.test: tests/example/requirements.txt .venv-fashion/.app
 	.venv-fashion/bin/python -m pip install --quiet --requirement tests/example/requirements.txt
 	touch $@
+
+pythons: .venv/.test       ## the core tests on every other supported Python that is installed
+	$(BIN)/python tests/system/other_pythons.py --all
 
 simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers and of one root; SEEDS=n for more
 	$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),20000)
