@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 import threading
@@ -21,6 +20,7 @@ from ._safetensors_header import Header, parse_header
 from ._tensor_selection import PlannedBlock, PlannedTensor, Selection, plan_blocks, read_whole
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator
 
     from weightcache._prefetch.range_reader import RangeReader
