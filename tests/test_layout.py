@@ -32,6 +32,8 @@ ELSEWHERE = {
     "_pinning/new_entry": "tests/pinning/test_api.py",
     "_pinning/upgrade": "tests/cli/test_pin_upgrade.py",
     "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name
+    "_prefetch/blocks": "tests/torch/test_tensor_selection.py",  # which plans them
+    "_prefetch/range_reader": "tests/torch/test_iter_tensors.py",
     "_runtime/atomic_replace": "tests/store/test_journal.py",  # receipts are written with it
     "_runtime/unannounced_write_check": "tests/coordination/test_volume.py",
     "_transfer/http_environment": "tests/transfer/test_error_response.py",
@@ -55,6 +57,9 @@ ELSEWHERE = {
     "cli/verify": "tests/cli/test_main.py",
     "manifest/model": "tests/manifest/test_parse.py",
     "reports": "tests/test_api.py",
+    "torch/_model": "tests/torch/test_state_dict.py",
+    "torch/_safetensors_shards": "tests/torch/test_state_dict.py",
+    "torch/_strict_json": "tests/torch/test_safetensors_header.py",
     "torch/_skip_random_fills": "tests/torch/test_skip_init.py",
     "torch/_storage_checks": "tests/torch/test_storage_bounds.py",
 }

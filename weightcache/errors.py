@@ -268,7 +268,7 @@ class LoadError(WeightCacheError, RuntimeError):
     """A file cannot be loaded as weights, or the weights do not fit the module (`weightcache.torch`).
 
     Attributes:
-        source: The file, or the class of the module.
+        source: The file, the directory, or the class of the module.
         problems: All problems; of weights that do not fit, one for each name.
     """
 

@@ -16,9 +16,30 @@ torch = pytest.importorskip("torch")
 PAGE = Path(__file__).parents[2] / "docs/how-to/make-cold-starts-fast.md"
 
 
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_the_functions_for_shards(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    embed, head = torch.randn(8, 4), torch.randn(8, 4)
+    save_file({"model.embed_tokens.weight": embed, "other": torch.ones(1)}, tmp_path / "model-1.safetensors")
+    save_file({"lm_head.weight": head}, tmp_path / "model-2.safetensors")
+    names: dict[str, Any] = {}
+    exec(compile(blocks()[1], PAGE, "exec"), names)
+    part = names["load_part"](tmp_path, 1, 4)
+    assert sorted(part) == ["lm_head.weight", "model.embed_tokens.weight"]
+    assert torch.equal(part["lm_head.weight"], head[2:4])
+    assert torch.equal(part["model.embed_tokens.weight"], embed[2:4])
+    parameters = {"model.embed_tokens.weight": embed * 0, "lm_head.weight": head * 0, "other": torch.zeros(1)}
+    names["copy_while_reading"](tmp_path, parameters)
+    assert torch.equal(parameters["lm_head.weight"], head)
+
+
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_the_program_of_the_page(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [program] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    program, _ = blocks()
     place = tmp_path / "weights.toml"
     monkeypatch.setattr(weightcache.modal.deployed_manifest, "manifest_path", lambda name: str(place))
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")

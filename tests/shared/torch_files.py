@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,34 @@ def held_by_process(path: Path) -> bool:
         except FileNotFoundError:
             continue  # that of listdir itself
     return str(path) in links or str(path) in Path("/proc/self/maps").read_text()
+
+
+def write_shards(
+    directory: Path, files: int = 3, elements: int = 1000, kind: str = "safetensors", *, index: bool = True
+) -> dict[str, Any]:
+    """Write a model in shards as transformers does; return what a loop over its files loads."""
+    directory.mkdir(exist_ok=True)
+    stem, suffix = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
+    weight_map, expected = {}, {}
+    for number in range(1, files + 1):
+        name = f"{stem}-{number:05}-of-{files:05}.{suffix}"
+        tensors = {f"layers.{number}.{key}": tensor for key, tensor in weights(elements).items()}
+        if kind == "legacy":
+            del tensors[f"layers.{number}.float8"]
+        loaded = plainly(write(directory / name, tensors, kind), kind)
+        expected |= {key: tensor.clone() for key, tensor in loaded.items()}  # without a mapping of the file
+        weight_map |= dict.fromkeys(tensors, name)
+    if index:
+        write_index(directory, weight_map, f"{stem}.{suffix}.index.json")
+    return expected
+
+
+def write_index(directory: Path, weight_map: Any, name: str = "model.safetensors.index.json") -> None:
+    (directory / name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+
+
+def write_header(path: Path, header: Any, data: bytes = b"") -> Path:
+    """Write a safetensors file with any header: an object, or bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path

@@ -49,7 +49,7 @@ def follow(hint: str) -> None:
         (
             b'{"metadata": {}, "weight_map": {"a": "b"}}',
             "is the index of a sharded model",
-            "each of the files",
+            "load the directory",
         ),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer", "git lfs pull"),
         (pickle.dumps({"a": 1}, protocol=4), "is a pickle, but not from torch", "torch.save"),
@@ -204,7 +204,7 @@ def test_a_safetensors_header_above_the_limit_of_the_format_is_not_called_damage
     ("names", "do"),
     [
         ([], "use the path of a file"),
-        (["config.json", "model.safetensors"], "model.safetensors"),
+        (["config.json", "model.pt"], "use one of the files in it: model.pt"),
         ([".metadata", "__0_0.distcp"], "dcp_to_torch_save"),
         (["data.pkl", "version"], "unpacked file of torch.save"),
     ],

@@ -16,7 +16,7 @@ safetensors; the first call does.
 from __future__ import annotations
 
 from ._assign import assign_into
-from ._load import load_state_dict
 from ._skip_init import skip_init
+from ._state_dict import iter_tensors, load_state_dict
 
-__all__ = ["assign_into", "load_state_dict", "skip_init"]
+__all__ = ["assign_into", "iter_tensors", "load_state_dict", "skip_init"]

@@ -1,4 +1,4 @@
-"""`load_state_dict`: read the weights in a file without running code from it."""
+"""Load the weights in one file without running code from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from weightcache._runtime.owned_descriptors import opened
 from weightcache.errors import LoadError, StorageError
 
 from ._format_detection import check_zip, detect_format, read_pickle
-from ._lazy_imports import import_safetensors, import_torch, require_safe_unpickling
+from ._lazy_imports import import_safetensors, require_safe_unpickling
 from ._pickle_refusal import refusal
 from ._pickle_scan import MAX_PICKLE_BYTES, PickleSummary, scan_pickle
 from ._storage_checks import check_tensors
@@ -38,78 +38,35 @@ class Prefetched(Protocol):
         ...
 
 
-def load_state_dict(
-    path: str | os.PathLike[str], *, prefetched: Prefetched | None = None, device: Any = "cpu"
-) -> dict[str, Any]:
-    """Load the weights in a file that ``torch.save`` or safetensors wrote.
-
-    Supported formats, detected from the first bytes: the zip format (PyTorch 1.6 or newer) and the legacy format
-    (PyTorch 0.1.10 to 1.5), both with the default pickle protocol, and safetensors. The error for any other format,
-    such as a TorchScript archive, names the format and what to do.
-
-    Nothing but weights is loaded. A file that needs another import is refused; the error names the import and how to
-    allow it. Tensors with a size or index outside their storage are refused with every version of PyTorch.
-
-    Zip and safetensors files are mapped from memory without a copy: from ``prefetched``, else from memory that this
-    call fills with parallel reads. ``torch.load`` reads legacy files, zip files up to 8 MiB and files that do not
-    fit into memory. No file on the Volume stays open or mapped.
-
-    Writing to a tensor changes neither the file nor the result of another call. The whole file stays in memory until
-    all its tensors are deleted.
-
-    Args:
-        path: The file.
-        prefetched: What `weightcache.prefetch` returned, with ``into="memory"``.
-        device: Device of the tensors, as for ``torch.device``. Tensors that share memory in the file share it there.
-
-    Returns:
-        The saved dict. The weights are often one level below: ``load_state_dict(path)["model"]``.
-
-    Raises:
-        LoadError: The file is damaged, has an unsupported format, needs other imports (all in ``problems``), contains
-            no dict or changed while it was read; or the device is not available.
-        StorageError: The file does not exist, cannot be read, or is a directory.
-        ImportError: PyTorch or safetensors is not installed, or PyTorch is older than 2.10, which is not safe.
-        ValueError: ``device`` is invalid.
-
-    Example:
-        >>> state_dict = load_state_dict(weights["sam2"], prefetched=reading)["model"]  # doctest: +SKIP
-    """
-    name = os.fspath(path)
-    if not isinstance(name, str):
-        raise TypeError(f"path must be a str or a path of str, not {type(name).__name__}")
-    torch = import_torch()
-    return _load_path(torch, path, name, prefetched, _checked_device(torch, device, name))
-
-
-def _load_path(
+def load_file(
     torch: Any, path: str | os.PathLike[str], name: str, prefetched: Prefetched | None, where: Any
 ) -> dict[str, Any]:
-    """Load from the prefetched copy, directly, or through a prefetch of its own, depending on format and size."""
+    """Load a file from its prefetched copy, directly, or through a prefetch of its own, by its format and size."""
     held = name if prefetched is None else os.fspath(prefetched.path(path))
     try:
-        with _open(held, name) as file:
+        with open_file(held, name) as file:
             # Check again: if another thread closed the handle first, its descriptor number may be another file's now.
             if prefetched is not None and os.fspath(prefetched.path(path)) != held:
-                return _load_path(torch, path, name, None, where)
-            kind = _detect(torch, file, name)
+                return load_file(torch, path, name, None, where)
+            kind = detect(torch, file, name)
             if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= READ_CHUNK):
                 return _load(torch, kind, file, name, where, in_memory=held != name)
         # The file is closed here: a prefetch closes its files for a commit, an open descriptor of ours would block it.
         with prefetch_files(name, into="memory", threads=READ_THREADS) as reading:
             ahead = reading.path(name)
-            with _open(ahead, name) as file:
-                kind = _detect(torch, file, name)  # the path may name another file now
+            with open_file(ahead, name) as file:
+                kind = detect(torch, file, name)  # the path may name another file now
                 return _load(torch, kind, file, name, where, in_memory=ahead != name)
     except OSError as error:
         if held != name and not os.path.exists(held):  # another thread closed the handle
-            return _load_path(torch, path, name, None, where)
+            return load_file(torch, path, name, None, where)
         if isinstance(error, StorageError):
             raise
         raise StorageError.of(error, "read", name) from error
 
 
-def _checked_device(torch: Any, device: Any, name: str) -> Any:
+def checked_device(torch: Any, device: Any, name: str) -> Any:
+    """Return the ``torch.device``; raise if it is invalid or not available."""
     try:
         where = torch.device(device)
     except RuntimeError as error:
@@ -123,7 +80,7 @@ def _checked_device(torch: Any, device: Any, name: str) -> Any:
 
 
 @contextmanager
-def _open(path: str, name: str) -> Iterator[int]:
+def open_file(path: str, name: str) -> Iterator[int]:
     """Open ``path``, which is the file ``name`` or its copy in memory. ``name`` is for messages."""
     # Non-blocking: opening a pipe would wait for a writer. The check below refuses it.
     with opened(path, os.O_RDONLY | os.O_NONBLOCK) as file:
@@ -139,7 +96,8 @@ def _open(path: str, name: str) -> Iterator[int]:
             raise LoadError(name, ["changed while it was read"], hint="load it again when it is complete")
 
 
-def _detect(torch: Any, file: int, name: str) -> Kind:
+def detect(torch: Any, file: int, name: str) -> Kind:
+    """Return the format of an open file; raise if it is not supported, or not safe with this version of PyTorch."""
     kind = detect_format(file, os.fstat(file).st_size, name)
     if kind != "safetensors":
         require_safe_unpickling(torch)

@@ -72,7 +72,7 @@ def unsupported_file(descriptor: int, head: bytes, path: str) -> LoadError:
     """
     if foreign := foreign_content(head, name=""):
         if foreign == "a JSON document" and b'"weight_map"' in head:
-            return LoadError(path, ["is the index of a sharded model"], hint="load each of the files that it names")
+            return LoadError(path, ["is the index of a sharded model"], hint="load the directory that it is in")
         what, hint = _NOT_A_MODEL.get(foreign, (f"is {foreign}, not weights", _FROM_PAGE))
         return LoadError(path, [what], hint=hint)
     if (names := _tar_names(descriptor, head)) is not None:
