@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightcache._coordination.lock import root_lock
+from weightcache._coordination.mount_check import check_manifest
 from weightcache._coordination.volume import VolumeSession
 from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._store.layout import Layout, version_path
@@ -64,7 +65,7 @@ def prune(
         ManifestError: A manifest has problems; nothing is deleted.
         LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         StorageError: Something cannot be deleted, root is no directory, or a tag is torn; then nothing is deleted.
-        VolumeError: The volume could not be reloaded or committed.
+        VolumeError: The volume could not be reloaded or committed, or a manifest is on a Volume that is not reloaded.
         ValueError: No manifest is given, or ``older_than`` is no number of seconds.
     """
     if not manifests:
@@ -72,6 +73,8 @@ def prune(
     if not 0 <= older_than < float("inf"):
         raise ValueError(f"older_than must be a number of seconds, 0 or more, not {older_than!r}")
     work = _Prune(Layout(root), manifests, older_than)
+    for each in manifests:
+        check_manifest(work.layout.root, each, volume)
     work.kept()  # a manifest with problems is reported before anything else happens
     calls = VolumeSession(work.layout.root, volume)
     check_root(work.layout)
