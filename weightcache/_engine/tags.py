@@ -86,7 +86,7 @@ def load(
             return Manifest.load(source), warnings
         found = newest(layout, source)
     if found is None:
-        raise _no_publication(layout, source, warnings)
+        raise no_publication(layout, source, warnings)
     return Manifest([found.checkpoint], str(source)), warnings
 
 
@@ -129,7 +129,8 @@ def _refresh(layout: Layout, volume: Volume, poll: float, check: Callable[[], No
     return failed
 
 
-def _no_publication(layout: Layout, tag: Tag, warnings: tuple[str, ...]) -> NotCachedError:
+def no_publication(layout: Layout, tag: Tag, warnings: tuple[str, ...]) -> NotCachedError:
+    """Return the error for a tag that stands for nothing. ``warnings``: what failed before."""
     others = ", ".join(str(each) for each in iter_tags(layout))
     after = f" ({'; '.join(warnings)})" if warnings else ""
     return NotCachedError(
