@@ -60,6 +60,7 @@ __all__ = [
     "WeightCacheError",
     "Weights",
     "aensure",
+    "delete_tag",
     "ensure",
     "pin",
     "prefetch",
@@ -75,6 +76,7 @@ __all__ = [
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
+    from ._engine.delete_tag import delete_tag
     from ._engine.prune import prune
     from ._engine.tags import Publication, set_tag, tags
     from ._pinning.api import pin
@@ -87,6 +89,7 @@ _LAZY = {
     **dict.fromkeys(("CheckpointPlan", "CheckpointReport", "FilePlan", "Plan", "Report", "Status"), "reports"),
     **dict.fromkeys(("Prefetch", "prefetch", "prefetch_files"), "_prefetch.api"),
     **dict.fromkeys(("Publication", "set_tag", "tags"), "_engine.tags"),
+    "delete_tag": "_engine.delete_tag",
     "pin": "_pinning.api",
     "prune": "_engine.prune",
 }

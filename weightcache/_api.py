@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightcache._store.layout import Layout, is_on_volume_of
+from weightcache._store.layout import Layout, needs_reload
 from weightcache._views.weights import weights_if_ready
 from weightcache.errors import lazy_imports
 from weightcache.manifest import Manifest, Tag
@@ -95,12 +95,13 @@ def ensure(
         DownloadError: No mirror delivered a file.
         LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         StorageError: The disk is full, or root cannot be used.
-        VolumeError: In a Modal container, ``root`` is not on ``volume``; or the volume lost what was committed.
+        VolumeError: In a Modal container, ``root`` is not on ``volume``, or the manifest is a file on a Volume that is
+            not reloaded; or the volume lost what was committed.
         TypeError, ValueError: An argument is of the wrong kind.
     """
     layout = Layout(root)
     _check_arguments(lease, progress, wait=wait, patience=patience, time_limit=time_limit or 0)
-    if not (isinstance(manifest, Tag) or (volume is not None and is_on_volume_of(layout.root, manifest))):
+    if not (isinstance(manifest, Tag) or needs_reload(layout.root, manifest, has_volume=volume is not None)):
         checkpoints = (manifest := Manifest.load(manifest)).select(only)
         if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
             return weights

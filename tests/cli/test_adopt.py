@@ -166,7 +166,7 @@ def test_copies_instead_of_links_a_local_dir_and_plain_files(run: Any, hub: Hub,
     (local / ".hidden").write_bytes(b"h")
     before = seen(local)
     err = adopted(run, local, "--root", root)
-    assert f"from commit {commit}; no file names the repository: add its URL" in err
+    assert f"from commit {commit}; no file names the repository: give it with --repo" in err
     found = Manifest.load("weights.toml")["my-bert"]
     assert (found.urls, [file.path for file in found.files]) == ((), [".hidden", *sorted(FILES)])
     assert seen(local) == before
@@ -177,6 +177,40 @@ def test_copies_instead_of_links_a_local_dir_and_plain_files(run: Any, hub: Hub,
     assert (row["name"], row["linked"], row["digest"]) == ("segmenter", 1, sha256(DATA[1:]))
     again = json.loads(run("adopt", tmp_path / "sam.pt", "segmenter", "--root", root, "--move", "--json")[1])
     assert again == [row]  # it is ready, so nothing is moved
+
+
+def test_a_local_dir_with_its_repository(run: Any, hub: Hub, root: Path, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    commit = hub.push("acme/bert", "main", FILES)
+    local = tmp_path / "mine"
+    snapshot_download("acme/bert", local_dir=local, endpoint=hub.url)
+
+    def refused(why: str, repository: str, path: Path = local) -> None:
+        code, out, err = run("adopt", path, "--repo", repository, "--root", root)
+        assert (code, out, why in err) == (2, "", True), err
+
+    for repository in ("acme/bert", f"acme/bert@{commit}"):  # the second time, all is there already
+        adopted(run, local, "--repo", repository, "--root", root)
+        assert Manifest.load("weights.toml")["acme--bert"].urls == (f"hf://acme/bert@{commit}",)
+    assert hit(root)["acme--bert"].is_dir()
+    ensure("weights.toml", root=tmp_path / "elsewhere", progress=False)  # from the URL
+    for bad in ("", "a/b/c", "acme/bert@main", "hf://acme/bert", "acme bert", f"acme/bert@{commit}/config.json"):
+        refused("--repo must be ORG/NAME", bad)
+    refused(f"no file of commit {'0' * 40}; its files are of {commit}", f"acme/bert@{'0' * 40}")
+    (local / "own.bin").write_bytes(b"x")
+    refused("'own.bin' is not recorded as a file of hf://acme/bert", "acme/bert")
+    (local / "own.bin").unlink()
+    (local / "config.json").write_text("[]\n")
+    refused("'config.json' is damaged: the Hub calls its content", "acme/bert")
+    (local / "config.json").write_bytes(FILES["config.json"])
+    record = local / ".cache/huggingface/download/config.json.metadata"
+    record.write_text(record.read_text().replace(commit, "1" * 40))
+    refused(f"files of several commits, {', '.join(sorted((commit, '1' * 40)))}", "acme/bert")
+    refused("'config.json' is not recorded", f"acme/bert@{commit}")
+    (tmp_path / "plain").mkdir()
+    refused("holds no records of `hf download --local-dir`", "acme/bert", tmp_path / "plain")
+    refused("which names its repositories: leave out --repo", "acme/bert", downloaded(hub, tmp_path / "cache"))
 
 
 def test_which_snapshot_of_a_repository(run: Any, hub: Hub, root: Path, tmp_path: Path) -> None:
@@ -203,7 +237,7 @@ def test_a_damaged_cache_is_not_adopted_under_the_hubs_name(run: Any, hub: Hub, 
         good = real.read_bytes()
         real.write_bytes(good[:-1] + b"?")
         code, out, err = run("adopt", tmp_path / "hub", "--root", root, *(["--move"] if path == "config.json" else []))
-        assert (code, out, f"'{path}' is damaged: its blob is called {name}" in err) == (2, "", True), err
+        assert (code, out, f"'{path}' is damaged: the Hub calls its content {name}" in err) == (2, "", True), err
         assert not list(root.glob("acme*"))
         real.write_bytes(good)
     (tmp_path / "secret").write_bytes(b"s")

@@ -74,6 +74,21 @@ def test_prune_without_a_manifest(run: Any, root: Path) -> None:
     assert (code, f"there are: {TWO}" in err) == (1, True)
 
 
+@pytest.mark.usefixtures("published")
+def test_deleting_a_tag(run: Any, root: Path) -> None:
+    assert versions(run, "tagger", ONE, "--tag", "canary")[0] == (ONE, "canary", True)
+    code, out, err = run("tag", "tagger", "--tag", "canary", "--delete")
+    assert (code, out) == (0, "")
+    assert "deleted the tag canary of tagger (1 publication(s))" in err
+    assert versions(run) == [(TWO, "newest", True), (ONE, "newest", False)]
+    code, _, err = run("tag", "tagger", "--tag", "canary", "--delete")
+    assert (code, "the tag canary of tagger has no publication" in err) == (1, True)
+    for words in (["tagger"], ["--tag", "newest"], ["tagger", ONE, "--tag", "newest"], []):
+        code, _, err = run("tag", *words, "--delete")
+        assert (code, "--delete needs NAME and --tag TAG" in err) == (2, True)
+    assert len(list(root.glob("tagger/*/*"))) == 2
+
+
 def test_wrong_usage(run: Any, root: Path) -> None:
     Path("model.bin").write_text("one")
     for words, problem in (

@@ -19,7 +19,7 @@ from origin import status as answer
 from support import blob, change_settings, one
 from weightcache import DownloadError, NotCachedError, ensure
 from weightcache._coordination import kv
-from weightcache._engine import run_miss
+from weightcache._engine import run_miss, time_check
 from weightcache._engine.miss_protocol import run_sync
 from weightcache._runtime.tuning_constants import DEFAULT
 from weightcache._runtime.writer_identity import Writer
@@ -95,6 +95,28 @@ def test_another_container_is_waited_for(origin: Origin, root: Path, tmp_path: P
     assert weights.report["sam2"].outcome == "waited"
     assert weights.report.waited_for == "container ta-123 (process 7)"
     assert weights.report.waited > 0
+
+
+def test_a_wait_that_takes_too_long_is_a_warning(
+    origin: Origin, root: Path, tmp_path: Path, found: FakeDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a", DATA)
+    manifest, theirs = one(DATA, origin.url("/a")), tmp_path / "theirs"
+    quiet(manifest, theirs)
+    key = f"{digest(manifest)}/head"
+    found[key] = (4, "ta-123 0123456789ab-7-8-01234567", "held", 0, 2 * BLOCK)
+
+    class Publishing(Volume):
+        def reload(self) -> None:
+            if len(found.log) > 3:
+                found[key] = (4, "ta-123 0123456789ab-7-8-01234567", "done", 0, len(DATA))
+                os.rename(theirs, root)
+
+    monkeypatch.setattr(time_check, "ASSUMED", 0.01)
+    report = quiet(manifest, root, lease=found, volume=Publishing(), time_limit=99.0).report
+    assert report["sam2"].outcome == "waited"
+    [warning] = report.warnings
+    assert "5 bytes are still to be downloaded by container ta-123 (process 7), which takes 500 s" in warning
 
 
 def test_what_is_there_after_the_reload_is_not_claimed(

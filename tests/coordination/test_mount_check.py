@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ import pytest
 import weightcache._coordination.mount_check as subject
 from noting_volume import Volume
 from origin import Origin
-from support import blob, one, visible
-from weightcache import VolumeError, ensure, prune, publish
+from support import blob, one, toml_of, visible
+from weightcache import Manifest, VolumeError, aensure, ensure, prune, publish
+from weightcache._store import layout
 
 DATA = blob(1000)
 
@@ -43,7 +47,8 @@ class Handle(Volume):
 def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The mount path of the Volume ``vo-1`` in a Modal container: a link to where Modal keeps it."""
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
-    monkeypatch.setattr(subject, "MODAL_VOLUMES", f"{os.path.realpath(tmp_path)}/volumes/")
+    for module in (subject, layout):
+        monkeypatch.setattr(module, "MODAL_VOLUMES", f"{os.path.realpath(tmp_path)}/volumes/")
     (tmp_path / "volumes" / "vo-1").mkdir(parents=True)
     path = tmp_path / "mount"
     path.symlink_to(tmp_path / "volumes" / "vo-1")
@@ -134,3 +139,50 @@ def test_a_hit_asks_nothing(mount: Path, origin: Origin) -> None:
     volume = Handle(mount, "vo-2", lazily=True)
     assert fill(origin, mount, volume)["sam2"].outcome == "hit"
     assert (volume.hydrated, volume.calls) == (0, [])
+
+
+# a manifest that is kept on a Volume ------------------------------------------------------------------------------
+
+CALLS: list[Callable[..., Any]] = [
+    ensure,
+    lambda *a, **o: asyncio.run(aensure(*a, **o)),
+    lambda *a, **o: ensure(*a, **o, dry_run=True),
+    prune,
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=["ensure", "aensure", "dry run", "prune"])
+def test_a_manifest_on_the_volume_without_the_volume(call: Callable[..., Any], mount: Path, origin: Origin) -> None:
+    fill(origin, mount, Handle(mount))
+    path = toml_of(one(DATA), mount / "weights.toml")
+    with pytest.raises(VolumeError, match=r"weights.toml is on the Modal Volume vo-1, and no volume= was") as caught:
+        call(path, root=mount)
+    assert "pass volume=" in caught.value.hint
+    assert "ensure(Tag(NAME), ...)" in caught.value.hint
+    assert caught.value.operation == "reload"
+    if call is not prune:
+        assert call(Manifest.load(path), root=mount)["sam2"]  # read by the caller, at a time of its choice
+        assert call(path, root=mount, volume=Handle(mount))["sam2"]
+
+
+def test_a_manifest_on_another_volume(mount: Path, origin: Origin, tmp_path: Path) -> None:
+    fill(origin, mount, Handle(mount))
+    (tmp_path / "volumes/vo-2").mkdir()
+    path = toml_of(one(DATA), tmp_path / "volumes/vo-2/weights.toml")
+    for volume in (None, Handle(mount)):
+        with pytest.raises(
+            VolumeError, match=r"on the Modal Volume vo-2, and that is not the Volume of the root"
+        ) as caught:
+            ensure(path, root=mount, volume=volume)
+    assert "keep it on the Volume of the root" in caught.value.hint
+
+
+def test_a_manifest_elsewhere_is_a_hit_without_the_engine(
+    root: Path, tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the root, where that is not on a Modal Volume; and in a container, of the image."""
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    fill(origin, root, None)
+    monkeypatch.setitem(sys.modules, "weightcache._engine.ensure", None)  # an import of it fails
+    for folder in (root, tmp_path):
+        assert ensure(toml_of(one(DATA), folder / "weights.toml"), root=root).report["sam2"].outcome == "hit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def deploy(plane: ControlPlane, code: str, port: int, folder: Path, origin: Orig
     toml_of(manifest, folder / "weights.toml")
     code = code.replace("8000", str(port)).replace("/root/comfy/ComfyUI/models", str(models))
     code = code.replace("reading.wait()", "print('read all:', reading.wait(), reading.stats.skipped, flush=True)")
+    code = code.replace("process.terminate()", "process.terminate(); print('ended:', self.process.wait(), flush=True)")
     (folder / "app.py").write_text(code)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
     command = [sys.executable, "-m", "modal", "deploy", "app.py"]
@@ -128,6 +130,10 @@ def test_app_server(
     assert told["words"][:2] == ["serve", told["words"][1]]
     assert told["words"][1].startswith("/weights/llm/")
     assert "read all: True ()" in container.log
+    assert "ended:" not in container.log
+    process.send_signal(signal.SIGTERM)  # what a container of `app.server` waits for (modal/_container_entrypoint.py)
+    assert plane.finish(container) == 0
+    assert f"ended: {-signal.SIGTERM}" in container.log  # by `@modal.exit`, before the container's end kills all of it
 
 
 @pytest.mark.parametrize(("number", "program", "timeout"), [(1, "python", 3600), (2, "comfy", 1800)])

@@ -8,7 +8,7 @@ import pytest
 
 from support import sha256
 from tagging import ONE, TAG, THREE, TWO, Make
-from weightcache import NotCachedError, Tag, aensure, ensure, prune, publish, set_tag, tags
+from weightcache import Manifest, NotCachedError, Tag, aensure, ensure, prune, publish, set_tag, status, tags
 
 # prune and rollback --------------------------------------------------------------------------------------------
 
@@ -97,6 +97,25 @@ def test_a_version_that_is_not_there(version: str, container: Make) -> None:
     with pytest.raises(NotCachedError, match=f"there are: {checkpoint.version}"):
         set_tag(TAG, version, root=here.root, volume=here)
     assert len(tags(root=here.root)) == 1
+
+
+@pytest.mark.parametrize("moment", range(1, 6))
+def test_a_version_that_is_tagged_again_while_a_prune_deletes_it(moment: int, container: Make) -> None:
+    """Both containers have no lock in common. A prune that has begun to delete loses the version to its last commit."""
+    first, cleaning, training = container(), container(), container()
+    source = training.folder / "model.bin"
+    source.write_bytes(ONE)
+    checkpoint = publish(source, name="tagger", root=first.root, volume=first)
+    training.reload()
+    cleaning.before = {cleaning.calls + moment: lambda: training.publish(ONE)}  # reload, commit, reload, commit
+    cleaning.prune(dry_run=False)
+    if cleaning.before:
+        training.publish(ONE)
+    late = container()
+    [found] = status(Manifest([checkpoint]), root=late.root)
+    assert found.state == ("damaged" if moment == 4 else "ready")  # never a file with other bytes
+    late.publish(ONE)
+    assert container().serve() == ONE
 
 
 # a manifest that is kept on the Volume --------------------------------------------------------------------------

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from origin import Origin
+from origin import Origin, broken
+from origin import status as answer
 from support import blob, one
-from weightcache import ensure
+from weightcache import DownloadError, ensure
 from weightcache._engine import time_check
-from weightcache._engine.time_check import TimeCheck
+from weightcache._engine.time_check import TimeCheck, WaitCheck
 from weightcache._runtime.container_timeout import TimeLimit
+from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(100_000)
 
@@ -48,6 +50,55 @@ def test_a_slow_mirror_is_noticed_after_five_seconds() -> None:
 def test_nothing_at_all_in_five_seconds_is_slow_too() -> None:
     [warning] = check(TimeLimit(300, "timeout"), 1_000_000_000, [(1.0, 10), (7.0, -10)])
     assert "(measured)" in warning
+
+
+def test_what_an_earlier_download_left_counts_once() -> None:
+    now, said = [0.0], list[str]()
+    found = TimeCheck(TimeLimit(300, "timeout"), 1_000_000_000, said.append, left=500_000_000, now=lambda: now[0])
+    for at, count in ((1.0, 500_000_000), (7.0, 60_000_000)):
+        now[0] = at
+        found.advance(count)
+    assert said == []  # 940 MB are missing, at 10 MB/s
+    now[0] = 250.0
+    found = TimeCheck(TimeLimit(60, "timeout"), 1_000_000_000, said.append, left=500_000_000, now=lambda: now[0])
+    for at, count in ((251.0, 500_000_000), (257.0, 60_000_000)):
+        now[0] = at
+        found.advance(count)
+    assert "940.0 MB are still to be downloaded, which takes 94 s at 10.0 MB/s (measured)" in said[0]
+
+
+def test_the_wait_for_another_container() -> None:
+    now, said = [0.0], list[str]()
+
+    def start(total: int, by: str) -> TimeCheck:
+        return TimeCheck(TimeLimit(300, "timeout"), total, said.append, by=by, now=lambda: now[0])
+
+    waiting = WaitCheck(start)
+    for at, done in ((0.0, 2_000_000_000), (3.0, 2_003_000_000), (6.0, 2_006_000_000), (9.0, 2_009_000_000)):
+        now[0] = at
+        waiting.update(4_006_000_000, done, "container ta-1")
+    [warning] = said  # the bytes that were there before the wait say nothing about the rate
+    assert (
+        "2000.0 MB are still to be downloaded by container ta-1, which takes 2000 s at 1.0 MB/s (measured)" in warning
+    )
+    said.clear()
+    WaitCheck(start).update(60_000_000_000, 0, "another container")
+    assert "60000.0 MB are still to be downloaded by another container, which takes 600 s" in said[0]
+    WaitCheck(lambda total, by: None).update(60_000_000_000, 0, "another container")
+    assert len(said) == 1
+
+
+def test_ensure_subtracts_what_an_earlier_download_left(
+    origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = blob(2 * BLOCK + 1000)
+    monkeypatch.setattr(time_check, "ASSUMED", 1000.0)
+    origin.put("/a", data, faults=[broken(2 * BLOCK + 500)], always=answer(404))
+    with pytest.raises(DownloadError):
+        ensure(one(data, origin.url("/a")), root=root, progress=False)
+    origin.files["/a"].always = None
+    report = ensure(one(data, origin.url("/a")), root=root, progress=False, time_limit=99.0).report
+    assert (report["sam2"].outcome, report.warnings) == ("resumed", ())  # 1000 bytes, and not 2 MB
 
 
 def test_ensure_warns_with_the_time_that_is_given(

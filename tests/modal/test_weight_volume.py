@@ -21,7 +21,7 @@ import weightcache.modal.weight_volume as subject
 from control_plane import ControlPlane, needs_namespaces
 from origin import Origin
 from support import blob, directory, one, sha256, toml_of
-from weightcache import Manifest, ManifestError, ensure
+from weightcache import Manifest, ManifestError, NotCachedError, Tag, ensure, publish
 from weightcache.modal import WeightVolume
 from weightcache.modal.image import to_toml
 
@@ -88,6 +88,24 @@ def test_a_relative_path_is_found_beside_the_caller_then_here(tmp_path: Path, mo
     (app / "weights.toml").write_text("version = 2")
     with pytest.raises(ManifestError, match="version"):
         runpy.run_path(str(app / "app.py"))
+
+
+def test_a_tag_needs_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.bin").write_bytes(DATA)
+    root, tag = tmp_path / "root", Tag("tagger", poll=0)
+    cache: WeightVolume = pickle.loads(pickle.dumps(WeightVolume(tag, name="v", path=str(root))))
+    assert cache.add_to(Image(), library=False).done == ()
+    with pytest.raises(TypeError, match="tag newest of tagger and no manifest, so fill has nothing to download"):
+        cache.manifest  # noqa: B018 (it reads the file)
+    with pytest.raises(NotCachedError, match="has no publication"):
+        cache.ensure()
+    version = publish(tmp_path / "model.bin", name="tagger", root=root, tag="newest").version
+    for weights in (cache.ensure(), asyncio.run(cache.aensure())):
+        assert weights["tagger"] == root / "tagger" / version / "model.bin"
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    with cache.prefetch() as begun:
+        assert begun.wait(60)
+        assert (begun.stats.bytes, begun.stats.skipped) == (len(DATA), ())
 
 
 def test_a_container_reads_what_was_deployed(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

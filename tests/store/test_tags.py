@@ -13,7 +13,7 @@ import pytest
 
 from support import sha256
 from weightcache import StorageError, Tag, ensure, prune, publish, set_tag, status, tags
-from weightcache._store.layout import Layout, is_on_volume_of
+from weightcache._store.layout import Layout, needs_reload
 from weightcache._store.tags import _check, history, newest, next_order, write_publication
 
 HERE = Path(__file__).parents[2]
@@ -156,18 +156,19 @@ def test_values_of_tags() -> None:
         Tag("a", 3)  # type: ignore[arg-type]
 
 
-def test_what_is_on_the_volume_of_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_a_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volumes = tmp_path / "volumes"
     for name in ("vo-1/models", "vo-11"):
         (volumes / name).mkdir(parents=True)
     (tmp_path / "mount").symlink_to(volumes / "vo-1")
     root = str(tmp_path / "mount/models")
     beside = tmp_path / "mount/weights.toml"
-    assert is_on_volume_of(root, f"{root}/weights.toml")
-    assert not is_on_volume_of(root, beside)
+    for has_volume in (True, False):
+        assert needs_reload(root, f"{root}/weights.toml", has_volume=has_volume) is has_volume
+        assert not needs_reload(root, beside, has_volume=has_volume)
     monkeypatch.setattr("weightcache._store.layout.MODAL_VOLUMES", f"{volumes}/")
-    assert is_on_volume_of(root, beside)
-    assert is_on_volume_of(root, volumes / "vo-1/weights.toml")
-    assert not is_on_volume_of(root, volumes / "vo-11/weights.toml")
-    assert not is_on_volume_of(root, {"checkpoints": {}})
-    assert not is_on_volume_of(root, "a\0b")
+    for has_volume in (True, False):
+        for path in (beside, volumes / "vo-1/weights.toml", volumes / "vo-11/weights.toml"):
+            assert needs_reload(root, path, has_volume=has_volume)
+        for other in ({"checkpoints": {}}, "a\0b", tmp_path / "weights.toml"):
+            assert not needs_reload(root, other, has_volume=has_volume)

@@ -7,12 +7,15 @@ from typing import Any
 
 from weightcache._environment import in_modal_container
 from weightcache.errors import VolumeError
-from weightcache.manifest.validate import MODAL_VOLUMES
+from weightcache.manifest.validate import MODAL_VOLUMES, real_path
 
 
 def mounted_volume(root: str) -> str:
     """Return the id of the Modal Volume that holds ``root``, which need not exist; empty if it is on none."""
-    real = os.path.realpath(root)
+    return _volume_at(os.path.realpath(root))
+
+
+def _volume_at(real: str) -> str:
     return real[len(MODAL_VOLUMES) :].partition("/")[0] if f"{real}/".startswith(MODAL_VOLUMES) else ""
 
 
@@ -45,6 +48,34 @@ def check_mounted(root: str, volume: Any) -> None:
         hint="mount this Volume at the root or above it (volumes={...} of the function), "
         "or pass the mount path of this Volume as root",
         operation="mount",
+    )
+
+
+def check_manifest(root: str, source: object, volume: object) -> None:
+    """Refuse a manifest file on a Modal Volume that is not reloaded: its old version would be read for ever.
+
+    Args:
+        root: The root.
+        source: A manifest in any form; only a path can be refused.
+        volume: The Volume of the root, if the caller passed one.
+
+    Raises:
+        VolumeError: No Volume was passed, or the manifest is on another one than the root.
+    """
+    found = _volume_at(real_path(source))
+    is_elsewhere = found != mounted_volume(root)
+    if not found or (volume is not None and not is_elsewhere):
+        return
+    if is_elsewhere:
+        why, do = "that is not the Volume of the root", "keep it on the Volume of the root, and pass that as volume="
+    else:
+        why, do = "no volume= was given", "pass volume=, the modal.Volume that is mounted there"
+    raise VolumeError(
+        f"manifest {source} is on the Modal Volume {found}, and {why}: "
+        "this container would not see what another one changes in it",
+        hint=f"{do}; or use a tag for what moves, publish(..., tag=...) and ensure(Tag(NAME), ...); "
+        "or put the manifest into the image",
+        operation="reload",
     )
 
 

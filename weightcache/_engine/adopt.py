@@ -60,12 +60,17 @@ def adopt(found: Found, layout: Layout, volume: Volume | None, *, move: bool) ->
         StorageError: A file cannot be read, linked or moved; with ``move``, the root is on another file system.
         VolumeError: No commit succeeded.
     """
+    checked: list[Checkpoint] = []
 
-    def prepare(checkpoint: Checkpoint, sources: Mapping[str, str], calls: VolumeSession) -> None:
+    def check(checkpoint: Checkpoint) -> None:
+        checked.append(checkpoint)
         if problems := list(_damaged(found, checkpoint, layout)):
             error = ManifestError(found.path, problems)
             error.hint = "nothing was published; download the repository again, or name the good files"
             raise error
+
+    def prepare(checkpoint: Checkpoint, sources: Mapping[str, str], calls: VolumeSession) -> None:
+        check(checkpoint)
         if move:
             _move(layout, checkpoint, sources, calls)
 
@@ -73,6 +78,8 @@ def adopt(found: Found, layout: Layout, volume: Volume | None, *, move: bool) ->
     made, sources = copy_in(
         found.path, found.name, layout, volume, may_link=not move, skip=found.skip, hashes_known=prepare
     )
+    if not checked:  # it was published already, and its URL is still to be believed
+        check(made)
     checkpoint = Checkpoint(made.name, found.urls, made.files, made.is_directory)
     published = {layout.file(made, file): sources[file.sha256] for file in made.files}
     linked = sum(os.stat(path).st_nlink > 1 for path in published)
@@ -113,7 +120,7 @@ def _settle(link: str, source: str) -> None:
 
 
 def _damaged(found: Found, checkpoint: Checkpoint, layout: Layout) -> Iterator[str]:
-    """Yield the files of a Hub cache that are not what the Hub has: a blob is named by its sha256, or by Git's id.
+    """Yield the files of the Hub that are not what it has: it calls their content by its sha256, or by Git's id.
 
     A link that leads elsewhere than to the repository, or to where a move put its files, may name any file of the
     machine.
@@ -121,9 +128,12 @@ def _damaged(found: Found, checkpoint: Checkpoint, layout: Layout) -> Iterator[s
     homes = [f"{os.path.realpath(each)}/" for each in (f"{found.path}/../..", layout.root)]
     for file in checkpoint.files if found.urls else ():
         path = os.path.realpath(f"{found.path}/{file.path}")
-        name = os.path.basename(path)
-        if not path.startswith(tuple(homes)):
+        name = os.path.basename(path) if found.recorded is None else found.recorded.get(file.path, "")
+        if found.recorded is None and not path.startswith(tuple(homes)):
             yield f"{file.path!r:.120} is a link to {path}, outside of its repository"
+            continue
+        if found.recorded is not None and not name:
+            yield f"{file.path!r:.120} is not recorded as a file of {found.urls[0]}: move it away, or leave out --repo"
             continue
         if re.fullmatch("[0-9a-f]{64}", name):
             actual = file.sha256
@@ -134,7 +144,7 @@ def _damaged(found: Found, checkpoint: Checkpoint, layout: Layout) -> Iterator[s
         else:
             continue  # a copy, where the file system has no links
         if actual != name:
-            yield f"{file.path!r:.120} is damaged: its blob is called {name}, and its digest is {actual}"
+            yield f"{file.path!r:.120} is damaged: the Hub calls its content {name}, and its digest is {actual}"
 
 
 def _move(layout: Layout, checkpoint: Checkpoint, sources: Mapping[str, str], calls: VolumeSession) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weightcache._coordination.mount_check import check_manifest
 from weightcache._store.layout import Layout
 from weightcache._views.weights import weights_if_ready
 from weightcache.errors import NotCachedError
@@ -37,6 +38,7 @@ def ensure_with(
 ) -> Weights | Plan:
     """Do what `ensure` does, with options that are made and checked already."""
     layout = Layout(root)
+    check_manifest(layout.root, source, options.volume)
     reloaded = None if options.dry_run else options.volume
     manifest, warnings = load(source, layout, reloaded, options.cancel.check)
     while True:

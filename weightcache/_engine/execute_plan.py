@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from weightcache._environment import command, in_modal_container
 from weightcache._runtime import tuning_constants
@@ -15,7 +15,7 @@ from weightcache._runtime.writer_identity import Writer
 from weightcache._store import file_operations as store_files
 from weightcache._store import receipts
 from weightcache._store import root_checks as store_root
-from weightcache._store.partial_directory import Partial, sweep
+from weightcache._store.partial_directory import Partial, journaled_bytes, sweep
 from weightcache._store.partial_file import VanishedError
 from weightcache._transfer.download import Job, download
 from weightcache._transfer.progress import make_progress
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from .time_check import TimeCheck
 
 
+class TimeChecks(Protocol):
+    """Starts the check of a download; see `LocalHost`."""
+
+    def __call__(self, total: int, *, left: Callable[[], int]) -> TimeCheck | None: ...
+
+
 # Why a checkpoint cannot be installed, in words:
 OFFLINE = "offline=True"
 READ_ONLY = "the root is read-only here"
@@ -51,7 +57,7 @@ class Installer:
         layout: Layout,
         options: EnsureOptions,
         holder: Holder,
-        time_check: Callable[[int], TimeCheck | None],
+        time_check: TimeChecks,
     ) -> None:
         self.layout, self._options, self._holder, self._time_check = layout, options, holder, time_check
 
@@ -172,7 +178,7 @@ class Installer:
                 task.fetched(job.source)
             self._publish_for_all(wanted[job.file.sha256], job.partial)
 
-        if check := self._time_check(sum(job.file.size or 0 for job in jobs)):
+        if check := self._time_check(sum(job.file.size or 0 for job in jobs), left=lambda: self._left_of(jobs)):
             progress.watch(check.advance)
         self._holder.phase("downloading", progress.total or 0)
         try:
@@ -189,6 +195,11 @@ class Installer:
             progress.end()
             for job in jobs:
                 first[job.file.sha256][0].received(job.counts.received)
+
+    def _left_of(self, jobs: Sequence[Job]) -> int:
+        """Return how many bytes of ``jobs`` earlier downloads left, by the word of their journals."""
+        there = journaled_bytes(self.layout, {job.checkpoint.digest for job in jobs})
+        return sum(there.get((job.checkpoint.digest, job.file.sha256), 0) for job in jobs if job.file.size is not None)
 
     def _publish_for_all(self, needs: Sequence[tuple[CheckpointTask, File]], verified: PartialFile) -> None:
         """Publish a verified file under every name that needs it: renamed to the first one, linked from there.

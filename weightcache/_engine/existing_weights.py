@@ -7,16 +7,17 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from weightcache.errors import ManifestError
-from weightcache.manifest.urls import checkpoint_name
+from weightcache.manifest.urls import checkpoint_name, is_commit, parse_hub_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from weightcache._store.layout import Layout
 
 _REPOSITORY = re.compile(r"models--([A-Za-z0-9_.-]+)")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _METADATA = ".cache/huggingface"  # what `hf download --local-dir` adds to the files
+_RECORD = ".metadata"  # ending of the file with commit, ETag and time that it writes for each, below ``download``
 
 
 class Found(NamedTuple):
@@ -28,6 +29,8 @@ class Found(NamedTuple):
         urls: Where they came from, as far as their place says; empty otherwise.
         skip: A directory in it with other files; empty for none.
         note: What the user should know; empty for nothing.
+        recorded: By path, what the Hub calls the content of a file: its sha256, or its id in Git. ``None``: the name
+            of the blob that the file is a link to says it.
     """
 
     name: str
@@ -35,18 +38,22 @@ class Found(NamedTuple):
     urls: tuple[str, ...] = ()
     skip: str = ""
     note: str = ""
+    recorded: Mapping[str, str] | None = None
 
 
-def find_weights(path: str, name: str | None, layout: Layout) -> list[Found]:
+def find_weights(path: str, name: str | None, layout: Layout, repository: str | None = None) -> list[Found]:
     """Return what can be adopted at a path.
 
     Args:
         path: A Hub cache, one repository or snapshot in it, a directory of files, or a file.
         name: The name of the only checkpoint; ``None`` for names made from repositories and files.
         layout: The root.
+        repository: For a ``local_dir``, the repository that it is of: ``ORG/NAME`` or ``ORG/NAME@COMMIT``.
 
     Raises:
-        ManifestError: Nothing can be adopted there, or it is several checkpoints and a name is given.
+        ManifestError: Nothing can be adopted there, or it is several checkpoints and a name is given; or the
+            repository is given for what is no ``local_dir``, or with another commit than that of its files.
+        ValueError: ``repository`` is not of this form.
     """
     top = os.path.abspath(path)
     found = list(_in_hub_cache(top))
@@ -55,7 +62,9 @@ def find_weights(path: str, name: str | None, layout: Layout) -> list[Found]:
     if not found and not os.path.exists(top):
         raise _error(top, "does not exist")
     if not found:
-        found = [_plain(top)]
+        found = [_plain(top) if repository is None else _local_dir(top, repository)]
+    elif repository is not None:
+        raise _error(top, "is of a Hub cache, which names its repositories: leave out --repo")
     if name is not None and len(found) > 1:
         raise _error(top, f"holds {len(found)} repositories; give the path of one of them, or no name")
     return [each._replace(name=name or each.name) for each in found]
@@ -109,19 +118,46 @@ def _plain(top: str) -> Found:
         return Found(name, top)
     commits = _commits(skip)
     note = f"hf download took it from commit {commits.pop()}; " if len(commits) == 1 else ""
-    note += "no file names the repository: add its URL to urls = [] (hf://OWNER/NAME@COMMIT), and run `weightcache pin`"
+    note += "no file names the repository: give it with --repo OWNER/NAME, and the entry gets its URL"
     return Found(name, top, (), skip, note)
 
 
+def _local_dir(top: str, repository: str) -> Found:
+    """Return a ``local_dir`` with the URL of its repository at the commit that its records name."""
+    if not (asked := parse_hub_url(f"hf://{repository}")) or asked[2] or (asked[1] and not is_commit(asked[1])):
+        raise ValueError(f"--repo must be ORG/NAME or ORG/NAME@COMMIT with the 40 hex digits, not {repository!r:.200}")
+    name, wanted, _ = asked
+    records = _records(f"{top}/{_METADATA}/download")
+    commits = sorted({commit for commit, _ in records.values()})
+    if not commits:
+        raise _error(top, "holds no records of `hf download --local-dir`, so its commit is not known: leave out --repo")
+    if wanted and wanted not in commits:
+        raise _error(top, f"has no file of commit {wanted}; its files are of {', '.join(commits[:5])}")
+    if not wanted and len(commits) > 1:
+        raise _error(top, f"has files of several commits, {', '.join(commits[:5])}: download it again, or name one")
+    commit = wanted or commits[0]
+    recorded = {path: etag for path, (of, etag) in records.items() if of == commit}
+    url = f"hf://{name}@{commit}"
+    return Found(name.replace("/", "--"), top, (url,), f"{top}/{_METADATA}", recorded=recorded)
+
+
 def _commits(metadata: str) -> set[str]:
-    """Return the commits that a ``local_dir`` records, one in the first line of a file for each download."""
-    commits = set()
-    for folder, _, names in os.walk(metadata):
+    """Return the commits that a ``local_dir`` records."""
+    return {commit for commit, _ in _records(f"{metadata}/download").values()}
+
+
+def _records(top: str) -> dict[str, tuple[str, str]]:
+    """Return, by path, the commit and the ETag that huggingface_hub wrote down for each file of a ``local_dir``."""
+    found = {}
+    for folder, _, names in os.walk(top):
         for name in names:
-            if name.endswith(".metadata"):
-                with open(f"{folder}/{name}", encoding="ascii", errors="replace") as stream:
-                    commits.add(stream.readline(60).strip())
-    return {each for each in commits if _COMMIT.fullmatch(each)}
+            if not name.endswith(_RECORD):
+                continue
+            with open(f"{folder}/{name}", encoding="ascii", errors="replace") as stream:
+                commit, etag = (stream.readline(100).strip() for _ in range(2))
+            if _COMMIT.fullmatch(commit):
+                found[os.path.relpath(f"{folder}/{name}", top).removesuffix(_RECORD)] = (commit, etag)
+    return found
 
 
 def _error(path: str, problem: str) -> ManifestError:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightcache._coordination.lock import root_lock
+from weightcache._coordination.mount_check import check_manifest
 from weightcache._coordination.volume import VolumeSession
 from weightcache._runtime.owned_descriptors import close_on_interrupt
+from weightcache._store.file_operations import remove_file
 from weightcache._store.layout import Layout, version_path
 from weightcache._store.partial_directory import stale_partials, sweep
 from weightcache._store.receipts import iter_receipts, receipt_files
@@ -64,7 +66,7 @@ def prune(
         ManifestError: A manifest has problems; nothing is deleted.
         LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
         StorageError: Something cannot be deleted, root is no directory, or a tag is torn; then nothing is deleted.
-        VolumeError: The volume could not be reloaded or committed.
+        VolumeError: The volume could not be reloaded or committed, or a manifest is on a Volume that is not reloaded.
         ValueError: No manifest is given, or ``older_than`` is no number of seconds.
     """
     if not manifests:
@@ -72,6 +74,8 @@ def prune(
     if not 0 <= older_than < float("inf"):
         raise ValueError(f"older_than must be a number of seconds, 0 or more, not {older_than!r}")
     work = _Prune(Layout(root), manifests, older_than)
+    for each in manifests:
+        check_manifest(work.layout.root, each, volume)
     work.kept()  # a manifest with problems is reported before anything else happens
     calls = VolumeSession(work.layout.root, volume)
     check_root(work.layout)
@@ -133,7 +137,7 @@ class _Prune:
             for name, digest in doomed:
                 _withdraw(f"{layout.receipts}/{name}/{digest}")
             for path in expired:
-                _remove(path)
+                remove_file(path)
         _commit(calls)  # no container may serve a hit from a version directory that is half deleted
         calls.reload()
         saved = self._restore(set(doomed), calls)
@@ -185,9 +189,9 @@ def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) 
     if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again
         for path in receipt_files(receipt):
             if not find_symlink(layout, os.path.dirname(f"{place}/{path}")):  # what a link leads to is outside the root
-                _remove(f"{place}/{path}")
+                remove_file(f"{place}/{path}")
         _remove_empty(place, layout.root)
-    _remove(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
+    remove_file(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
 
 
 def _age(receipt: dict[str, object]) -> float:
@@ -195,15 +199,6 @@ def _age(receipt: dict[str, object]) -> float:
     with suppress(ValueError, TypeError, OverflowError):
         return time.time() - calendar.timegm(time.strptime(str(receipt.get("verified")), "%Y-%m-%dT%H:%M:%SZ"))
     return 0.0
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError as error:
-        # A network file system can say of a file that is there that it is not; the receipt must not go before it.
-        if not isinstance(error, FileNotFoundError) or os.path.lexists(path):
-            raise StorageError.of(error, "delete", path) from None
 
 
 def _remove_empty(place: str, root: str) -> None:

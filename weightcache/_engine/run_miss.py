@@ -29,7 +29,7 @@ from .commit_evidence import CommitEvidence
 from .execute_plan import READ_ONLY, Installer, not_cached
 from .plan import plan
 from .stale_lock_files import remove_old_notes
-from .time_check import TimeCheck
+from .time_check import TimeCheck, WaitCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -95,6 +95,7 @@ class LocalHost:
         self._changed: list[CheckpointTask] = []  # what is being installed
         self._evidence = CommitEvidence(layout)
         self._began = time.monotonic()
+        self._wait_check = WaitCheck(self._time_check)
         self._next_line = 0.0
         self._lost_path = ""  # what was lost while the last installation wrote it; empty if nothing was
 
@@ -124,14 +125,23 @@ class LocalHost:
     async def sleep(self, seconds: float) -> None:
         self._options.cancel.sleep(seconds)
 
-    def _time_check(self, total: int) -> TimeCheck | None:
-        """Warn if a download of ``total`` bytes takes longer than this container may run; ``None`` without a limit."""
+    def _time_check(self, total: int, by: str = "", left: Callable[[], int] = lambda: 0) -> TimeCheck | None:
+        """Warn if a download of ``total`` bytes takes longer than this container may run; ``None`` without a limit.
+
+        Args:
+            total: Bytes, as far as they are declared.
+            by: See `TimeCheck`.
+            left: Returns how many of them earlier downloads left. It reads their journals.
+        """
         if (seconds := self._options.time_limit) is None:
             limit = modal_time_limit()
         else:
             used = time.monotonic() - self._began
             limit = TimeLimit(seconds - used, "the time limit (on Modal: startup_timeout or timeout)", used)
-        return TimeCheck(limit, total, self._calls.warn) if limit else None
+        if not limit:
+            return None
+        there = left()
+        return TimeCheck(limit, max(0, total - there), self._calls.warn, left=there, by=by)
 
     def _todo(self) -> list[CheckpointTask]:
         """Inspect the root, and return what is not ready."""
@@ -204,6 +214,8 @@ class LocalHost:
     async def waiting(self, lease: Lease, digests: Sequence[str]) -> None:
         other, count = _in_words(lease.holder(digests)), lease.progress(digests)
         self._holder.mirror(f"waiting for {other}", count)
+        sizes = {task.checkpoint.digest: task.checkpoint.size or 0 for task in self._tasks}
+        self._wait_check.update(sum(sizes[digest] for digest in digests), count, other)
         if self.now() >= self._next_line:
             self._next_line = self.now() + REPORT_EVERY
             far = f", {size_text(count)} so far" if count else ""

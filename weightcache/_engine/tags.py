@@ -18,7 +18,7 @@ from weightcache._coordination.volume import VolumeSession
 from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._store import root_checks as store_root
 from weightcache._store.inspect import inspect
-from weightcache._store.layout import Layout, is_on_volume_of
+from weightcache._store.layout import Layout, needs_reload
 from weightcache._store.receipts import iter_receipts, receipt_files
 from weightcache._store.tags import (
     Publication,
@@ -76,7 +76,7 @@ def load(
         StorageError: The publication is torn or foreign.
         ManifestError: The manifest has problems.
     """
-    if not isinstance(source, Tag) and not is_on_volume_of(layout.root, source):
+    if not isinstance(source, Tag) and not needs_reload(layout.root, source, has_volume=True):
         return Manifest.load(source), ()
     store_root.check_root(layout)
     poll = source.poll if isinstance(source, Tag) else POLL
@@ -86,7 +86,7 @@ def load(
             return Manifest.load(source), warnings
         found = newest(layout, source)
     if found is None:
-        raise _no_publication(layout, source, warnings)
+        raise no_publication(layout, source, warnings)
     return Manifest([found.checkpoint], str(source)), warnings
 
 
@@ -129,7 +129,8 @@ def _refresh(layout: Layout, volume: Volume, poll: float, check: Callable[[], No
     return failed
 
 
-def _no_publication(layout: Layout, tag: Tag, warnings: tuple[str, ...]) -> NotCachedError:
+def no_publication(layout: Layout, tag: Tag, warnings: tuple[str, ...]) -> NotCachedError:
+    """Return the error for a tag that stands for nothing. ``warnings``: what failed before."""
     others = ", ".join(str(each) for each in iter_tags(layout))
     after = f" ({'; '.join(warnings)})" if warnings else ""
     return NotCachedError(

@@ -1,5 +1,7 @@
 """Warn of a download that Modal stops half-way: before it starts, and again when its rate has been measured.
 
+The same for the wait for a download of another container.
+
 See docs/decisions/0028-a-download-that-modal-stops.md for the rates.
 """
 
@@ -25,15 +27,25 @@ class TimeCheck:
 
     Args:
         limit: What is left now.
-        total: Bytes to download, as far as they are declared.
+        total: Bytes to download, as far as they are declared, without those that earlier downloads left.
         warn: Gets the text.
+        left: Bytes that earlier downloads left. They arrive as the first ones, and were never part of ``total``.
+        by: Which container downloads; empty for this one.
         now: A clock in seconds.
     """
 
     def __init__(
-        self, limit: TimeLimit, total: int, warn: Callable[[str], object], now: Callable[[], float] = time.monotonic
+        self,
+        limit: TimeLimit,
+        total: int,
+        warn: Callable[[str], object],
+        *,
+        left: int = 0,
+        by: str = "",
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limit, self._rest, self._warn, self._now = limit, total, warn, now
+        self._left, self._by = left, f" by {by}" if by else ""
         self._start = now()
         self._first: float | None = None
         self._received = 0
@@ -43,7 +55,9 @@ class TimeCheck:
     def advance(self, count: int) -> None:
         """Note ``count`` bytes that came; a negative count takes back what must be fetched again."""
         now = self._now()
-        self._rest -= count
+        known = max(0, min(count, self._left))
+        self._left -= known
+        self._rest -= count - known
         if self._first is None:
             self._first = now  # blocks of earlier downloads come at once and say nothing about the rate
             return
@@ -59,7 +73,28 @@ class TimeCheck:
             return
         wanted = 60 * math.ceil((self._limit.used + (self._now() - self._start) + 2 * needed) / 60)
         self._warn(
-            f"{size_text(self._rest)} are still to be downloaded, which takes {needed:.0f} s at "
+            f"{size_text(self._rest)} are still to be downloaded{self._by}, which takes {needed:.0f} s at "
             f"{rate_text(rate)} ({how}), and this container is stopped in {max(0.0, left):.0f} s: "
             f"raise {self._limit.argument} to {wanted} s"
         )
+
+
+class WaitCheck:
+    """A `TimeCheck` of what another container downloads, by what it reports.
+
+    Args:
+        start: Returns the check for a number of bytes and the container that downloads them; ``None`` without a limit.
+    """
+
+    def __init__(self, start: Callable[[int, str], TimeCheck | None]) -> None:
+        self._start = start
+        self._check: TimeCheck | None = None
+        self._done: int | None = None
+
+    def update(self, total: int, done: int, by: str) -> None:
+        """Note that the container ``by`` has ``done`` of ``total`` bytes."""
+        if self._done is None:
+            self._done, self._check = done, self._start(max(0, total - done), by)
+        if self._check:
+            self._check.advance(done - self._done)
+        self._done = done

@@ -209,3 +209,17 @@ def link_or_copy(source: str, target: str, sha256: str, check: Callable[[], None
             with suppress(OSError):
                 os.unlink(target)
     return right
+
+
+def remove_file(path: str) -> None:
+    """Delete a file; one that does not exist is as good.
+
+    Raises:
+        StorageError: It cannot be deleted.
+    """
+    try:
+        os.unlink(path)
+    except OSError as error:
+        # A network file system can say of a file that is there that it is not; the receipt must not go before it.
+        if not isinstance(error, FileNotFoundError) or os.path.lexists(path):
+            raise StorageError.of(error, "delete", path) from None

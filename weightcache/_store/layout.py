@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from weightcache.manifest.validate import MODAL_VOLUMES, user_path
+from weightcache.manifest.validate import MODAL_VOLUMES, real_path, user_path
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -78,18 +78,12 @@ def receipt_path(name: str, digest: str, ending: str = "json") -> str:
     return f".weightcache/receipts/{name}/{digest}.{ending}"
 
 
-def is_on_volume_of(root: str, path: object) -> bool:
-    """Whether ``path`` is a path below ``root``, or elsewhere on the Modal Volume that holds ``root``.
+def needs_reload(root: str, path: object, *, has_volume: bool) -> bool:
+    """Whether ``path`` is a path on a Modal Volume, or below a root that has a Volume.
 
     Such a file changes when another container commits, and this container sees that only after a reload.
     """
-    path = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(path, str):
+    if not (has_volume or os.path.isdir(MODAL_VOLUMES)):  # one stat, where `real_path` makes several
         return False
-    try:
-        real, top = os.path.realpath(user_path(path)), os.path.realpath(root)
-    except ValueError:  # a NUL: whatever reads it says so
-        return False
-    if top.startswith(MODAL_VOLUMES):
-        top = MODAL_VOLUMES + top[len(MODAL_VOLUMES) :].partition("/")[0]
-    return real.startswith(f"{top}/")
+    real = real_path(path)
+    return real.startswith(MODAL_VOLUMES) or (has_volume and real.startswith(f"{os.path.realpath(root)}/"))

@@ -95,6 +95,11 @@ def iter_tags(layout: Layout) -> Iterator[Tag]:
                 yield found
 
 
+def publication_files(layout: Layout, tag: Tag) -> list[str]:
+    """Return the paths of a tag's publications, the last one first. No file is read."""
+    return [f"{layout.tag(tag)}/{name}" for name in _names(layout, tag)]
+
+
 def _names(layout: Layout, tag: Tag) -> list[str]:
     """Return the files of a tag's publications, the last one first."""
     refuse_links(layout, layout.tag(tag))
@@ -231,7 +236,7 @@ def retention(layout: Layout, older_than: float) -> tuple[set[tuple[str, str]], 
         mine = _kept(publications, older_than)
         kept |= {(tag.name, each.checkpoint.digest) for each in mine}
         names = {_file_name(each.order, each.checkpoint.digest) for each in mine}
-        expired += [f"{layout.tag(tag)}/{name}" for name in _names(layout, tag) if name not in names]
+        expired += [path for path in publication_files(layout, tag) if os.path.basename(path) not in names]
     return kept, expired
 
 

@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         WeightCacheError: Nothing can be adopted there, a file is damaged, or the root cannot be written.
+        ValueError: ``--repo`` names no repository.
     """
     # Not at the top: they import requests, which `status` does not need.
     from weightcache._engine.adopt import adopt, finish_moves
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     path, rows = user_path(options.path), []
     if options.move:
         finish_moves(path)
-    for found in find_weights(path, options.name, layout):
+    for found in find_weights(path, options.name, layout, options.repo):
         adopted = adopt(found, layout, options.mounted, move=options.move)
         rows.append(_to_json(found, adopted, layout))
         if not options.json:
@@ -88,6 +89,12 @@ COMMAND = Command(
         ),
         Flag(
             ("name",), "the name of the checkpoint (default: of the repository)", Remote.SEND, metavar="NAME", nargs="?"
+        ),
+        Flag(
+            ("--repo",),
+            "the repository of a local_dir of `hf download`, also ORG/NAME@COMMIT: its entry gets its URL",
+            Remote.SEND,
+            metavar="ORG/NAME",
         ),
         ROOT,
         JSON,

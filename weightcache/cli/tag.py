@@ -1,4 +1,4 @@
-"""``weightcache tag``: list the tags of a root, or let one stand for a version that is there."""
+"""``weightcache tag``: list the tags of a root, let one stand for a version that is there, or delete one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weightcache import Tag
 from weightcache._size_text import size_text
 
 from .command_spec import Command, Flag, Remote
-from .output import print_json, print_table
+from .output import echo, print_json, print_table
 from .shared_flags import ENV, JSON, KEEP, ROOT, TAG, VOLUME
 
 if TYPE_CHECKING:
@@ -20,8 +20,19 @@ if TYPE_CHECKING:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the publications of tags, after setting one if a version is given."""
-    if options.version_to_tag is not None:
+    """Print the publications of tags, after setting or deleting one.
+
+    Raises:
+        ValueError: The options contradict each other.
+        WeightCacheError: See `weightcache.set_tag`, `weightcache.delete_tag` and `weightcache.tags`.
+    """
+    if options.delete:
+        if None in (options.name, options.tag) or (options.version_to_tag, options.keep) != (None, None):
+            raise ValueError("--delete needs NAME and --tag TAG, and neither a VERSION nor --keep")
+        tag = Tag(options.name, options.tag)
+        deleted = weightcache.delete_tag(tag, root=options.root, volume=options.mounted)
+        echo(f"deleted the {tag} ({len(deleted)} publication(s)); its versions stay until prune deletes them")
+    elif options.version_to_tag is not None:
         weightcache.set_tag(
             Tag(options.name, options.tag or "newest"),
             options.version_to_tag,
@@ -68,7 +79,7 @@ def _row(publication: Publication, *, is_current: bool) -> list[str]:
 
 COMMAND = Command(
     "tag",
-    "list the tags of the root; with a VERSION, let the tag of NAME stand for it",
+    "list the tags of the root; with a VERSION, let the tag of NAME stand for it; with --delete, delete it",
     (
         Flag(("name",), "the checkpoint (default: all)", Remote.SEND, metavar="NAME", nargs="?"),
         Flag(
@@ -80,6 +91,7 @@ COMMAND = Command(
         ),
         replace(TAG, help="the tag (default: all when listing, newest with a VERSION)"),
         KEEP,
+        Flag(("--delete",), "delete the tag of NAME that --tag names; no version is deleted", Remote.SEND),
         ROOT,
         JSON,
         VOLUME,

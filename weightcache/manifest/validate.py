@@ -49,6 +49,17 @@ def user_path(path: str) -> str:
     )
 
 
+def real_path(path: object) -> str:
+    """Return a path without links and ``~``; empty if it is no path, or one that cannot exist."""
+    path = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        return ""
+    try:
+        return os.path.realpath(user_path(path))
+    except ValueError:  # a NUL: whatever reads it says so
+        return ""
+
+
 def name_problem(name: str) -> str | None:
     """Say what is wrong with ``name`` as a checkpoint's name, or ``None``."""
     if 0 < len(name) <= 100 and name[0] in _ALNUM and not name.strip(_ALNUM + "._-"):

@@ -116,6 +116,10 @@ class DeployedManifest:
                 raise ManifestError(self.path, [problem])
         return self._checked
 
+    def declared(self) -> Manifest:
+        """Return what `weightcache.ensure` takes: what `load` returns."""
+        return self.load()
+
     def add_to(self, image: modal.Image, *, copy: bool = False) -> modal.Image:
         """Return ``image`` with a copy of the manifest, built into it with ``copy``, else added at start.
 

@@ -26,7 +26,7 @@ from weightcache._environment import in_modal_container as in_container
 from weightcache._prefetch.api import prefetch, prefetch_files
 from weightcache.errors import ManifestError
 
-from .deployed_manifest import DeployedManifest
+from .deployed_tag import deployed
 from .fill import CPU, MEMORY, TIMEOUT, add_fill_step
 from .image import add_library_once, with_build_step
 from .volume_source import VolumeSource, check_paths, checked_mount_path
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from weightcache._prefetch.api import Prefetch
     from weightcache._transfer.progress import ProgressCallback
     from weightcache._views.weights import Weights
-    from weightcache.manifest import Manifest, ManifestSource
+    from weightcache.manifest import Manifest, WeightSource
     from weightcache.reports import Plan
 
 __all__ = ["WeightVolume"]
@@ -54,7 +54,7 @@ class WeightVolume:
     """A manifest and the Modal Volume that holds its weights.
 
     Args:
-        manifest: Path of a ``weights.toml``, a mapping of the same shape, or a `Manifest`. A relative path is
+        manifest: Path of a ``weights.toml``, a mapping of the same shape, a `Manifest`, or a `Tag`. A relative path is
             resolved against the calling file first, then against the working directory.
         name: Name of the Volume.
         path: Absolute mount path in containers.
@@ -75,7 +75,7 @@ class WeightVolume:
 
     def __init__(
         self,
-        manifest: ManifestSource,
+        manifest: WeightSource,
         *,
         name: str | None = None,
         path: str | os.PathLike[str],
@@ -99,14 +99,14 @@ class WeightVolume:
         self.path = checked_mount_path(os.fspath(path))
         self._volume: modal.Volume | None = None
         caller = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 (inspect would return the same)
-        self._manifest = DeployedManifest(manifest, caller, self.name)
+        self._manifest = deployed(manifest, caller, self.name)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_volume": None}  # Modal cannot pickle a handle before its first use
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest; a container reads the copy in its image. `ManifestError`: there is no copy (`add_to`)."""
+        """The manifest; a container reads the copy in its image, else `ManifestError`. A `Tag`: `TypeError`."""
         return self._manifest.load()
 
     @property
@@ -232,7 +232,7 @@ class WeightVolume:
             WeightCacheError: See `weightcache.ensure`.
         """
         return ensure(
-            self.manifest,
+            self._manifest.declared(),
             root=self.path,
             volume=self.volume if in_container() else None,
             lease=lease,
@@ -272,7 +272,7 @@ class WeightVolume:
     ) -> Weights | Plan:
         """Run `ensure` in a thread; see `weightcache.aensure`."""
         return await aensure(
-            self.manifest,
+            self._manifest.declared(),
             root=self.path,
             volume=self.volume if in_container() else None,
             lease=lease,
@@ -293,7 +293,7 @@ class WeightVolume:
         """
         if not in_container():
             return prefetch_files(into=into, threads=threads)
-        source: ManifestSource = self._manifest.path  # if it is missing, the handle reports it
+        source: WeightSource = self._manifest.path  # if it is missing, the handle reports it
         with suppress(ManifestError):
-            source = self.manifest
+            source = self._manifest.declared()
         return prefetch(source, root=self.path, only=only, into=into, threads=threads)
