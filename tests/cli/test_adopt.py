@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +146,7 @@ def test_a_move_that_was_interrupted_goes_on(run: Any, hub: Hub, root: Path, tmp
     blob_path = (snapshot / "model.safetensors").parent / os.readlink(snapshot / "model.safetensors")
     blob_path.rename(blob_path.with_name(f".{blob_path.name}.weightcache"))
     assert not (snapshot / "model.safetensors").exists()
+    (snapshot / ".config.json.weightcache").symlink_to("before the first of them")
     assert "3 file(s) moved" in adopted(run, tmp_path / "hub", "--root", root, "--move")
     assert (snapshot / "model.safetensors").samefile(weights["acme--bert"] / "model.safetensors")
     assert not list(tmp_path.rglob(".*.weightcache"))
@@ -244,12 +244,6 @@ def test_a_move_to_another_file_system_changes_nothing(run: Any, small_disk: Pat
     assert "1 file(s) copied" in adopted(run, tmp_path / "a.pt", "--root", small_disk / "root")
 
 
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
-
-
 @pytest.mark.parametrize("version", [1, 2])
 def test_on_a_volume(version: int, plane: ControlPlane, run: Any, hub: Hub, tmp_path: Path) -> None:
     commit = hub.push("acme/bert", "main", FILES)
@@ -265,9 +259,7 @@ def test_on_a_volume(version: int, plane: ControlPlane, run: Any, hub: Hub, tmp_
     before = {path: volume.read(path) for path in volume.files if "/blobs/" in path}
 
     def tool(*words: str) -> tuple[int, str, str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MODAL_", "WEIGHTCACHE_"))}
-        command = [sys.executable, "-m", "weightcache", *words, "--volume", "models"]
-        done = subprocess.run(command, env={**clean, **plane.env()}, capture_output=True, text=True, timeout=120)
+        done = plane.client("-m", "weightcache", *words, "--volume", "models", directory=Path.cwd())
         return done.returncode, done.stdout, done.stderr
 
     code, out, err = tool("adopt", "hf", *(["--move"] if version == 1 else []))

@@ -14,17 +14,13 @@ import pytest
 import weightcache
 from origin import Exchange, Origin, broken
 from origin import status as answer
-from support import blob, directory, one, partials, sha256, until, visible
-from weightcache import DownloadError, Manifest, NotCachedError, ensure, prune, status, verify
+from support import blob, directory, one, partials, quiet, sha256, until, visible
+from weightcache import DownloadError, Manifest, NotCachedError, prune, status, verify
 from weightcache._runtime.writer_identity import Writer
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import BLOCK, block_checksum
 
 DATA = blob(3 * BLOCK + 12_345)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def place(manifest: Any, root: Path, name: str = "sam2") -> Path:
