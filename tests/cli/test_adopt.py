@@ -140,15 +140,19 @@ def test_a_move_that_was_interrupted_goes_on(run: Any, hub: Hub, root: Path, tmp
     assert {path: (snapshot / path).exists() for path in FILES} == dict.fromkeys(FILES, True)  # moved, or not yet
     moved = [(snapshot / path).resolve() for path in FILES if (snapshot / path).resolve().is_relative_to(root)]
     assert 0 < len(moved) < 3
+    [waiting, *_] = [real for path in FILES if not (real := (snapshot / path).resolve()).is_relative_to(root)]
+    (waiting.parent / f".{waiting.name}.weightcache").symlink_to("of a process that was killed before the move")
     adopted(run, snapshot, "--root", root, "--move")
     weights = hit(root)
     # As if the process had been killed between the two renames:
     blob_path = (snapshot / "model.safetensors").parent / os.readlink(snapshot / "model.safetensors")
-    blob_path.rename(blob_path.with_name(f".{blob_path.name}.weightcache"))
-    assert not (snapshot / "model.safetensors").exists()
+    for source in (snapshot, tmp_path / "hub"):
+        blob_path.rename(blob_path.with_name(f".{blob_path.name}.weightcache"))
+        assert not (snapshot / "model.safetensors").exists()
+        assert "3 file(s) moved" in adopted(run, source, "--root", root, "--move")
+        assert (snapshot / "model.safetensors").samefile(weights["acme--bert"] / "model.safetensors")
     (snapshot / ".config.json.weightcache").symlink_to("before the first of them")
-    assert "3 file(s) moved" in adopted(run, tmp_path / "hub", "--root", root, "--move")
-    assert (snapshot / "model.safetensors").samefile(weights["acme--bert"] / "model.safetensors")
+    adopted(run, tmp_path / "hub", "--root", root, "--move")
     assert not list(tmp_path.rglob(".*.weightcache"))
 
 
