@@ -81,9 +81,9 @@ def test_the_page_runs(tmp_path: Path) -> None:
 
         assert run(blocks("sh")[2]) == "nothing to delete\n" * 2
         assert "  ready  " in run(blocks("sh")[3])
-        run = tmp_path / "runs/7/tagger"
-        run.mkdir(parents=True)
-        (run / "labels.txt").write_text("trained by hand")
+        trained = tmp_path / "runs/7/tagger"
+        trained.mkdir(parents=True)
+        (trained / "labels.txt").write_text("trained by hand")
         version = Manifest.load(directory({"labels.txt": b"trained by hand"}, name="tagger"))["tagger"].version
         run(blocks("sh")[4], VERSION=version)
         assert call(plane, serving, "d") == "d: trained by hand"
