@@ -178,7 +178,7 @@ def test_a_new_version_takes_what_is_unchanged_from_the_old_one(origin: Origin, 
 def test_what_is_complete_is_kept_when_another_one_fails(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA)
     manifest = one(DATA, origin.url("/a"))
-    complete = place(manifest, root) / "weights.pt"
+    complete = place(manifest, root)
 
     def fail_after_the_other_one(exchange: Exchange) -> None:
         until(complete.exists)
