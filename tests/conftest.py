@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,9 @@ from origin import Origin
 from support import change_settings, forbidden
 from trained import DATA, FILES, write
 from weightcache.cli.main import main
+
+if TYPE_CHECKING:
+    from control_plane import ControlPlane
 
 if find_spec("groundingdino") is None:
     collect_ignore = ["example"]  # it needs the example's own environment: `make test` runs it there, after the others
@@ -108,6 +111,23 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         yield server
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    """Modal's server, for its real client; `namespaces` as well if it starts containers."""
+    from control_plane import ControlPlane  # not at the top: it imports modal, which most tests do without
+
+    with ControlPlane(tmp_path / "plane") as server:
+        yield server
+
+
+@pytest.fixture
+def namespaces() -> None:
+    """Skip the test if this machine allows no mounts of its own to a container."""
+    from control_plane import needs_namespaces
+
+    needs_namespaces()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from support import one
 from weightcache import Manifest, ManifestError, NotCachedError, StorageError, ensure
-from weightcache._environment import VOLUME_FLAGS, command, set_variable, token_place
+from weightcache._environment import VOLUME_FLAGS, command, in_modal_container, set_variable, token_place
 
 PACKAGE = Path(__file__).parents[1] / "weightcache"
 # Commands for a root. In a container nobody can run one, so `command` writes each of them.
@@ -37,7 +37,8 @@ def test_a_command_for_this_machine() -> None:
 @pytest.mark.usefixtures("container")
 def test_a_command_for_outside_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("ensure a", "/w", SimpleNamespace(name="v")) == "`weightcache ensure a --volume v`"
-    assert command("ensure a", "/w", SimpleNamespace(name=None)) == "`weightcache ensure a --volume NAME`"
+    for nameless in (SimpleNamespace(name=None), SimpleNamespace(name=""), SimpleNamespace(name=print), object()):
+        assert command("ensure a", "/w", nameless) == "`weightcache ensure a --volume NAME`"
     assert "secrets=" in set_variable("T")
     assert "`weightcache ensure --volume NAME --secret NAME`" in set_variable("T")
     assert "--secret NAME" in token_place("T")
@@ -45,6 +46,15 @@ def test_a_command_for_outside_of_a_container(monkeypatch: pytest.MonkeyPatch) -
     assert command("ensure a", "/w") == "`weightcache ensure a --volume v --env e`"
     assert set_variable("T") == "add --secret NAME to the command: a Modal Secret that holds T"
     assert "secrets=" not in token_place("T")
+
+
+@pytest.mark.parametrize(("name", "value"), [("MODAL_IS_REMOTE", "1"), ("MODAL_TASK_ID", "ta-1")])
+def test_either_variable_of_modal_makes_a_container(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not in_modal_container()
+    monkeypatch.setenv("MODAL_IS_REMOTE", "0")
+    assert not in_modal_container()
+    monkeypatch.setenv(name, value)
+    assert in_modal_container()
 
 
 @pytest.mark.usefixtures("container")

@@ -12,21 +12,11 @@ import pytest
 
 from hub import File, Hub
 from origin import Origin
-from support import blob, partials, sha256, visible
+from pins import DATA, LARGE, text
+from support import partials, quiet, sha256, visible
 from weightcache import Manifest, ensure
-from weightcache._pinning.hash_remote import CHUNK
 
-DATA = blob(300_001)
-LARGE = blob(3 * CHUNK + 17, seed=3)
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
-
-
-def text() -> str:
-    return Path("weights.toml").read_text()
-
-
-def quiet(root: Path, **options: Any) -> Any:
-    return ensure("weights.toml", root=root, progress=False, **options)
 
 
 def test_add_makes_a_manifest_that_ensure_takes(run: Any, origin: Origin, root: Path) -> None:
@@ -41,7 +31,7 @@ def test_add_makes_a_manifest_that_ensure_takes(run: Any, origin: Origin, root: 
         "version = 1\n\n[checkpoints.sam2]\n"
         f'urls = ["{origin.url("/w/a%20b.pt?part=hush")}"]\nfile = "a b.pt"\nsha256 = "{sha256(DATA)}"\nsize = 300001\n'
     )
-    assert quiet(root)["sam2"].read_bytes() == DATA
+    assert quiet("weights.toml", root)["sam2"].read_bytes() == DATA
 
 
 @pytest.mark.parametrize(
@@ -112,7 +102,7 @@ def test_what_is_pinned_into_a_root_is_not_fetched_twice(run: Any, origin: Origi
     assert visible(root) == [f"b/{sha256(LARGE)[:16]}/b.pt"]
     assert partials(root) == []
     assert origin.sent("/b.pt") == len(LARGE)
-    assert quiet(root, offline=True).report["b"].outcome == "hit"
+    assert quiet("weights.toml", root, offline=True).report["b"].outcome == "hit"
     assert run("add", "gone", origin.url("/gone"), "--root", root, "-q")[0] == 3
     assert partials(root) == []
     assert run("add", "gone", origin.url("/gone"), "--root", root.parent / "new", "-q")[0] == 3
@@ -217,7 +207,7 @@ def test_a_directory_of_weights_becomes_entries(run: Any, root: Path) -> None:
     ]
     Path("weights.toml").unlink()
     assert run("add", "--from-dir", folder, "--root", root)[0] == 0
-    weights = quiet(root, offline=True)
+    weights = quiet("weights.toml", root, offline=True)
     assert {each.outcome for each in weights.report.values()} == {"hit"}
     assert (weights["sam-2"].read_bytes(), os.stat(weights["sam-2"]).st_nlink) == (DATA, 1)
     assert run("add", "all", "--from-dir", folder, "--root", root.parent / "r2", "--link")[0] == 0
@@ -232,7 +222,7 @@ def test_links_lead_through_the_symbolic_links_of_a_hub_cache(run: Any, hub: Hub
     snapshot = Path(snapshot_download("acme/bert", cache_dir=tmp_path / "hub", endpoint=hub.url))
     assert (snapshot / "model.safetensors").is_symlink()
     assert run("add", "bert", "--from-dir", snapshot, "--root", root, "--link")[0] == 0
-    bert = quiet(root, offline=True)["bert"]
+    bert = quiet("weights.toml", root, offline=True)["bert"]
     for name in ("model.safetensors", "config.json"):
         assert (bert / name).lstat().st_ino == (snapshot / name).stat().st_ino
 
@@ -245,7 +235,7 @@ def test_the_manifest_and_the_root_in_a_directory_are_no_weights(before: str, ru
     code, _, err = run("add", "--from-dir", ".", "--root", "root")
     assert code == 0, err
     assert [each.name for each in Manifest.load("weights.toml")] == ["x"]
-    assert quiet(Path("root"), offline=True).report["x"].outcome == "hit"
+    assert quiet("weights.toml", Path("root"), offline=True).report["x"].outcome == "hit"
     code, _, err = run("add", "all", "--from-dir", ".")
     assert (code, "would become part of all; put it elsewhere (-m)" in err) == (2, True), err
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +140,19 @@ def test_a_move_that_was_interrupted_goes_on(run: Any, hub: Hub, root: Path, tmp
     assert {path: (snapshot / path).exists() for path in FILES} == dict.fromkeys(FILES, True)  # moved, or not yet
     moved = [(snapshot / path).resolve() for path in FILES if (snapshot / path).resolve().is_relative_to(root)]
     assert 0 < len(moved) < 3
+    [waiting, *_] = [real for path in FILES if not (real := (snapshot / path).resolve()).is_relative_to(root)]
+    (waiting.parent / f".{waiting.name}.weightcache").symlink_to("of a process that was killed before the move")
     adopted(run, snapshot, "--root", root, "--move")
     weights = hit(root)
     # As if the process had been killed between the two renames:
     blob_path = (snapshot / "model.safetensors").parent / os.readlink(snapshot / "model.safetensors")
-    blob_path.rename(blob_path.with_name(f".{blob_path.name}.weightcache"))
-    assert not (snapshot / "model.safetensors").exists()
-    assert "3 file(s) moved" in adopted(run, tmp_path / "hub", "--root", root, "--move")
-    assert (snapshot / "model.safetensors").samefile(weights["acme--bert"] / "model.safetensors")
+    for source in (snapshot, tmp_path / "hub"):
+        blob_path.rename(blob_path.with_name(f".{blob_path.name}.weightcache"))
+        assert not (snapshot / "model.safetensors").exists()
+        assert "3 file(s) moved" in adopted(run, source, "--root", root, "--move")
+        assert (snapshot / "model.safetensors").samefile(weights["acme--bert"] / "model.safetensors")
+    (snapshot / ".config.json.weightcache").symlink_to("before the first of them")
+    adopted(run, tmp_path / "hub", "--root", root, "--move")
     assert not list(tmp_path.rglob(".*.weightcache"))
 
 
@@ -278,12 +282,6 @@ def test_a_move_to_another_file_system_changes_nothing(run: Any, small_disk: Pat
     assert "1 file(s) copied" in adopted(run, tmp_path / "a.pt", "--root", small_disk / "root")
 
 
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
-
-
 @pytest.mark.parametrize("version", [1, 2])
 def test_on_a_volume(version: int, plane: ControlPlane, run: Any, hub: Hub, tmp_path: Path) -> None:
     commit = hub.push("acme/bert", "main", FILES)
@@ -299,9 +297,7 @@ def test_on_a_volume(version: int, plane: ControlPlane, run: Any, hub: Hub, tmp_
     before = {path: volume.read(path) for path in volume.files if "/blobs/" in path}
 
     def tool(*words: str) -> tuple[int, str, str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MODAL_", "WEIGHTCACHE_"))}
-        command = [sys.executable, "-m", "weightcache", *words, "--volume", "models"]
-        done = subprocess.run(command, env={**clean, **plane.env()}, capture_output=True, text=True, timeout=120)
+        done = plane.client("-m", "weightcache", *words, "--volume", "models", directory=Path.cwd())
         return done.returncode, done.stdout, done.stderr
 
     code, out, err = tool("adopt", "hf", *(["--move"] if version == 1 else []))

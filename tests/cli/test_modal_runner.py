@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from grpclib import Status
 
 import weightcache
 from command_line import run
-from control_plane import ControlPlane, needs_namespaces
+from control_plane import ControlPlane
 from hub import Hub, pointer
 from origin import Origin
 from origin import status as answer
@@ -31,14 +28,9 @@ from weightcache.cli.main import main_in_container
 from weightcache.cli.parser import build_parser
 from weightcache.modal.image import to_toml
 
+pytestmark = pytest.mark.usefixtures("namespaces")
+
 DATA = blob(200_000)
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    needs_namespaces()
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
 
 
 @pytest.fixture
@@ -49,15 +41,7 @@ def manifest(origin: Origin, tmp_path: Path) -> Path:
 
 def tool(plane: ControlPlane, *words: Any, stdin: str = "", **environment: str) -> tuple[int, str, str]:
     """Run the command line as its own process: modal keeps one client for each."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MODAL_", "WEIGHTCACHE_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "weightcache", *map(str, words)],
-        env={**clean, **plane.env(), **environment},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = plane.client("-m", "weightcache", *map(str, words), directory=Path.cwd(), stdin=stdin, **environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -310,14 +294,8 @@ def listed(plane: ControlPlane, volume: str) -> list[str]:
         "for each in modal.Volume.from_name(sys.argv[1]).listdir('/', recursive=True):\n"
         "    if each.type.name == 'FILE': print(each.path.lstrip('/'))\n"
     )
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, volume],
-        env={**clean, **plane.env()},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = plane.client("-c", code, volume)
+    assert done.returncode == 0, done.stderr
     return sorted(done.stdout.split())
 
 

@@ -16,31 +16,12 @@ import weightcache
 from hub import File, Hub
 from origin import Origin
 from origin import status as answer
-from support import blob, sha256
-from weightcache import Checkpoint, Manifest, ensure
-from weightcache._pinning.hash_remote import CHUNK
+from pins import DATA, FILES, LARGE, text
+from support import blob, quiet, sha256
+from weightcache import Checkpoint, Manifest
 from weightcache._pinning.unpinned_entries import HubUrl
 from weightcache.cli import toml_edit
 from weightcache.manifest.parse import parse_toml
-
-DATA = blob(300_001)
-LARGE = blob(3 * CHUNK + 17, seed=3)
-
-
-def text() -> str:
-    return Path("weights.toml").read_text()
-
-
-def quiet(root: Path, **options: Any) -> Any:
-    return ensure("weights.toml", root=root, progress=False, **options)
-
-
-MODEL = File(DATA, lfs=True)
-FILES: dict[str, Any] = {
-    "config.json": b"{}\n",
-    "model.safetensors": MODEL,
-    "onnx/model.onnx": File(b"o" * 50, lfs=True),
-}
 
 
 def test_pin_completes_what_lacks_and_nothing_else(run: Any, origin: Origin, hub: Hub, root: Path) -> None:
@@ -115,7 +96,7 @@ sha256 = "{"a" * 64}"
 """
     assert text().splitlines() == completed.splitlines()
     assert run("pin", "--check")[:2] == (0, "ok  everything is pinned\n")
-    assert quiet(root, only=["a", "d", "bert"]).report["bert"].outcome == "downloaded"
+    assert quiet("weights.toml", root, only=["a", "d", "bert"]).report["bert"].outcome == "downloaded"
 
 
 def test_what_goes_with_no_check(run: Any) -> None:
@@ -265,7 +246,7 @@ def test_pin_with_a_root_keeps_what_it_downloads(run: Any, origin: Origin, root:
     Path("weights.toml").write_text(f'[checkpoints.a]\nurls = ["{origin.url("/a.pt")}"]\n')
     assert run("pin", "--root", root, "-q")[0] == 0
     assert origin.sent("/a.pt") == len(LARGE)
-    assert quiet(root, offline=True).report["a"].outcome == "hit"
+    assert quiet("weights.toml", root, offline=True).report["a"].outcome == "hit"
     assert run("pin", "a", "--expect", "0" * 64)[0] == 3
     assert run("pin", "none")[0] == 2
 

@@ -11,6 +11,7 @@ import pytest
 
 from hub import File, Hub
 from origin import Origin
+from pins import text
 from support import blob, sha256
 from weightcache import Manifest, ensure
 
@@ -21,10 +22,6 @@ FILES: dict[str, Any] = {
     "model-1.safetensors": File(OLD, lfs=True),
     "pytorch_model.bin": File(b"PK", lfs=True),
 }
-
-
-def text() -> str:
-    return Path("weights.toml").read_text()
 
 
 def listed(name: str) -> list[str]:

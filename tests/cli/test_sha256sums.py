@@ -11,14 +11,9 @@ import pytest
 
 from hub import File, Hub
 from origin import Origin
-from support import blob, sha256
-from weightcache import Manifest, ensure
-
-DATA = blob(300_001)
-
-
-def quiet(root: Path, **options: Any) -> Any:
-    return ensure("weights.toml", root=root, progress=False, **options)
+from pins import DATA
+from support import quiet, sha256
+from weightcache import Manifest
 
 
 def test_a_list_of_digests_is_believed_and_nothing_fetched(run: Any, origin: Origin, root: Path) -> None:
@@ -32,7 +27,7 @@ def test_a_list_of_digests_is_believed_and_nothing_fetched(run: Any, origin: Ori
     assert code == 0, err
     assert out.count("listed in SUMS") == 2
     assert origin.sent() < len(DATA)
-    assert {path: quiet(root)["both"].joinpath(path).read_bytes() for path in files} == files
+    assert {path: quiet("weights.toml", root)["both"].joinpath(path).read_bytes() for path in files} == files
     assert run("add", "one", origin.url("/w/a/model.bin"), "--from-sha256sums", "SUMS", "--root", root)[0] == 0
     assert not Manifest.load("weights.toml")["one"].is_directory
     origin.put("/w/config.json", b"[]")

@@ -15,7 +15,7 @@ import pytest
 
 import weightcache
 from origin import Origin, gate, stalled
-from support import blob, change_settings, child, one, partials, visible
+from support import blob, change_settings, child, one, partials, quiet, visible
 from weightcache import DownloadError, LockTimeoutError, StorageError, aensure, ensure, status
 from weightcache._coordination import lock as coordination_lock
 from weightcache._runtime.writer_identity import container_id, local_directory, process_start
@@ -23,10 +23,6 @@ from weightcache._store import partial_directory as store_partials
 from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(3 * BLOCK)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 @pytest.fixture(autouse=True)

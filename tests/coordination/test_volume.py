@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-import weightcache
 from noting_volume import Volume
 from origin import Origin, broken
 from origin import status as answer
-from support import blob, one, partials, visible
-from weightcache import DownloadError, NotCachedError, VolumeError, ensure, prune, status
+from support import blob, one, partials, quiet, visible
+from weightcache import DownloadError, NotCachedError, VolumeError, prune, status
 from weightcache._coordination.volume import VolumeSession
 from weightcache._store import file_operations as store_files
 from weightcache._store import receipts as store_receipts
@@ -25,10 +24,6 @@ from weightcache._store.partial_directory import BLOCK
 from weightcache.manifest import Manifest
 
 DATA = blob(2 * BLOCK + 5)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def test_the_story(origin: Origin, root: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,12 +65,6 @@ def test_ensure_on_a_plain_disk(origin: Origin, tmp_path: Path) -> None:
     assert done.stdout.startswith(str(tmp_path / "weights"))
 
 
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
-
-
 @pytest.mark.parametrize(("page", "name"), [(README, "FashionCrop"), (QUICKSTART, "FashionCrop"), (DIRECTLY, "ByHand")])
 def test_the_app_can_be_deployed(page: str, name: str, plane: ControlPlane, tmp_path: Path) -> None:
     [code] = [block for block in blocks(page) if "modal.App" in block]
@@ -80,11 +73,7 @@ def test_the_app_can_be_deployed(page: str, name: str, plane: ControlPlane, tmp_
     (folder / "app.py").write_text(code)
     (folder / "weights.toml").write_text(blocks(README, "toml")[0])
     (folder / "weightcache").symlink_to(HERE)  # the clone that the page asks for
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-    command = [sys.executable, "-m", "modal", "deploy", "app.py"]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=100, cwd=folder, check=False
-    )
+    done = plane.client("-m", "modal", "deploy", "app.py", directory=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     [function] = [each.function for each in plane.requests("FunctionCreate")]
     assert function.function_name == f"{name}.*"

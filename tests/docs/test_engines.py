@@ -7,16 +7,14 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from control_plane import ControlPlane, needs_namespaces
+from control_plane import ControlPlane
 from origin import Origin
 from support import blob, directory, one, sha256, toml_of, until
 
@@ -52,13 +50,6 @@ http.server.HTTPServer(("0.0.0.0", int(words[words.index("--port") + 1])), Answe
 
 
 @pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    needs_namespaces()
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
-
-
-@pytest.fixture
 def port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,11 +76,7 @@ def deploy(plane: ControlPlane, code: str, port: int, folder: Path, origin: Orig
     code = code.replace("reading.wait()", "print('read all:', reading.wait(), reading.stats.skipped, flush=True)")
     code = code.replace("process.terminate()", "process.terminate(); print('ended:', self.process.wait(), flush=True)")
     (folder / "app.py").write_text(code)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-    command = [sys.executable, "-m", "modal", "deploy", "app.py"]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=100, cwd=folder, check=False
-    )
+    done = plane.client("-m", "modal", "deploy", "app.py", directory=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     [function] = plane.requests("AppPublish")[-1].function_ids.values()
     return str(function)
@@ -108,6 +95,7 @@ def test_the_page_has_an_app_for_each_and_none_starts_in_the_default_time() -> N
         assert block.index("cache.ensure()") < block.index("cache.prefetch(") < block.index("subprocess.Popen(")
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_app_server(
     plane: ControlPlane, port: int, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +124,7 @@ def test_app_server(
     assert f"ended: {-signal.SIGTERM}" in container.log  # by `@modal.exit`, before the container's end kills all of it
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize(("number", "program", "timeout"), [(1, "python", 3600), (2, "comfy", 1800)])
 def test_web_server(
     number: int,

@@ -17,6 +17,8 @@ import pytest
 from control_plane import ControlPlane
 from hub import File, Hub, isolated_client
 from origin import Origin
+from shell import commands
+from shell import shell as in_shell
 from support import blob, child, finish, one, sha256, toml_of
 from weightcache import DownloadError, Manifest, ensure
 
@@ -65,26 +67,16 @@ def shell(hub: Hub, origin: Origin, tmp_path: Path) -> Run:
     """Run a block as it stands, but for hosts (which are on loopback here), ``pip install``, and what is elided."""
     folder = tmp_path / "project"
     folder.mkdir()
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "weightcache").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m weightcache "$@"\n')
+    tools = commands(tmp_path / "bin", "weightcache")
     (tools / "aws").write_text(f'#!/bin/sh\necho "{origin.url("/sam2.pt")}?X-Amz-Signature=hush&X-Amz-Expires=3600"\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
+    (tools / "aws").chmod(0o755)
     environment = {**os.environ, **hub.environment(tmp_path / "hf"), "PATH": f"{tools}:{os.environ['PATH']}"}
     host = re.compile(r"https://[a-z0-9.-]+\.(?:com|org|example)/[^ '\"?]*?([^ '\"?/]+)(?=[ '\"?\n])")
 
     def run(text: str, *, code: int = 0, **more: str) -> str:
         text = re.sub(r"^pip install .*$", "", text, flags=re.MULTILINE).replace("hf_…", TOKEN).replace("=…", "=secret")
         text = host.sub(lambda match: origin.url(f"/{match[1]}"), text)
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", text],
-            cwd=folder,
-            env={**environment, **more},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = in_shell(text, folder, {**environment, **more})
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from control_plane import ControlPlane, needs_namespaces
@@ -17,12 +14,8 @@ def test_the_app_with_two_volumes(tmp_path: Path) -> None:
     needs_namespaces()
     [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "tagger.py").write_text(code)
-    command = [sys.executable, "-m", "modal", "run", str(tmp_path / "tagger.py")]
     with ControlPlane(tmp_path / "plane") as plane:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, cwd="/", timeout=120, check=False
-        )
+        done = plane.client("-m", "modal", "run", str(tmp_path / "tagger.py"))
         [container] = plane.containers
         files = {volume.name: volume.files for volume in plane.volumes.values()}
     assert done.returncode == 0, done.stdout + done.stderr

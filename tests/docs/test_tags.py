@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from modal_proto import api_pb2 as pb
 
 from control_plane import ControlPlane, needs_namespaces
 from control_plane_state import Container
+from shell import commands, shell
 from support import directory, until
 from weightcache import Manifest
 
@@ -48,32 +47,19 @@ def test_the_page_runs(tmp_path: Path) -> None:
     train, serve = blocks("python")
     (tmp_path / "train.py").write_text(train)
     (tmp_path / "serve.py").write_text(serve.replace('Tag("tagger")', 'Tag("tagger", poll=0)'))  # do not wait 10 s
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in ("modal", "weightcache"):
-        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {name} "$@"\n')
-        (tools / name).chmod(0o755)
+    tools = commands(tmp_path / "bin", "modal", "weightcache")
 
     with ControlPlane(tmp_path / "plane") as plane:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-        environment |= {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(HERE)}
+        environment = plane.outside() | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(HERE)}
 
-        def shell(text: str, **more: str) -> str:
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", text],
-                env=environment | more,
-                capture_output=True,
-                text=True,
-                cwd=tmp_path,
-                timeout=120,
-                check=False,
-            )
+        def run(text: str, **more: str) -> str:
+            done = shell(text, tmp_path, environment | more)
             assert done.returncode == 0, done.stdout + done.stderr + "".join(each.log for each in plane.containers)
             return done.stdout
 
         first_training, deploy, second_training = blocks("sh")[0].splitlines()
-        shell(first_training)
-        shell(deploy)
+        run(first_training)
+        run(deploy)
         [(function, app)] = [
             (number, app)
             for app, names in plane._app_functions.items()
@@ -82,24 +68,24 @@ def test_the_page_runs(tmp_path: Path) -> None:
         ]
         serving = plane.start_container(function, app, [], is_serving=True)
         assert call(plane, serving, "a") == "a: trained for 1000 steps"
-        shell(second_training)
+        run(second_training)
         assert call(plane, serving, "b") == "b: trained for 2000 steps"
 
         listing, moving = (line.partition("#")[0] for line in blocks("sh")[1].splitlines())
-        found = re.findall(r"^tagger  newest  ([0-9a-f]{16})  .*Z(.*)$", shell(listing), re.MULTILINE)
+        found = re.findall(r"^tagger  newest  ([0-9a-f]{16})  .*Z(.*)$", run(listing), re.MULTILINE)
         assert [mark.strip() for _, mark in found] == ["current, keep 3", ""]
-        shell(moving, VERSION=found[1][0])
+        run(moving, VERSION=found[1][0])
         assert call(plane, serving, "c") == "c: trained for 1000 steps"
         assert serving.process is not None
         assert serving.process.poll() is None  # it was one container all the time
 
-        assert shell(blocks("sh")[2]) == "nothing to delete\n" * 2
-        assert "  ready  " in shell(blocks("sh")[3])
-        run = tmp_path / "runs/7/tagger"
-        run.mkdir(parents=True)
-        (run / "labels.txt").write_text("trained by hand")
+        assert run(blocks("sh")[2]) == "nothing to delete\n" * 2
+        assert "  ready  " in run(blocks("sh")[3])
+        trained = tmp_path / "runs/7/tagger"
+        trained.mkdir(parents=True)
+        (trained / "labels.txt").write_text("trained by hand")
         version = Manifest.load(directory({"labels.txt": b"trained by hand"}, name="tagger"))["tagger"].version
-        shell(blocks("sh")[4], VERSION=version)
+        run(blocks("sh")[4], VERSION=version)
         assert call(plane, serving, "d") == "d: trained by hand"
         shell(blocks("sh")[5], VERSION=version)
         assert "canary" not in shell("weightcache tag --volume my-models")

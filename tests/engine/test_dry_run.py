@@ -16,7 +16,7 @@ import pytest
 import weightcache
 from origin import Origin, broken
 from origin import status as answer
-from support import blob, directory, one, partials, sha256
+from support import blob, directory, one, partials, quiet, sha256
 from weightcache import CheckpointPlan, FilePlan, Manifest, NotCachedError, Plan, StorageError, aensure, ensure
 from weightcache._store.partial_directory import BLOCK
 from weightcache.cli.main import main
@@ -66,10 +66,6 @@ def own_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def actions(plan: Plan) -> dict[str, list[str]]:
     return {name: [file.action for file in each.files] for name, each in plan.items()}
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ entry = st.dictionaries(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     st.dictionaries(st.text(max_size=5) | st.just("version"), json_like)
     | st.builds(
@@ -47,7 +47,7 @@ def test_any_mapping_is_a_manifest_or_a_manifest_error(data: dict[str, object]) 
         assert manifest.checkpoints
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     st.text(max_size=30) | st.lists(st.sampled_from(["a", "..", ".", "", "b\\c", "ä", "\0", "x" * 300])).map("/".join)
 )

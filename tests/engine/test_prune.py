@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import weightcache
 from origin import Origin
-from support import blob, directory, one, sha256, visible
-from weightcache import ensure, prune
+from support import blob, directory, one, quiet, sha256, visible
+from weightcache import prune
 from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(3 * BLOCK + 12_345)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def test_prune(origin: Origin, root: Path) -> None:

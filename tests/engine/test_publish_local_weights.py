@@ -8,8 +8,6 @@ import os
 import pickle
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +170,8 @@ def test_the_how_to_runs(tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     [entry] = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "tagger.py").write_text(code)
-    command = [sys.executable, "-m", "modal", "run", str(tmp_path / "tagger.py")]
     with ControlPlane(tmp_path / "plane") as plane:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/", timeout=120)
+        done = plane.client("-m", "modal", "run", str(tmp_path / "tagger.py"))
         [volume] = plane.volumes.values()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "['config.json', 'model.safetensors']\n" + entry in done.stdout

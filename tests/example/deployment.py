@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conftest import StandIns
-    from control_plane import ControlPlane
     from origin import Origin
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion_crop"
@@ -27,9 +25,3 @@ def copy_example(folder: Path, stand_ins: StandIns, origin: Origin) -> Path:
     assert text.count("reading=reading,") == 1
     (folder / "app.py").write_text(text.replace("reading=reading,", "reading=reading, stand_ins=True,"))
     return folder / "app.py"
-
-
-def environment(plane: ControlPlane) -> dict[str, str]:
-    """Return the environment of somebody who deploys."""
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("MODAL_", "FASHION_"))}
-    return ours | plane.env()

@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ from PIL import Image
 from control_plane import ControlPlane, needs_namespaces
 from control_plane_functions import WEB_PART
 from control_plane_state import Container
-from deployment import copy_example, environment
+from deployment import copy_example
 from origin import Origin
 
 if TYPE_CHECKING:
@@ -50,14 +48,7 @@ def app(stand_ins: StandIns, origin: Origin, tmp_path: Path) -> Path:
 
 def deploy(plane: ControlPlane, app: Path, **options: str) -> dict[str, Any]:
     """Return each function's id by its name."""
-    done = subprocess.run(
-        [sys.executable, "-m", "modal", "deploy", str(app)],
-        env=environment(plane) | options,
-        capture_output=True,
-        text=True,
-        cwd="/",
-        timeout=60,
-    )
+    done = plane.client("-m", "modal", "deploy", str(app), **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(plane.requests("AppPublish")[-1].function_ids)
 

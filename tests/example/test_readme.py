@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import metadata
 from pathlib import Path
@@ -19,8 +17,9 @@ from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from control_plane import ControlPlane, needs_namespaces
-from deployment import EXAMPLE, copy_example, environment
+from deployment import EXAMPLE, copy_example
 from origin import Origin
+from shell import commands, shell
 from support import lacking
 
 if TYPE_CHECKING:
@@ -65,22 +64,11 @@ def clone(stand_ins: StandIns, origin: Origin, tmp_path: Path) -> Path:
 def test_from_a_clone_to_crops(plane: ControlPlane, clone: Path, origin: Origin, tmp_path: Path) -> None:
     if absent := [tool for tool in ("curl", "bash") if not shutil.which(tool)]:
         lacking(f"no {', '.join(absent)}")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for tool in ("modal", "weightcache"):
-        (tools / tool).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {tool} "$@"\n')
-        (tools / tool).chmod(0o755)
+    tools = commands(tmp_path / "bin", "modal", "weightcache")
     Image.effect_noise((320, 240), 80).convert("RGB").save(clone / "photo.jpg")
 
     def run(*texts: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", "\n".join(texts)],
-            cwd=clone,
-            env=environment(plane) | {"PATH": f"{tools}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        done = shell("\n".join(texts), clone, plane.outside() | {"PATH": f"{tools}:{os.environ['PATH']}"})
         assert done.returncode == 0, done.stdout + done.stderr + "".join(each.log for each in plane.containers)
         return done.stdout
 

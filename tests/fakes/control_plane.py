@@ -196,15 +196,23 @@ class ControlPlane(VolumeSession, AppCalls, BuildCalls, FunctionCalls, SandboxCa
         common = {"MODAL_SERVER_URL": port, "MODAL_ENVIRONMENT": "main", "MODAL_CONFIG_PATH": "/nonexistent"}
         return {**common, "MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test"}
 
-    def client(self, *command: str, directory: str | Path = "/") -> subprocess.CompletedProcess[str]:
+    def outside(self) -> dict[str, str]:
+        """Return the environment of a process on this machine, which finds no Modal but this plane."""
+        foreign = ("MODAL_", "WEIGHTCACHE_", "FASHION_")
+        own = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+        return own | self.env()
+
+    def client(
+        self, *command: str, directory: str | Path = "/", stdin: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run Python with the real client against this plane."""
-        own = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
         return subprocess.run(
             [sys.executable, *command],
-            env=own | self.env(),
+            env=self.outside() | environment,
+            input=stdin,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=200,
             cwd=directory,
             check=False,
         )

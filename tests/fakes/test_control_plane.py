@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from grpclib import Status
 
 from control_plane import ControlPlane, needs_namespaces
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
 
 
 def client(plane: ControlPlane, *command: str, directory: str | Path = "/") -> subprocess.CompletedProcess[str]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from control_plane import ControlPlane, needs_namespaces
+from control_plane import ControlPlane
 
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    needs_namespaces()
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 
 def run(plane: ControlPlane, folder: Path, code: str, command: str = "run", *, returns: int = 0) -> str:

@@ -41,4 +41,5 @@ def test_a_sandbox_runs_its_command_on_a_volume(newer: str, tmp_path: Path) -> N
         *_, second, third = plane.containers
         assert volume.read("shown").decode() == f"hush {second.task}\n"  # as on Modal, it is no Function
         assert third.process
+        assert list(third.process.args)[-2:] == ["sleep", "infinity"]  # without a command it runs until it is ended
         assert third.process.poll() is not None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from grpclib import Status
 
-from control_plane import ControlPlane, needs_namespaces
+from control_plane import ControlPlane
 from origin import Origin
 from support import blob, one, sha256, toml_of
 from weightcache.errors import UnknownCheckpointError
 from weightcache.modal import WeightVolume
+
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 DATA = blob(100_000)
 
@@ -36,13 +37,6 @@ def outcome():
 def main():
     print("shown", outcome.remote())
 """
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    needs_namespaces()
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
 
 
 class App:

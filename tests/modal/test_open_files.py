@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from grpclib import GRPCError, Status
 
-from control_plane import ControlPlane, needs_namespaces
+from control_plane import ControlPlane
 from control_plane_state import Container
 from origin import Origin
 from support import blob, one, sha256
+
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 DATA = blob(50_000)
 
@@ -59,21 +57,11 @@ def serve(entry: str):
 """
 
 
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    needs_namespaces()
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
-
-
 def call(plane: ControlPlane, tmp_path: Path, work: str, *, mounted: str = "volume", root: str = "") -> Any:
     (tmp_path / "training.py").write_text(APP.format(mounted=mounted, root=root))
     code = f"import json, sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom training import app, fill, serve, train\n"
     code += f"with app.run():\n    print(json.dumps({work}))\n"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = plane.client("-c", code)
     assert done.returncode == 0, done.stderr + "".join(container.log for container in plane.containers)
     return json.loads(done.stdout)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ from origin import Origin
 from support import blob, one, sha256, toml_of
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/several-volumes-adapters-parameters.md"
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
 
 
 def declare(path: Path, origin: Origin, *names: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import inspect
-import os
 import pickle
 import re
 import runpy
@@ -283,9 +282,7 @@ def app(origin: Origin, tmp_path: Path) -> Path:
 
 
 def deploy(plane: ControlPlane, app: Path) -> None:
-    command = [sys.executable, "-m", "modal", "deploy", str(app)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/")
+    done = plane.client("-m", "modal", "deploy", str(app))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -327,9 +324,7 @@ def main():
 def test_in_a_container(app: Path, tmp_path: Path) -> None:
     needs_namespaces()
     app.write_text(DEPLOYED + RUN)
-    command = [sys.executable, "-m", "modal", "run", str(app)]
     with ControlPlane(tmp_path / "plane") as plane:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/", timeout=120)
+        done = plane.client("-m", "modal", "run", str(app))
     assert done.returncode == 0, done.stdout + done.stderr
     assert str({"sam2": f"/root/data/weights/sam2/{sha256(DATA)[:16]}/weights.pt"}) in done.stdout

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from control_plane import ControlPlane
 from modal_apps import held, modal_run
@@ -14,12 +11,6 @@ from support import blob, one, sha256, toml_of
 
 DATA = blob(10_000)
 PLACE = f"sam2/{sha256(DATA)[:16]}/weights.pt"
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
 
 
 COMMON = """

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from hub import File, Hub
 from origin import Origin
 from origin import status as answer
-from support import blob
-
-DATA = blob(300_001)
-
-
-def text() -> str:
-    return Path("weights.toml").read_text()
-
-
-MODEL = File(DATA, lfs=True)
-FILES: dict[str, Any] = {
-    "config.json": b"{}\n",
-    "model.safetensors": MODEL,
-    "onnx/model.onnx": File(b"o" * 50, lfs=True),
-}
+from pins import DATA, FILES, text
 
 
 def test_what_moved_upstream(run: Any, origin: Origin, hub: Hub) -> None:

@@ -10,21 +10,10 @@ import pytest
 
 from origin import Origin, broken, other_bytes, stalled
 from origin import status as answer
-from support import blob, change_settings, sha256
-from weightcache import Manifest, ensure
+from pins import DATA, LARGE, text
+from support import blob, change_settings, quiet, sha256
+from weightcache import Manifest
 from weightcache._pinning.hash_remote import CHUNK
-
-DATA = blob(300_001)
-LARGE = blob(3 * CHUNK + 17, seed=3)
-
-
-def text() -> str:
-    return Path("weights.toml").read_text()
-
-
-def quiet(root: Path, **options: Any) -> Any:
-    return ensure("weights.toml", root=root, progress=False, **options)
-
 
 FAULTS: dict[str, Any] = {
     "breaks off": [broken(CHUNK + 5), broken(2 * CHUNK)],
@@ -40,7 +29,7 @@ def test_a_pin_is_of_one_whole_file(faults: list[Any], etag: str | None, run: An
     code, _, err = run("add", "b", origin.url("/b.pt"), "--root", root)
     assert code == 0, err
     assert Manifest.load("weights.toml")["b"].digest == sha256(LARGE)
-    assert quiet(root, offline=True)["b"].read_bytes() == LARGE
+    assert quiet("weights.toml", root, offline=True)["b"].read_bytes() == LARGE
 
 
 def test_bytes_of_two_versions_are_not_joined(run: Any, origin: Origin) -> None:

@@ -14,31 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub import File, Hub
-from support import blob, sha256, visible
+from pins import DATA, FILES, text
+from support import quiet, sha256, visible
 from weightcache import DownloadError, Manifest, ensure
 from weightcache._pinning.resolve_pins import complete
 from weightcache._pinning.unpinned_entries import Draft
 
-DATA = blob(300_001)
-
-
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
-
-
-def text() -> str:
-    return Path("weights.toml").read_text()
-
-
-def quiet(root: Path, **options: Any) -> Any:
-    return ensure("weights.toml", root=root, progress=False, **options)
-
-
-MODEL = File(DATA, lfs=True)
-FILES: dict[str, Any] = {
-    "config.json": b"{}\n",
-    "model.safetensors": MODEL,
-    "onnx/model.onnx": File(b"o" * 50, lfs=True),
-}
 
 
 def test_a_repository_of_the_hub(run: Any, hub: Hub, root: Path) -> None:
@@ -54,7 +36,7 @@ def test_a_repository_of_the_hub(run: Any, hub: Hub, root: Path) -> None:
         "model.safetensors": (sha256(DATA), len(DATA)),
     }
     assert not [each for each in hub.seen if each.host == "cdn"]  # what the Hub publishes is not downloaded
-    assert (quiet(root)["bert"] / "model.safetensors").read_bytes() == DATA
+    assert (quiet("weights.toml", root)["bert"] / "model.safetensors").read_bytes() == DATA
 
 
 def test_one_file_and_a_folder_of_a_repository(run: Any, hub: Hub, root: Path) -> None:
@@ -65,7 +47,7 @@ def test_one_file_and_a_folder_of_a_repository(run: Any, hub: Hub, root: Path) -
     manifest = Manifest.load("weights.toml")
     assert (manifest["one"].is_directory, manifest["one"].urls) == (False, (f"hf://gpt2@{commit}/config.json",))
     assert [file.path for file in manifest["onnx"].files] == ["model.onnx"]
-    weights = quiet(root)
+    weights = quiet("weights.toml", root)
     assert (weights["one"].read_bytes(), (weights["onnx"] / "model.onnx").read_bytes()) == (b"[]", b"o" * 50)
 
 
@@ -84,7 +66,7 @@ def test_a_private_repository_is_pinned_and_fetched_with_the_users_token_which_s
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     code, out, err = run("add", "s", "hf://acme/secret")
     assert code == 0, err
-    quiet(root)
+    quiet("weights.toml", root)
     assert {each.authorization for each in hub.seen if each.host == "cdn"} == {None}
     assert {each.authorization for each in hub.seen[-4:] if each.host == "hub"} == {f"Bearer {TOKEN}"}
     assert TOKEN not in text() + out + err
@@ -99,7 +81,7 @@ def test_a_gated_repository(granted: bool, run: Any, hub: Hub, root: Path, monke
     code, _, err = run("add", "g", "hf://acme/gated", "--auth", "MY_TOKEN")
     assert code == (0 if granted else 3)
     if granted:
-        assert quiet(root).report["g"].outcome == "downloaded"
+        assert quiet("weights.toml", root).report["g"].outcome == "downloaded"
         return
     assert "the token from MY_TOKEN was sent" in err
     assert f"accept its licence at {hub.url}/acme/gated" in err

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,7 @@ def main():
 def modal_client(plane: ControlPlane, folder: Path, code: str, verb: str) -> subprocess.CompletedProcess[str]:
     """Write the app into ``folder``, and ``run`` or ``deploy`` it."""
     (folder / "uses.py").write_text(code)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | plane.env()
-    command = [sys.executable, "-m", "modal", verb, str(folder / "uses.py")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/", timeout=300, check=False)
+    return plane.client("-m", "modal", verb, str(folder / "uses.py"))
 
 
 def modal_run(plane: ControlPlane, folder: Path, code: str, calls: str) -> list[Any]:

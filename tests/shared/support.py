@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import weightcache
 from weightcache._runtime import tuning_constants
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ def toml_of(manifest: dict[str, Any], path: Path) -> Path:
 def change_settings(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Change some `Settings` for one test."""
     monkeypatch.setattr("weightcache._runtime.tuning_constants.DEFAULT", replace(tuning_constants.DEFAULT, **changes))
+
+
+def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
+    """Call `ensure` and print nothing."""
+    return weightcache.ensure(manifest, root=root, progress=False, **options)
 
 
 def visible(root: Path) -> list[str]:

@@ -14,17 +14,13 @@ import pytest
 import weightcache
 from origin import Exchange, Origin, broken
 from origin import status as answer
-from support import blob, directory, one, partials, sha256, until, visible
-from weightcache import DownloadError, Manifest, NotCachedError, ensure, prune, status, verify
+from support import blob, directory, one, partials, quiet, sha256, until, visible
+from weightcache import DownloadError, Manifest, NotCachedError, prune, status, verify
 from weightcache._runtime.writer_identity import Writer
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import BLOCK, block_checksum
 
 DATA = blob(3 * BLOCK + 12_345)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def place(manifest: Any, root: Path, name: str = "sam2") -> Path:
@@ -182,7 +178,7 @@ def test_a_new_version_takes_what_is_unchanged_from_the_old_one(origin: Origin, 
 def test_what_is_complete_is_kept_when_another_one_fails(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA)
     manifest = one(DATA, origin.url("/a"))
-    complete = place(manifest, root) / "weights.pt"
+    complete = place(manifest, root)
 
     def fail_after_the_other_one(exchange: Exchange) -> None:
         until(complete.exists)

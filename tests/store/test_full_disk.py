@@ -13,20 +13,15 @@ from typing import Any
 
 import pytest
 
-import weightcache
 from origin import Origin
-from support import blob, child, finish, forbidden, one, visible
-from weightcache import NotCachedError, StorageError, ensure, prune, publish, status, verify
+from support import blob, child, finish, forbidden, one, quiet, visible
+from weightcache import NotCachedError, StorageError, prune, publish, status, verify
 from weightcache._store.layout import Layout
 from weightcache.cli import bench, doctor
 from weightcache.manifest import Manifest
 
 BIG = blob(12_000_000)
 DATA = blob(300_000)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 @pytest.mark.usefixtures("one_connection")

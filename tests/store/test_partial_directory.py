@@ -14,8 +14,8 @@ import pytest
 import weightcache
 from origin import Origin, broken
 from origin import status as answer
-from support import blob, child, directory, finish, in_gvisor, one, partials, sha256, skip_in_gvisor, visible
-from weightcache import DownloadError, StorageError, ensure, status, verify
+from support import blob, child, directory, finish, in_gvisor, one, partials, quiet, sha256, skip_in_gvisor, visible
+from weightcache import DownloadError, StorageError, status, verify
 from weightcache._runtime.writer_identity import Writer, container_id
 from weightcache._store import file_operations as store_files
 from weightcache._store import partial_file
@@ -24,10 +24,6 @@ from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(3 * BLOCK + 100)
 WRONG = blob(len(DATA), 9)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def twins(url: str, *, size: bool = True) -> dict[str, Any]:

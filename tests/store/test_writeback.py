@@ -9,14 +9,12 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import weightcache
 from origin import Origin
-from support import blob, in_gvisor, one, partials, sha256, until, visible
-from weightcache import StorageError, aensure, ensure, publish
+from support import blob, in_gvisor, one, partials, quiet, sha256, until, visible
+from weightcache import StorageError, aensure, publish
 from weightcache._store import writeback
 from weightcache._store.partial_directory import BLOCK
 from weightcache._store.writeback import WAIT_BEFORE, WRITE, WriteBack
@@ -56,10 +54,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(writeback, "_sync_file_range", recorded.sync_file_range)
     monkeypatch.setattr(os, "fsync", recording)
     return recorded
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def held_in(root: Path) -> list[str]:

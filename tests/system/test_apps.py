@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +21,9 @@ LINES = 40
 torch = pytest.importorskip("torch")
 
 
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
-
-
-def start(plane: ControlPlane, app: Path, **environment: str) -> list[str]:
-    """Do ``modal run`` and return the words of the lines that the app prints."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")} | environment | plane.env()
-    command = [sys.executable, "-m", "modal", "run", str(app)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=app.parent, timeout=180, check=False)
+def start(plane: ControlPlane, app: Path) -> list[str]:
+    """Do ``modal run`` and return the lines that the app prints."""
+    done = plane.client("-m", "modal", "run", str(app), directory=app.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
 

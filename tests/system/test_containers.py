@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,6 @@ sys.stdout.write(result + "\\n")  # at once: clones share what they write to
 """
 
 
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path / "plane") as plane:
-        yield plane
-
-
 def environment(plane: ControlPlane, container: Container) -> dict[str, str]:
     """What makes a process a container of its own: its connection, its local disk, and what its Volume can do."""
     [view] = container.views.values()
@@ -71,10 +64,11 @@ def environment(plane: ControlPlane, container: Container) -> dict[str, str]:
     return plane.env(container) | own
 
 
-def outside() -> dict[str, str]:
+def outside(plane: ControlPlane) -> dict[str, str]:
     """Return the environment of a process that finds the modules of the tests, and no Modal but the plane."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
-    return own | {"PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[1] / name) for name in ("shared", "fakes"))}
+    return plane.outside() | {
+        "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[1] / name) for name in ("shared", "fakes"))
+    }
 
 
 def start(plane: ControlPlane, container: Container, manifest: Any, **options: Any) -> subprocess.Popen[str]:
@@ -82,7 +76,7 @@ def start(plane: ControlPlane, container: Container, manifest: Any, **options: A
     [view] = container.views.values()
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, json.dumps(manifest), str(view.root), json.dumps(options)],
-        env=outside() | environment(plane, container),
+        env=outside(plane) | environment(plane, container),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -219,7 +213,7 @@ def test_clones_of_one_memory_snapshot(plane: ControlPlane, origin: Origin) -> N
             json.dumps(given),
             json.dumps(manifest),
         ],
-        env=outside(),
+        env=outside(plane),
         capture_output=True,
         text=True,
         timeout=100,
@@ -354,7 +348,7 @@ with app.run():
     print(json.dumps([call.get() for call in calls]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", caller], env=outside() | plane.env(), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", caller], env=outside(plane), capture_output=True, text=True, timeout=120
     )
     logs = "".join(container.log for container in plane.containers)
     assert done.returncode == 0, done.stderr + logs
@@ -440,7 +434,7 @@ def test_a_server_that_only_reads_beside_one_that_fills(plane: ControlPlane, ori
     (tmp_path / "beside.py").write_text(BESIDE.format(manifest=repr(one(DATA, origin.url("/a")))))
     command = [sys.executable, "-c", CALLER, str(tmp_path)]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, env=outside() | plane.env(), text=True, **pipes) as caller:
+    with subprocess.Popen(command, env=outside(plane), text=True, **pipes) as caller:
         while not begun.wait(0.05) and caller.poll() is None:
             pass
         out, err = caller.communicate("\n", timeout=120)

@@ -34,14 +34,7 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 def deploy(plane: ControlPlane, **options: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MODAL_", "FASHION_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "modal", "deploy", str(EXAMPLE / "app.py")],
-        env=environment | plane.env() | options,
-        capture_output=True,
-        text=True,
-        cwd="/",
-    )
+    return plane.client("-m", "modal", "deploy", str(EXAMPLE / "app.py"), **options)
 
 
 def deployed(plane: ControlPlane, **options: str) -> dict[str, Any]:

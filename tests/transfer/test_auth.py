@@ -14,20 +14,15 @@ from typing import Any
 
 import pytest
 
-import weightcache
 from origin import Origin, broken, redirect
 from origin import status as answer
-from support import blob, change_settings, one
+from support import blob, change_settings, one, quiet
 from weightcache import DownloadError, ensure
 from weightcache._store.partial_directory import BLOCK
 from weightcache.cli.main import main
 
 DATA = blob(BLOCK + 500)
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 @pytest.fixture

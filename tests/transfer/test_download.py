@@ -16,20 +16,15 @@ from typing import Any
 import pytest
 import trustme
 
-import weightcache
 from origin import Fault, Origin, broken, hang_up, other_bytes, redirect, stalled, wrong_part
 from origin import status as answer
-from support import blob, change_settings, one, partials, sha256, visible
-from weightcache import DownloadError, IntegrityError, ensure
+from support import blob, change_settings, one, partials, quiet, sha256, visible
+from weightcache import DownloadError, IntegrityError
 from weightcache._store.partial_directory import BLOCK
 
 DATA = blob(2 * BLOCK + 77_777)
 FLIPPED = DATA[:1_000_000] + bytes([DATA[1_000_000] ^ 1]) + DATA[1_000_001:]
 OTHER = blob(len(DATA), 9)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def cut(at: int, *, reset: bool = False) -> Fault:

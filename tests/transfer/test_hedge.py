@@ -5,23 +5,17 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import weightcache
 from origin import Exchange, Origin
-from support import blob, one, partials
-from weightcache import ensure
+from support import blob, one, partials, quiet
 from weightcache._runtime.tuning_constants import Settings
 from weightcache._transfer import work_stealing
 
 MB = 1 << 20
 DATA = blob(24 * MB + 5)
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 class Throttle:

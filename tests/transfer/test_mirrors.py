@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-import weightcache
 from origin import Exchange, Origin, broken, hang_up
 from origin import status as answer
 from schedule import SIZE, Answer, Nowhere
-from support import blob, one
+from support import blob, one, quiet
 from weightcache import DownloadError, Manifest, ensure
 from weightcache._runtime.tuning_constants import Settings
 from weightcache._transfer.file_transfer import FileTask
@@ -135,10 +134,6 @@ def test_odd_patience(patience: Any, root: Path) -> None:
 
 
 # A real server ------------------------------------------------------------------------------------------------------
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 @pytest.mark.usefixtures("one_connection")

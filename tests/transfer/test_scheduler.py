@@ -283,7 +283,7 @@ class World:
 
 def covers_once(transfer: FileTransfer) -> None:
     """Every byte is hashed, buffered, assigned or unassigned: exactly one of them."""
-    if transfer.length is None or transfer.is_restarting:
+    if transfer.length is None or transfer._recovery:
         return
     spans = [(0, transfer.hashed), *((b.start, b.start + b.filled) for b in transfer.buffered.values())]
     held = [task.segment for task in transfer.tasks if not task.is_hedge]

@@ -16,11 +16,10 @@ import pytest
 import trustme
 import urllib3.connection
 
-import weightcache
 from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redirect, stalled
 from origin import status as answer
-from support import MB, blob, change_settings, directory, one, partials, sha256, visible
-from weightcache import DownloadError, IntegrityError, ensure
+from support import MB, blob, change_settings, directory, one, partials, quiet, sha256, visible
+from weightcache import DownloadError, IntegrityError
 from weightcache._runtime.tuning_constants import Settings
 from weightcache._store.partial_directory import BLOCK
 from weightcache._store.partial_file import PartialFile
@@ -31,10 +30,6 @@ from weightcache._transfer.transfer_types import PART
 DATA = blob(40 * MB)
 SLOW = 8e6  # bytes a second for each connection
 SOCKETS = 512 << 10  # bytes that a connection may have on its way when it is cut short
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def at_most(connections: int, status: int, times: int = 1 << 30) -> Fault:

@@ -9,22 +9,17 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import weightcache
 from origin import Exchange, Origin
 from origin import status as answer
-from support import MB, PRELUDE, blob, child, finish, one, partials, visible
-from weightcache import DownloadError, ensure
+from support import MB, PRELUDE, blob, child, finish, one, partials, quiet, visible
+from weightcache import DownloadError
 
 DATA = blob(40 * MB)
 SLOW = 8e6  # bytes a second for each connection
-
-
-def quiet(manifest: Any, root: Path, **options: Any) -> weightcache.Weights:
-    return ensure(manifest, root=root, progress=False, **options)
 
 
 def threads() -> list[str]:

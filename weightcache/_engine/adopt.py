@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from .existing_weights import Found
 
 _GIT_FILE = 100 << 20  # bytes; larger files are in Git LFS, and their blobs are named by sha256
-
-
 _ASIDE = ".weightcache"  # the ending of a link that takes the place of a moved file
 
 
@@ -100,14 +98,26 @@ def finish_moves(path: str) -> None:
     for folder, folders, names in os.walk(top):
         for name in names:
             link = f"{folder}/{name}"
-            if not (name.startswith(".") and name.endswith(_ASIDE) and os.path.islink(link)):
+            if name.startswith(".") and name.endswith(_ASIDE):
+                source = f"{folder}/{name[1:].removesuffix(_ASIDE)}"
+            elif os.path.islink(link) and not os.path.exists(link):
+                source = os.path.realpath(link)  # in another directory: a snapshot links to the blobs of its repository
+                link = _aside(source)
+            else:
                 continue
             try:
-                _settle(link, f"{folder}/{name[1:].removesuffix(_ASIDE)}")
+                if os.path.islink(link):
+                    _settle(link, source)
             except OSError as error:
                 raise StorageError.of(error, "rename", link) from None
         if top != path:
             folders.clear()  # of a file, only its own directory
+
+
+def _aside(source: str) -> str:
+    """Return the path of the link that takes the place of a moved file."""
+    folder, name = os.path.split(source)
+    return f"{folder}/.{name}{_ASIDE}"
 
 
 def _settle(link: str, source: str) -> None:
@@ -171,8 +181,7 @@ def _move(layout: Layout, checkpoint: Checkpoint, sources: Mapping[str, str], ca
 
 def _rename(layout: Layout, checkpoint: Checkpoint, file: File, source: str) -> None:
     target = layout.file(checkpoint, file)
-    folder, name = os.path.split(source)
-    link = f"{folder}/.{name}{_ASIDE}"
+    folder, link = os.path.dirname(source), _aside(source)
     real = f"{os.path.realpath(os.path.dirname(target))}/{os.path.basename(target)}"
     try:
         with suppress(FileNotFoundError):

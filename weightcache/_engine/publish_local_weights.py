@@ -20,10 +20,10 @@ from weightcache._store import file_operations as store_files
 from weightcache._store import root_checks as store_root
 from weightcache._store.content_sniffing import HEAD, POINTER, foreign_content
 from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index, missing_shards
+from weightcache._store.tags import declared
 from weightcache._transfer.progress import make_progress
 from weightcache._views.weights import weights_if_ready
 from weightcache.errors import ManifestError, StorageError, VolumeError
-from weightcache.manifest import Manifest
 from weightcache.manifest.validate import user_path
 
 from .commit_evidence import CommitEvidence
@@ -193,20 +193,10 @@ def hashed(
     then = _survey(top, name, pointers=True, skip=skip)  # a difference means that the source changed
     if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
         raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
-    pins = {inner: (digest, found[inner].size) for inner, digest in zip(found, digests, strict=True)}
+    files = {inner: {"sha256": digest, "size": found[inner].size} for inner, digest in zip(found, digests, strict=True)}
     # Resolved, because a hard link to a symbolic link (of a Hub cache) would be one, too.
-    local_sources = {digest: os.path.realpath(found[inner].path) for inner, (digest, _) in pins.items()}
-    return _declared(name, pins, is_directory=os.path.isdir(top)), local_sources
-
-
-def _declared(name: str, pins: Mapping[str, tuple[str, int]], *, is_directory: bool) -> Checkpoint:
-    """Return the checkpoint as a manifest would declare it, by the same rules."""
-    files = {inner: {"sha256": digest, "size": size} for inner, (digest, size) in pins.items()}
-    entry: dict[str, object] = {"urls": [], "files": files}
-    if not is_directory:
-        [(inner, pin)] = files.items()
-        entry = {"urls": [], "file": inner, **pin}
-    return Manifest.load({"checkpoints": {name: entry}})[name]
+    local_sources = {digest: os.path.realpath(file.path) for file, digest in zip(found.values(), digests, strict=True)}
+    return declared(name, files, is_directory=os.path.isdir(top)), local_sources
 
 
 def shard_warnings(checkpoint: Checkpoint, local_sources: Mapping[str, str]) -> list[str]:
@@ -243,7 +233,8 @@ def _survey(top: str, name: str, *, pointers: bool, skip: str) -> dict[str, _Fou
     except OSError as error:
         raise StorageError.of(error, "read", error.filename or top) from None
     try:
-        _declared(name, {inner: (UNKNOWN, file.size) for inner, file in found.items()}, is_directory=is_directory)
+        unknown = {inner: {"sha256": UNKNOWN, "size": file.size} for inner, file in found.items()}
+        declared(name, unknown, is_directory=is_directory)
     except ManifestError as error:
         problems += error.problems
     if problems:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from .owned_descriptors import opened
 
 
-def replace_file(path: str, data: bytes, temporary: str, *, durable: bool, permissions: int = 0o666) -> None:
+def replace_file(path: str, data: bytes, temporary: str, *, durable: bool) -> None:
     """Write ``data`` to ``temporary``, and rename it to ``path``.
 
     Args:
@@ -16,13 +16,12 @@ def replace_file(path: str, data: bytes, temporary: str, *, durable: bool, permi
         data: The new content.
         temporary: A path on the same file system that no other writer uses. It is removed if anything fails.
         durable: Whether the data must be on the disk before the rename. Without it, a crash may leave an empty file.
-        permissions: Of a new file, before the umask.
 
     Raises:
         OSError: It could not be written or renamed. ``path`` is as it was.
     """
     try:
-        with opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions) as stream:
+        with opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as stream:
             stream.write(data)
             if durable:
                 os.fsync(stream.number)

@@ -65,11 +65,6 @@ class FileTransfer(FileBytes):
         return self.job.partial.present() if mirror is not None and mirror.uses_partial else {}
 
     @property
-    def is_restarting(self) -> bool:
-        """Whether it starts again as soon as no connection has a task of it."""
-        return bool(self._recovery)
-
-    @property
     def parallel(self) -> bool:
         """Whether several connections may fetch it."""
         mirror = self.mirrors.current

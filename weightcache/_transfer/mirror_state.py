@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .server_state import Server
+from .server_state import Pausable, Server
 
 
 class Access(Enum):
@@ -27,7 +25,7 @@ class Delivery(IntEnum):
 
 
 @dataclass(eq=False)
-class Mirror:
+class Mirror(Pausable):
     """What is known of one URL while one file is fetched from it.
 
     Attributes:
@@ -63,7 +61,6 @@ class Mirror:
     looks_like: str = ""
 
     def __post_init__(self) -> None:
-        self._pauses = 0
         self._most_present = 0  # bytes of the file at one of its failures: more of them is progress
 
     @property
@@ -89,17 +86,6 @@ class Mirror:
     def uses_partial(self) -> bool:
         """Whether it gives single parts, so that only those missing in the partial are requested."""
         return self.has_ranges and not self.exclusive
-
-    @property
-    def is_paused(self) -> bool:
-        return self._pauses > 0
-
-    def pause(self) -> None:
-        """Send it no request until `resume` was called as often."""
-        self._pauses += 1
-
-    def resume(self) -> None:
-        self._pauses -= 1
 
     def rest(self, until: float) -> None:
         """Send it no request before ``until``, since another mirror is tried meanwhile."""

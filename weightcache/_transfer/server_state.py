@@ -33,33 +33,10 @@ class Request(Protocol):
     def on_queued(self, concurrency: int) -> None: ...
 
 
-class Server:
-    """One server, as all files of a download see it.
+class Pausable:
+    """A server, or one mirror of a file, which gets no request while it is paused."""
 
-    Attributes:
-        name: Host and port.
-        requests: Requests that it serves, or has to answer.
-        allowed: Connections that it may get at once.
-        proven: Connections that it served at once.
-        limited: Whether it refused a request that it might have granted at another time.
-        is_silent: Whether it answered no request lately. Then one request at a time finds out when it does.
-        is_paused: Whether it gets no requests now.
-        last_byte: When it sent bytes last, or ``None``.
-    """
-
-    def __init__(self, name: str, limit: int) -> None:
-        self.name, self._limit = name, limit
-        self.requests: set[Request] = set()
-        self.allowed, self.proven = limit, 0
-        self.limited = self.is_silent = False
-        self.last_byte: float | None = None
-        self._pauses = 0
-        self._outage_since: float | None = None
-        self._last_response = float("-inf")
-        # The latest wave of refusals: when its first request was started, when it was seen, what was allowed before.
-        self._wave_started = self._wave_seen = float("-inf")
-        self._allowed_before = limit
-        self._rounds, self._step, self._parts = 0, 1, 0  # until more are tried; how many more; parts since then
+    _pauses = 0
 
     @property
     def is_paused(self) -> bool:
@@ -71,6 +48,33 @@ class Server:
 
     def resume(self) -> None:
         self._pauses -= 1
+
+
+class Server(Pausable):
+    """One server, as all files of a download see it.
+
+    Attributes:
+        name: Host and port.
+        requests: Requests that it serves, or has to answer.
+        allowed: Connections that it may get at once.
+        proven: Connections that it served at once.
+        limited: Whether it refused a request that it might have granted at another time.
+        is_silent: Whether it answered no request lately. Then one request at a time finds out when it does.
+        last_byte: When it sent bytes last, or ``None``.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name, self._limit = name, limit
+        self.requests: set[Request] = set()
+        self.allowed, self.proven = limit, 0
+        self.limited = self.is_silent = False
+        self.last_byte: float | None = None
+        self._outage_since: float | None = None
+        self._last_response = float("-inf")
+        # The latest wave of refusals: when its first request was started, when it was seen, what was allowed before.
+        self._wave_started = self._wave_seen = float("-inf")
+        self._allowed_before = limit
+        self._rounds, self._step, self._parts = 0, 1, 0  # until more are tried; how many more; parts since then
 
     def add(self, request: Request) -> None:
         """Note that a request is sent to it."""

@@ -215,8 +215,8 @@ def _files(table: Any, checkpoint: Checkpoint) -> Any:
     return inline
 
 
-def _inline(file: File, instead_of: Any = None) -> Any:
-    """Return a file's pins as an inline table, with the comment and whitespace of the one that it replaces."""
+def _inline(file: File, instead_of: Any) -> Any:
+    """Return a file's pins as an inline table, with the comment and whitespace of the one that it replaces, if any."""
     import tomlkit
 
     size = "" if file.size is None else f", size = {file.size}"
