@@ -55,6 +55,7 @@ __all__ = [
     "Status",
     "StorageError",
     "Tag",
+    "Timeline",
     "UnknownCheckpointError",
     "VolumeError",
     "WeightCacheError",
@@ -69,6 +70,7 @@ __all__ = [
     "set_tag",
     "status",
     "tags",
+    "timeline",
     "verify",
 ]
 
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from ._engine.tags import Publication, set_tag, tags
     from ._pinning.api import pin
     from ._prefetch.api import Prefetch, prefetch, prefetch_files
+    from ._timeline import Timeline, timeline
     from .reports import CheckpointPlan, CheckpointReport, FilePlan, Plan, Report, Status
 
 
@@ -86,6 +89,7 @@ if TYPE_CHECKING:
 _LAZY = {
     **dict.fromkeys(("CheckpointPlan", "CheckpointReport", "FilePlan", "Plan", "Report", "Status"), "reports"),
     **dict.fromkeys(("Prefetch", "prefetch", "prefetch_files"), "_prefetch.api"),
+    **dict.fromkeys(("Timeline", "timeline"), "_timeline"),
     **dict.fromkeys(("Publication", "set_tag", "tags"), "_engine.tags"),
     "pin": "_pinning.api",
     "prune": "_engine.prune",
