@@ -55,6 +55,7 @@ __all__ = [
     "Status",
     "StorageError",
     "Tag",
+    "Timeline",
     "UnknownCheckpointError",
     "VolumeError",
     "WeightCacheError",
@@ -70,6 +71,7 @@ __all__ = [
     "set_tag",
     "status",
     "tags",
+    "timeline",
     "verify",
 ]
 
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from ._engine.tags import Publication, set_tag, tags
     from ._pinning.api import pin
     from ._prefetch.api import Prefetch, prefetch, prefetch_files
+    from ._timeline import Timeline, timeline
     from .reports import CheckpointPlan, CheckpointReport, FilePlan, Plan, Report, Status
 
 
@@ -88,6 +91,7 @@ if TYPE_CHECKING:
 _LAZY = {
     **dict.fromkeys(("CheckpointPlan", "CheckpointReport", "FilePlan", "Plan", "Report", "Status"), "reports"),
     **dict.fromkeys(("Prefetch", "prefetch", "prefetch_files"), "_prefetch.api"),
+    **dict.fromkeys(("Timeline", "timeline"), "_timeline"),
     **dict.fromkeys(("Publication", "set_tag", "tags"), "_engine.tags"),
     "delete_tag": "_engine.delete_tag",
     "pin": "_pinning.api",

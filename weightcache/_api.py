@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from weightcache._store.layout import Layout, needs_reload
 from weightcache._views.weights import weights_if_ready
 from weightcache.errors import lazy_imports
@@ -11,7 +13,7 @@ TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import
 if TYPE_CHECKING:
     import os
     from collections.abc import Collection
-    from typing import Literal, TypeAlias, overload
+    from typing import Any, Literal, TypeAlias, overload
 
     from typing_extensions import Unpack
 
@@ -102,9 +104,10 @@ def ensure(
     layout = Layout(root)
     _check_arguments(lease, progress, wait=wait, patience=patience, time_limit=time_limit or 0)
     if not (isinstance(manifest, Tag) or needs_reload(layout.root, manifest, has_volume=volume is not None)):
-        checkpoints = (manifest := Manifest.load(manifest)).select(only)
-        if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
-            return weights
+        with _span("inspect"):
+            checkpoints = (manifest := Manifest.load(manifest)).select(only)
+            if not (rehash or dry_run) and (weights := weights_if_ready(layout, checkpoints)) is not None:
+                return weights
 
     with lazy_imports:
         from weightcache._engine.ensure import ensure_with
@@ -177,6 +180,16 @@ async def aensure(
         time_limit=time_limit,
     )
     return await in_thread(lambda: ensure_with(manifest, root, only, options), options.cancel)
+
+
+class _NoSpan:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _span(name: str) -> Any:
+    # `timeline` imports the module; a hit without it must not.
+    return spans.span(name) if (spans := sys.modules.get("weightcache._spans")) else _NoSpan()
 
 
 def _check_arguments(lease: LeaseSource, progress: bool | ProgressCallback | None, **times: float) -> None:

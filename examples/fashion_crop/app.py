@@ -7,15 +7,15 @@ has what each option costs. ``FASHION_GPU`` names a GPU, such as ``L4``; without
 """
 
 import os
-import time
 from pathlib import Path
 from urllib.request import urlopen
 
 import modal
 
+from weightcache import timeline
 from weightcache.modal import WeightVolume
 
-BEGAN = time.perf_counter()
+timeline()  # measures this start; `start` ends it
 OPTIONS = {
     "A": {"scaledown_window": 60},  # sleeps after a minute without work, and starts from the Volume
     "B": {"min_containers": 1},  # one container never sleeps
@@ -89,7 +89,6 @@ class FashionCrop:
             ensure=cache.ensure,
             reading=reading,
             device="cuda" if GPU else "cpu",
-            began=BEGAN,
         )
 
     @modal.asgi_app()

@@ -45,18 +45,17 @@ def cut(pixels, boxes):
 
 
 OURS = """\
-from weightcache import prefetch
+from weightcache import prefetch, timeline
+timeline()
+called = time.monotonic()
 reading = prefetch(job["manifest"], root=job["root"], into="memory")
 from fashion_crop.startup import start
-imported = time.monotonic()
 backend = start(job["manifest"], root=job["root"], reading=reading, stand_ins=job["size"] == "stand-in")
 before, marked = backend.phases, marks["python"]
 beside = {"prefetch": before["prefetch"]}
-for name, seconds in (
-    ("download", before["look"] + before["download"]),
-    ("imports", imported - marks["python"] + before["imports"]),
-    ("build", before["build"]),
-):
+imports = called - marked + before["import"]
+weights = sum(before.get(name, 0) for name in ("inspect", "wait", "reload", "download", "verify", "commit"))
+for name, seconds in ("download", weights), ("imports", imports), ("build", before["build"]):
     marks[name] = marked = marked + seconds
 detector, segmenter = backend.pipeline._detector, backend.pipeline._segmenter
 models = detector._model, segmenter._predictor.model

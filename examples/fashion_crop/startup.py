@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +23,7 @@ from .pipeline import Pipeline
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from weightcache import Prefetch, Weights
+    from weightcache import Prefetch, Timeline, Weights
 
 PACKAGES = ("weightcache", "torch", "torchvision", "transformers", "groundingdino-py", "sam2")
 
@@ -36,8 +35,9 @@ class Backend:
     Attributes:
         pipeline: Turns a photo into crops.
         weights: The sha256 of each checkpoint (of a directory: its digest), by name.
-        phases: Seconds of each part of the cold start. ``prefetch`` runs in parallel with the others; ``ready`` is the
-            total. After a restore from a memory snapshot they describe the start before the snapshot.
+        phases: Seconds of each phase of the cold start, as `weightcache.timeline` names them. ``prefetch`` runs in
+            parallel with the others; ``ready`` is the total. After a restore from a memory snapshot they describe the
+            start before the snapshot.
         versions: Versions of the packages that affect results.
         device: Device of the models, as torch names it.
         stand_ins: Whether the weights are random numbers.
@@ -60,7 +60,6 @@ def start(
     ensure: Callable[[], Weights] | None = None,
     device: str = "cpu",
     stand_ins: bool = False,
-    began: float | None = None,
 ) -> Backend:
     """Load the two models.
 
@@ -72,44 +71,54 @@ def start(
         ensure: Replaces `weightcache.ensure`, for example ``WeightVolume.ensure``.
         device: Device of the models, such as ``"cuda"``.
         stand_ins: Whether the checkpoints are those of `fashion_crop.models.stand_ins`.
-        began: `time.perf_counter` at the start of the process; the time until this call counts as imports.
 
     Raises:
         WeightCacheError: The weights are not available, or belong to other models.
         ImportError: A package of the models is not installed.
     """
-    phases = Phases(began)
+    timeline = weightcache.timeline()  # that of the program, if it began one
     manifest = Manifest.load(manifest)
     reading = reading or prefetch(manifest, root=root, into="memory")
     with reading, _gc_paused():
-        with phases.of("look"):
-            weights = ensure() if ensure else weightcache.ensure(manifest, root=root, volume=volume)
-        if any(report.outcome != "hit" for report in weights.report.values()):
-            phases.rename("look", "download")
-        pipeline = _load_pipeline(phases, weights, reading, size="stand-in" if stand_ins else "full", device=device)
-        phases.seconds["prefetch"] = reading.stats.seconds
+        weights = ensure() if ensure else weightcache.ensure(manifest, root=root, volume=volume)
+        size = "stand-in" if stand_ins else "full"
+        pipeline = _load_pipeline(timeline, weights, reading, size=size, device=device)
+    timeline.ready()
     return Backend(
         pipeline=pipeline,
         weights={checkpoint.name: checkpoint.digest for checkpoint in manifest},
-        phases=phases.until_ready(),
+        phases=_seconds(timeline),
         versions=_versions(),
         device=device,
         stand_ins=stand_ins,
     )
 
 
-def _load_pipeline(phases: Phases, weights: Weights, reading: Prefetch, *, size: str, device: str) -> Pipeline:
-    with phases.of("imports"):
-        grounding_dino, sam = _import_models()
-    with phases.of("build"), skip_init():
+def _load_pipeline(timeline: Timeline, weights: Weights, reading: Prefetch, *, size: str, device: str) -> Pipeline:
+    grounding_dino, sam = _import_models()
+    with skip_init():
         detector = grounding_dino.build(weights["bert-base-uncased"], size)
         segmenter = sam.build(size)
-    with phases.of("load"):
+    with timeline.phase("load"):
         grounding_dino.load(detector, weights["groundingdino"], prefetched=reading)
         sam.load(segmenter, weights["sam2"], prefetched=reading)
+    with timeline.phase("to device"):
         return Pipeline(
             grounding_dino.GroundingDino(detector, size=size, device=device), sam.Sam2(segmenter, device=device)
         )
+
+
+def _seconds(timeline: Timeline) -> dict[str, float]:
+    measured = timeline.as_dict()
+    phases = measured["phases"]
+    seconds = {name: phase["seconds"] for name, phase in phases.items() if phase["seconds"]}
+    prefetched = phases.get("prefetch", {"parallel_seconds": 0.0})
+    return {
+        **seconds,
+        "other": measured["other"],
+        "prefetch": prefetched["parallel_seconds"],
+        "ready": measured["ready"],
+    }
 
 
 @contextmanager
@@ -150,29 +159,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # a source checkout that was copied into an image has no metadata
             continue
     return versions
-
-
-class Phases:
-    """Seconds of each part of a cold start."""
-
-    NAMES = ("look", "download", "prefetch", "imports", "build", "load")
-
-    def __init__(self, began: float | None = None) -> None:
-        now = time.perf_counter()
-        self._began = now if began is None else began
-        self.seconds = dict.fromkeys(self.NAMES, 0.0) | {"imports": now - self._began}
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Add the time of the block to this phase."""
-        began = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - began
-
-    def rename(self, name: str, right: str) -> None:
-        """Move the time of one phase to another."""
-        self.seconds[right], self.seconds[name] = self.seconds[name], 0.0
-
-    def until_ready(self) -> dict[str, float]:
-        """Return all phases, and the total so far as ``ready``."""
-        return {**self.seconds, "ready": time.perf_counter() - self._began}

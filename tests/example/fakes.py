@@ -123,12 +123,12 @@ def ellipse(box: Box, height: int, width: int) -> NDArray[np.bool_]:
 
 def fake_backend(detector: FakeDetector | None = None, segmenter: FakeSegmenter | None = None) -> Backend:
     """What a service serves, ready at once and without models."""
-    from fashion_crop.startup import Backend, Phases
+    from fashion_crop.startup import Backend
 
     return Backend(
         pipeline=Pipeline(detector or FakeDetector(), segmenter or FakeSegmenter()),
         weights={"groundingdino": DIGEST, "sam2": DIGEST},
-        phases=Phases().until_ready(),
+        phases=dict.fromkeys(("inspect", "import", "build", "load", "other", "prefetch", "ready"), 0.0),
         versions={"weightcache": "0"},
         stand_ins=True,
     )

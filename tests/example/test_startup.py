@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -30,14 +31,23 @@ from weightcache import (
     WeightCacheError,
     ensure,
     prefetch,
+    timeline,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from conftest import StandIns
     from fashion_crop.startup import Backend
 
-PHASES = {"look", "download", "prefetch", "imports", "build", "load", "ready"}
+PHASES = {"inspect", "build", "load", "to device"}  # of every start in this process, which has imported all already
 BLANK = np.zeros((80, 80, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def ends_its_timeline() -> Iterator[None]:
+    yield
+    timeline().ready()  # of a start that failed
 
 
 def memory_files() -> list[str]:
@@ -59,23 +69,40 @@ def edited(stand_ins: StandIns, folder: Path, old: str, new: str) -> Path:
 
 def test_an_empty_root_and_then_a_filled_one(stand_ins: StandIns, tmp_path: Path) -> None:
     first = startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
-    assert set(first.phases) == PHASES
-    assert (first.phases["look"], first.phases["prefetch"]) == (0, 0)
+    assert first.phases.keys() >= PHASES | {"download", "other", "ready"}
+    assert first.phases["prefetch"] == 0
     assert first.phases["download"] > 0
 
     second = startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
-    assert second.phases["download"] == 0
-    assert min(second.phases[name] for name in PHASES - {"download"}) > 0
-    one_after_the_other = PHASES - {"prefetch", "ready"}
-    assert sum(second.phases[name] for name in one_after_the_other) <= second.phases["ready"]
+    assert "download" not in second.phases
+    assert min(second.phases[name] for name in PHASES | {"prefetch"}) > 0
+    parts = [seconds for name, seconds in second.phases.items() if name not in ("prefetch", "ready")]
+    assert sum(parts) == pytest.approx(second.phases["ready"])
     assert found(first) == found(second)
     assert not memory_files()
 
 
-def test_what_was_before_counts_too(stand_ins: StandIns, tmp_path: Path) -> None:
-    began = time.perf_counter() - 100
-    phases = startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True, began=began).phases
-    assert 100 < phases["imports"] < phases["ready"] < 200
+def test_a_timeline_that_was_begun_earlier(stand_ins: StandIns, tmp_path: Path) -> None:
+    with timeline().phase("earlier"):
+        time.sleep(0.001)
+    assert startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True).phases["earlier"] > 0
+
+
+def test_the_phases_are_nearly_all_of_a_start(stand_ins: StandIns, tmp_path: Path) -> None:
+    ensure(stand_ins.manifest, root=tmp_path, progress=False)
+    code = """
+    import sys, weightcache
+    timeline = weightcache.timeline()
+    from fashion_crop.startup import start
+    start(sys.argv[1], root=sys.argv[2], stand_ins=True)
+    print(timeline.json(), flush=True)
+    """
+    with process(textwrap.dedent(code), str(stand_ins.manifest), str(tmp_path)) as child:
+        told = json.loads(child.line())
+    assert told["phases"].keys() == PHASES | {"import", "prefetch"}
+    assert sum(phase["seconds"] for phase in told["phases"].values()) >= 0.95 * told["ready"]
+    assert told["phases"]["load"]["bytes"] > 30_000_000
+    assert told["phases"]["prefetch"]["bytes"] > 30_000_000
 
 
 def test_nothing_is_collected_meanwhile(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +155,8 @@ def test_a_reading_that_was_begun_earlier(stand_ins: StandIns, tmp_path: Path) -
     took = reading.stats.seconds
     assert len(memory_files()) == 6
     backend = startup.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True)
-    assert backend.phases["prefetch"] == took
+    assert took > 0
+    assert backend.phases["prefetch"] == 0  # it was over before the start began
     assert reading.path(weights["sam2"]) == str(weights["sam2"])  # closed
     assert not memory_files()
     model = backend.pipeline._segmenter._predictor.model
@@ -154,7 +182,6 @@ def test_another_ensure(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(weightcache, "ensure", lambda *args, **kwargs: 1 / 0)
     backend = startup.start(stand_ins.manifest, root=tmp_path, ensure=lambda: weights, stand_ins=True)
     assert found(backend)
-    assert backend.phases["download"] > 0  # the phase is named after the outcome that the weights report
 
 
 def test_a_volume_is_committed(stand_ins: StandIns, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from modal_proto import api_pb2
 
 from weightcache._runtime import container_timeout
 from weightcache._runtime.container_timeout import TimeLimit, modal_time_limit
+from weightcache._runtime.process_start import process_age
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "arguments"
     path.write_bytes(api_pb2.ContainerArguments(function_def=function).SerializeToString())
     monkeypatch.setenv("MODAL_CONTAINER_ARGUMENTS_PATH", str(path))
-    monkeypatch.setattr(container_timeout, "_process_age", lambda: 100.0)
+    monkeypatch.setattr(container_timeout, "process_age", lambda: 100.0)
     return path
 
 
@@ -32,7 +33,7 @@ def test_while_it_handles_an_input(arguments: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_thread_beside_the_inputs_has_no_limit(arguments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container_timeout, "_process_age", lambda: 901.0)
+    monkeypatch.setattr(container_timeout, "process_age", lambda: 901.0)
     assert modal_time_limit() is None
 
 
@@ -46,4 +47,4 @@ def test_what_cannot_be_read_is_no_limit(arguments: Path, monkeypatch: pytest.Mo
 
 
 def test_the_age_of_a_process() -> None:
-    assert 0.0 < container_timeout._process_age() < 24 * 3600
+    assert 0.0 < (process_age() or 0.0) < 24 * 3600

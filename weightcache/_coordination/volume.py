@@ -20,6 +20,7 @@ from weightcache._environment import in_modal_container
 from weightcache._runtime import tuning_constants as runtime_settings
 from weightcache._runtime.unannounced_write_check import announce_writing, is_writing
 from weightcache._runtime.writer_identity import note_path
+from weightcache._spans import span
 from weightcache.errors import StorageError
 
 from .background_readers import pause_all
@@ -123,7 +124,8 @@ class VolumeSession:
     def reload(self) -> None:
         """Show what other containers committed. Never raises."""
         if self._volume is not None:
-            self._call("reload", self._volume.reload)
+            with span("reload"):
+                self._call("reload", self._volume.reload)
 
     def commit(self, files: Mapping[str, Wanted] | None = None) -> bool:
         """Commit, with retries; ``True`` if it succeeded or there is no volume. Never raises.
@@ -134,7 +136,8 @@ class VolumeSession:
         """
         if self._volume is None:
             return True
-        outcome = self._call("commit", self._volume.commit, files)
+        with span("commit"):
+            outcome = self._call("commit", self._volume.commit, files)
         self.committed = outcome is not _Outcome.FAILED
         if outcome is _Outcome.DONE and not is_writing(self._root):  # another thread may be inside `writing`
             with suppress(OSError, StorageError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weightcache._coordination.mount_check import check_manifest
+from weightcache._spans import in_phase
 from weightcache._store.layout import Layout
 from weightcache._views.weights import weights_if_ready
 from weightcache.errors import NotCachedError
@@ -30,6 +31,7 @@ def on_miss(layout: Layout, checkpoints: Sequence[Checkpoint], options: EnsureOp
     return plan_only(layout, checkpoints, options) if options.dry_run else ensure_on_miss(layout, checkpoints, options)
 
 
+@in_phase("inspect")
 def ensure_with(
     source: WeightSource,
     root: str | os.PathLike[str],

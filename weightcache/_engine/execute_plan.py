@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from weightcache._environment import command, in_modal_container
 from weightcache._runtime import tuning_constants
 from weightcache._runtime.writer_identity import Writer
+from weightcache._spans import add_bytes, in_phase
 from weightcache._store import file_operations as store_files
 from weightcache._store import receipts
 from weightcache._store import root_checks as store_root
@@ -61,6 +62,7 @@ class Installer:
     ) -> None:
         self.layout, self._options, self._holder, self._time_check = layout, options, holder, time_check
 
+    @in_phase("verify")
     def examine(self, tasks: Sequence[CheckpointTask]) -> None:
         """Find out which files are right: by a receipt, or by a hash without a receipt or with ``rehash``."""
         self._holder.phase("hashing what is there")
@@ -108,6 +110,7 @@ class Installer:
             for partial in partials.values():
                 partial.discard()
 
+    @in_phase("copy")
     def _copy(
         self, plan: Plan, tasks: Sequence[CheckpointTask], partials: Mapping[str, Partial]
     ) -> list[tuple[CheckpointTask, File]]:
@@ -159,6 +162,7 @@ class Installer:
         if unfetchable := [task for task in dict.fromkeys(tasks) if offline or not task.checkpoint.urls]:
             raise not_cached(self.layout, unfetchable, OFFLINE if offline else WITHOUT_URL, self._options.volume)
 
+    @in_phase("download")
     def _fetch(self, needs: Sequence[tuple[CheckpointTask, File]], partials: Mapping[str, Partial]) -> None:
         """Fetch each sha256 once; every further file with the same bytes gets a link or a copy."""
         wanted: dict[str, list[tuple[CheckpointTask, File]]] = defaultdict(list)
@@ -195,6 +199,7 @@ class Installer:
             progress.end()
             for job in jobs:
                 first[job.file.sha256][0].received(job.counts.received)
+                add_bytes(job.counts.received)
 
     def _left_of(self, jobs: Sequence[Job]) -> int:
         """Return how many bytes of ``jobs`` earlier downloads left, by the word of their journals."""

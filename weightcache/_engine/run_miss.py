@@ -16,6 +16,7 @@ from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._runtime.writer_identity import Writer
 from weightcache._size_text import size_text
+from weightcache._spans import add_span, span
 from weightcache._store import root_checks as store_root
 from weightcache._store.inspect import Inspection, inspect
 from weightcache._transfer.progress import make_progress
@@ -57,6 +58,7 @@ def ensure_on_miss(layout: Layout, checkpoints: Sequence[Checkpoint], options: E
     first_looks = [inspect(layout, checkpoint) for checkpoint in checkpoints]
     say = make_progress(options.progress, []).say
     with root_lock(layout.root, wait=options.wait, say=say, check=options.cancel.check) as (holder, waiting):
+        add_span("wait", waiting.seconds)
         remove_old_notes(layout.root)
         host = LocalHost(layout, checkpoints, options, calls, holder)
         lease = host.lease()
@@ -123,7 +125,8 @@ class LocalHost:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        self._options.cancel.sleep(seconds)
+        with span("wait"):
+            self._options.cancel.sleep(seconds)
 
     def _time_check(self, total: int, by: str = "", left: Callable[[], int] = lambda: 0) -> TimeCheck | None:
         """Warn if a download of ``total`` bytes takes longer than this container may run; ``None`` without a limit.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 
+from weightcache._spans import in_phase
 from weightcache._store.inspect import inspect
 from weightcache._store.layout import Layout
 from weightcache.errors import WeightCacheError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Prefetch", "PrefetchStats", "prefetch", "prefetch_files"]
 
 
+@in_phase("inspect")
 def prefetch(
     manifest: WeightSource,
     *,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from weightcache._coordination import background_readers
 from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._size_text import size_text
+from weightcache._spans import background_span
 
 from .memory_limit import free_memory, reservations
 from .prefetched_file import READ_CHUNK, PrefetchedFile, read_chunk, reason
@@ -71,6 +72,7 @@ class Prefetch:
         if into_memory:
             self._allocate_memory()
         self._workers = min(threads, sum(file.left for file in self._files if not file.problem))
+        self._span = background_span("prefetch")
         if self._workers:
             background_readers.register(self)  # before the first file is opened
             self._start(self._workers)
@@ -147,6 +149,7 @@ class Prefetch:
             file.reading -= 1
             self._bytes += count
             self._ended = time.monotonic()
+            self._span.progress(self._bytes, self._ended)
             file.problem = file.problem or problem
             file.left -= not problem
             if id(self) in reservations:

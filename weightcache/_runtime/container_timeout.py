@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import Any, NamedTuple
 
-from .writer_identity import process_start
+from .process_start import process_age
 
 
 class TimeLimit(NamedTuple):
@@ -38,7 +37,7 @@ def modal_time_limit() -> TimeLimit | None:
     try:
         definition, is_input = _definition(), _is_input()
         timeout, startup = int(definition.timeout_secs), int(definition.startup_timeout_secs)
-        used = _process_age()
+        used = process_age() or 0.0  # some versions of gVisor do not say
     except Exception:  # noqa: BLE001 (a private format; without it there is only no warning)
         return None
     if is_input:
@@ -58,11 +57,3 @@ def _definition() -> Any:
 def _is_input() -> bool:
     modal: Any = sys.modules["modal"]
     return modal.current_input_id() is not None
-
-
-def _process_age() -> float:
-    """Return the seconds since this process began."""
-    began = process_start(os.getpid())
-    if not began:  # some versions of gVisor do not say
-        return 0.0
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK"))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from weightcache.errors import StorageError
 
 from .atomic_replace import replace_file
+from .process_start import process_start
 
 _WRITER = re.compile(r"(?P<container>[0-9a-f]{12})-(?P<pid>[0-9]{1,10})-(?P<start>[0-9]{1,20})-(?P<nonce>[0-9a-f]{8})")
 
@@ -154,18 +155,3 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         _active.discard(self.nonce)
-
-
-def process_start(pid: int) -> int | None:
-    """Return when the process ``pid`` began, in clock ticks after boot, or ``None`` if it is not alive."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            fields = stream.read().rpartition(b")")[2].split()  # the name before it may hold spaces and brackets
-    except OSError:
-        if os.path.exists("/proc/self/stat"):
-            return None
-        with suppress(OSError):  # no /proc (macOS): existence is all that can be known
-            os.kill(pid, 0)
-            return 0
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])  # a zombie writes nothing any more

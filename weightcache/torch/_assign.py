@@ -9,11 +9,13 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, NamedTuple
 
+from weightcache._spans import in_phase
 from weightcache.errors import LoadError
 
 from ._lazy_imports import import_torch
 
 
+@in_phase("load")
 def assign_into(
     module: Any, state_dict: Mapping[str, Any], *, allow_unexpected: Iterable[str] = (), strip_prefix: str = ""
 ) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weightcache._prefetch.api import prefetch_files
 from weightcache._prefetch.prefetched_file import READ_CHUNK
 from weightcache._runtime.owned_descriptors import opened
+from weightcache._spans import add_bytes
 from weightcache.errors import LoadError, StorageError
 
 from ._format_detection import check_zip, detect_format, read_pickle
@@ -105,6 +106,8 @@ def detect(torch: Any, file: int, name: str) -> Kind:
 
 
 def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory: bool) -> dict[str, Any]:
+    size = os.fstat(file).st_size
+    add_bytes(size)
     # The loaders open this path: the descriptor cannot become another file, a path on disk could.
     opened = f"/proc/self/fd/{file}"
     if kind == "safetensors":
@@ -112,7 +115,6 @@ def _load(torch: Any, kind: Kind, file: int, name: str, where: Any, *, in_memory
         with _raising_load_errors(torch, name):
             # Not mapped from a Volume: a mapping keeps the file open there, and reads page by page.
             return dict(load(opened, device=str(where)) if in_memory else load(opened, str(where), backend="pread"))
-    size = os.fstat(file).st_size
     with _raising_load_errors(torch, name):
         archive = check_zip(file, size, name) if kind == "zip" else None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weightcache._prefetch.prefetched_file import ChangedMeanwhileError, PrefetchedFile
 from weightcache._runtime.owned_descriptors import opened
 from weightcache._runtime.start_threads import run_in_threads
+from weightcache._spans import add_bytes
 from weightcache.errors import LoadError, StorageError
 
 from ._format_detection import detect_format
@@ -179,6 +180,7 @@ def _read_blocks(reader: RangeReader, plan: list[PlannedBlock], loading: Loading
     memories = reader.fill([planned.block for planned in plan], loading.ahead)
     for planned in plan:
         memory = next(memories)
+        add_bytes(planned.block.size)
         for each in planned.tensors:
             yield each.entry.name, _tensor(memory, each, loading)
         del memory  # before the wait for the next block: the caller may have dropped its tensors

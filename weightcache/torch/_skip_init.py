@@ -7,6 +7,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from weightcache._spans import span
+
 from ._lazy_imports import import_torch
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def skip_init() -> Iterator[None]:
     try:
         for name, original in originals.items():
             setattr(init, name, _skipping(original, skipping, threading.get_ident()))
-        with skipping:
+        with span("build"), skipping:
             yield
     finally:
         for name, original in originals.items():

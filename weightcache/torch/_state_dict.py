@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache._prefetch.prefetched_file import ChangedMeanwhileError
 from weightcache._prefetch.range_reader import RangeReader
+from weightcache._spans import in_phase, span
 from weightcache.errors import LoadError, StorageError
 
 from . import _load
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 READ_AHEAD = 256 << 20
 
 
+@in_phase("load")
 def load_state_dict(
     path: str | os.PathLike[str],
     *,
@@ -160,7 +162,12 @@ def _iterate(
     torch: Any, name: str, reader: RangeReader, tensors: Iterator[tuple[str, Any]]
 ) -> Iterator[tuple[str, Any]]:
     with reader, _translating_errors(torch, name):
-        for each, value in tensors:
+        while True:
+            with span("load"):  # without what the caller does between two tensors
+                found = next(tensors, None)
+            if found is None:
+                return
+            each, value = found
             if not torch.is_tensor(value):
                 problem = f"holds {each!r:.200}, which is a {type(value).__name__} and not a tensor"
                 raise LoadError(name, [problem], hint="use load_state_dict, or leave it out with names=")

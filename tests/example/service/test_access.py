@@ -68,7 +68,7 @@ def test_info_tells_what_the_server_is(client: Client) -> None:
     info = client.get("/v1/info").json()
     assert info["weights"] == {"groundingdino": DIGEST, "sam2": DIGEST}
     assert (info["stand_ins"], info["device"], info["versions"]) == (True, "cpu", {"weightcache": "0"})
-    assert set(info["phases"]) == {"look", "download", "prefetch", "imports", "build", "load", "ready"}
+    assert set(info["phases"]) == {"inspect", "import", "build", "load", "other", "prefetch", "ready"}
     assert info["limits"] == {
         "max_bytes": 20_000_000,
         "max_pixels": 40_000_000,
