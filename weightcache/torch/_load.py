@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from ._format_detection import Kind
 
-READ_THREADS = 16  # more than a prefetch uses: no import runs at the same time, and the caller waits for all bytes
-
 
 class Prefetched(Protocol):
     """Holds files in memory, as what `weightcache.prefetch(..., into="memory")` returns does."""
@@ -96,7 +94,7 @@ def _load_path(
             if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= READ_CHUNK):
                 return _load(torch, kind, file, name, where, in_memory=held != name)
         # The file is closed here: a prefetch closes its files for a commit, an open descriptor of ours would block it.
-        with prefetch_files(name, into="memory", threads=READ_THREADS) as reading:
+        with prefetch_files(name, into="memory") as reading:
             ahead = reading.path(name)
             with _open(ahead, name) as file:
                 kind = _detect(torch, file, name)  # the path may name another file now
