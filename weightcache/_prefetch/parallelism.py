@@ -78,6 +78,13 @@ class Parallelism:
         self._running.append(read)
         return read
 
+    def arrived(self, read: Read) -> None:
+        """Note that the bytes of a read are here, though the caller is not done with them: it is slow no longer.
+
+        Optional. The rate includes what the caller does until `ended`.
+        """
+        self._running.remove(read)
+
     def ended(self, read: Read, now: float, count: int) -> None:
         """Note that a read has ended.
 
@@ -86,7 +93,8 @@ class Parallelism:
             now: The time.
             count: Bytes that were read; 0 for a read that failed.
         """
-        self._running.remove(read)
+        if read in self._running:
+            self._running.remove(read)
         began, level = read
         seconds = now - began
         self._share = 0.75 * self._share + 0.25 * seconds / level if self._share else seconds / level
@@ -124,6 +132,8 @@ class Parallelism:
                 return
             # Not the rate of fewer reads alone, or one trial after another could lose a tenth.
             self._settled = max(rate, reference)
+            if level < before and rate >= reference:
+                self._windows = self._patience  # fewer are no slower: try half of them next
         elif self._settled and not self._settled / CHANGED < rate < self._settled * CHANGED:
             self._forget()
             self._windows = self._patience  # try half next: how fast one read is alone is not known

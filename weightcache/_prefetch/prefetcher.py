@@ -93,9 +93,8 @@ class Prefetch:
             self._workers += 1
             number = self._workers
         # A daemon: an interpreter that ends does not wait for a read that hangs.
-        thread = threading.Thread(
-            target=self._work, name=f"weightcache-prefetch-{number}", daemon=daemon_threads_allowed()
-        )
+        name, daemon = f"weightcache-prefetch-{number}", daemon_threads_allowed()
+        thread = threading.Thread(target=self._work, name=name, daemon=daemon)
         try:
             thread.start()
         except RuntimeError as error:
@@ -140,7 +139,8 @@ class Prefetch:
     def _read(self, file: PrefetchedFile, start: int, read: Read, buffer: memoryview) -> None:
         count, problem = 0, ""
         try:
-            count = read_chunk(file, start, min(start + READ_CHUNK, file.size), buffer)
+            end = min(start + READ_CHUNK, file.size)
+            count = read_chunk(file, start, end, buffer, lambda: self._arrived(read))
         except Exception as error:  # noqa: BLE001 (whatever it is, the read is over)
             problem = reason(error)
         ended = time.monotonic()
@@ -161,6 +161,10 @@ class Prefetch:
             if problem:
                 _log.info("prefetch of %s: %s", file.path, problem)
             self._changed.notify_all()
+
+    def _arrived(self, read: Read) -> None:
+        with self._changed:
+            self._parallelism.arrived(read)
 
     def _release_file(self, file: PrefetchedFile) -> None:
         """Let go of what a file that no thread reads does not need."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from ._format_detection import Kind
 
+READ_THREADS: int | None = None  # parallel reads; None: the speed of the reads decides
+
 
 class Prefetched(Protocol):
     """Holds files in memory, as what `weightcache.prefetch(..., into="memory")` returns does."""
@@ -94,7 +96,7 @@ def _load_path(
             if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= READ_CHUNK):
                 return _load(torch, kind, file, name, where, in_memory=held != name)
         # The file is closed here: a prefetch closes its files for a commit, an open descriptor of ours would block it.
-        with prefetch_files(name, into="memory") as reading:
+        with prefetch_files(name, into="memory", threads=READ_THREADS) as reading:
             ahead = reading.path(name)
             with _open(ahead, name) as file:
                 kind = _detect(torch, file, name)  # the path may name another file now
