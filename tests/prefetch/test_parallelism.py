@@ -105,9 +105,10 @@ def test_a_read_whose_bytes_are_here_makes_no_others_run() -> None:
 
 def test_small_files_that_each_take_a_while_are_read_in_parallel() -> None:
     control, now = Parallelism(), 0.0
-    for _ in range(3):
+    for _ in range(100):
         read = control.began(now)
-        control.limit(now + 0.030)
+        for age in (0.0061, 0.0092, 0.0138, 0.0204):
+            control.limit(now + age)
         now += 0.030
         control.ended(read, now, 100)
     assert control.limit(now) == MOST
@@ -127,10 +128,17 @@ def test_patience_is_the_time_until_the_limit_grows() -> None:
     assert control.patience(0.0) is None
     read = control.began(0.0)
     assert (control.patience(0.0), control.limit(0.006)) == (pytest.approx(0.006), 1)
-    assert (control.limit(0.0061), control.patience(0.0061)) == (2, pytest.approx(0.0029))
-    assert (control.limit(9.0), control.patience(9.0)) == (MOST, None)
-    control.ended(read, 9.0, READ_CHUNK)
-    assert control.patience(9.0) is None
+    assert (control.limit(0.0061), control.patience(0.0061)) == (2, pytest.approx(0.003))
+    assert (control.limit(0.0092), control.limit(0.0138), control.limit(0.021)) == (4, 8, MOST)
+    assert control.patience(0.021) is None
+    control.ended(read, 0.03, READ_CHUNK)
+    assert control.patience(0.03) is None
+
+
+def test_a_thread_that_asks_late_because_the_processor_is_busy_grows_one_step() -> None:
+    control = Parallelism()
+    control.began(0.0)
+    assert [control.limit(now) for now in (0.1, 0.1005, 0.102, 0.1035, 0.105)] == [2, 2, 2, 4, 4]
 
 
 SHAPES = st.builds(

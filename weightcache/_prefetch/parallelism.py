@@ -43,6 +43,7 @@ class Parallelism:
         self._least, self.most = least, most
         self._level = least
         self._running: list[Read] = []  # the oldest first
+        self._grown = float("-inf")  # when the age of a read last allowed more
         self._share = 0.0  # seconds of a read, lately, divided by how many could run
         self._forget()
         self._start_window(0.0)
@@ -57,20 +58,17 @@ class Parallelism:
 
     def limit(self, now: float) -> int:
         """Return how many reads may run now."""
-        age = now - self._running[0][0] if self._running else 0.0
-        if age > self._stalled_after():  # whatever has not come by now is slow
-            allowed = max((level for after, level in RAMP if age > after), default=1)
-            if min(allowed, self.most) > self._level:
-                self._forget()
-                self._set_level(allowed, now)
+        due, level = self._growth()
+        if now > due:  # whatever has not come by now is slow
+            self._forget()
+            self._share, self._grown = 0.0, now
+            self._set_level(level, now)
         return self._level
 
     def patience(self, now: float) -> float | None:
         """Return after how many seconds `limit` may be higher though no read has ended; ``None`` if never."""
-        if not self._running or self._level >= self.most:
-            return None
-        due = next((after for after, level in RAMP if level > self._level), None)
-        return due and max(0.0, self._running[0][0] + max(due, self._stalled_after()) - now)
+        due, _ = self._growth()
+        return None if due == float("inf") else max(0.0, due - now)
 
     def began(self, now: float) -> Read:
         """Note that a read begins, and return what `ended` takes."""
@@ -111,9 +109,19 @@ class Parallelism:
 
     # How it decides.
 
-    def _stalled_after(self) -> float:
-        """Seconds after which a read shows that the storage is slower than it was, even if all shared one line."""
-        return STALL * self._share * self._level
+    def _growth(self) -> tuple[float, int]:
+        """Return when the age of the oldest read allows more reads, and how many.
+
+        One step at a time: a thread that asks late, because others hold the processor, says nothing about the storage.
+        """
+        before = 0.0
+        for after, level in RAMP:
+            if self._running and self._level < min(level, self.most):
+                # Even if all shared one line, no read would take so long on the storage as it was.
+                slow = max(after, STALL * self._share * self._level)
+                return max(self._running[0][0] + slow, self._grown + after - before), level
+            before = after
+        return float("inf"), self._level
 
     def _measured(self, rate: float, now: float) -> None:
         """Take in the rate of all reads together, and choose the next number."""
