@@ -56,13 +56,13 @@ class Gate:
         self.reads: list[tuple[str, int]] = []
         read = prefetch_reader.read_chunk
 
-        def gated(file: Any, start: int, end: int, buffer: memoryview) -> int:
+        def gated(file: Any, start: int, *rest: Any) -> int:
             self.reads.append((os.path.basename(file.path), start))
             if file.path.endswith(name):
                 file.open()
                 self.reached.set()
                 assert self.go_on.wait(60)
-            return read(file, start, end, buffer)
+            return read(file, start, *rest)
 
         monkeypatch.setattr(prefetch_reader, "read_chunk", gated)
         let_go = weightcache.Prefetch._close_idle

@@ -17,8 +17,8 @@ from weightcache._store.layout import Layout
 from weightcache.errors import WeightCacheError
 from weightcache.manifest import Manifest, Tag
 
-from .prefetched_file import PrefetchedFile, reason
-from .prefetcher import Prefetch, PrefetchStats
+from .prefetched_file import PrefetchedFile, PrefetchStats, reason
+from .prefetcher import Prefetch
 
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def prefetch(
     root: str | os.PathLike[str],
     only: Collection[str] | None = None,
     into: str = "cache",
-    threads: int = 8,
+    threads: int | None = None,
 ) -> Prefetch:
     """Begin to read what the root holds of a manifest, in the background and in the manifest's order.
 
@@ -51,7 +51,8 @@ def prefetch(
         into: ``"cache"`` fills the page cache, which serves every loader that takes a path. ``"memory"`` reads into
             memory of this process, and `Prefetch.path` returns its paths. It takes the size of the files; a file that
             does not fit is not read.
-        threads: How many reads at once.
+        threads: How many reads at once. ``None`` adapts the number to the speed of the reads: one where the files are
+            cached, up to 16 where one read at a time is slow.
 
     Raises:
         ValueError: ``into``, ``threads`` or ``root`` is invalid.
@@ -78,7 +79,7 @@ def prefetch(
     return _begin(paths, into, threads, skipped)
 
 
-def prefetch_files(*paths: str | os.PathLike[str], into: str = "cache", threads: int = 8) -> Prefetch:
+def prefetch_files(*paths: str | os.PathLike[str], into: str = "cache", threads: int | None = None) -> Prefetch:
     """Begin to read files, in the background and in this order. See `prefetch` for the arguments.
 
     Raises:
@@ -88,11 +89,11 @@ def prefetch_files(*paths: str | os.PathLike[str], into: str = "cache", threads:
     return _begin([os.fspath(path) for path in paths], into, threads, [])
 
 
-def _begin(paths: Iterable[str], into: str, threads: int, skipped: list[str]) -> Prefetch:
+def _begin(paths: Iterable[str], into: str, threads: int | None, skipped: list[str]) -> Prefetch:
     if into not in ("cache", "memory"):
         raise ValueError(f"into must be 'cache' or 'memory', not {into!r}")
-    if type(threads) is not int or threads < 1:
-        raise ValueError(f"threads must be a number, 1 or more, not {threads!r}")
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ValueError(f"threads must be None or a number, 1 or more, not {threads!r}")
     files: dict[str, PrefetchedFile] = {}
     for path in dict.fromkeys(paths):
         try:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from weightcache._size_text import size_text
+
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from .prefetched_file import PrefetchedFile
+
+FD_SHARE = 4  # each file in memory takes a descriptor: use at most one in so many of those that a process may have
 MEMORY_SHARE = 0.9  # of the memory that is free
 
 # By owner: bytes of memory that are reserved and not yet used, which the counters below therefore do not show.
@@ -28,6 +33,28 @@ def free_memory() -> float:
             most = int(_text(f"{folder}/{limit}"))
             free = min(free, most - int(_text(f"{folder}/{used}")) + _inactive(folder))
     return MEMORY_SHARE * free - sum(reservations.values())
+
+
+def allocate_memory(files: Sequence[PrefetchedFile], free: float) -> int:
+    """Make room for each file that fits into ``free`` bytes; the others get a problem. Returns the bytes reserved."""
+    limit = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 0
+    if limit > 0:
+        for file in sorted(files, key=lambda file: -file.size)[limit // FD_SHARE :]:
+            file.problem = f"too many files for memory: each takes one of the {limit} that may be open"
+    for file in files:
+        if file.problem:
+            continue
+        if file.size > free:
+            file.problem = f"{size_text(file.size)} do not fit into memory, {size_text(max(0.0, free))} are free"
+            continue
+        try:
+            file.make_memory()
+        except (OSError, AttributeError) as error:  # AttributeError: memfd_create is Linux only
+            file.problem = f"no memory for it ({error})"
+            file.forget()
+            continue
+        free -= file.size
+    return sum(file.reserved for file in files)
 
 
 def _cgroups() -> Iterator[tuple[str, str, str]]:

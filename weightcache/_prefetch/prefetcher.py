@@ -7,55 +7,38 @@ import mmap
 import os
 import threading
 import time
-from typing import NamedTuple
 
 from weightcache._coordination import background_readers
 from weightcache._runtime.start_threads import daemon_threads_allowed
 from weightcache._size_text import size_text
 from weightcache._spans import background_span
 
-from .memory_limit import free_memory, reservations
-from .prefetched_file import READ_CHUNK, PrefetchedFile, read_chunk, reason
+from .memory_limit import allocate_memory, free_memory, reservations
+from .parallelism import Parallelism
+from .prefetched_file import CACHE_BUFFER, READ_CHUNK, PrefetchedFile, PrefetchStats, read_chunk, reason
 
 TYPE_CHECKING = False  # a type checker takes it for true; the top of a module need not import typing's ABCs
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
+    from .parallelism import Read
+
 _log = logging.getLogger("weightcache")
 
 PAUSE_TIMEOUT = 30.0  # seconds that a pause waits for reads that hang
-FD_SHARE = 4  # each file in memory takes a descriptor: use at most one in so many of those that a process may have
-
-
-class PrefetchStats(NamedTuple):
-    """How far a prefetch is.
-
-    Attributes:
-        files: How many files are read whole.
-        bytes: Bytes read.
-        total: Bytes of all files that it set out to read.
-        seconds: Wall time so far, or until the last byte.
-        skipped: Why files are not read, one sentence each.
-    """
-
-    files: int
-    bytes: int
-    total: int
-    seconds: float
-    skipped: tuple[str, ...]
-
-    @property
-    def rate(self) -> float:
-        """Bytes a second."""
-        return self.bytes / self.seconds if self.seconds else 0.0
 
 
 class Prefetch:
     """A prefetch on its way; a context manager that closes it. Made by `prefetch` and `prefetch_files`."""
 
     def __init__(
-        self, files: Mapping[str, PrefetchedFile], *, into_memory: bool, threads: int, skipped: Iterable[str] = ()
+        self,
+        files: Mapping[str, PrefetchedFile],
+        *,
+        into_memory: bool,
+        threads: int | None,
+        skipped: Iterable[str] = (),
     ) -> None:
         self._by_path = files
         self._files = list(files.values())
@@ -70,86 +53,82 @@ class Prefetch:
         self._changed = threading.Condition()
         self._chunks = iter([(file, start) for file in self._files for start in range(0, file.size, READ_CHUNK)])
         if into_memory:
-            self._allocate_memory()
-        self._workers = min(threads, sum(file.left for file in self._files if not file.problem))
+            reservations[id(self)] = allocate_memory(self._files, free_memory())
+        self._parallelism = Parallelism(threads, threads) if threads else Parallelism()
+        self._unstarted = min(self._parallelism.most, sum(file.left for file in self._files if not file.problem))
+        self._workers = self._waiting = 0
         self._span = background_span("prefetch")
-        if self._workers:
+        if self._unstarted:
             background_readers.register(self)  # before the first file is opened
-            self._start(self._workers)
+            self._start_worker()
 
-    def _allocate_memory(self) -> None:
-        """Make room for each file that fits; the others are not read."""
-        free, limit = free_memory(), os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 0
-        if limit > 0:
-            for file in sorted(self._files, key=lambda file: -file.size)[limit // FD_SHARE :]:
-                file.problem = f"too many files for memory: each takes one of the {limit} that may be open"
-        for file in self._files:
-            if file.problem:
-                continue
-            if file.size > free:
-                room = size_text(max(0.0, free))
-                file.problem = f"{size_text(file.size)} do not fit into memory, {room} are free"
-                continue
-            try:
-                file.make_memory()
-            except (OSError, AttributeError) as error:  # AttributeError: memfd_create is Linux only
-                file.problem = f"no memory for it ({error})"
-                file.forget()
-                continue
-            free -= file.size
-        reservations[id(self)] = sum(file.reserved for file in self._files)
-
-    def _start(self, count: int) -> None:
-        for number in range(count):
-            # Daemons: an interpreter that ends does not wait for a read that hangs.
-            thread = threading.Thread(
-                target=self._work, name=f"weightcache-prefetch-{number}", daemon=daemon_threads_allowed()
-            )
-            try:
-                thread.start()
-            except RuntimeError as error:
-                _log.info("prefetch goes on with %d threads: %s", number, error)
-                self._worker_exited(count - number, str(error))
+    def _start_worker(self) -> None:
+        """Start one more thread, if there may be one more."""
+        with self._changed:
+            if not self._unstarted:
                 return
+            self._unstarted -= 1
+            self._workers += 1
+            number = self._workers
+        # A daemon: an interpreter that ends does not wait for a read that hangs.
+        name, daemon = f"weightcache-prefetch-{number}", daemon_threads_allowed()
+        thread = threading.Thread(target=self._work, name=name, daemon=daemon)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            _log.info("prefetch goes on with %d threads: %s", number - 1, error)
+            self._unstarted = 0
+            self._worker_exited(str(error))
 
     # What the threads do.
 
     def _work(self) -> None:
         problem = ""
         try:
-            buffer = memoryview(mmap.mmap(-1, READ_CHUNK))  # pages of its own, which go back when the thread ends
+            # Pages of its own, which go back when the thread ends.
+            buffer = memoryview(mmap.mmap(-1, READ_CHUNK if self._into_memory else CACHE_BUFFER))
             while (chunk := self._next()) is not None:
+                self._start_worker()  # which waits until the storage turns out to be slow: this one is in its read then
                 self._read(*chunk, buffer)
         except Exception as error:  # noqa: BLE001 (no memory for the buffer, say: somebody may be waiting)
             problem = reason(error)
         finally:
-            self._worker_exited(1, problem)
+            self._worker_exited(problem)
 
-    def _next(self) -> tuple[PrefetchedFile, int] | None:
+    def _next(self) -> tuple[PrefetchedFile, int, Read] | None:
+        """Return the next chunk when it may be read, or ``None`` if this thread is not needed."""
         with self._changed:
-            while self._paused and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                return None
-            for file, start in self._chunks:
-                if not file.problem:
-                    self._reading += 1
-                    file.reading += 1
-                    return file, start
+            while not self._closed and (self._paused or self._reading >= self._parallelism.limit(time.monotonic())):
+                if not self._paused and self._waiting:  # one thread that waits is enough
+                    self._unstarted += 1
+                    return None
+                self._waiting += 1
+                self._changed.wait(None if self._paused else self._parallelism.patience(time.monotonic()))
+                self._waiting -= 1
+            if not self._closed:
+                for file, start in self._chunks:
+                    if not file.problem:
+                        self._reading += 1
+                        file.reading += 1
+                        return file, start, self._parallelism.began(time.monotonic())
+            self._unstarted = 0
             return None
 
-    def _read(self, file: PrefetchedFile, start: int, buffer: memoryview) -> None:
+    def _read(self, file: PrefetchedFile, start: int, read: Read, buffer: memoryview) -> None:
         count, problem = 0, ""
         try:
-            count = read_chunk(file, start, min(start + READ_CHUNK, file.size), buffer)
+            end = min(start + READ_CHUNK, file.size)
+            count = read_chunk(file, start, end, buffer, lambda: self._arrived(read))
         except Exception as error:  # noqa: BLE001 (whatever it is, the read is over)
             problem = reason(error)
+        ended = time.monotonic()
         with self._changed:
+            self._parallelism.ended(read, ended, count)
             self._reading -= 1
             file.reading -= 1
             self._bytes += count
-            self._ended = time.monotonic()
-            self._span.progress(self._bytes, self._ended)
+            self._ended = ended
+            self._span.progress(self._bytes, ended)
             file.problem = file.problem or problem
             file.left -= not problem
             if id(self) in reservations:
@@ -162,6 +141,10 @@ class Prefetch:
                 _log.info("prefetch of %s: %s", file.path, problem)
             self._changed.notify_all()
 
+    def _arrived(self, read: Read) -> None:
+        with self._changed:
+            self._parallelism.arrived(read)
+
     def _release_file(self, file: PrefetchedFile) -> None:
         """Let go of what a file that no thread reads does not need."""
         if file.is_over or self._paused or self._closed:  # the latter two when a read hung, and nobody waited longer
@@ -169,10 +152,10 @@ class Prefetch:
         if file.problem:
             file.forget()
 
-    def _worker_exited(self, count: int, problem: str) -> None:
-        """Note that so many threads have ended, or never began; with the last one go those that wait for a file."""
+    def _worker_exited(self, problem: str) -> None:
+        """Note that a thread has ended, or never began; with the last one go those that wait for a file."""
         with self._changed:
-            self._workers -= count
+            self._workers -= 1
             if not self._workers:
                 for file in self._files:
                     if not file.is_over and not self._closed:

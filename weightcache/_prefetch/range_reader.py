@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import contextmanager
 
 from weightcache._coordination import background_readers
 from weightcache._runtime.start_threads import daemon_threads_allowed
 
 from .blocks import Block, Extent, read_part
+from .parallelism import Parallelism
 from .prefetched_file import READ_CHUNK
 
 TYPE_CHECKING = False  # a type checker takes it for true
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Iterator, Sequence
 
+    from .parallelism import Read
     from .prefetched_file import PrefetchedFile
 
 _log = logging.getLogger("weightcache")
@@ -29,13 +32,18 @@ PAUSE_TIMEOUT = 30.0  # seconds that a pause waits for reads that hang
 
 
 class RangeReader:
-    """Reads blocks in their order. A context manager that ends the reads and closes every file."""
+    """Reads blocks in their order. A context manager that ends the reads and closes every file.
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    Args:
+        threads: How many reads at once; ``None`` for as many as the storage rewards.
+    """
+
+    def __init__(self, threads: int | None) -> None:
+        self._parallelism = Parallelism(threads, threads) if threads else Parallelism()
         self._changed = threading.Condition()
         self._blocks: Sequence[Block] = ()
         self._next_block = self._workers = 0
+        self._unstarted = self._waiting = 0  # threads that may be started; that wait for something to read
         self._ahead = self._held = 0.0  # bytes: the limit, and what is allocated and not taken
         self._paused = self._reading = 0
         self._files: set[PrefetchedFile] = set()  # that are open
@@ -70,7 +78,8 @@ class RangeReader:
             self._blocks, self._next_block, self._ahead = blocks, 0, ahead
         parts = sum(max(1, -(-block.size // READ_CHUNK)) for block in blocks)
         if parts > 1:  # for one part, a thread would cost more than it saves
-            self._start(min(self._threads, parts))
+            self._unstarted = min(self._parallelism.most, parts)
+            self._start_worker()
         for block in blocks:
             yield self._wait_for(block)
 
@@ -89,21 +98,23 @@ class RangeReader:
                     raise OSError("the reads were ended by another thread")
             self._read_one()  # no thread could be started, or it is not worth one
 
-    def _start(self, count: int) -> None:
+    def _start_worker(self) -> None:
+        """Start one more thread, if there may be one more."""
         with self._changed:
-            self._workers += count
-        for number in range(count):
-            # Daemons: an interpreter that ends does not wait for a read that hangs.
-            thread = threading.Thread(
-                target=self._work, name=f"weightcache-load-{number}", daemon=daemon_threads_allowed()
-            )
-            try:
-                thread.start()
-            except RuntimeError as error:
-                _log.info("loading goes on with %d threads: %s", number, error)
-                with self._changed:
-                    self._workers -= count - number
+            if not self._unstarted:
                 return
+            self._unstarted -= 1
+            self._workers += 1
+            number = self._workers
+        # A daemon: an interpreter that ends does not wait for a read that hangs.
+        thread = threading.Thread(target=self._work, name=f"weightcache-load-{number}", daemon=daemon_threads_allowed())
+        try:
+            thread.start()
+        except RuntimeError as error:
+            _log.info("loading goes on with %d threads: %s", number - 1, error)
+            with self._changed:
+                self._unstarted = 0
+                self._workers -= 1
 
     # What the threads do.
 
@@ -125,13 +136,16 @@ class RangeReader:
             return False
         if found is None:
             return False
-        block, part = found
+        self._start_worker()  # which waits until the storage turns out to be slow: this one is in its read then
+        block, part, read = found
         failure: Exception | None = None
         try:
             read_part(block, part)
         except Exception as error:  # noqa: BLE001 (whatever it is, the read is over)
             failure = error
+        ended = time.monotonic()
         with self._changed:
+            self._parallelism.ended(read, ended, 0 if failure else part.length * part.runs)
             block.part_is_read()
             self._failure = self._failure or failure
             self._end_read(block.file)
@@ -142,24 +156,34 @@ class RangeReader:
             self._failure = self._failure or error
             self._changed.notify_all()
 
-    def _next(self) -> tuple[Block, Extent] | None:
+    def _next(self) -> tuple[Block, Extent, Read] | None:
+        """Return the next part when it may be read, or ``None`` if this thread is not needed."""
         with self._changed:
             while not (self._closed or self._failure) and self._next_block < len(self._blocks):
                 block = self._blocks[self._next_block]
-                begun = block.memory is not None
-                if self._paused or not (begun or not self._held or self._held + block.size <= self._ahead):
-                    self._changed.wait()
+                if not self._may_read(block):
+                    if not self._paused and self._waiting:  # one thread that waits is enough
+                        self._unstarted += 1
+                        return None
+                    self._waiting += 1
+                    self._changed.wait(None if self._paused else self._parallelism.patience(time.monotonic()))
+                    self._waiting -= 1
                     continue
-                if not begun:
+                if block.memory is None:
                     block.begin()
                     self._held += block.size
                 if part := block.next_part():
                     self._begin_read(block.file)
-                    return block, part
+                    return block, part, self._parallelism.began(time.monotonic())
                 self._next_block += 1
                 self._close_unused(block.file)
                 self._changed.notify_all()
             return None
+
+    def _may_read(self, block: Block) -> bool:
+        """Whether a part of the block may be read now: files may be open, there is room, and not enough reads run."""
+        has_room = block.memory is not None or not self._held or self._held + block.size <= self._ahead
+        return not self._paused and has_room and self._reading < self._parallelism.limit(time.monotonic())
 
     def _begin_read(self, file: PrefetchedFile) -> None:
         self._files.add(file)
@@ -215,7 +239,7 @@ class RangeReader:
     def forked(self) -> None:
         """In a child process, where no thread of ours runs and a lock may be held for ever: nothing more is read."""
         self._changed = threading.Condition()
-        self._workers = self._reading = self._paused = 0
+        self._workers = self._unstarted = self._reading = self._paused = 0
         self._failure = OSError("the process was forked while weights were read")
         for file in self._files:
             file.opening, file.reading = threading.Lock(), 0

@@ -286,7 +286,9 @@ class WeightVolume:
             time_limit=time_limit,
         )
 
-    def prefetch(self, *, only: Collection[str] | None = None, into: str = "cache", threads: int = 8) -> Prefetch:
+    def prefetch(
+        self, *, only: Collection[str] | None = None, into: str = "cache", threads: int | None = None
+    ) -> Prefetch:
         """Start to read the weights in the background; call it at the top of a module. See `weightcache.prefetch`.
 
         On the machine that deploys, this reads nothing.

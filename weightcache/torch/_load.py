@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ._format_detection import Kind
 
-READ_THREADS = 16  # more than a prefetch uses: no import runs at the same time, and the caller waits for all bytes
+READ_THREADS: int | None = None  # reads at once: as many as the storage rewards
 
 
 class Prefetched(Protocol):
