@@ -137,7 +137,7 @@ import json, os, statistics, sys, time, torch
 from safetensors.torch import load_file, save_file
 from weightcache.torch import load_state_dict
 state = {f"layers.{number}.weight": torch.randn(64, 256) for number in range(30)}
-told = {}
+figures = {}
 for name, plain in (("small.safetensors", load_file), ("small.pt", lambda path: torch.load(path, weights_only=True))):
     path = f"{sys.argv[1]}/{name}"
     (save_file if name.endswith("s") else torch.save)(state, path)
@@ -149,8 +149,8 @@ for name, plain in (("small.safetensors", load_file), ("small.pt", lambda path: 
             total = sum(float(tensor.sum()) for tensor in state.values())  # a mapping is not read before
             if turn >= 20:
                 times[load].append(time.perf_counter() - began)
-    told[name] = [statistics.median(taken) for taken in times.values()]
-print(json.dumps(told))
+    figures[name] = [statistics.median(taken) for taken in times.values()]
+print(json.dumps(figures))
 """
 
 
@@ -199,12 +199,12 @@ def quarters(volume: SlowVolume, size: int) -> dict[str, float]:
     volume.reset()
     began = time.perf_counter()
     running = [start(HEAD + SUM + QUARTER + TAIL, volume.path, rank) for rank in range(4)]
-    told = [result(process) for process in running]
+    figures = [result(process) for process in running]
     found = volume.stats()
     return {
         "whole": time.perf_counter() - began,
-        "load": max(each[0] for each in told),
-        "peak of one": max(each[1] for each in told) / size,
+        "load": max(each[0] for each in figures),
+        "peak of one": max(each[1] for each in figures) / size,
         **{key.replace("_", " "): found[key] / size for key in ("bytes_read", "bytes_fetched") if key in found},
     }
 
@@ -227,7 +227,7 @@ def main() -> None:
     stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {stamp}")
     print("load average before: {:.1f} {:.1f} {:.1f}".format(*os.getloadavg()))
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for megabytes in map(int, options.megabytes.split(",")):
         for shards in map(int, options.shards.split(",")):
             with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="loading-") as folder:
@@ -235,8 +235,8 @@ def main() -> None:
                 size = sum(path.stat().st_size for path in Path(folder).iterdir())
                 title = f"{size / 1e6:.0f} MB in {shards} shards"
                 with SlowVolume(folder, readahead=READAHEAD) as volume:
-                    told[title] = rows = contest(volume, size, options.rounds, names)
-                    told[f"{title}, quarters"] = four = quarters(volume, size)
+                    figures[title] = rows = contest(volume, size, options.rounds, names)
+                    figures[f"{title}, quarters"] = four = quarters(volume, size)
             print(f"\n### {title}, {options.rounds} rounds\n")
             print(
                 "| | load: median, s | least | of the loop | peak memory | bytes fetched |\n|---|--:|--:|--:|--:|--:|"
@@ -245,11 +245,11 @@ def main() -> None:
                 print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |")
             print("\nquarters: " + ", ".join(f"{key} {value:.2f}" for key, value in four.items()), flush=True)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        told["small"] = small = result(start(SMALL, Path(folder)))
+        figures["small"] = small = result(start(SMALL, Path(folder)))
     for name, (plain, ours) in small.items():
         print(f"{name}: {plain * 1e3:.2f} ms plainly, {ours * 1e3:.2f} ms, {ours / plain:.2f} times")
     if options.json:
-        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
