@@ -34,7 +34,7 @@ lint: .venv/.test          ## formatting, rules, types, layers, words
 .venv/.test: pyproject.toml .venv/.core
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	$(BIN)/python -m pip install --quiet torch==2.13.0  # first, exactly so: its wheel may be a local one
-	$(BIN)/python -m pip install --quiet --editable '.[transformers]'
+	$(BIN)/python -m pip install --quiet --editable '.[transformers,libraries]'
 	touch $@
 
 fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with stand-in weights; WEIGHTS=real for the real ones

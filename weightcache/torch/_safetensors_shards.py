@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from weightcache._prefetch.range_reader import RangeReader
 
     from ._tensor_selection import Slice
+    from ._to_device import PinnedCopies
 
 DOWNLOAD_AGAIN = "the file is damaged: download it again, or save it again"
 NOT_THERE = "ask for tensors, dimensions and equal parts that the weights have"
@@ -146,6 +147,7 @@ class Loading(NamedTuple):
         device: Where to put them.
         prefetched: Has the path of a copy in memory, or ``None``.
         ahead: Bytes that may be read ahead of the caller.
+        copies: Copies to the device; ``None`` to let PyTorch do it.
     """
 
     torch: Any
@@ -153,6 +155,7 @@ class Loading(NamedTuple):
     device: Any
     prefetched: Any
     ahead: float
+    copies: PinnedCopies | None = None
 
 
 def tensors_of(reader: RangeReader, checked: list[Shard], loading: Loading) -> Iterator[tuple[str, Any]]:
@@ -209,7 +212,7 @@ def _mapped(tensors: dict[str, Any], shard: Shard, loading: Loading) -> Iterator
         if loading.selection.wants(entry.name):
             part = loading.selection.slice_of(entry.name, entry.shape)
             tensor = part.of(tensor) if part else tensor
-            yield entry.name, tensor if loading.device.type == "cpu" else tensor.to(loading.device)
+            yield entry.name, _placed(tensor, loading)
 
 
 def _tensor(memory: mmap.mmap, planned: PlannedTensor, loading: Loading) -> Any:
@@ -222,7 +225,13 @@ def _tensor(memory: mmap.mmap, planned: PlannedTensor, loading: Loading) -> Any:
     tensor = torch.frombuffer(memory, dtype=dtype, count=count, offset=planned.at).view(planned.shape)
     if planned.part:
         tensor = planned.part.of(tensor)
-    return tensor if loading.device.type == "cpu" else tensor.to(loading.device)
+    return _placed(tensor, loading)
+
+
+def _placed(tensor: Any, loading: Loading) -> Any:
+    if loading.device.type == "cpu":
+        return tensor
+    return loading.copies.copy(tensor) if loading.copies else tensor.to(loading.device)
 
 
 def _shape_of(shape: tuple[int, ...], part: Slice | None) -> tuple[int, ...]:

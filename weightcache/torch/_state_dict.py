@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from weightcache._prefetch.prefetched_file import ChangedMeanwhileError
@@ -16,6 +16,7 @@ from ._lazy_imports import import_torch
 from ._model import stream
 from ._safetensors_shards import Loading
 from ._tensor_selection import Selection
+from ._to_device import PinnedCopies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +112,7 @@ def iter_tensors(
     device: Any = "cpu",
     names: Names | None = None,
     slices: Slices | None = None,
+    pinned: bool = False,
 ) -> Iterator[tuple[str, Any]]:
     """Yield the name and value of each tensor, while the tensors after it are still being read.
 
@@ -131,6 +133,8 @@ def iter_tensors(
         device: As in `load_state_dict`. Tensors are copied to it one after the other.
         names: As in `load_state_dict`.
         slices: As in `load_state_dict`.
+        pinned: For a CUDA device: copy tensors of safetensors files through 64 MiB of pinned memory, and read on
+            meanwhile. Not run on a GPU: only tested with a stand-in for CUDA.
 
     Yields:
         Name and tensor.
@@ -154,14 +158,15 @@ def iter_tensors(
     where = _load.checked_device(torch, device, name)
     reader = RangeReader(_load.READ_THREADS)
     with _translating_errors(torch, name):
-        tensors = stream(reader, name, Loading(torch, selection, where, prefetched, READ_AHEAD))
-    return _iterate(torch, name, reader, tensors)
+        copies = PinnedCopies(torch, where) if pinned and where.type == "cuda" else None
+        tensors = stream(reader, name, Loading(torch, selection, where, prefetched, READ_AHEAD, copies))
+    return _iterate(torch, name, reader, tensors, copies)
 
 
 def _iterate(
-    torch: Any, name: str, reader: RangeReader, tensors: Iterator[tuple[str, Any]]
+    torch: Any, name: str, reader: RangeReader, tensors: Iterator[tuple[str, Any]], copies: PinnedCopies | None
 ) -> Iterator[tuple[str, Any]]:
-    with reader, _translating_errors(torch, name):
+    with reader, closing(copies) if copies else nullcontext(), _translating_errors(torch, name):
         while True:
             with span("load"):  # without what the caller does between two tensors
                 found = next(tensors, None)
