@@ -87,6 +87,6 @@ def test_the_page_runs(tmp_path: Path) -> None:
         version = Manifest.load(directory({"labels.txt": b"trained by hand"}, name="tagger"))["tagger"].version
         run(blocks("sh")[4], VERSION=version)
         assert call(plane, serving, "d") == "d: trained by hand"
-        shell(blocks("sh")[5], VERSION=version)
-        assert "canary" not in shell("weightcache tag --volume my-models")
+        run(blocks("sh")[5], VERSION=version)
+        assert "canary" not in run("weightcache tag --volume my-models")
         assert plane.stop(serving) == 0
