@@ -229,6 +229,7 @@ def test_a_disk_that_fails(call: str, made: Path, root: Path, monkeypatch: pytes
 # the end of a process ------------------------------------------------------------------------------------------
 
 INTERRUPTED = """
+import signal
 from weightcache import publish
 count, real = 0, os.write
 def write(descriptor, data):
