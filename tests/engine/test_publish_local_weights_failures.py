@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import threading
@@ -18,7 +17,7 @@ import pytest
 
 from noting_volume import Volume
 from origin import Origin
-from support import STEPS, blob, child, directory, finish, one, partials, start_together, visible
+from support import blob, child, directory, finish, kill_after_every_step, one, partials, start_together, visible
 from trained import DATA, FILES, receipts, write
 from weightcache import Manifest, ManifestError, StorageError, ensure, publish, status
 from weightcache._store import file_operations as store_files
@@ -257,30 +256,19 @@ def test_a_keyboard_interrupt_leaves_nothing(folder: Path, root: Path) -> None:
     assert len(visible(root)) == 4
 
 
-KILLED = STEPS.partition("weights = ensure")[0] + (
-    'weightcache.publish(sys.argv[1], name="tag", root=sys.argv[2], volume=Volume())\nprint(steps)\n'
-)
-
-
 @pytest.mark.crash
 def test_a_kill_after_every_second_step(folder: Path, tmp_path: Path) -> None:
-    code = "import weightcache\n" + KILLED
-    steps = int(finish(child(code, str(folder), str(tmp_path / "whole"), "0")))
-    assert steps > 20
-    for start in range(1, steps + 1, 8):  # four at once
-        batch = range(start, min(start + 8, steps + 1), 2)
-        processes = [child(code, str(folder), str(tmp_path / f"r{step}"), str(step)) for step in batch]
-        for step, process in zip(batch, processes, strict=True):
-            _, err = process.communicate(timeout=60)
-            assert process.returncode == -signal.SIGKILL, err
-            root = tmp_path / f"r{step}"
-            assert all((root / path).read_bytes() in FILES.values() for path in visible(root))
-            volume = Volume(root)
-            checkpoint = publish(folder, name="tag", root=root, volume=volume)
-            assert ensure(Manifest([checkpoint]), root=root).report["tag"].outcome == "hit"
-            assert {path.partition("/")[2].partition("/")[2] for path in visible(root)} == set(FILES)
-            leftover = [path for path in partials(root) if path.name.startswith(checkpoint.digest)]
-            assert leftover == [], step
+    work = 'weightcache.publish(sys.argv[1], name="tag", root=root, volume=Volume())'
+    killed = kill_after_every_step(work, str(folder), tmp_path / "roots", stride=2)
+    assert len(killed) > 10
+    for step, root in killed:
+        assert all((root / path).read_bytes() in FILES.values() for path in visible(root))
+        volume = Volume(root)
+        checkpoint = publish(folder, name="tag", root=root, volume=volume)
+        assert ensure(Manifest([checkpoint]), root=root).report["tag"].outcome == "hit"
+        assert {path.partition("/")[2].partition("/")[2] for path in visible(root)} == set(FILES)
+        leftover = [path for path in partials(root) if path.name.startswith(checkpoint.digest)]
+        assert leftover == [], step
 
 
 # many at once --------------------------------------------------------------------------------------------------

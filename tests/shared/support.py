@@ -109,30 +109,54 @@ def child(code: str, *argv: str, env: dict[str, str] | None = None, **options: A
     )
 
 
-# Each name is a call after which the process is killed: the step is done, and nothing after it.
+# Each name is a call after which the process is killed: the step is done, and nothing after it. A process for each
+# step, forked from one that has imported what it needs: a new interpreter would cost more than the work.
 STEPS = """
-count, steps = int(sys.argv[3]), 0
+import importlib, pkgutil, shutil, weightcache
+for each in pkgutil.walk_packages(weightcache.__path__, "weightcache."):
+    if each.name.split(".")[1] not in ("__main__", "cli", "modal", "torch"):
+        importlib.import_module(each.name)
+count, steps, root = 1, 0, ""
 def stepping(module, name):
     real = getattr(module, name)
     def step(*arguments, **options):
         global steps
         result = real(*arguments, **options)
-        ours = any(str(a).startswith(sys.argv[2]) for a in arguments if isinstance(a, str))
+        ours = any(str(a).startswith(root) for a in arguments if isinstance(a, str))
         if ours or name in ("pwrite", "write", "fsync", "ftruncate"):
             steps += 1
             if steps == count:
                 os.kill(os.getpid(), 9)
         return result
     setattr(module, name, step)
-import shutil
-for name in ("makedirs", "open", "pwrite", "write", "fsync", "ftruncate", "replace", "rename", "unlink", "link"):
-    stepping(os, name)
 class Volume:
-    def commit(self): os.stat(sys.argv[2]); os.fsync(os.open("/", os.O_RDONLY))
+    def commit(self): os.stat(root); os.fsync(os.open("/", os.O_RDONLY))
     reload = commit
-weights = ensure(json.loads(sys.argv[1]), root=sys.argv[2], progress=False, volume=Volume())
-print(steps)
+def kill_after_every_step(work, stride):
+    global count, root
+    for name in ("makedirs", "open", "pwrite", "write", "fsync", "ftruncate", "replace", "rename", "unlink", "link"):
+        stepping(os, name)
+    while True:
+        root = f"{sys.argv[2]}/r{count}"
+        process = os.fork()
+        if not process:
+            return work()
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        if code != -9:
+            print(count)
+            sys.exit(code)
+        count += stride
 """
+
+
+def kill_after_every_step(work: str, argument: str, folder: Path, stride: int = 1) -> list[tuple[int, Path]]:
+    """Return each step after which a process was killed that did ``work``, and the root that it left.
+
+    ``work`` is an expression with ``sys.argv[1]`` (the argument), ``root`` and ``Volume()``.
+    """
+    code = f"{STEPS}\nkill_after_every_step(lambda: {work}, {stride})"
+    whole = int(finish(child(code, argument, str(folder))))  # the first that ended before its step
+    return [(step, folder / f"r{step}") for step in range(1, whole, stride)]
 
 
 def site_hooks() -> set[str]:
