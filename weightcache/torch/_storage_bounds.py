@@ -29,15 +29,14 @@ def _strided_fault(torch: Any, tensor: Any) -> str:
     except (RuntimeError, NotImplementedError):  # a subclass without memory of its own: its inner tensors are checked
         return ""
     shape, strides, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
-    needed = _reach(shape, strides, offset) * tensor.element_size()
-    if not tensor.is_quantized and needed <= size and offset >= 0 and min(shape + strides, default=0) >= 0:
-        return ""  # before a message is made: this is nearly every tensor
     what = f"a{' quantized' if tensor.is_quantized else ''} tensor of shape {shape}"
     packed = _PACKED.get(str(tensor.dtype).removeprefix("torch.")) if tensor.is_quantized else None
     if packed:  # each row starts at a new byte
         needed = offset + prod(shape[:-1]) * -(-shape[-1] // packed) if shape else offset + 1
         if not tensor.is_contiguous():
             return f"holds {what} and strides {strides}, which packed tensors cannot have"
+    else:
+        needed = _reach(shape, strides, offset) * tensor.element_size()
     if needed > size or offset < 0 or min(shape + strides, default=0) < 0:
         return f"holds {what}, strides {strides} and offset {offset}, which reaches beyond its storage of {size} bytes"
     return _channel_fault(torch, tensor, what) if tensor.is_quantized else ""
