@@ -371,6 +371,7 @@ def test_a_torch_that_a_pickle_can_misuse_is_refused_for_pickles(
 def test_a_pickle_that_takes_the_place_of_a_safetensors_file_is_refused_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("weightcache.torch._load.READ_CHUNK", 0)  # as if it were large: read ahead, then opened again
     path = write(tmp_path / "weights", {"a": torch.ones(3)}, "safetensors")
     preadv = os.preadv
 
@@ -382,6 +383,13 @@ def test_a_pickle_that_takes_the_place_of_a_safetensors_file_is_refused_as_well(
     monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
     with pytest.raises(ImportError, match="CVE-2026-24747"):
         load_state_dict(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+def test_a_small_file_is_read_without_threads(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threading.Thread.start", None)
+    path = write(tmp_path / "weights", {"a": torch.ones(3)}, kind)
+    assert load_state_dict(path)["a"].tolist() == [1, 1, 1]
 
 
 def test_the_directory_that_is_checked_is_the_one_that_torch_reads(tmp_path: Path) -> None:

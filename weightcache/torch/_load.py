@@ -50,7 +50,8 @@ def load_file(
             if prefetched is not None and os.fspath(prefetched.path(path)) != held:
                 return load_file(torch, path, name, None, where)
             kind = detect(torch, file, name)
-            if held != name or kind == "legacy" or (kind == "zip" and os.fstat(file).st_size <= READ_CHUNK):
+            # For a file of one chunk, threads and a copy in memory would cost more than they save.
+            if held != name or kind == "legacy" or os.fstat(file).st_size <= READ_CHUNK:
                 return _load(torch, kind, file, name, where, in_memory=held != name)
         # The file is closed here: a prefetch closes its files for a commit, an open descriptor of ours would block it.
         with prefetch_files(name, into="memory", threads=READ_THREADS) as reading:
@@ -72,6 +73,8 @@ def checked_device(torch: Any, device: Any, name: str) -> Any:
         where = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must be one that torch.device takes, got {device!r}") from error
+    if where.type == "cpu":
+        return where
     try:
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA fails an assertion

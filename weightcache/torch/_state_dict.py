@@ -52,9 +52,9 @@ def load_state_dict(
     allow it. Tensors with a size or index outside their storage are refused with every version of PyTorch.
 
     A single zip or safetensors file is mapped from memory without a copy: from ``prefetched``, else from memory that
-    this call fills with parallel reads. ``torch.load`` reads legacy files, zip files up to 8 MiB and files that do not
-    fit into memory. Tensors of a directory, or of a safetensors file with ``names`` or ``slices``, are read in
-    parallel straight into memory of their own: their size, and 2 MiB. No file on the Volume stays open or mapped.
+    this call fills with parallel reads. ``torch.load`` and safetensors read legacy files, files up to 8 MiB and files
+    that do not fit into memory. Tensors of a directory, or of a safetensors file with ``names`` or ``slices``, are read
+    in parallel straight into memory of their own: their size, and 2 MiB. No file on the Volume stays open or mapped.
 
     Writing to a tensor changes neither the file nor the result of another call. A single file, and what was
     prefetched, stays in memory until all its tensors are deleted; otherwise a tensor of over 8 MiB goes alone.
