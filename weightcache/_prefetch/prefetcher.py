@@ -63,9 +63,9 @@ class Prefetch:
             self._start_worker()
 
     def _start_worker(self) -> None:
-        """Start one more thread, if there may be one more."""
+        """Start one more thread, if there may be one more and none is idle."""
         with self._changed:
-            if not self._unstarted:
+            if not self._unstarted or self._workers > self._reading:
                 return
             self._unstarted -= 1
             self._workers += 1

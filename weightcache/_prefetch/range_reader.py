@@ -99,9 +99,9 @@ class RangeReader:
             self._read_one()  # no thread could be started, or it is not worth one
 
     def _start_worker(self) -> None:
-        """Start one more thread, if there may be one more."""
+        """Start one more thread, if there may be one more and none is idle."""
         with self._changed:
-            if not self._unstarted:
+            if not self._unstarted or self._workers > self._reading:
                 return
             self._unstarted -= 1
             self._workers += 1
