@@ -14,8 +14,8 @@ from weightcache._runtime.process_start import process_age, process_start
 CODE = """
 import time
 from weightcache._runtime.process_start import process_age
-first = process_age()
 began = time.monotonic()
+first = process_age()
 time.sleep(0.05)
 print(first, process_age() - first, time.monotonic() - began)
 """
