@@ -141,10 +141,8 @@ class LocalHost:
         else:
             used = time.monotonic() - self._began
             limit = TimeLimit(seconds - used, "the time limit (on Modal: startup_timeout or timeout)", used)
-        if not limit:
-            return None
-        there = left()
-        return TimeCheck(limit, max(0, total - there), self._calls.warn, left=there, by=by)
+        there = left() if limit else 0
+        return TimeCheck(limit, max(0, total - there), self._calls.warn, left=there, by=by) if limit else None
 
     def _todo(self) -> list[CheckpointTask]:
         """Inspect the root, and return what is not ready."""

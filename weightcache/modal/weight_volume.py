@@ -289,10 +289,7 @@ class WeightVolume:
     def prefetch(
         self, *, only: Collection[str] | None = None, into: str = "cache", threads: int | None = None
     ) -> Prefetch:
-        """Start to read the weights in the background; call it at the top of a module. See `weightcache.prefetch`.
-
-        On the machine that deploys, this reads nothing.
-        """
+        """Read the weights in the background, as `weightcache.prefetch` does; nothing on the machine that deploys."""
         if not in_container():
             return prefetch_files(into=into, threads=threads)
         source: WeightSource = self._manifest.path  # if it is missing, the handle reports it
