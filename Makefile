@@ -69,7 +69,7 @@ oldest-modal: .venv/.test  ## the tests of Modal's client against the oldest ver
 newest-modal: .venv/.test  ## the same against the newest version; reports, and never fails
 	$(BIN)/python tests/system/other_modals.py --newest
 
-gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; an hour
+gvisor: .venv/.test        ## the core tests inside two builds of gVisor, the sandbox that Modal uses; forty minutes
 	$(BIN)/python tests/system/in_gvisor.py
 
 clean:

@@ -267,8 +267,8 @@ def publish(
     """Copy weights that were made here into the root, with the receipt and commits of a download.
 
     The files are copied, never moved or linked, and hashed twice: once for their digest, and again while they are
-    copied. If they are published already, they are hashed once, and nothing is written. The volume is reloaded only for
-    ``tag``. When this returns, everything is committed if a volume is given.
+    copied. If they are published already, they are hashed once and not copied: the volume is committed and reloaded, to
+    see whether they are still there. When this returns, everything is committed if a volume is given.
 
     Args:
         path: A file, or a directory of files. A directory may hold regular files, also hidden ones, and links to them;

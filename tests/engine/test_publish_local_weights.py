@@ -63,7 +63,7 @@ def test_the_same_again_writes_nothing(folder: Path, root: Path) -> None:
     volume = Volume(root)
     assert publish(folder, name="tag", root=root, volume=volume) == first
     assert {path: (root / path).stat() for path in visible(root)} == seen
-    assert volume.calls == []
+    assert kinds(volume) == ["commit", "reload"]  # a prune in another container may have deleted it
 
 
 def test_a_new_training_has_a_place_of_its_own(made: Path, root: Path) -> None:
@@ -203,12 +203,9 @@ def test_what_no_commit_took_is_an_error_and_the_next_call_makes_it_good(
             publish(made, name="seg", root=root, volume=Volume(root, commit=3))
     volume = Volume(root)
     publish(made, name="seg", root=root, volume=volume)
-    assert kinds(volume)[-1] == "commit"
-    assert "reload" not in kinds(volume)
+    assert kinds(volume) == (["commit", "reload"] if good else ["commit", "commit"])  # never a reload first
     assert (root / path).stat().st_ino == inode
     assert receipts(root) == ["seg"]
-    publish(made, name="seg", root=root, volume=(again := Volume(root)))
-    assert again.calls == []
 
 
 def test_nothing_of_ours_is_open_at_a_commit(folder: Path, root: Path) -> None:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from support import sha256
-from tagging import ONE, TAG, THREE, TWO, Make
-from weightcache import Manifest, NotCachedError, Tag, aensure, ensure, prune, publish, set_tag, status, tags
+from tagging import ONE, TAG, THREE, TWO, Container, Make
+from weightcache import (
+    Checkpoint,
+    Manifest,
+    NotCachedError,
+    Tag,
+    aensure,
+    ensure,
+    prune,
+    publish,
+    set_tag,
+    status,
+    tags,
+)
 
 # prune and rollback --------------------------------------------------------------------------------------------
 
@@ -116,6 +129,29 @@ def test_a_version_that_is_tagged_again_while_a_prune_deletes_it(moment: int, co
     assert found.state == ("damaged" if moment == 4 else "ready")  # never a file with other bytes
     late.publish(ONE)
     assert container().serve() == ONE
+
+
+@pytest.mark.parametrize("source_is_on_the_volume", [False, True])
+def test_a_version_that_is_published_again_after_a_prune_elsewhere(
+    source_is_on_the_volume: bool, container: Make
+) -> None:
+    """Without a tag. The second container still sees the files that the prune deleted."""
+    cleaning, training = container(), container()
+    source = training.root / "runs/model.bin" if source_is_on_the_volume else training.folder / "model.bin"
+    checkpoint = _publish_untagged(training, source)
+    cleaning.reload()
+    prune(Manifest([]), root=cleaning.root, volume=cleaning, older_than=0, dry_run=False)
+    assert (training.root / checkpoint.name).exists()
+    source.unlink()
+    _publish_untagged(training, source)
+    late = container()
+    assert [each.state for each in status(Manifest([checkpoint]), root=late.root)] == ["ready"]
+
+
+def _publish_untagged(container: Container, source: Path) -> Checkpoint:
+    source.parent.mkdir(exist_ok=True)
+    source.write_bytes(ONE)  # no commit has taken it
+    return publish(source, name="tagger", root=container.root, volume=container)
 
 
 # a manifest that is kept on the Volume --------------------------------------------------------------------------

@@ -19,7 +19,8 @@ SMALL_BLOCKS = Storage(latency=0.160, stream=1.2e9, total=1.2e9)
 DISK = Storage(latency=0.0005, stream=0.5e9, total=0.7e9)
 FAST_DISK = Storage(latency=0.0002, stream=1.0e9, total=1.4e9)
 CACHED = Storage(stream=3e9, total=3.2e9, penalty=0.02)
-GVISOR = Storage(stream=2e9, total=2e9, penalty=0.12)
+GVISOR = Storage(stream=4.4e9, total=7.4e9, penalty=0.02)  # measured, with two cores
+ONE_CORE = Storage(stream=2e9, total=2e9, penalty=0.12)
 STORAGES = {
     "volume": VOLUME,
     "narrow": NARROW,
@@ -29,6 +30,7 @@ STORAGES = {
     "fast disk": FAST_DISK,
     "cached": CACHED,
     "gvisor": GVISOR,
+    "one core": ONE_CORE,
 }
 FIXED = (1, 2, 4, 8, 16)
 GB = 10**9
@@ -64,12 +66,12 @@ def test_a_slow_volume_gets_sixteen_before_the_first_read_has_ended() -> None:
     assert 0.020 <= first < 0.021 < VOLUME.latency + READ_CHUNK / VOLUME.stream
 
 
-@pytest.mark.parametrize("storage", [CACHED, GVISOR])
+@pytest.mark.parametrize("storage", [CACHED, ONE_CORE])
 def test_cached_bytes_get_one_read_and_a_short_trial_of_two(storage: Storage) -> None:
     run = Simulation(Parallelism(), 4 * GB, lambda _: storage).run()
     assert max(level for _, level in run.levels) <= 2
     alone = sum(level == 1 for _, level in run.levels)
-    assert alone > 0.85 * len(run.levels)
+    assert alone > 0.8 * len(run.levels)
 
 
 def test_a_disk_that_two_reads_fill_gets_few_in_the_end() -> None:
@@ -80,10 +82,10 @@ def test_a_disk_that_two_reads_fill_gets_few_in_the_end() -> None:
 
 def test_where_cached_bytes_end_the_number_grows_and_where_they_begin_it_shrinks() -> None:
     half = 4 * GB // READ_CHUNK * READ_CHUNK
-    cold_after = Simulation(Parallelism(), 2 * half, lambda offset: GVISOR if offset < half else VOLUME).run()
+    cold_after = Simulation(Parallelism(), 2 * half, lambda offset: ONE_CORE if offset < half else VOLUME).run()
     assert max(level for time, level in cold_after.levels if time < 1.9) <= 2
     assert max(level for time, level in cold_after.levels if time > 4.0) == MOST
-    cached_after = Simulation(Parallelism(), 2 * half, lambda offset: VOLUME if offset < half else GVISOR).run()
+    cached_after = Simulation(Parallelism(), 2 * half, lambda offset: VOLUME if offset < half else ONE_CORE).run()
     assert max(level for _, level in cached_after.levels) == MOST
     assert cached_after.levels[-1][1] <= 2
 
@@ -92,6 +94,7 @@ def test_imports_that_take_the_processor_for_a_while_cost_little() -> None:
     """Reads take four times as long meanwhile, so the bytes do not look cached."""
     contended = {"busy": lambda time: 0.25 if time < 0.5 else 1.0}
     assert cost(GVISOR, 3 * GB, **contended) < 1.25
+    assert cost(ONE_CORE, 3 * GB, **contended) < 1.35
 
 
 def test_a_read_whose_bytes_are_here_makes_no_others_run() -> None:
@@ -164,3 +167,28 @@ def test_on_any_storage_it_stays_within_its_bounds_and_answers_the_same_again(
         Parallelism(*bounds), 2 * half, lambda offset: before if offset < half else after, noise=noise
     ).run()
     assert run.levels == again.levels  # the same inputs, the same answers
+
+
+def test_new_memory_makes_no_storage_slow() -> None:
+    control = Parallelism()
+    control.add_page_cost(0.008)
+    control.began(0.0)
+    assert control.patience(0.0) == pytest.approx(0.014)
+    assert control.limit(0.0139) == 1
+    assert control.limit(0.0141) == 2
+    assert control.patience(0.0141) == pytest.approx(0.003)  # the next step adds nothing
+
+
+@pytest.mark.parametrize(("at_once", "rate"), [(2, 4.0), (1, 2.0)])
+def test_a_read_that_could_run_and_does_not_counts(at_once: int, rate: float) -> None:
+    """Two may run, and threads that wait for each other can only run one: the rate of all is that of one."""
+    control, now = Parallelism(2, 2), 1.0
+    measured: list[float] = []
+    control._measured = lambda rate, _: measured.append(rate)  # type: ignore[method-assign]
+    control._settled = 1.0
+    while len(measured) < 100:
+        reads = [control.began(now) for _ in range(at_once)]
+        now += 0.002
+        for read in reads:
+            control.ended(read, now, READ_CHUNK)
+    assert measured[-1] / (READ_CHUNK / 0.004) == pytest.approx(rate, rel=0.05)

@@ -19,6 +19,7 @@ from prefetching import LARGE, Gate, a_large_one_and_another, descriptors, memfd
 from weightcache import ensure, prefetch, prefetch_files
 from weightcache._coordination import background_readers as coordination_readers
 from weightcache._prefetch import prefetcher as prefetch_reader
+from weightcache._prefetch import reader_pool
 from weightcache._prefetch.prefetched_file import PrefetchedFile
 
 
@@ -142,7 +143,7 @@ def test_who_waits_does_not_look_at_all_files_whenever_one_is_read(
 
 
 def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(reader_pool, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     with prefetch_files(files[0], threads=1) as handle:
         assert gate.reached.wait(60)
@@ -154,7 +155,7 @@ def test_a_read_that_hangs_does_not_hold_a_commit_for_ever(files: list[Path], mo
 
 def test_a_read_that_hung_lets_go_when_it_ends(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed is the handle by then, and nobody asks again."""
-    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(reader_pool, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(*files, into="memory", threads=1)
     assert gate.reached.wait(60)

@@ -21,7 +21,7 @@ from prefetching import LARGE, Gate, descriptors, memfds
 from support import directory, one, sha256
 from weightcache import Manifest, ensure, prefetch, prefetch_files
 from weightcache._coordination import background_readers as coordination_readers
-from weightcache._prefetch import prefetcher as prefetch_reader
+from weightcache._prefetch import reader_pool
 from weightcache._prefetch.prefetched_file import READ_CHUNK
 
 
@@ -311,7 +311,7 @@ def test_a_child_that_was_forked_while_a_file_was_closed_closes_nobody_elses(
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         close(descriptor)
 
-    monkeypatch.setattr(prefetch_reader, "PAUSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(reader_pool, "PAUSE_TIMEOUT", 0.05)
     gate = Gate(monkeypatch)
     handle = prefetch_files(files[0], into=into, threads=1)
     assert gate.reached.wait(60)

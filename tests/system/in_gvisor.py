@@ -147,6 +147,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix="gvisor-") as folder:
                 # pytest lists what other runs have in the usual place, which fails in the older build if it changes.
                 tests = [sys.executable, *PYTEST, f"--basetemp={folder}/tests", *(SAMPLE if options.sample else ())]
+                tests += () if options.sample else ("--numprocesses", "2", "--dist", "worksteal")
                 command = rest if options.command else [*tests, *rest]
                 ended = run(release, command, SAMPLE_LIMIT if options.sample else LIMIT)
         except UnavailableError as error:

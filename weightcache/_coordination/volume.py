@@ -134,15 +134,28 @@ class VolumeSession:
             files: What this commit is for, as `is_committed` takes it. If Modal raises an error and its committed
                 state has them all, the commit worked, and is not tried again. What else was written stays marked.
         """
+        return self._volume is None or self._commit(self._volume, files) is not _Outcome.FAILED
+
+    def commit_and_reload(self, files: Mapping[str, Wanted]) -> bool:
+        """Commit as `commit` does, then show what other containers committed. Never raises.
+
+        Where Modal raised an error and its committed state has the files, no reload is tried: it would fail again.
+        """
         if self._volume is None:
             return True
+        outcome = self._commit(self._volume, files)
+        if outcome is _Outcome.DONE:
+            self.reload()
+        return outcome is not _Outcome.FAILED
+
+    def _commit(self, volume: Volume, files: Mapping[str, Wanted] | None) -> _Outcome:
         with span("commit"):
-            outcome = self._call("commit", self._volume.commit, files)
+            outcome = self._call("commit", volume.commit, files)
         self.committed = outcome is not _Outcome.FAILED
         if outcome is _Outcome.DONE and not is_writing(self._root):  # another thread may be inside `writing`
             with suppress(OSError, StorageError):
                 os.unlink(note_path(self._root, "unpushed"))
-        return self.committed
+        return outcome
 
     def _call(
         self, operation: str, function: Callable[[], object], files: Mapping[str, Wanted] | None = None

@@ -106,13 +106,10 @@ def copy_in(
     # Under the lock: the source may be on the Volume itself, and an open file makes another process's commit fail.
     with root_lock(layout.root, wait=WAIT, say=make_progress(None, []).say, check=lambda: None) as (holder, _):
         checkpoint, local_sources = hashed(top, name, holder, pointers=pointers, skip=skip)
-        ready = weights_if_ready(layout, [checkpoint]) is not None
+        ready = _is_ready(layout, checkpoint, calls)
         if hashes_known is not None and not ready:
             store_root.refuse_read_only(layout, "publish to")
             hashes_known(checkpoint, local_sources, calls)
-        evidence = CommitEvidence(layout).files([checkpoint]) if ready else {}
-        if ready and calls.is_dirty() and not calls.commit(evidence):  # the last call may have left it uncommitted
-            raise _not_committed(layout, checkpoint, calls.warnings[-1])
     if not ready:
         store_root.refuse_read_only(layout, "publish to")
         options = EnsureOptions(
@@ -122,6 +119,24 @@ def copy_in(
         if report.committed is False:
             raise _not_committed(layout, checkpoint, report.warnings[-1])
     return checkpoint, local_sources
+
+
+def _is_ready(layout: Layout, checkpoint: Checkpoint, calls: VolumeSession) -> bool:
+    """Whether the version is in the root, also for the other containers.
+
+    This container may not have committed it, and a prune in another one may have deleted it since the last reload here.
+
+    Raises:
+        VolumeError: No commit took it.
+    """
+    if weights_if_ready(layout, [checkpoint]) is None:
+        return False
+    if store_root.is_read_only(layout):
+        calls.reload()
+    # The commit comes first: the source may be on the Volume too, and a reload discards what no commit has taken.
+    elif not calls.commit_and_reload(CommitEvidence(layout).files([checkpoint])):
+        raise _not_committed(layout, checkpoint, calls.warnings[-1])
+    return weights_if_ready(layout, [checkpoint]) is not None
 
 
 def _not_committed(layout: Layout, checkpoint: Checkpoint, why: str) -> VolumeError:

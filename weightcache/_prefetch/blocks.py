@@ -43,8 +43,11 @@ class Block:
         self._parts = _split(extents)
         self._unfinished = 1  # parts that are being read, and one more until the last part is taken
 
-    def begin(self) -> None:
-        """Allocate the memory. Its pages belong to this process alone, and go back with the last tensor in it."""
+    def begin(self) -> mmap.mmap:
+        """Allocate the memory, and return it.
+
+        Its pages belong to this process alone, and go back with the last tensor in it.
+        """
         try:
             self.memory = mmap.mmap(-1, max(self.size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError, ValueError) as error:
@@ -52,6 +55,7 @@ class Block:
         if self.size >= READ_CHUNK:
             with suppress(OSError, AttributeError):  # gVisor, or a kernel without huge pages
                 self.memory.madvise(mmap.MADV_HUGEPAGE)
+        return self.memory
 
     def next_part(self) -> Extent | None:
         """Return what to read next, or ``None`` once after the last part."""

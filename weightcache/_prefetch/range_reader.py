@@ -6,17 +6,14 @@ takes the memory block by block while later blocks are still being read, and bou
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from contextlib import contextmanager
 
 from weightcache._coordination import background_readers
-from weightcache._runtime.start_threads import daemon_threads_allowed
 
 from .blocks import Block, Extent, read_part
-from .parallelism import Parallelism
-from .prefetched_file import READ_CHUNK
+from .prefetched_file import READ_CHUNK, PrefetchedFile
+from .reader_pool import ReaderPool
 
 TYPE_CHECKING = False  # a type checker takes it for true
 if TYPE_CHECKING:
@@ -24,14 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .parallelism import Read
-    from .prefetched_file import PrefetchedFile
-
-_log = logging.getLogger("weightcache")
-
-PAUSE_TIMEOUT = 30.0  # seconds that a pause waits for reads that hang
 
 
-class RangeReader:
+class RangeReader(ReaderPool):
     """Reads blocks in their order. A context manager that ends the reads and closes every file.
 
     Args:
@@ -39,16 +31,12 @@ class RangeReader:
     """
 
     def __init__(self, threads: int | None) -> None:
-        self._parallelism = Parallelism(threads, threads) if threads else Parallelism()
-        self._changed = threading.Condition()
+        self._open: set[PrefetchedFile] = set()
+        super().__init__("load", threads, self._open)
         self._blocks: Sequence[Block] = ()
-        self._next_block = self._workers = 0
-        self._unstarted = self._waiting = 0  # threads that may be started; that wait for something to read
+        self._next_block = 0
         self._ahead = self._held = 0.0  # bytes: the limit, and what is allocated and not taken
-        self._paused = self._reading = 0
-        self._files: set[PrefetchedFile] = set()  # that are open
         self._failure: Exception | None = None
-        self._closed = False
         background_readers.register(self)  # before the first file is opened
 
     @contextmanager
@@ -98,37 +86,9 @@ class RangeReader:
                     raise OSError("the reads were ended by another thread")
             self._read_one()  # no thread could be started, or it is not worth one
 
-    def _start_worker(self) -> None:
-        """Start one more thread, if there may be one more and none is idle."""
-        with self._changed:
-            if not self._unstarted or self._workers > self._reading:
-                return
-            self._unstarted -= 1
-            self._workers += 1
-            number = self._workers
-        # A daemon: an interpreter that ends does not wait for a read that hangs.
-        thread = threading.Thread(target=self._work, name=f"weightcache-load-{number}", daemon=daemon_threads_allowed())
-        try:
-            thread.start()
-        except RuntimeError as error:
-            _log.info("loading goes on with %d threads: %s", number - 1, error)
-            with self._changed:
-                self._unstarted = 0
-                self._workers -= 1
-
     # What the threads do.
 
-    def _work(self) -> None:
-        try:
-            while self._read_one():
-                pass
-        finally:
-            with self._changed:
-                self._workers -= 1
-                self._changed.notify_all()
-
     def _read_one(self) -> bool:
-        """Read the next part; return whether there was one."""
         try:
             found = self._next()
         except Exception as error:  # noqa: BLE001 (no memory, say: the caller is waiting)
@@ -161,92 +121,49 @@ class RangeReader:
         with self._changed:
             while not (self._closed or self._failure) and self._next_block < len(self._blocks):
                 block = self._blocks[self._next_block]
-                if not self._may_read(block):
-                    if not self._paused and self._waiting:  # one thread that waits is enough
-                        self._unstarted += 1
+                if not (self._has_room(block) and self._may_read()):
+                    if not self._wait_for_turn():
                         return None
-                    self._waiting += 1
-                    self._changed.wait(None if self._paused else self._parallelism.patience(time.monotonic()))
-                    self._waiting -= 1
                     continue
                 if block.memory is None:
-                    block.begin()
+                    with memoryview(block.begin()) as memory:
+                        self._note_new_memory(memory)
                     self._held += block.size
                 if part := block.next_part():
                     self._begin_read(block.file)
                     return block, part, self._parallelism.began(time.monotonic())
                 self._next_block += 1
-                self._close_unused(block.file)
+                if not block.file.reading:
+                    self._release(block.file)
                 self._changed.notify_all()
             return None
 
-    def _may_read(self, block: Block) -> bool:
-        """Whether a part of the block may be read now: files may be open, there is room, and not enough reads run."""
-        has_room = block.memory is not None or not self._held or self._held + block.size <= self._ahead
-        return not self._paused and has_room and self._reading < self._parallelism.limit(time.monotonic())
+    def _has_room(self, block: Block) -> bool:
+        return block.memory is not None or not self._held or self._held + block.size <= self._ahead
 
     def _begin_read(self, file: PrefetchedFile) -> None:
-        self._files.add(file)
-        self._reading += 1
-        file.reading += 1
+        self._open.add(file)
+        super()._begin_read(file)
 
-    def _end_read(self, file: PrefetchedFile) -> None:
-        self._reading -= 1
-        file.reading -= 1
-        self._close_unused(file)
-        self._changed.notify_all()
-
-    def _close_unused(self, file: PrefetchedFile) -> None:
-        """Close a file that no thread reads, if nothing more of it is to be read or files must not be open."""
-        if file.reading:
-            return
+    def _release(self, file: PrefetchedFile) -> None:
+        """Close it, if nothing more of it is to be read or files must not be open."""
         following = self._blocks[self._next_block].file if self._next_block < len(self._blocks) else None
         if self._paused or self._closed or self._failure or following is not file:
             file.close()
-            self._files.discard(file)
+            self._open.discard(file)
 
-    # For a commit, and at the end.
-
-    def pause(self) -> None:
-        """Close every file until `resume`; `ensure` calls it before a commit or reload."""
-        with self._changed:
-            self._paused += 1
-            self._close_idle()
-
-    def resume(self) -> None:
-        """Go on after a `pause`."""
-        with self._changed:
-            self._paused -= 1
-            self._changed.notify_all()
+    def _worker_exited(self, problem: str) -> None:
+        """Nothing to note: the caller reads on by itself, and `_read_one` keeps every failure."""
 
     def close(self) -> None:
         """End the reads, close the files, and give back the memory that was not taken."""
+        super().close()
         with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            self._close_idle()
             for block in self._blocks:
                 block.memory = None
             self._blocks = ()
-        background_readers.unregister(self)
-
-    def _close_idle(self) -> None:
-        if not self._changed.wait_for(lambda: not self._reading, PAUSE_TIMEOUT):
-            _log.warning("a read of weights hangs for %g s; its file stays open until it ends", PAUSE_TIMEOUT)
-        for file in list(self._files):
-            self._close_unused(file)
 
     def forked(self) -> None:
         """In a child process, where no thread of ours runs and a lock may be held for ever: nothing more is read."""
-        self._changed = threading.Condition()
-        self._workers = self._unstarted = self._reading = self._paused = 0
+        super().forked()
         self._failure = OSError("the process was forked while weights were read")
-        for file in self._files:
-            file.opening, file.reading = threading.Lock(), 0
-            file.close()
-
-    def __enter__(self) -> RangeReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
