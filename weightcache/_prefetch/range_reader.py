@@ -153,7 +153,7 @@ class RangeReader(ReaderPool):
             self._open.discard(file)
 
     def _worker_exited(self, problem: str) -> None:
-        """Nothing to note: the caller reads on by itself, and `_read_one` keeps every failure."""
+        """Nothing to note: the caller reads on on its own, and `_read_one` keeps every failure."""
 
     def close(self) -> None:
         """End the reads, close the files, and give back the memory that was not taken."""
