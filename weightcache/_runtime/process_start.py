@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 
 
 def process_start(pid: int) -> int | None:
@@ -15,10 +14,11 @@ def process_start(pid: int) -> int | None:
     except OSError:
         if os.path.exists("/proc/self/stat"):
             return None
-        with suppress(OSError):  # no /proc (macOS): existence is all that can be known
+        try:  # no /proc (macOS): existence is all that can be known
             os.kill(pid, 0)
-            return 0
-        return None
+        except OSError:
+            return None
+        return 0
     return None if fields[0] in (b"Z", b"X") else int(fields[19])  # a zombie writes nothing any more
 
 
