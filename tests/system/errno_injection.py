@@ -153,7 +153,7 @@ def digest(data: bytes) -> str:
 class World:
     """Where the scenarios happen, and what must be true after each of them."""
 
-    def __init__(self, folder: str, name: str = "case") -> None:
+    def __init__(self, folder: str, name: str = "case", url: str = "") -> None:
         self.folder, self.name, self.count = folder, name, 0
         dice = random.Random(1)
         self.large, self.small, self.shared = (
@@ -172,7 +172,7 @@ class World:
             target = Path(folder, "source", path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        url = f"file://{folder}/source"
+        url = url or f"file://{folder}/source"
         pins = {path: {"sha256": digest(data), "size": len(data)} for path, data in self._directory().items()}
         self.manifest: dict[str, Any] = {
             "checkpoints": {
