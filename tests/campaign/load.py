@@ -23,6 +23,8 @@ from weightcache import Manifest, ensure, prune
 if TYPE_CHECKING:
     from origin import Origin
 
+DOWNLOAD_RATE = 5e6  # bytes a second, so that a download takes a while
+KILL_WITHIN = 0.3  # seconds
 PATIENCE = 300  # seconds until a process counts as one that hangs
 
 CHECK = """
@@ -45,13 +47,18 @@ print(json.dumps([list(wrong(weights, manifest)), fetched]))
 """
 
 
-def small_checkpoints(origin: Origin, count: int, seed: int, size: int = 30_000) -> dict[str, Any]:
-    """Return a manifest of ``count`` checkpoints that ``origin`` serves; every fifth is a directory."""
+def small_checkpoints(
+    origin: Origin, count: int, seed: int, size: int = 30_000, rate: float | None = None
+) -> dict[str, Any]:
+    """Return a manifest of ``count`` checkpoints that ``origin`` serves, at ``rate`` bytes a second each.
+
+    Every fifth is a directory.
+    """
     checkpoints: dict[str, Any] = {}
     for number in range(count):
         data = blob(size + number, seed * 1000 + number)
         url = origin.url(f"/{seed}/{number}/weights.pt")
-        origin.put(f"/{seed}/{number}/weights.pt", data)
+        origin.put(f"/{seed}/{number}/weights.pt", data, rate=rate)
         pin = {"sha256": sha256(data), "size": len(data)}
         if number % 5:
             checkpoints[f"model-{number}"] = {"urls": [url], "file": "weights.pt", **pin}
@@ -142,7 +149,9 @@ class Cycles:
 
     def __init__(self, folder: Path, origin: Origin, seed: int, checkpoints: int = 4) -> None:
         self._folder, self._root, self._chance = folder, folder / "root", random.Random(seed)
-        self._manifests = [small_checkpoints(origin, checkpoints, seed * 3 + each, 300_000) for each in range(3)]
+        self._manifests = [
+            small_checkpoints(origin, checkpoints, seed * 3 + each, 300_000, DOWNLOAD_RATE) for each in range(3)
+        ]
         self._paths = [folder / f"{number}.json" for number in range(3)]
         for path, manifest in zip(self._paths, self._manifests, strict=True):
             path.write_text(json.dumps(manifest))
@@ -157,7 +166,10 @@ class Cycles:
             action, container = self._chance.choice(ACTIONS), self._chance.randrange(4)
             kill = self._chance.random() < 2 / 3
             self._act(
-                action, self._chance.choice(self._paths), container, self._chance.uniform(0, 0.08) if kill else None
+                action,
+                self._chance.choice(self._paths),
+                container,
+                self._chance.uniform(0, KILL_WITHIN) if kill else None,
             )
 
     def _act(self, action: str, manifest: Path, container: int, kill_after: float | None) -> None:
