@@ -29,7 +29,7 @@ from weightcache._runtime import tuning_constants
 
 WHOLE = ("link", "hf_cache")  # scenarios of few calls, all of whose points are in the sample
 RANDOM = 1000  # combinations in which more than two files are torn
-SAMPLE = 2  # points of each other scenario in it
+SAMPLE = 1  # points of each other scenario in it
 
 
 @dataclass(frozen=True)

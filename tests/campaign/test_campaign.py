@@ -35,7 +35,7 @@ def test_a_sample_of_the_campaign() -> None:
     assert {failed for *_, failed in rows} == {"0"}
     tried = {(kind, name): int(count) for kind, name, count, _ in rows}
     assert tried["crash", "hf_cache"] >= 30  # all of them
-    assert sum(tried.values()) - tried["all", ""] == tried["all", ""] > 80
+    assert sum(tried.values()) - tried["all", ""] == tried["all", ""] > 60
 
 
 # A scenario that writes its file in two steps, and is right only if the file is empty, whole or not there.
