@@ -17,7 +17,7 @@ def is_simple(torch: Any, tensor: Any) -> bool:
 
 
 def fits(tensor: Any, size: int) -> bool:
-    """Whether a tensor that `is_simple` stays within its storage of ``size`` bytes."""
+    """Whether a strided tensor, whose elements are not packed, stays within its storage of ``size`` bytes."""
     shape, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
     if offset < 0 or min(shape, default=0) < 0 or min(strides, default=0) < 0:
         return False
@@ -52,9 +52,10 @@ def _strided_fault(torch: Any, tensor: Any) -> str:
         needed = offset + prod(shape[:-1]) * -(-shape[-1] // packed) if shape else offset + 1
         if not tensor.is_contiguous():
             return f"holds {_in_words(tensor)} and strides {strides}, which packed tensors cannot have"
+        is_inside = needed <= size and offset >= 0 and min(shape + strides, default=0) >= 0
     else:
-        needed = _reach(shape, strides, offset) * tensor.element_size()
-    if needed > size or offset < 0 or min(shape + strides, default=0) < 0:
+        is_inside = fits(tensor, size)
+    if not is_inside:
         where = f"strides {strides} and offset {offset}"
         return f"holds {_in_words(tensor)}, {where}, which reaches beyond its storage of {size} bytes"
     return _channel_fault(torch, tensor) if is_quantized else ""

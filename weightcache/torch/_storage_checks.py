@@ -85,7 +85,7 @@ def _storages(torch: Any, value: Any) -> list[Any]:
     """Return the storages of ``value`` whose data come from records of the file."""
     if isinstance(value, torch.UntypedStorage):
         return [value]
-    if value.is_sparse:
+    if value.layout is torch.sparse_coo:
         parts = [value.detach()._indices(), value.detach()._values()]  # noqa: SLF001 (the public methods need a coalesced tensor)
         return [part.untyped_storage() for part in parts if part.layout is torch.strided]
     if (type(value) is torch.Tensor or type(value) is torch.nn.Parameter) and value.layout is torch.strided:
@@ -116,11 +116,13 @@ def _tensors(torch: Any, loaded: object) -> Iterator[tuple[Any, bool]]:
             below = value.ravel().tolist() if has_objects else gc.get_referents(value)
         for each in below:
             kind = type(each)
-            if kind is torch.Tensor and not any(_attributes(each)):
+            if kind is torch.Tensor and not _attributes(each):
                 yield each, in_containers  # most of a state dict: twice, if it is there twice
             elif kind is not str:
                 waiting.append((each, in_containers))
 
 
 def _attributes(tensor: Any) -> list[Any]:
-    return [vars(tensor), tensor._backward_hooks, tensor.grad if tensor.is_leaf else None]  # noqa: SLF001
+    """Return what a tensor holds besides its numbers. Most hold nothing."""
+    found = [vars(tensor) or None, tensor._backward_hooks, tensor.grad if tensor.is_leaf else None]  # noqa: SLF001
+    return [each for each in found if each is not None]
