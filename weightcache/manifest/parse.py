@@ -50,7 +50,7 @@ def parse_toml(data: bytes, source: str, otherwise: str = "is not TOML") -> Mapp
         return tomllib.loads(data.decode())  # type: ignore[no-any-return,unused-ignore]
     except UnicodeDecodeError as error:
         raise ManifestError(source, [f"is not UTF-8: byte {error.start} ({error.reason})"]) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not only TOMLDecodeError: a number may have more digits than int() takes
         mark = data.startswith(b"\xef\xbb\xbf")  # which no editor shows
         why = f"{error}{'; it begins with a byte order mark: save it without' if mark else ''}"
         raise ManifestError(source, [f"{otherwise}: {why}"]) from None
