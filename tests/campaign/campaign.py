@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
+from campaign_table import Limit, Row, table
 from crash_campaign import Point, crash, sampled, torn, whole
 from errno_injection import BrokenError, Case, world_here
 from error_campaign import NAMES, attempted, cases
@@ -30,27 +30,6 @@ from weightcache._runtime import tuning_constants
 WHOLE = ("link", "hf_cache")  # scenarios of few calls, all of whose points are in the sample
 RANDOM = 1000  # combinations in which more than two files are torn
 SAMPLE = 1  # points of each other scenario in it
-
-
-@dataclass(frozen=True)
-class Limit:
-    """When to end: at a time of `time.monotonic`, or after a number of cases."""
-
-    until: float = float("inf")
-    most: int = sys.maxsize
-
-    def reached(self, tried: int) -> bool:
-        return tried >= self.most or time.monotonic() > self.until
-
-
-class Row(NamedTuple):
-    """A line of the table."""
-
-    campaign: str
-    scenario: str
-    tried: int
-    failed: int
-    note: str
 
 
 @dataclass
@@ -134,14 +113,6 @@ class Campaign:
             dirty += found
         rows.append(self.torn(dirty, Limit(most=5 * SAMPLE)))
         return rows + self.errors(["copy", "tags", "move"], Limit(most=5 * SAMPLE))
-
-
-def table(rows: list[Row]) -> str:
-    """Return the rows as a table of Markdown, with a last line for all of them."""
-    lines = ["| Campaign | Scenario | Tried | Failed | |", "|---|---|---:|---:|---|"]
-    lines += [f"| {row.campaign} | {row.scenario} | {row.tried} | {row.failed} | {row.note} |" for row in rows]
-    tried, failed = sum(row.tried for row in rows), sum(row.failed for row in rows)
-    return "\n".join([*lines, f"| all | | {tried} | {failed} | |"])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from call_layer import Unsynced
-from campaign import Limit, Row, table
+from campaign_table import Limit, Row, table
 from crash_campaign import Point, sampled, tear, torn
 
 pytestmark = pytest.mark.crash
