@@ -63,9 +63,9 @@ pythons: .venv/.test       ## the core tests on every other supported Python tha
 simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers and of one root; SEEDS=n for more
 	$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),20000)
 
-campaign: .venv/.test      ## kills at every call, torn writes and failing calls, as one table; SEED=n BUDGET=seconds
-	PYTHONPATH=examples:tests/shared:tests/system $(BIN)/python tests/campaign/campaign.py \
-		--seed $(or $(SEED),0) --budget $(or $(BUDGET),600)
+campaign: .venv/.test      ## kills, torn writes, failing calls and load, as one table; SEED=n BUDGET=seconds ONLY=crash,torn,...
+	PYTHONPATH=examples:tests/shared:tests/fakes:tests/system $(BIN)/python tests/campaign/campaign.py \
+		--seed $(or $(SEED),0) --budget $(or $(BUDGET),600) --only "$(ONLY)"
 
 oldest-modal: .venv/.test  ## the tests of Modal's client against the oldest version that is supported
 	$(BIN)/python tests/system/other_modals.py

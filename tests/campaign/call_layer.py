@@ -56,12 +56,17 @@ class CallLayer:
         at: The number of the call that the process does not survive; 0 for none.
         after: Whether that call is still made.
         report: A descriptor that gets, pickled, the name of that call and what was not synced.
+
+    Attributes:
+        calls: How many there were.
+        counts: How many of each kind.
+        unsynced: What each file holds that no fsync took, by its inode.
     """
 
     def __init__(self, at: int, *, after: bool, report: int) -> None:
         self.at, self.after, self.report = at, after, report
         self.calls, self.counts = 0, Counter[str]()
-        self._unsynced: dict[int, Unsynced] = {}
+        self.unsynced: dict[int, Unsynced] = {}
         self._lock = _lock_type()
         for kind, places in COUNTED.items():
             for place, name in places:
@@ -74,20 +79,22 @@ class CallLayer:
             with self._lock:  # also while the call is made: no other thread changes anything while this one dies
                 self.calls += 1
                 self.counts[kind] += 1
-                hit = self.calls == self.at
-                if hit and not self.after:
-                    self._die(name)
+                self.moment(name, after=False)
                 self._note(name, arguments)
                 try:
                     result = real(*arguments, **options)
                     if kind == "sync":
-                        self._unsynced.pop(_fstat(arguments[0]).st_ino, None)
+                        self.unsynced.pop(_fstat(arguments[0]).st_ino, None)
                     return result
                 finally:
-                    if hit:
-                        self._die(name)
+                    self.moment(name, after=True)
 
         return call
+
+    def moment(self, name: str, *, after: bool) -> None:
+        """Take part before and after each call: end the process at one of them."""
+        if self.calls == self.at and after is self.after:
+            self._die(name)
 
     def _note(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name not in ("write", "pwrite"):
@@ -100,10 +107,10 @@ class CallLayer:
             number = _real_open(f"/proc/self/fd/{arguments[0]}", os.O_RDONLY)  # it may be open for writing only
             before = _pread(number, length, offset)
             os.close(number)
-        self._unsynced.setdefault(found.st_ino, Unsynced(found.st_size)).writes.append((offset, length, before))
+        self.unsynced.setdefault(found.st_ino, Unsynced(found.st_size)).writes.append((offset, length, before))
 
     def _die(self, name: str) -> NoReturn:
-        _write(self.report, pickle.dumps((name, self._unsynced)))
+        _write(self.report, pickle.dumps((name, self.unsynced)))
         _kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,32 +45,55 @@ class Crash(NamedTuple):
     """What came of one point."""
 
     call: str  # the name of the call, or empty where the process ended before it
-    unsynced: int  # files
     swept: bool  # whether only a later prune removed all that was left
 
 
-def calls_of(world: Scenarios, scenario: str) -> int:
-    """Return how many calls a scenario makes.
+class Survey(NamedTuple):
+    """What a scenario does where nothing fails."""
+
+    calls: int
+    unsynced: list[tuple[Point, int]]  # each point at which files are not synced, and how many
+
+    def points(self, scenario: str) -> list[Point]:
+        return [Point(scenario, call, after) for call in range(1, self.calls + 1) for after in (False, True)]
+
+
+class _Watch(CallLayer):
+    """Notes at which points files are not synced, instead of ending the process."""
+
+    def __init__(self, scenario: str, folder: str) -> None:
+        self._scenario, self._folder = scenario, folder
+        self.found: list[tuple[Point, int]] = []
+        super().__init__(0, after=False, report=-1)
+
+    def moment(self, name: str, *, after: bool) -> None:
+        if files := len(present(self._folder, self.unsynced)) if self.unsynced else 0:
+            self.found.append((Point(self._scenario, self.calls, after), files))
+
+
+def surveyed(world: Scenarios, scenario: str) -> Survey:
+    """Do a scenario without a fault, and return what there is to try.
 
     Raises:
         BrokenError: Python saw another number of calls than the layer, or the scenario fails without a fault.
     """
     root = world.prepared(scenario)
 
-    def work(report: int) -> Any:
-        audit, layer = Audit(), CallLayer(0, after=False, report=report)
+    def work(_: int) -> Any:
+        audit, layer = Audit(), _Watch(scenario, os.path.dirname(root))
         world.act(scenario, root)
-        return layer.calls, dict(layer.counts), dict(audit.counts)
+        return Survey(layer.calls, layer.found), dict(layer.counts), dict(audit.counts)
 
     ended = forked(work)
     shutil.rmtree(os.path.dirname(root))
     if ended.code:
         raise BrokenError(f"{scenario} fails without a fault: {ended.report}")
-    calls, counts, seen = ended.report
+    survey: Survey
+    survey, counts, seen = ended.report
     with_event = {kind: count for kind, count in counts.items() if kind not in WITHOUT_EVENT}
     if with_event != seen:
         raise BrokenError(f"{scenario}: the layer counts {with_event}, and Python saw {seen}")
-    return calls
+    return survey
 
 
 def crash(world: Scenarios, point: Point) -> Crash:
@@ -96,16 +119,17 @@ def crash(world: Scenarios, point: Point) -> Crash:
     if judged.code:
         raise BrokenError(f"{point} ({call}): {judged.report}")
     shutil.rmtree(os.path.dirname(root))
-    return Crash(call, len(files), judged.report)
+    return Crash(call, judged.report)
 
 
 def present(folder: str, unsynced: dict[int, Unsynced]) -> list[tuple[Path, Unsynced]]:
     """Return each file in ``folder`` that was not synced, by one of its names."""
     found: dict[int, Path] = {}
     for path in sorted(Path(folder).rglob("*")):
-        number = path.lstat().st_ino
-        if number in unsynced and path.is_file() and not path.is_symlink():
-            found.setdefault(number, path)
+        with suppress(FileNotFoundError):  # the process may be running
+            number = path.lstat().st_ino
+            if number in unsynced and path.is_file() and not path.is_symlink():
+                found.setdefault(number, path)
     return [(path, unsynced[number]) for number, path in found.items()]
 
 
@@ -118,13 +142,6 @@ def tear(path: Path, lost: Unsynced, fate: str) -> None:
             stream.write((before if fate == "old" else b"").ljust(length, b"\0")[kept:])
         if fate == "missing":
             stream.truncate(lost.size)
-
-
-def whole(world: Scenarios, scenario: str) -> Iterator[Point]:
-    """Yield every point of a scenario."""
-    for call in range(1, calls_of(world, scenario) + 1):
-        for after in (False, True):
-            yield Point(scenario, call, after)
 
 
 def torn(point: Point, files: int) -> list[Point]:
