@@ -36,6 +36,7 @@ def lie(path: Path, *, check: bool = True, **changes: Any) -> None:
 
 
 OTHER = {"weights.pt": {"sha256": "1" * 64, "size": 5}}
+OWN = {"sha256": sha256(b"second"), "size": 6}
 LIES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-40]),
@@ -56,6 +57,11 @@ LIES: dict[str, Callable[[Path], object]] = {
     "two files and no directory": lambda path: lie(path, files=OTHER | {"b": OTHER["weights.pt"]}),
     "a file outside": lambda path: lie(path, files={"../x": {"sha256": sha256(b"second"), "size": 6}}),
     "files a list": lambda path: lie(path, files=[]),
+    "a file with a URL and a token": lambda path: lie(
+        path, files={"w": {**OWN, "urls": ["http://h/"], "auth": "SECRET"}}
+    ),
+    "a time that moves the cursor": lambda path: lie(path, published="\x1b[2J"),
+    "a time without end": lambda path: lie(path, published="2" * 10_000),
     "a directory that is a file": lambda path: lie(path, directory=True),
     "keep nothing": lambda path: lie(path, keep=0),
     "keep true": lambda path: lie(path, keep=True),

@@ -54,6 +54,13 @@ def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float 
     assert seconds_to_wait(headers) == seconds
 
 
+def test_a_header_of_quotes_is_read_at_once() -> None:
+    """Searched once from each quote, it would take a minute in which no other thread runs."""
+    before = time.process_time()
+    assert seconds_to_wait({"RateLimit": '"' + '\\"' * 30_000}) is None
+    assert time.process_time() - before < 1
+
+
 def test_times_are_seconds_from_now() -> None:
     now = time.time()
     date = email.utils.formatdate(now + 100, usegmt=True)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 _MILLISECOND = 1_000_000  # nanoseconds
 _DIGITS = 14  # milliseconds until the year 5138, so that the order of the names is the order of the numbers
+_LONGEST_TIME = 40  # characters of `published`
 _FILE = re.compile(rf"(?P<order>[0-9]{{{_DIGITS}}})-(?P<digest>[0-9a-f]{{64}})\.json")
 
 
@@ -144,10 +145,13 @@ def _parse(tag: Tag, name: str, data: bytes | None) -> Publication:
     keep = document["keep"]
     if keep is not None and (type(keep) is not int or keep < 1):
         raise ValueError(f"keep is {keep!r:.40}")
+    published = document["published"]
+    if not (isinstance(published, str) and published.isprintable() and len(published) <= _LONGEST_TIME):
+        raise ValueError("its time is no text of one line")  # it is printed, and could control the terminal
     checkpoint = declared(tag.name, document["files"], is_directory=document["directory"] is True)
     if checkpoint.digest != document["digest"]:
         raise ValueError(f"the digest of its files is {checkpoint.digest}")
-    return Publication(tag, checkpoint, document["order"], str(document["published"]), keep)
+    return Publication(tag, checkpoint, document["order"], published, keep)
 
 
 def declared(name: str, files: Any, *, is_directory: bool) -> Checkpoint:
@@ -155,11 +159,13 @@ def declared(name: str, files: Any, *, is_directory: bool) -> Checkpoint:
 
     Raises:
         ManifestError: They break a rule.
-        ValueError: A checkpoint that is no directory has several files.
+        ValueError: A checkpoint that is no directory has several files, or its file has more than sha256 and size.
     """
     entry: dict[str, object] = {"urls": [], "files": files}
     if not is_directory:
         [(path, pin)] = files.items()
+        if unknown := set(pin) - {"sha256", "size"}:  # `urls` and `auth` would send a token to any host
+            raise ValueError(f"its file has unknown keys: {sorted(unknown)!r:.120}")
         entry = {"urls": [], "file": path, **pin}
     return Manifest.load({"checkpoints": {name: entry}})[name]
 

@@ -19,6 +19,8 @@ RETRYABLE = frozenset({202, 408, 425, 429, 500, 502, 503, 504, *range(520, 526),
 THROTTLED = frozenset({403, 429, 503})  # fewer requests at once may help
 
 SECONDARY = 60.0  # seconds that GitHub wants where a refusal for too many requests names none
+# A quoted text, also one that does not end: else a header of 60,000 quotes would be searched once from each of them.
+_QUOTED = r'"(?:[^"\\]|\\.)*(?:"|\\?$)'
 _EPOCH = 1e9  # a Reset at or above it is a time, and not a number of seconds
 _MILLISECONDS = 1e11  # and at or above this one, a time in milliseconds
 
@@ -39,8 +41,8 @@ def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _quotas(value: str) -> Iterator[float]:
-    for item in re.findall(r'(?:"(?:[^"\\]|\\.)*"|[^",])+', value):
-        parameters = dict(re.findall(r";\s*([a-z]+)\s*=\s*(-?[0-9.]+)", re.sub(r'"(?:[^"\\]|\\.)*"', "", item)))
+    for item in re.findall(rf'(?:{_QUOTED}|[^",])+', value):
+        parameters = dict(re.findall(r";\s*([a-z]+)\s*=\s*(-?[0-9.]+)", re.sub(_QUOTED, "", item)))
         if _is_exhausted(parameters.get("r")):
             yield _seconds(parameters.get("t"), is_time=False) or 0.0
     members = dict(re.findall(r"(?:^|,)\s*([a-z]+)\s*=\s*(-?[0-9.]+)", value))

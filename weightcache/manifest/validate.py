@@ -15,6 +15,7 @@ TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_SIZE = (1 << 63) - 1  # bytes; the largest file that Linux can have
 MODAL_VOLUMES = "/__modal/volumes/"  # what a mount path resolves to in a container (modal/volume.py, 1.6)
 
 _ALNUM = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
