@@ -61,7 +61,6 @@ ELSEWHERE = {
     "torch/_safetensors_shards": "tests/torch/test_state_dict.py",
     "torch/_strict_json": "tests/torch/test_safetensors_header.py",
     "torch/_skip_random_fills": "tests/torch/test_skip_init.py",
-    "torch/_storage_checks": "tests/torch/test_storage_bounds.py",
     "modal/deployed_tag": "tests/modal/test_weight_volume.py",
 }
 

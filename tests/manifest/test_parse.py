@@ -148,6 +148,7 @@ def test_a_pasted_token_is_not_echoed() -> None:
     ("content", "problem"),
     [
         (b"version = ", "is not TOML"),
+        (b"version = " + b"9" * 5000, "is not TOML"),
         (b"\xff\xfe", "is not UTF-8: byte 0"),
         (b"a" + b"[" * 5000, "is "),
         (b"a = " + b"[" * 5000, "is nested too deeply"),

@@ -12,6 +12,7 @@ import pytest
 
 from weightcache.errors import LoadError
 from weightcache.torch import load_state_dict
+from weightcache.torch._storage_checks import check_tensors
 
 torch = pytest.importorskip("torch")
 
@@ -257,6 +258,17 @@ def test_a_tensor_beyond_its_memory_is_refused_whatever_torch_lets_pass(
     with pytest.raises(LoadError) as caught:
         load_state_dict(path)
     assert says in caught.value.problems[0]
+
+
+def test_a_gradient_is_checked_too() -> None:
+    """It is a tensor that a tensor holds, and has no truth value."""
+    own, inner = torch.zeros(3, requires_grad=True), torch.zeros(2)
+    own.grad = torch.ones(3)
+    check_tensors(torch, {"a": own, "b": [own]}, None, "file")
+    own.grad = inner.as_strided((3,), (0,))
+    inner.untyped_storage().resize_(0)
+    with pytest.raises(LoadError, match="beyond its storage of 0 bytes"):
+        check_tensors(torch, {"a": own}, None, "file")
 
 
 def test_memory_that_grew_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

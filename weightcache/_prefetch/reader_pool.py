@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 
 from weightcache._coordination import background_readers
 from weightcache._runtime.start_threads import daemon_threads_allowed
@@ -29,7 +30,7 @@ _log = logging.getLogger("weightcache")
 PAUSE_TIMEOUT = 30.0  # seconds that a pause waits for reads that hang
 
 
-class ReaderPool:
+class ReaderPool(ABC):
     """The threads, and their reads. A context manager that ends the reads and closes every file.
 
     Args:
@@ -50,17 +51,17 @@ class ReaderPool:
 
     # What each kind defines.
 
+    @abstractmethod
     def _read_one(self) -> bool:
-        """Read the next part; ``False`` if there is none, or if this thread is not needed."""
-        raise NotImplementedError
+        """Read the next part. Return whether this thread goes on: it ends if all is read or another thread waits."""
 
+    @abstractmethod
     def _release(self, file: PrefetchedFile) -> None:
         """Let go of what a file that no thread reads does not need. Called under the lock."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _worker_exited(self, problem: str) -> None:
         """Note under the lock that a thread has ended, or could not be started. ``problem``: why, if not as usual."""
-        raise NotImplementedError
 
     # The threads.
 

@@ -9,11 +9,28 @@ from typing import Any
 _PACKED = {"quint4x2": 2, "quint2x4": 4}  # elements of one byte
 
 
+def is_simple(torch: Any, tensor: Any) -> bool:
+    """Whether it is a tensor of numbers with strides, and of no other kind: nearly all that files have."""
+    if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+        return False
+    return not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
+
+
+def fits(tensor: Any, size: int) -> bool:
+    """Whether a strided tensor, whose elements are not packed, stays within its storage of ``size`` bytes."""
+    shape, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
+    if offset < 0 or min(shape, default=0) < 0 or min(strides, default=0) < 0:
+        return False
+    needed: int = _reach(shape, strides, offset) * tensor.element_size()
+    return needed <= size
+
+
 def bounds_problem(torch: Any, tensor: Any) -> str:
     """Return what is wrong with ``tensor``, as "holds a …"; an empty string if nothing is."""
     if tensor.is_meta:
         return ""
-    tensor = tensor.detach()
+    if type(tensor) is not torch.Tensor:
+        tensor = tensor.detach()
     if tensor.layout is torch.strided:
         if type(tensor) is torch.Tensor and tensor.is_nested:
             return _nested_fault(tensor)
@@ -29,27 +46,35 @@ def _strided_fault(torch: Any, tensor: Any) -> str:
     except (RuntimeError, NotImplementedError):  # a subclass without memory of its own: its inner tensors are checked
         return ""
     shape, strides, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
-    what = f"a{' quantized' if tensor.is_quantized else ''} tensor of shape {shape}"
-    packed = _PACKED.get(str(tensor.dtype).removeprefix("torch.")) if tensor.is_quantized else None
+    is_quantized = tensor.is_quantized
+    packed = _PACKED.get(str(tensor.dtype).removeprefix("torch.")) if is_quantized else None
     if packed:  # each row starts at a new byte
         needed = offset + prod(shape[:-1]) * -(-shape[-1] // packed) if shape else offset + 1
         if not tensor.is_contiguous():
-            return f"holds {what} and strides {strides}, which packed tensors cannot have"
+            return f"holds {_in_words(tensor)} and strides {strides}, which packed tensors cannot have"
+        is_inside = needed <= size and offset >= 0 and min(shape + strides, default=0) >= 0
     else:
-        needed = _reach(shape, strides, offset) * tensor.element_size()
-    if needed > size or offset < 0 or min(shape + strides, default=0) < 0:
-        return f"holds {what}, strides {strides} and offset {offset}, which reaches beyond its storage of {size} bytes"
-    return _channel_fault(torch, tensor, what) if tensor.is_quantized else ""
+        is_inside = fits(tensor, size)
+    if not is_inside:
+        where = f"strides {strides} and offset {offset}"
+        return f"holds {_in_words(tensor)}, {where}, which reaches beyond its storage of {size} bytes"
+    return _channel_fault(torch, tensor) if is_quantized else ""
+
+
+def _in_words(tensor: Any) -> str:
+    return f"a{' quantized' if tensor.is_quantized else ''} tensor of shape {tuple(tensor.shape)}"
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> int:
     """Return how many elements of its storage a tensor needs. Integers of Python do not overflow."""
-    return (
-        offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1 if all(shape) else 0
-    )
+    if 0 in shape:
+        return 0
+    for size, stride in zip(shape, strides, strict=True):
+        offset += (size - 1) * stride
+    return offset + 1
 
 
-def _channel_fault(torch: Any, tensor: Any, what: str) -> str:
+def _channel_fault(torch: Any, tensor: Any) -> str:
     if tensor.qscheme() not in {torch.per_channel_affine, torch.per_channel_affine_float_qparams}:
         return ""
     axis = tensor.q_per_channel_axis()
@@ -59,7 +84,7 @@ def _channel_fault(torch: Any, tensor: Any, what: str) -> str:
     ):
         wanted = tensor.shape[axis] if 0 <= axis < tensor.dim() else None
         if numbers.numel() != wanted or _strided_fault(torch, numbers):
-            return f"holds {what} with {numbers.numel()} {name} along dimension {axis}"
+            return f"holds {_in_words(tensor)} with {numbers.numel()} {name} along dimension {axis}"
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightcache.errors import LoadError
 
-from ._storage_bounds import bounds_problem
+from ._storage_bounds import bounds_problem, fits, is_simple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,12 +44,20 @@ def check_tensors(torch: Any, loaded: object, sizes: Counter[int] | None, path: 
     """
     spans = {}
     for value, in_containers in _tensors(torch, loaded):
+        if is_simple(torch, value):
+            storage = value.untyped_storage()
+            size = storage.nbytes()
+            if not fits(value, size):
+                raise LoadError(path, [bounds_problem(torch, value)], hint=_HINT)
+            if size and in_containers and (begin := storage.data_ptr()):
+                spans[storage.device, begin] = size
+            continue
         if isinstance(value, torch.Tensor) and (fault := bounds_problem(torch, value)):
             raise LoadError(path, [fault], hint=_HINT)
         # Objects may compute tensors when they are created: these have no record in the file.
         for storage in _storages(torch, value) if in_containers else ():
-            if storage.nbytes() and storage.data_ptr():
-                spans[storage.device, storage.data_ptr()] = storage.nbytes()
+            if (size := storage.nbytes()) and (begin := storage.data_ptr()):
+                spans[storage.device, begin] = size
     if sizes is not None:
         _compare_storages(spans, sizes, path)
 
@@ -62,7 +70,8 @@ def _compare_storages(spans: dict[tuple[Any, int], int], sizes: Counter[int], pa
     """
     end, where = 0, None
     left = Counter(sizes)
-    for (device, begin), size in sorted(spans.items(), key=lambda item: (str(item[0][0]), item[0][1])):
+    names = {device: str(device) for device, _ in spans}
+    for (device, begin), size in sorted(spans.items(), key=lambda item: (names[item[0][0]], item[0][1])):
         if device != where:
             end, where = 0, device
         left[size] -= 1
@@ -79,7 +88,7 @@ def _storages(torch: Any, value: Any) -> list[Any]:
     if value.layout is torch.sparse_coo:
         parts = [value.detach()._indices(), value.detach()._values()]  # noqa: SLF001 (the public methods need a coalesced tensor)
         return [part.untyped_storage() for part in parts if part.layout is torch.strided]
-    if type(value) in {torch.Tensor, torch.nn.Parameter} and value.layout is torch.strided:
+    if (type(value) is torch.Tensor or type(value) is torch.nn.Parameter) and value.layout is torch.strided:
         return [value.untyped_storage()]
     return []  # compressed layouts may copy; the tensors inside subclasses are checked as attributes
 
@@ -96,7 +105,7 @@ def _tensors(torch: Any, loaded: object) -> Iterator[tuple[Any, bool]]:
         seen[id(value)] = value  # lists may contain themselves; a reference keeps the id in use
         if isinstance(value, torch.Tensor):
             yield value, in_containers
-            below = [vars(value), value._backward_hooks, value.grad if value.is_leaf else None]  # noqa: SLF001
+            below = _attributes(value)
         elif isinstance(value, torch.UntypedStorage):
             yield value, in_containers
             below = []
@@ -105,4 +114,15 @@ def _tensors(torch: Any, loaded: object) -> Iterator[tuple[Any, bool]]:
             # numpy does not report the objects of an array to the garbage collector.
             has_objects = getattr(getattr(value, "dtype", None), "hasobject", False)
             below = value.ravel().tolist() if has_objects else gc.get_referents(value)
-        waiting.extend((each, in_containers) for each in below)
+        for each in below:
+            kind = type(each)
+            if kind is torch.Tensor and not _attributes(each):
+                yield each, in_containers  # most of a state dict: twice, if it is there twice
+            elif kind is not str:
+                waiting.append((each, in_containers))
+
+
+def _attributes(tensor: Any) -> list[Any]:
+    """Return what a tensor holds besides its numbers. Most hold nothing."""
+    found = [vars(tensor) or None, tensor._backward_hooks, tensor.grad if tensor.is_leaf else None]  # noqa: SLF001
+    return [each for each in found if each is not None]
