@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support import blob, one, quiet, sha256
-from weightcache import publish, verify
+from weightcache import Manifest, prune, publish, verify
 from weightcache._store.layout import Layout
 from weightcache._store.receipts import iter_receipts, receipt_files
 
@@ -19,8 +19,8 @@ SECOND = next(data for seed in range(1, 999) if sha256(data := blob(100, seed))[
 @pytest.fixture(autouse=True)
 def short_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a version be one digit: nobody can make files here whose digests share sixteen."""
-    for module in ("layout", "receipts"):
-        monkeypatch.setattr(f"weightcache._store.{module}.version_path", lambda name, digest: f"{name}/{digest[:1]}")
+    for module in ("_store.layout", "_store.receipts", "_engine.prune"):
+        monkeypatch.setattr(f"weightcache.{module}.version_path", lambda name, digest: f"{name}/{digest[:1]}")
 
 
 def sources(tmp_path: Path) -> list[tuple[bytes, Path]]:
@@ -46,3 +46,15 @@ def test_a_hit_never_has_the_bytes_of_another_digest(way: str, root: Path, tmp_p
 def test_a_size_that_no_file_has_is_left_out(size: Any) -> None:
     good = {"sha256": "0" * 64, "size": (1 << 63) - 1}
     assert receipt_files({"files": {"a": good, "b": {**good, "size": size}}}) == {"a": ("0" * 64, (1 << 63) - 1)}
+
+
+def test_a_prune_that_was_killed_does_not_delete_the_other_version(root: Path, tmp_path: Path) -> None:
+    """It withdrew the receipt of the first version, and then the second one was installed in that directory."""
+    (first, old), (second, new) = sources(tmp_path)
+    quiet(one(first, old.as_uri()), root)
+    receipt = Path(Layout(root).receipt(Manifest.load(one(first))["sam2"]))
+    receipt.rename(receipt.with_suffix(".pruning"))
+    place = quiet(one(second, new.as_uri()), root)["sam2"]
+    prune(one(second), root=root, dry_run=False)
+    assert place.read_bytes() == second
+    assert [path.name for path in receipt.parent.iterdir()] == [f"{sha256(second)}.json"]

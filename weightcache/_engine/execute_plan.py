@@ -88,7 +88,8 @@ class Installer:
 
     def withdraw_receipts(self, tasks: Sequence[CheckpointTask]) -> bool:
         """Withdraw the receipts of each version directory that changes; return whether there was any."""
-        paths = [path for task in tasks for path in receipts.receipts_of_directory(self.layout, task.checkpoint)]
+        versions = [(task.checkpoint.name, task.checkpoint.digest) for task in tasks]
+        paths = [path for version in versions for path in receipts.receipts_of_directory(self.layout, *version)]
         for path in paths:
             receipts.withdraw_receipt(self.layout, path)
         return bool(paths)

@@ -184,7 +184,7 @@ def _receipted_sizes(layout: Layout, checkpoint: Checkpoint) -> dict[str, int] |
         if not isinstance(entry, dict) or entry.get("sha256") != file.sha256:
             return None
         size = entry.get("size")
-        if type(size) is not int or not 0 <= size < 1 << 63 or (file.size is not None and file.size != size):
+        if type(size) is not int or (file.size is not None and file.size != size):
             return None
         sizes[file.path] = size
     return sizes

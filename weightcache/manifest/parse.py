@@ -8,7 +8,7 @@ from weightcache.errors import ManifestError
 
 from .model import Checkpoint, File
 from .urls import MOVES, name_from_url, url_problem
-from .validate import MAX_SIZE, auth_problem, clashes, digest_problem, name_problem, path_problem
+from .validate import auth_problem, clashes, digest_problem, is_size, name_problem, path_problem
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 
 _FOLDS = "leave one of them out, because some file systems (of macOS, of Windows, exFAT) give both one place"
-
-
 _MANIFEST_BYTES = 64 << 20  # about 300,000 files; a path may name /dev/zero
 
 
@@ -136,7 +134,7 @@ class _Problems(list[str]):
         return "0" * 64  # never leaves: a problem was noted
 
     def size(self, value: object, where: str) -> int | None:
-        if value is None or (type(value) is int and 0 <= value <= MAX_SIZE):
+        if value is None or is_size(value):
             return value
         self.add(where, f"want a number of bytes, 0 or more, got {_shown(value)}")
         return None
@@ -163,7 +161,7 @@ def _kind(value: object) -> str:
 def _shown(value: object) -> str:
     try:
         return f"{value!r:.40}"
-    except (ValueError, RecursionError):  # more digits than str() makes of an int, or nested deeply
+    except ValueError:  # an int with more digits than str() writes
         return _kind(value)
 
 
