@@ -56,7 +56,7 @@ def text_from(random: Random, valid: str) -> str:
     """Return a mutation of a header or a URL, with any character that the client's library may deliver."""
     if random.random() < 0.15:
         return random.choice(TEXTS) + random.choice(TEXTS)
-    return bytes_from(random, valid.encode()).decode("latin-1")
+    return bytes_from(random, valid.encode("utf-8", "surrogatepass")).decode("latin-1")
 
 
 def value_from(random: Random, valid: Any) -> Any:
@@ -93,13 +93,13 @@ def _other(random: Random, value: Any) -> Any:
     if kind < 3 and isinstance(value, str):
         return text_from(random, value)
     if kind < 3 and type(value) is int:
-        return random.choice([value + 1, -value, 0, float(value) if abs(value) < 1 << 60 else 0.5, str(value)[:50]])
+        return random.choice([value + 1, -value, 0, float(value) if abs(value) < 1 << 60 else 0.5, f"{value % 1000}"])
     if kind == 3:
         return random.choice(HUGE)
     if kind in (4, 5):
         return random.choice(TEXTS)
     if kind == 6:
-        return nested(random.choice([3, 60, 3000]), random.random() < 0.5)
+        return nested(random.choice([3, 60, random.randrange(300, 1000), 3000]), random.random() < 0.5)
     return random.choice(
         [None, True, False, [], {}, [[]], {"": None}, 0, 1.5, float("inf"), float("nan"), [value], {"a": value}]
     )

@@ -161,7 +161,7 @@ def tag_target(folder: Path) -> Target:
         path = Path(tags.write_publication(layout, tags.Publication(tag, checkpoint, 5, "2026-01-01", 2)))
 
     def read(data: bytes) -> str | None:
-        with suppress(ValueError, RecursionError, TypeError):
+        with suppress(ValueError, RecursionError, TypeError, AttributeError):
             document = json.loads(data)
             document["check"] = tags._check(document)
             data = json_of(document)
@@ -193,12 +193,15 @@ def text_targets(folder: Path) -> list[Target]:
         waiting = LockWait(str(root), 60.0, lambda line: None, lambda: None, settings)
         waiting.poll()
         note.unlink()
-        return None if len(waiting.holder) < 1000 else f"the holder has {len(waiting.holder)} characters"
+        return None if len(waiting.holder) < 5000 else f"the holder has {len(waiting.holder)} characters"
 
     def read_sums(data: bytes) -> str | None:
         sums.write_bytes(data)
         found = read_sha256sums(str(sums))
         return next((f"{path!r} is no path of a manifest" for path in found if path_problem(path)), None)
+
+    def load_value(value: Any) -> None:
+        Manifest.load(value if isinstance(value, dict) else {"checkpoints": value})  # else it is a `TypeError`
 
     def read_toml(data: bytes) -> None:
         Manifest.load(parse_toml(data, "weights.toml"))
@@ -210,7 +213,7 @@ def text_targets(folder: Path) -> list[Target]:
             (b"a=[", b"[", b""), (b"", b"a.", b"a=1"), (b'a="', b"\\\\", b'"'), (b"", b"[a]\n", b""),
             (b"", b"#", b"\n"),            (b"a=", b"9", b""), (b"", b"\n", b""), (b"a='''", b"'", b""),
         )),
-        Target("manifest (value)", "value", (MANIFEST,), silent(Manifest.load), (ManifestError,)),
+        Target("manifest (value)", "value", (MANIFEST,), load_value, (ManifestError,)),
         Target("lock note", "json", (held,), read_note, pumps=((b'{"doing":"', b"a", b'"}'),)),
         Target("sha256sums", "bytes", (sums_text,), read_sums, (ManifestError,), (
             (b"", b"SHA256 (", b""), (b"SHA256 (", b")", b""), (sums_text[:66], b"a/", b"a"), (b"", b"\n", b""),
@@ -373,6 +376,7 @@ def hub_target() -> Iterator[Target]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             data = now["tree" if "/tree/" in self.path else "model"]
