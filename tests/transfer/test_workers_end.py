@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import weightcache
-from origin import Exchange, Origin
+from origin import Exchange, Origin, broken
 from origin import status as answer
 from support import MB, PRELUDE, blob, child, finish, one, partials, quiet, until, visible
 from weightcache import DownloadError
@@ -46,10 +46,10 @@ def test_the_end_of_a_failed_download_ends_its_threads(
 
 def test_an_error_that_is_kept_keeps_no_connection(origin: Origin, root: Path) -> None:
     """Its traceback refers to the download, and so to its pool of connections."""
-    origin.put("/a", b"other bytes")
+    origin.put("/a", b"other bytes", faults=[broken(at=5, reset=True)], length=False)
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(DownloadError) as kept:
-        quiet(one(b"right bytes", origin.url("/a")), root)
+        quiet(one(b"right bytes", origin.url("/a"), size=False), root)
     until(lambda: set(os.listdir("/proc/self/fd")) <= before)
     assert kept.value.attempts
 
