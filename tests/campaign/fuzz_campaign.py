@@ -1,7 +1,7 @@
 """Feed every reader of the library with what nobody should write, and judge what comes of it.
 
     PYTHONPATH=examples:tests/shared:tests/campaign python tests/campaign/fuzz_campaign.py --seed 0 --seconds 60
-    … --seed 0 --target journal --number 17     # one input again
+    … --repeat 'fuzz 0 17 journal'     # one input again
 
 An input may be ignored or refused with the documented error. Time and memory must be in proportion to it.
 """
@@ -15,13 +15,13 @@ import tempfile
 import time
 import traceback
 import tracemalloc
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from campaign_table import Row
+from campaign_table import Limit, Row
 from fuzz_inputs import bytes_from, json_of, text_from, value_from
 from fuzz_targets import Pump, Target, all_targets
 
@@ -32,7 +32,6 @@ TRACED = 20  # one input of so many has its memory measured, which takes time
 SHORT, TIMES = 20_000, 4  # repetitions of a pump, and how many times more are compared with them
 STEEP = 10.0  # times the CPU time for 4 times the length: 4 is proportional, 16 is the square
 NOTICED = 0.05  # seconds of CPU below which the ratio says nothing
-COMMAND = "tests/campaign/fuzz_campaign.py"
 
 
 class Found(NamedTuple):
@@ -120,17 +119,15 @@ def steepness(target: Target, pump: Pump) -> str:
     return ""
 
 
-def fuzz(
-    targets: list[Target], seed: int, first: int, go_on: Callable[[int], bool]
-) -> tuple[dict[str, int], list[Found]]:
-    """Feed inputs to all targets in turn, and then what grows; return how many each got, and what was wrong."""
+def fuzz(targets: list[Target], seed: int, limit: Limit) -> tuple[dict[str, int], list[Found]]:
+    """Feed inputs to all targets in turn; return how many each got, and what was wrong."""
     tried, found = dict.fromkeys((each.name for each in targets), 0), list[Found]()
     for target in targets:  # the first input also pays for imports
         for valid in target.valid:
             with suppress(target.allowed):
                 target.read(json_of(valid) if target.kind == "json" else valid)
-    number = first
-    while go_on(number - first):
+    number = 0
+    while not limit.reached(number):
         for target in targets:
             tried[target.name] += 1
             if wrong := problem_of(target, input_of(target, seed, number), traced=number % TRACED == 0):
@@ -151,52 +148,59 @@ def probe(targets: list[Target]) -> tuple[int, list[Found]]:
     return tried, found
 
 
-def rows(seed: int, seconds: float, most: int = sys.maxsize, first: int = 0) -> tuple[list[Row], list[str]]:
-    """Feed inputs for so many seconds, or so many rounds; return lines of the table, and how to repeat what failed."""
+@contextmanager
+def targets_here() -> Iterator[list[Target]]:
+    """All targets, with a temporary directory that nothing else uses: notes of other processes would be read."""
     logging.getLogger("weightcache").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         before, tempfile.tempdir = tempfile.tempdir, folder
         try:
             with all_targets(Path(folder)) as targets:
-                ends = time.monotonic() + seconds
-                tried, found = fuzz(targets, seed, first, lambda done: done < most and time.monotonic() < ends)
-                grown, steep = probe(targets)
+                yield targets
         finally:
             tempfile.tempdir = before
-    for each in (*found, *steep):
-        print(f"FAILED fuzz {each.target} {each.number}: {each.problem}", file=sys.stderr, flush=True)
+
+
+def rows(seed: int, seconds: float, most: int = sys.maxsize) -> tuple[list[Row], list[str]]:
+    """Feed what grows, then inputs for so many seconds, or so many rounds; return rows, and how to repeat failures."""
+    limit = Limit(time.monotonic() + seconds, most)
+    with targets_here() as targets:
+        grown, steep = probe(targets)
+        tried, found = fuzz(targets, seed, limit)
+    lines = [f"fuzz {seed} {each.number} {each.target}" for each in (*steep, *found)]
+    for line, each in zip(lines, (*steep, *found), strict=True):
+        print(f"FAILED {line}: {each.problem}", file=sys.stderr, flush=True)
     counts = {name: sum(each.target == name for each in found) for name in tried}
-    lines = [f"{COMMAND} --seed {seed} --target '{each.target}' --number {each.number}" for each in (*steep, *found)]
     return [
         *(Row("fuzz", name, count, counts[name], "") for name, count in tried.items()),
-        Row("fuzz", "growing inputs", grown, len(steep), f"time for {TIMES} times the length"),
+        Row("fuzz", "growing inputs", grown, len(steep), f"{SHORT} repetitions, and {TIMES} times as many"),
     ], lines
 
 
-def repeat(seed: int, name: str, number: str) -> int:
-    """Feed one input again, and show it."""
-    with tempfile.TemporaryDirectory() as folder, all_targets(Path(folder)) as targets:
+def repeat(text: str) -> str:
+    """Feed the input ``SEED NUMBER TARGET`` again; return it, and what came of it."""
+    seed, number, name = text.split(" ", 2)
+    with targets_here() as targets:
         target = next(each for each in targets if each.name == name)
         if number.startswith("pump-"):
-            data = pumped(target, target.pumps[int(number.removeprefix("pump-"))], SHORT)
+            pump = target.pumps[int(number.removeprefix("pump-"))]
+            data, wrong = pumped(target, pump, SHORT), steepness(target, pump)
         else:
-            data = input_of(target, seed, int(number))
-        wrong = problem_of(target, data, traced=True)
-        print(f"{str(data)[:2000]}\n{wrong or 'as promised'}")
-    return bool(wrong)
+            data, wrong = input_of(target, int(seed), int(number)), ""
+        wrong = wrong or problem_of(target, data, traced=True)
+        return f"{str(data)[:2000]}\n{wrong or 'as promised'}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first round")
-    parser.add_argument("--target")
-    parser.add_argument("--number", help="feed this input alone, and print it")
+    parser.add_argument("--repeat", metavar="LINE", help="one input again, such as 'fuzz 0 17 journal'")
     options = parser.parse_args()
-    if options.number is not None:
-        return repeat(options.seed, options.target, options.number)
-    found, lines = rows(options.seed, options.seconds, first=options.first)
+    if options.repeat:
+        print(repeat(options.repeat.removeprefix("fuzz ")))
+        return 0
+    found, lines = rows(options.seed, options.seconds)
     print(*found, *lines, sep="\n")
     return bool(lines)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import weightcache
-from campaign_table import Row
+from campaign_table import Limit, Row
 from network_script import BACKOFF, BLOCK, CALM, GOOD, LONGEST_WAIT, PART, REFUSAL, STALL, TRIES, Plan, Served
 from origin import Origin
 from support import directory, one, partials, sha256, visible
@@ -33,8 +33,8 @@ from weightcache._runtime import tuning_constants
 
 HANG = 60.0  # seconds beyond a run's budget after which it counts as one that does not end
 SLACK = 10.0  # seconds beyond twice the budget that a busy machine may add
+ENDS = CALM + SLACK  # seconds until what a run left counts as left: a connection may wait for its timeout
 TOKEN = "secret-of-the-campaign"
-COMMAND = "tests/campaign/network_campaign.py"
 
 
 @dataclass
@@ -154,9 +154,9 @@ class Network:
             tuning_constants.DEFAULT = before
             del os.environ["CAMPAIGN_TOKEN"]
 
-    def run(self, seed: int, number: int) -> Outcome:
+    def run(self, plan: Plan, number: int = 0) -> Outcome:
         """Do one run and judge it; then let the servers be good, and judge the next call."""
-        plan, root = Plan.draw(seed, number), self.folder / f"r{number}"
+        root = self.folder / f"r{number}"
         outcome = Outcome(number, plan, [])
         served, urls = self._serve(plan, number)
         manifest = _manifest(plan, urls)
@@ -241,12 +241,12 @@ class Network:
                     problems.append(f"server {number} got the token after a redirect from another host")
 
     def _judge_end(self, outcome: Outcome, before: set[str]) -> None:
-        """See that no thread and no descriptor is left. A connection may wait for its timeout."""
+        """See that no thread and no descriptor is left."""
         for origin in self.origins:
             for each in list(origin.files.values()):
                 if isinstance(each.always, Served):
                     each.always.over.set()
-        ends = time.monotonic() + CALM + SLACK
+        ends = time.monotonic() + ENDS
         left: list[str] = []
         while time.monotonic() < ends:
             left = [each.name for each in threading.enumerate() if each.name.startswith("weightcache")]
@@ -351,38 +351,41 @@ def summary(outcomes: list[Outcome]) -> str:
 
 
 def rows(
-    seed: int, seconds: float, most: int = sys.maxsize, first: int = 0, folder: str | Path | None = None
+    seed: int, seconds: float, most: int = sys.maxsize, folder: str | Path | None = None
 ) -> tuple[list[Row], list[str]]:
     """Do runs for so many seconds, or so many of them; return a line of the table, and how to repeat what failed."""
-    ends, outcomes = time.monotonic() + seconds, list[Outcome]()
+    limit, outcomes = Limit(time.monotonic() + seconds, most), list[Outcome]()
     with network(folder) as net:
-        while len(outcomes) < most and (time.monotonic() < ends or not outcomes):
-            outcomes.append(net.run(seed, first + len(outcomes)))
+        while not outcomes or not limit.reached(len(outcomes)):
+            number = len(outcomes)
+            outcomes.append(net.run(Plan.draw(seed, number), number))
     failed = [each for each in outcomes if each.problems]
     for each in failed:
-        print(
-            f"FAILED network {seed} {each.number}: {'; '.join(each.problems)}\n{each.plan}", file=sys.stderr, flush=True
-        )
-    lines = [f"{COMMAND} --seed {seed} --number {each.number}" for each in failed]
+        line = f"network {seed} {each.number}: {'; '.join(each.problems)}"
+        print(f"FAILED {line}\n{each.plan}", file=sys.stderr, flush=True)
+    lines = [f"network {seed} {each.number}" for each in failed]
     return [Row("network", "servers", len(outcomes), len(failed), summary(outcomes))], lines
+
+
+def repeat(text: str) -> str:
+    """Do the run ``SEED NUMBER`` again; return its script and what came of it."""
+    seed, number = map(int, text.split())
+    with network() as net:
+        outcome = net.run(Plan.draw(seed, number), number)
+    what = f"{outcome.kind} in {outcome.seconds:.2f} s, {outcome.requests} requests: {outcome.error}"
+    return "\n".join([str(outcome.plan), what, *(outcome.problems or ["as promised"])])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first run")
-    parser.add_argument("--number", type=int, help="do this run alone, and print its script")
+    parser.add_argument("--repeat", metavar="LINE", help="one run again, such as 'network 0 17'")
     options = parser.parse_args()
-    if options.number is not None:
-        with network() as net:
-            outcome = net.run(options.seed, options.number)
-        print(
-            f"{outcome.plan}\n{outcome.kind} in {outcome.seconds:.2f} s, {outcome.requests} requests: {outcome.error}"
-        )
-        print("\n".join(outcome.problems) or "as promised")
-        return bool(outcome.problems)
-    found, lines = rows(options.seed, options.seconds, first=options.first)
+    if options.repeat:
+        print(repeat(options.repeat.removeprefix("network ")))
+        return 0
+    found, lines = rows(options.seed, options.seconds)
     print(found[0], *lines, sep="\n")
     return bool(lines)
 
