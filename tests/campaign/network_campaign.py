@@ -124,6 +124,8 @@ def settings_for(plan: Plan) -> tuning_constants.Settings:
         refusal_timeout=REFUSAL,
         connect_timeout=CALM,
         stall_timeout=stall,
+        slow_window=stall,
+        slow_window_bytes=1000,
         connections=plan.connections,
         slow_after=0.0005 if plan.connections > 1 else 60.0,
         fast_rate=1e12,

@@ -80,14 +80,16 @@ class Served:
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     answers: int = 0
-    given: list[str] = field(default_factory=list)
     busy: int = 0
 
     def __call__(self, exchange: Exchange) -> None:
+        hops = int(exchange.request.path.rpartition("?hops=")[2] or 0) if "?hops=" in exchange.request.path else 0
+        if hops:
+            redirect(f"?hops={hops - 1}")(exchange)
+            return
         with self.lock:
             move = self.moves.pop(0) if self.moves else self.tail
             self.answers += 1
-            self.given.append(move.name if move else "right")
             self.busy += 1
             crowded = self.busy > self.policy.most
         try:
@@ -207,9 +209,30 @@ def stalled(random: Random) -> Move:
         served.over.wait()
         exchange.hang_up()
 
-    return Move(
-        f"a stall {'before the head' if share < 0 else f'after {share}'}", act, STALL, is_passing=True, stalls=True
-    )
+    name = f"a stall {'before the head' if share < 0 else f'after {share}'}"
+    return Move(name, act, STALL, is_passing=True, stalls=True)
+
+
+def dripping(random: Random, kind: str = "") -> Move:
+    """A server that never stops sending, and never sends what is wanted: no timeout of a socket ends it."""
+    kind = kind or random.choice(["head", "interim", "body", "chunk size", "redirect", "refusal"])
+    heads = {
+        "head": b"HTTP/1.1 200 OK\r\n", "interim": b"",
+        "chunk size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "body": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n",
+        "redirect": b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 60000\r\n\r\n",
+        "refusal": b"HTTP/1.1 503 Busy\r\nContent-Length: 60000\r\n\r\n",
+    }  # fmt: skip
+    drops = {"interim": b"HTTP/1.1 102 Processing\r\n\r\n", "chunk size": b"0", "head": b"A"}
+
+    def act(exchange: Exchange, served: Served) -> None:
+        head = heads[kind]
+        exchange.handler.wfile.write(head % len(served.data) if kind == "body" else head)
+        while not served.over.wait(0.02):
+            exchange.handler.wfile.write(drops.get(kind, b"x"))
+        exchange.hang_up()
+
+    return Move(f"an endless {kind}", act, 2 * STALL if kind == "redirect" else STALL, stalls=True)
 
 
 def wrong_range(random: Random) -> Move:
@@ -247,9 +270,11 @@ def wrong_length(random: Random) -> Move:
 
 
 def junk_after_body(random: Random) -> Move:
+    junk = random.randbytes(100)
+
     def act(exchange: Exchange, served: Served) -> None:
         served.right(exchange)
-        exchange.handler.wfile.write(random.randbytes(100))
+        exchange.handler.wfile.write(junk)
 
     return Move("junk after the right answer", act, is_passing=True)
 
@@ -273,9 +298,37 @@ def whole(random: Random) -> Move:
     return Move("200 to a range", act, is_passing=True)
 
 
+PASSING_REDIRECTS = ("itself", "loop", "5 hops", "elsewhere", "relative")
+
+
+def until_the_end(random: Random) -> Move:
+    """A response that ends with its connection, as those of HTTP/1.0 do."""
+    share = random.choice([1.0, 1.0, random.random()])
+
+    def act(exchange: Exchange, served: Served) -> None:
+        exchange.head(200, {"Connection": "close"})
+        exchange.body(served.data[: int(share * len(served.data))])
+        exchange.hang_up()
+
+    return Move(f"a body of {share:.2f} without a length", act, is_passing=share == 1.0)
+
+
 def redirected(random: Random) -> Move:
     kind = random.choice(
-        ["itself", "loop", "elsewhere", "relative", "file", "ftp", "broken", "none", "latin", "private"]
+        [
+            "itself",
+            "loop",
+            "5 hops",
+            "20 hops",
+            "elsewhere",
+            "relative",
+            "file",
+            "ftp",
+            "broken",
+            "none",
+            "latin",
+            "private",
+        ]
     )
 
     def act(exchange: Exchange, served: Served) -> None:
@@ -283,12 +336,12 @@ def redirected(random: Random) -> Move:
         target = {
             "itself": path, "loop": f"{path.partition('?')[0]}?{served.answers}", "elsewhere": served.elsewhere,
             "relative": "./" + path.rpartition("/")[2], "file": "file:///etc/passwd", "ftp": "ftp://a/b",
-            "broken": "http://[", "latin": "/\xff\xfe", "private": "http://127.0.0.1:1/",
+            "5 hops": "?hops=4", "20 hops": "?hops=19", "broken": "http://[", "latin": "/\xff\xfe", "private": "http://127.0.0.1:1/",
         }  # fmt: skip
         code = 307 if kind == "elsewhere" else 302
         (status(302) if kind == "none" else redirect(target[kind], code))(exchange)
 
-    return Move(f"a redirect ({kind})", act, is_passing=kind in ("itself", "loop", "elsewhere", "relative"))
+    return Move(f"a redirect ({kind})", act, is_passing=kind in PASSING_REDIRECTS)
 
 
 def encoded(random: Random) -> Move:
@@ -308,10 +361,11 @@ def encoded(random: Random) -> Move:
 
 def raw(random: Random) -> Move:
     kind = random.choice(["noise", "line", "headers", "chunk", "interim", "http0.9", "two lengths"])
+    noise = random.randbytes(300)
 
     def act(exchange: Exchange, served: Served) -> None:
         data = {
-            "noise": random.randbytes(300), "line": b"HTTP/1.1 200 " + b"a" * 100_000, "http0.9": b"hello\r\n",
+            "noise": noise, "line": b"HTTP/1.1 200 " + b"a" * 100_000, "http0.9": b"hello\r\n",
             "headers": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 300 + b"\r\n",
             "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 5000 + b"\r\n",
             "interim": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 200,
@@ -325,7 +379,7 @@ def raw(random: Random) -> Move:
 
 MOVES = (
     refused, busy, busy, busy_for_long, broken_off, broken_off, broken_off, wrong_range, wrong_range, wrong_length,
-    junk_after_body, wrong_bytes, whole, redirected, redirected, encoded, raw,
+    until_the_end, junk_after_body, wrong_bytes, whole, redirected, redirected, encoded, raw,
 )  # fmt: skip
 
 
@@ -341,7 +395,7 @@ class Script(NamedTuple):
 
     @classmethod
     def draw(cls, random: Random, *, may_stall: bool) -> Script:
-        kinds = (*MOVES, stalled) if may_stall else MOVES
+        kinds = (*MOVES, stalled, dripping, dripping) if may_stall else MOVES
         moves = [random.choice(kinds)(random) for _ in range(random.choice([0, 1, 1, 2, 3, 5]))]
         # A stall costs a timeout, so there is at most one; one for ever would cost as many as there are tries.
         first = next((move for move in moves if move.stalls), None)
@@ -364,6 +418,9 @@ class Script(NamedTuple):
     def delivers(self) -> bool:
         """Whether a client that tries again must get the file, whatever its order of requests."""
         passing = sum(1 for move in self.moves if not move.name.startswith("200"))
+        passing += any(
+            move.stalls for move in self.moves
+        )  # with the short timeout, a busy machine may look like a stall
         return self.tail is None and all(move.is_passing for move in self.moves) and passing < TRIES
 
     def seconds(self, size: int, connections: int) -> float:

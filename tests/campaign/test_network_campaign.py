@@ -78,6 +78,24 @@ def test_wrong_bytes_are_found(net: Network, monkeypatch: pytest.MonkeyPatch) ->
     assert "wrong bytes in w" in problems(net, plan(tail=WRONG))
 
 
+def test_a_size_that_is_not_obeyed_is_found(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The declared size is kept from the library, so that nothing bounds what a server sends."""
+    longer = Move("longer", lambda exchange, served: exchange.chunked(served.data * 5, {}))
+    assert problems(net, plan(tail=longer)) == ""
+    real = network_campaign._manifest
+    monkeypatch.setattr(network_campaign, "_manifest", lambda plan, urls: real(plan._replace(declared=False), urls))
+    found = problems(net, plan(tail=longer))
+    assert "150000 bytes were written of a file of 30000" in found
+    assert "150000 bytes were received, and at most 30001 were expected" in found
+
+
+@pytest.mark.parametrize("kind", ["head", "body", "refusal"])
+def test_an_answer_without_an_end(kind: str, net: Network) -> None:
+    outcome = net.run(plan(network_script.dripping(Random(0), kind)))
+    assert (outcome.problems, outcome.kind, outcome.requests in (2, 3)) == ([], "right", True)
+    assert outcome.seconds >= network_script.STALL
+
+
 def test_what_is_left_open_is_found(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = list[Any]()
     monkeypatch.setattr(network_campaign, "ENDS", 0.2)
