@@ -26,7 +26,8 @@ from weightcache import Manifest, WeightCacheError, ensure
 from weightcache._store.layout import receipt_path, version_path
 
 FILES = {"a": {"a.bin": blob(70_001, 1)}, "d": {"x": blob(9000, 2), "sub/y": blob(3, 3)}}
-BEGINNINGS = ("empty", "damaged")  # the Volume: nothing, or receipts beside files of wrong sizes
+# What the Volume has: nothing, receipts beside files of wrong sizes, or wrong files of right sizes and no receipt.
+BEGINNINGS = ("empty", "damaged", "stale")
 SIGKILL = -9
 
 
@@ -102,13 +103,15 @@ class PushWorld:
         self._count += 1
         name = f"volume-{self._count}"
         made = self._plane.volume(name, point.version)
-        if point.beginning == "damaged":
-            for each in Manifest.load(self._manifest):
+        volume = self._plane.volumes[made]
+        for each in Manifest.load(self._manifest) if point.beginning != "empty" else ():
+            for file in each.files:
+                size = 5 if point.beginning == "damaged" else file.size or 0
+                volume.put(f"{version_path(each.name, each.digest)}/{file.path}", bytes(size))
+            if point.beginning == "damaged":
                 files = {file.path: {"sha256": file.sha256, "size": file.size} for file in each.files}
                 receipt = {"format": 1, "name": each.name, "digest": each.digest, "files": files}
-                self._plane.volumes[made].put(receipt_path(each.name, each.digest), json.dumps(receipt).encode())
-                for file in each.files:
-                    self._plane.volumes[made].put(f"{version_path(each.name, each.digest)}/{file.path}", b"wrong")
+                volume.put(receipt_path(each.name, each.digest), json.dumps(receipt).encode())
         return name, made
 
     def attempt(self, point: Push) -> str:
