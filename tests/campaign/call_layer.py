@@ -12,6 +12,7 @@ import io
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 from collections import Counter
@@ -36,6 +37,10 @@ COUNTED: dict[str, list[tuple[Any, str]]] = {
     "sync": [(os, "fsync"), (os, "fdatasync")],
 }
 WITHOUT_EVENT = ("write", "move", "sync")
+# What a client sends: of a process that talks to Modal.
+SENT: dict[str, list[tuple[Any, str]]] = {
+    "send": [(socket.socket, name) for name in ("connect", "send", "sendall", "sendmsg")],
+}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _real_open, _kill, _lock_type = os.open, os.kill, threading.RLock
 _fstat, _pread, _lseek, _write = os.fstat, os.pread, os.lseek, os.write
@@ -56,6 +61,7 @@ class CallLayer:
         at: The number of the call that the process does not survive; 0 for none.
         after: Whether that call is still made.
         report: A descriptor that gets, pickled, the name of that call and what was not synced.
+        counted: The calls.
 
     Attributes:
         calls: How many there were.
@@ -63,18 +69,20 @@ class CallLayer:
         unsynced: What each file holds that no fsync took, by its inode.
     """
 
-    def __init__(self, at: int, *, after: bool, report: int) -> None:
+    def __init__(
+        self, at: int, *, after: bool, report: int, counted: dict[str, list[tuple[Any, str]]] = COUNTED
+    ) -> None:
         self.at, self.after, self.report = at, after, report
         self.calls, self.counts = 0, Counter[str]()
         self.unsynced: dict[int, Unsynced] = {}
         self._lock = _lock_type()
-        for kind, places in COUNTED.items():
+        for kind, places in counted.items():
             for place, name in places:
                 setattr(place, name, self._replaced(kind, name, getattr(place, name)))
 
     def _replaced(self, kind: str, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            if kind == "open" and not _writes(arguments, options):
+            if (kind == "open" and not _writes(arguments, options)) or (kind == "send" and _is_local(arguments[0])):
                 return real(*arguments, **options)
             with self._lock:  # also while the call is made: no other thread changes anything while this one dies
                 self.calls += 1
@@ -125,6 +133,11 @@ class Audit:
     def _seen(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in COUNTED and (event != "open" or (arguments[2] or 0) & _WRITING):
             self.counts[event] += 1
+
+
+def _is_local(number: socket.socket) -> bool:
+    """Whether an event loop wakes itself up by this socket."""
+    return number.family == socket.AF_UNIX
 
 
 def _writes(arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:

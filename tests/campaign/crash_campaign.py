@@ -64,11 +64,14 @@ class _Watch(CallLayer):
     def __init__(self, scenario: str, folder: str) -> None:
         self._scenario, self._folder = scenario, folder
         self.found: list[tuple[Point, int]] = []
+        self._files = 0  # that are not synced
         super().__init__(0, after=False, report=-1)
 
     def moment(self, name: str, *, after: bool) -> None:
-        if files := len(present(self._folder, self.unsynced)) if self.unsynced else 0:
-            self.found.append((Point(self._scenario, self.calls, after), files))
+        if after:  # before a call, all is as it was after the last one
+            self._files = len(present(self._folder, self.unsynced)) if self.unsynced else 0
+        if self._files:
+            self.found.append((Point(self._scenario, self.calls, after), self._files))
 
 
 def surveyed(world: Scenarios, scenario: str) -> Survey:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from campaign_table import Limit, Row
 from load import Cycles, many_processes, many_threads
+from local_folder import local_folder
 from origin import Origin
 
 PROCESSES, CHECKPOINTS = 64, 50
@@ -20,17 +19,8 @@ BETWEEN = 20  # actions until what is left is measured
 def rows(seed: int, seconds: float) -> tuple[list[Row], list[str]]:
     """Run the campaign, the cycles for what the other two leave of the time, and at least one round of them."""
     limit = Limit(until=time.monotonic() + seconds)
-    local = os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory(prefix="load-") as folder, Origin() as origin:
-        os.environ["TMPDIR"], tempfile.tempdir = f"{folder}/local", None  # the notes of no other process are counted
-        os.mkdir(os.environ["TMPDIR"])
-        try:
-            return _measured(Path(folder), origin, seed, limit)
-        finally:
-            os.environ.pop("TMPDIR")
-            tempfile.tempdir = None
-            if local is not None:
-                os.environ["TMPDIR"] = local
+    with local_folder("load-") as folder, Origin() as origin:
+        return _measured(folder, origin, seed, limit)
 
 
 def _measured(folder: Path, origin: Origin, seed: int, limit: Limit) -> tuple[list[Row], list[str]]:
