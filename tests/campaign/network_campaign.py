@@ -1,4 +1,4 @@
-"""Let `ensure` download from servers that answer wrongly in all ways that `network_script` knows, and judge each run.
+"""Let `ensure` download from servers that answer wrongly in all ways that `network_answers` has, and judge each run.
 
 PYTHONPATH=examples:tests/shared:tests/campaign python tests/campaign/network_campaign.py --seed 0 --seconds 60
 … --seed 0 --number 17     # one run again, with its script and what came of it
@@ -26,7 +26,8 @@ from typing import Any
 
 import weightcache
 from campaign_table import Limit, Row
-from network_script import BACKOFF, BLOCK, CALM, GOOD, LONGEST_WAIT, PART, REFUSAL, STALL, TRIES, Plan, Served
+from network_answers import GOOD, LONGEST_WAIT, STALL, Served
+from network_script import BACKOFF, BLOCK, CALM, PART, REFUSAL, TRIES, Plan
 from origin import Origin
 from support import directory, one, partials, sha256, visible
 from weightcache._runtime import tuning_constants

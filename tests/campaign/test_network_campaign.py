@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+import network_answers
 import network_campaign
 import network_script
+from network_answers import GOOD, Move, Policy
 from network_campaign import Network, network, rows
-from network_script import GOOD, Move, Plan, Policy, Script
+from network_script import Plan, Script
 from weightcache._runtime.tuning_constants import Settings
 from weightcache._transfer.download import DownloadRun
 from weightcache._transfer.file_transfer import FileTransfer
@@ -60,8 +62,8 @@ def test_the_best_possible_time_and_the_budget() -> None:
     assert slow._replace(mirrors=(*slow.mirrors, {"w": Script((), None, GOOD)})).best == 0.0
 
 
-WRONG = network_script.wrong_bytes(Random(0))
-AWAY = Move("a redirect (elsewhere)", lambda exchange, served: network_script.redirect(served.elsewhere)(exchange))
+WRONG = network_answers.wrong_bytes(Random(0))
+AWAY = Move("a redirect (elsewhere)", lambda exchange, served: network_answers.redirect(served.elsewhere)(exchange))
 
 
 def problems(net: Network, plan: Plan) -> str:
@@ -91,9 +93,9 @@ def test_a_size_that_is_not_obeyed_is_found(net: Network, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("kind", ["head", "body", "refusal"])
 def test_an_answer_without_an_end(kind: str, net: Network) -> None:
-    outcome = net.run(plan(network_script.dripping(Random(0), kind)))
+    outcome = net.run(plan(network_answers.dripping(Random(0), kind)))
     assert (outcome.problems, outcome.kind, outcome.requests in (2, 3)) == ([], "right", True)
-    assert outcome.seconds >= network_script.STALL
+    assert outcome.seconds >= network_answers.STALL
 
 
 def test_what_is_left_open_is_found(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +112,7 @@ def test_a_thread_that_stays_is_found(net: Network, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(network_campaign, "ENDS", 0.2)
     end = DownloadRun.end
     monkeypatch.setattr(DownloadRun, "end", lambda self: ends.append(self) or None)
-    found = problems(net, plan(tail=network_script.refused(Random(0))))
+    found = problems(net, plan(tail=network_answers.refused(Random(0))))
     for each in ends:
         end(each)
     assert "left behind: ['weightcache-" in found
@@ -120,7 +122,7 @@ def test_a_mirror_that_is_never_given_up_is_found(net: Network, monkeypatch: pyt
     def settings(plan: Plan) -> Settings:
         return replace(real(plan), tries=150, backoff=0.0, backoff_max=0.0)
 
-    real, busy = network_campaign.settings_for, Move("busy", lambda exchange, _: network_script.status(503)(exchange))
+    real, busy = network_campaign.settings_for, Move("busy", lambda exchange, _: network_answers.status(503)(exchange))
     monkeypatch.setattr(network_campaign, "settings_for", settings)
     assert "150 requests, and at most 10" in problems(net, plan(tail=busy))
 
@@ -137,7 +139,7 @@ def test_an_error_of_another_class_is_found(net: Network, monkeypatch: pytest.Mo
         raise RuntimeError("a mistake")
 
     monkeypatch.setattr(TransientError, "__init__", broken)
-    assert "RuntimeError is not the error of a download" in problems(net, plan(tail=network_script.busy(Random(0))))
+    assert "RuntimeError is not the error of a download" in problems(net, plan(tail=network_answers.busy(Random(0))))
 
 
 def test_a_token_that_follows_a_redirect_is_found(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
