@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -372,7 +373,7 @@ def hub_target() -> Iterator[Target]:
         {"type": "directory", "path": "d", "oid": "0" * 40},
         {"type": "file", "path": "c.json", "size": 3, "oid": "0" * 40},
     ]
-    now = {"model": b"", "tree": b""}
+    now = {"model": b"", "tree": b"", "status": 200, "header": ""}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -380,7 +381,9 @@ def hub_target() -> Iterator[Target]:
 
         def do_GET(self) -> None:
             data = now["tree" if "/tree/" in self.path else "model"]
-            self.send_response(200)
+            self.send_response(now["status"])
+            for name in ("X-Error-Code", "X-Error-Message", "Link", "X-Request-Id"):
+                self.send_header(name, now["header"])
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -390,9 +393,11 @@ def hub_target() -> Iterator[Target]:
             pass
 
     def read(data: bytes) -> str | None:
-        with suppress(ValueError, RecursionError, TypeError, KeyError):
+        with suppress(ValueError, RecursionError, TypeError, KeyError, IndexError):
             both = json.loads(data)
             now.update(model=json_of(both["model"]), tree=json_of(both["tree"]))
+            now["status"] = both["status"] if both["status"] in (400, 401, 403, 404, 418, 451) else 200
+            now["header"] = re.sub(r"[^ -~]|[<>]", "", str(both["header"]))[:500]  # a Link would lead to another page
         found = snapshot(HubUrl("a/b", "main", ""), None, "model", Bounds(max_listed=1000))
         for each in found.files:
             if not (
@@ -409,7 +414,11 @@ def hub_target() -> Iterator[Target]:
     os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         allowed = (DownloadError, ManifestError)
-        yield Target("Hub answer", "json", ({"model": model, "tree": tree},), read, allowed)
+        answers = [
+            {"model": model, "tree": tree, "status": status, "header": "RepoNotFound"}
+            for status in (200, 200, 401, 404)
+        ]
+        yield Target("Hub answer", "json", tuple(answers), read, allowed)
     finally:
         close_session()
         server.shutdown()

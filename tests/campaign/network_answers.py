@@ -28,6 +28,7 @@ class Move(NamedTuple):
         cost: Seconds that a client must wait for it, or because of it.
         is_passing: Whether another try helps, so that a few of them are no reason to give a mirror up.
         stalls: Whether it ends with the client's timeout.
+        progress: The share of what is requested that it gives. A client never gives up a mirror that makes progress.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Move(NamedTuple):
     cost: float = 0.0
     is_passing: bool = False
     stalls: bool = False
+    progress: float = 0.0
 
 
 class Policy(NamedTuple):
@@ -183,10 +185,9 @@ def broken_off(random: Random) -> Move:
                 exchange.body(served.data[:count])
         exchange.hang_up(reset=reset)
 
-    kind = "a reset" if reset else "an end"
-    return Move(
-        f"{kind} after {share if share > 0.1 else 0:.2f}{' of chunks' if chunked else ''}", act, is_passing=not chunked
-    )
+    given = share if share > 0.1 else 0.0
+    name = f"{'a reset' if reset else 'an end'} after {given:.2f}{' of chunks' if chunked else ''}"
+    return Move(name, act, is_passing=not chunked, progress=given)
 
 
 def stalled(random: Random) -> Move:

@@ -361,7 +361,9 @@ def rows(
     with network(folder) as net:
         while not outcomes or not limit.reached(len(outcomes)):
             number = len(outcomes)
-            outcomes.append(net.run(Plan.draw(seed, number), number))
+            outcomes.append(done := net.run(Plan.draw(seed, number), number))
+            if done.seconds > done.budget:  # on a quiet machine, too?
+                print(f"SLOW network {seed} {number}: {done.seconds:.1f} s of {done.budget:.1f} s", file=sys.stderr)
     failed = [each for each in outcomes if each.problems]
     for each in failed:
         line = f"network {seed} {each.number}: {'; '.join(each.problems)}"

@@ -6,6 +6,7 @@ makes the client wait has a cost in seconds, from which `Plan.best` and `Plan.bu
 
 from __future__ import annotations
 
+import math
 from random import Random
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ LARGEST = 200_000  # bytes of a file
 BLOCK = 8 << 10
 PART = 8 * BLOCK
 MAX_REDIRECTS = 10
+MANY = 100  # connections that a server allows if it has no limit
 
 
 class Script(NamedTuple):
@@ -44,7 +46,7 @@ class Script(NamedTuple):
             etag=random.choice(["strong", "strong", "weak", "none", "changing"]),
             total=random.random() < 0.9,
             rate=random.choice([0.0, 0.0, 0.0, 2e6, 5e5]),
-            most=random.choice([100, 100, 1, 2]),
+            most=random.choice([MANY, MANY, 1, 2]),
             refusal=random.choice([503, 429, 403]),
             delay=random.choice([0.0, 0.0, 0.005, 0.02]),
         )
@@ -54,9 +56,12 @@ class Script(NamedTuple):
     def delivers(self) -> bool:
         """Whether a client that tries again must get the file, whatever its order of requests."""
         passing = sum(1 for move in self.moves if not move.name.startswith("200"))
-        passing += any(
-            move.stalls for move in self.moves
-        )  # with the short timeout, a busy machine may look like a stall
+        if any(move.stalls for move in self.moves):
+            passing += 1  # with the short timeout, a busy machine may look like a stall
+            if (
+                self.policy.most < MANY
+            ):  # the server does not see that the client has gone, and refuses the next request
+                return False
         return self.tail is None and all(move.is_passing for move in self.moves) and passing < TRIES
 
     def seconds(self, size: int, connections: int) -> float:
@@ -118,9 +123,14 @@ class Plan(NamedTuple):
         """The most requests that a run may make: see docs/reliability.md."""
         total = 0
         for name, data in self.files.items():
+            parts = -(-len(data) // PART)
             for mirror in self.mirrors:
                 script = mirror[name]
-                total += len(script.moves) + (TRIES + 2 + -(-len(data) // PART)) * self.connections
+                total += len(script.moves) + (TRIES + 2 + parts) * self.connections
+                if (
+                    script.tail and 0 < script.tail.progress < 1
+                ):  # the rest of each part shrinks by that share each time
+                    total += parts * round(math.log(PART) / -math.log(1 - script.tail.progress))
                 total += round(REFUSAL / BACKOFF * 4)  # while it may be refused, with pauses of half of BACKOFF
         return total * (1 + MAX_REDIRECTS if self.redirects else 1)
 
