@@ -36,10 +36,6 @@ def test_a_fault_of_the_library_is_found_and_repeated(monkeypatch: pytest.Monkey
     assert "in " in repeat(failed[0].removeprefix("fuzz ")).splitlines()[-1]
 
 
-def work(count: int) -> int:
-    return sum(range(count))
-
-
 def reading(data: bytes) -> str | None:
     kind = data[:1]
     if kind == b"k":
@@ -76,13 +72,15 @@ def test_what_is_wrong_with_an_input(data: bytes, said: str, monkeypatch: pytest
     assert said in found
 
 
-def test_what_grows_with_the_square_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz_campaign, "NOTICED", 0.0)
-    monkeypatch.setattr(fuzz_campaign, "SHORT", 600)
-    square = Target("t", "bytes", (b"",), lambda data: None if work(len(data) ** 2) else "")
-    assert "for 2400 times b'a'" in steepness(square, (b"", b"a", b""))
-    linear = Target("t", "bytes", (b"",), lambda data: None if work(1000 * len(data)) else "")
-    assert steepness(linear, (b"", b"a", b"")) == ""
+@pytest.mark.parametrize(("power", "said"), [(2, "16.00 s for 80000 times b'a', and 1.00 s for 20000 times"), (1, "")])
+def test_what_grows_with_the_square_is_found(power: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz_campaign, "cost", lambda target, data: (len(data) / fuzz_campaign.SHORT) ** power)
+    assert steepness(Target("t", "bytes", (b"",), reading), (b"", b"a", b"")) == said
+
+
+def test_the_cost_of_an_input_is_its_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fuzz_campaign.cost(Target("t", "bytes", (b"",), reading), b"s") >= 0.05
+    assert fuzz_campaign.cost(Target("t", "bytes", (b"",), reading), b"k") < 0.05  # what it raises is judged elsewhere
 
 
 def test_inputs_are_the_same_for_the_same_seed() -> None:
