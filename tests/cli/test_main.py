@@ -216,12 +216,12 @@ def test_doctor_finds_all_well(manifest: Path, root: Path, nowhere: Path, capsys
     root.mkdir()
     found = findings(manifest, root)
     assert {check for check, each in found.items() if not each.ok} == set(), found
-    assert set(found) == {"manifest", "volume", "root", "locks", "room", "image"}
+    assert set(found) == {"manifest", "volume", "root", "locks", "requests", "room", "image"}
     assert "could be written" in found["room"].text
     code, out, _ = run(capsys, "doctor", "-m", manifest, "--root", root)
     assert code == 0
-    assert out.count("ok") >= 6
-    assert len(json.loads(run(capsys, "doctor", "--json", "-m", manifest, "--root", root)[1])) == 6
+    assert out.count("ok") >= 7
+    assert len(json.loads(run(capsys, "doctor", "--json", "-m", manifest, "--root", root)[1])) == 7
     assert list(root.iterdir()) == []  # it leaves nothing behind
     assert "can be created in" in findings(manifest, root / "new")["root"].text
 
