@@ -131,11 +131,11 @@ def signed_files(data: bytes, key: PublicKey, *, name: str, source: str) -> Sign
         bundle = parse_json_object(data)
         _check_form(bundle)
         if hint := _hint(bundle):
-            _check_signer(f"sha256:{hint}", key, name, source)
+            check_signer(f"sha256:{hint}", key, name, source)
         payload = _base64(bundle, "dsseEnvelope.payload")
         message = b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD), _PAYLOAD.encode(), len(payload), payload)
         if not key.has_signed(_base64(bundle["dsseEnvelope"]["signatures"][0], "sig"), message):
-            _check_signer("a signature that does not match the content", key, name, source)
+            check_signer("a signature that does not match the content", key, name, source)
         return SignedFiles(_digests(parse_json_object(payload)), key.signer, source)
     except ManifestError as error:  # paths that a manifest may not contain
         raise _refusal(source, error.problems, "ask the publisher to rename these files and to sign again") from None
@@ -161,7 +161,7 @@ def _refusal(source: str, problems: tuple[str, ...] | list[str], hint: str) -> M
     return error
 
 
-def _check_signer(found: str, key: PublicKey, name: str, source: str) -> None:
+def check_signer(found: str, key: PublicKey, name: str, source: str) -> None:
     """Raise the error of a signature that another key made, unless it names this key."""
     if found == key.signer:
         return
