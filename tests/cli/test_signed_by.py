@@ -13,7 +13,7 @@ import pytest
 from hub import File, Hub
 from origin import Origin
 from pins import text
-from signing import OTHER, bundle, pem, signer, write_key
+from signing import KEY, OTHER, bundle, pem, signer, write_key
 from support import partials, quiet, sha256, visible
 from weightcache import Manifest
 
@@ -227,6 +227,16 @@ MISUSE = {
         ["add", "a", "https://h/x", "--signed-by", "release.pem", "--signature", f"hf://a/b@{'0' * 40}"],
         "--signature hf://a/b@0000000000000000000000000000000000000000: names a whole repository",
     ),
+    "pin": (["pin", "--signed-by", "release.pem"], "--signed-by needs --upgrade"),
+    "pin a signature": (["pin", "--signature", "x.sig"], "--signature needs --upgrade"),
+    "upgrade a signature and no key": (
+        ["pin", "--upgrade", "x", "--signature", "x.sig"],
+        "--signature needs --signed-by",
+    ),
+    "upgrade several": (
+        ["pin", "--upgrade", "--signed-by", "release.pem", "--signature", "x.sig"],
+        "--signature is that of one checkpoint: name",
+    ),
     "verify a signature and no key": (
         ["verify", "--root", "r", "--signature", "x.sig"],
         "--signature needs --signed-by",
@@ -249,6 +259,100 @@ def test_misuse(words: list[str], said: str, run: Any) -> None:
     entry = f"urls = []\nsha256 = '{'0' * 64}'\n"
     Path("weights.toml").write_text(f"[checkpoints.x]\n{entry}[checkpoints.y]\n{entry}")
     assert said in refused(run, *words, code=2)
+
+
+# pin -----------------------------------------------------------------------------------------------------------
+
+UPGRADE = ("pin", "--upgrade", "bert", "--signed-by", "release.pem", "-q")
+
+
+def push(hub: Hub, changed: dict[str, bytes], key: Any = KEY, unsigned: dict[str, bytes] | None = None) -> str:
+    """A new version, signed; return its commit."""
+    files = {**FILES, **changed}
+    lfs = {path: File(data, lfs=path.endswith(".safetensors")) for path, data in files.items()}
+    return hub.push("acme/bert", "main", {**lfs, **(unsigned or {}), "model.sig": bundle(files, key)})
+
+
+def test_an_upgrade_to_what_is_signed(run: Any, hub: Hub, root: Path) -> None:
+    publish(hub)
+    assert run(*ADD)[0] == 0
+    Path("weights.toml").write_text(text().replace("signed_by", "# Ours.\nsigned_by"))
+    commit = push(hub, {"config.json": b"[]", "more.safetensors": b"m"}, unsigned={"evil.safetensors": b"e"})
+    code, out, err = run(*UPGRADE, "--root", root)
+    assert (code, err) == (0, "weightcache: bert: files that are not signed are left out: evil.safetensors\n")
+    [bert] = Manifest.load("weights.toml")
+    assert (bert.urls, bert.signed_by) == ((f"hf://acme/bert@{commit}",), signer())
+    assert [file.path for file in bert.files] == [*sorted([*FILES, "more.safetensors"])]
+    assert "; signed\n" in out
+    assert "# Ours.\n" in text()
+    assert quiet("weights.toml", root, offline=True).report["bert"].outcome == "hit"
+    assert "bert: nothing changed" in run(*UPGRADE)[1]
+
+
+@pytest.mark.parametrize(
+    ("signed", "key", "said"),
+    [
+        ({"config.json": b"{}"}, KEY, "config.json is not the file that"),
+        ({}, OTHER, "is not signed by release.pem"),
+    ],
+    ids=["other bytes", "another key"],
+)
+def test_an_upgrade_to_what_is_not_signed(signed: dict[str, bytes], key: Any, said: str, run: Any, hub: Hub) -> None:
+    publish(hub)
+    assert run(*ADD)[0] == 0
+    hub.push("acme/bert", "main", {"config.json": b"[]", "model.sig": bundle({**FILES, **signed}, key)})
+    assert said in refused(run, *UPGRADE)
+
+
+def test_an_upgrade_to_a_version_that_signs_fewer_files(run: Any, hub: Hub) -> None:
+    publish(hub)
+    assert run(*ADD)[0] == 0
+    hub.push("acme/bert", "main", {"model.sig": bundle({"config.json": FILES["config.json"]})})
+    before = len(hub.seen)
+    assert "model.sig does not sign it, but: config.json" in refused(run, *UPGRADE, code=2)
+    assert [each for each in hub.seen[before:] if each.host == "cdn"] == []
+
+
+def test_a_signed_entry_is_not_upgraded_without_a_key(run: Any, hub: Hub) -> None:
+    publish(hub)
+    assert run(*ADD)[0] == 0
+    assert run("add", "other", "hf://acme/bert", "-q")[0] == 0
+    commit = push(hub, {"config.json": b"[]"})
+    err = refused(run, "pin", "--upgrade", "bert", code=2)
+    assert f"bert: {signer()} signed it: to upgrade it, give that key to --signed-by" in err
+    code, _, err = run("pin", "--upgrade", "-q")  # the others are, so that a job for all entries goes on
+    assert (code, f"weightcache: bert: not upgraded, because {signer()} signed it" in err) == (0, True)
+    bert, other = Manifest.load("weights.toml")
+    assert (commit in bert.urls[0], commit in other.urls[0]) == (False, True)
+
+
+@pytest.mark.parametrize("comment", ["", "# About a.\n"])
+def test_an_upgrade_notes_the_new_signer(comment: str, run: Any, hub: Hub) -> None:
+    """Of an entry that was not signed, and of a publisher that has a new key."""
+    publish(hub)
+    assert run(*ADD[:3], "-q", "--include", "*.json", "--include", "*.safetensors")[0] == 0
+    entry = f"[checkpoints.a]\nurls = []\nsha256 = '{'0' * 64}'\n"
+    Path("weights.toml").write_text(f"{text()}{comment}{entry}")
+    code, out, _ = run(*UPGRADE)
+    assert (code, f"  signed by nobody → {signer()}\n" in out) == (0, True)
+    push(hub, {}, OTHER)
+    write_key(key=OTHER)
+    code, out, _ = run(*UPGRADE)
+    assert (code, f"  signed by {signer()} → {signer(OTHER)}\n" in out) == (0, True)
+    assert Manifest.load("weights.toml")["bert"].signed_by == signer(OTHER)
+    assert text().endswith(f"{comment}{entry}")
+
+
+def test_a_signed_entry_that_lacks_a_pin_is_not_completed(run: Any, hub: Hub) -> None:
+    """A digest that nobody signed would be called signed."""
+    publish(hub)
+    assert run(*ADD)[0] == 0
+    whole = text()
+    Path("weights.toml").write_text(whole.replace(f'sha256 = "{sha256(FILES["config.json"])}", ', ""))
+    assert "its entry lacks the sha256 of config.json; remove the entry" in refused(run, "pin", code=2)
+    Path("weights.toml").write_text(whole.replace(f", size = {len(FILES['config.json'])} ", " "))
+    assert run("pin", "-q")[0] == 0  # a size is no claim about the bytes
+    assert text() == whole
 
 
 # verify --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from .resolve_pins import paths_of, resolve_revisions
 from .unpinned_entries import Draft, HubUrl, Pin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from weightcache.manifest import Checkpoint
 
@@ -122,6 +122,19 @@ def check_signed(draft: Draft, signed: SignedFiles) -> None:
             )
         pin.evidence += "; signed"
     draft.signed_by = signed.signer
+
+
+def leave_out_unsigned(draft: Draft, signed: SignedFiles, declared: Collection[str]) -> None:
+    """Leave files out of an upgrade that are new and not signed. A file that is declared must be signed.
+
+    Raises:
+        ManifestError: A declared file is not signed.
+    """
+    if draft.is_directory:
+        _warn_of_unsigned_files(draft, signed, [path for path in draft.pins if path not in declared])
+        draft.pins = {path: pin for path, pin in draft.pins.items() if path in declared or path in signed.digests}
+    for path in draft.pins:
+        _digest(signed, draft, path)  # now: the download that follows may take an hour
 
 
 def check_declared(checkpoint: Checkpoint, key: PublicKey, place: str | None) -> None:
