@@ -35,7 +35,7 @@ from weightcache._store.layout import Layout
 from weightcache._transfer.content_disposition import suggested_name
 from weightcache._transfer.error_response import RequestInfo, error_from
 from weightcache._transfer.file_response import HttpBody
-from weightcache._transfer.http_session import Session
+from weightcache._transfer.http_session import Cookies, Session
 from weightcache._transfer.mirror_stream import SourceError
 from weightcache._transfer.retry_policy import seconds_to_wait
 from weightcache._transfer.server_message import reason
@@ -316,7 +316,7 @@ def _redirect_targets() -> list[Target]:
     def location(value: str) -> str | None:
         found = session.redirect("https://a.b/m.pt", response_of({"Location": value}, 302))
         if found and found.startswith(("http://", "https://")):
-            session.get_once(found, {}, None, 1.0, 1.0)
+            session.get_once(found, {}, None, Cookies(), 1.0, 1.0)
         return None
 
     good = ("https://c.d/x?sig=1", "../n.pt", "//c.d/n", "https://a:b@[::1]:80/x#f")

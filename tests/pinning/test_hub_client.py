@@ -209,8 +209,15 @@ def test_what_a_repository_lists_is_held_against_the_rules(
 
 @pytest.mark.parametrize(
     "answer",
-    ["<html>", None, [], {"id": "x"}, {"id": "acme/bert", "sha": "main"}, {"id": "x", "sha": "0", "lastModified": "?"}]
-    + [b"[" * 100_000],
+    [
+        "<html>",
+        None,
+        [],
+        {"id": "x"},
+        {"id": "acme/bert", "sha": "main"},
+        {"id": "x", "sha": "0", "lastModified": "?"},
+        b"[" * 100_000,
+    ],
     ids=lambda answer: str(answer)[:40],
 )
 def test_answers_that_are_none_of_the_hubs(answer: Any, run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support import blob, one, quiet, sha256
+from support import blob, directory, one, quiet, sha256
 from weightcache import Manifest, prune, publish, verify
 from weightcache._store.layout import Layout
 from weightcache._store.receipts import iter_receipts, receipt_files
@@ -40,6 +40,20 @@ def test_a_hit_never_has_the_bytes_of_another_digest(way: str, root: Path, tmp_p
         assert quiet(one(data, path.as_uri()), root)["sam2"].read_bytes() == data
         assert [digest for _, digest, _ in iter_receipts(Layout(root))] == [sha256(data)]
         assert verify(one(data, path.as_uri()), root=root)[0].state == "ready"
+
+
+def test_a_file_with_the_listing_of_a_directory_has_its_digest_and_not_its_receipt(root: Path, tmp_path: Path) -> None:
+    """The digest of a directory is that of its listing, which is a file too."""
+    data = blob(77)  # as long as the listing
+    listing = f"{sha256(data)}  weights.pt\n".encode()
+    for folder, content in (("d", data), ("f", listing)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "weights.pt").write_bytes(content)
+    of_directory = directory({"weights.pt": data}, (tmp_path / "d").as_uri(), name="sam2")
+    of_file = one(listing, (tmp_path / "f/weights.pt").as_uri())
+    for _ in range(2):
+        assert (quiet(of_directory, root)["sam2"] / "weights.pt").read_bytes() == data
+        assert quiet(of_file, root)["sam2"].read_bytes() == listing
 
 
 @pytest.mark.parametrize("size", [-1, 1 << 63, True, 1.0, "1", None])
