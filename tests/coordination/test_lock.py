@@ -138,6 +138,8 @@ def test_who_is_waited_for_is_said_with_a_name(root: Path) -> None:
 def test_notes_that_are_noise(root: Path) -> None:
     assert coordination_lock._in_words("{") == ""
     assert coordination_lock._in_words("[]") == ""
+    assert coordination_lock._in_words("[" * 100_000) == ""
+    assert coordination_lock._in_words('{"pid": 1, "doing": "x", "done": Infinity, "total": 0}') == ""
     assert (
         coordination_lock._in_words(json.dumps({"pid": 1, "doing": "looking", "done": 0, "total": 0}))
         == "process 1 (looking)"

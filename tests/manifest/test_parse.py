@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ REFUSED = {
     "auth a token": (entry(auth="hf_" + "x" * 30), "checkpoints.c.auth: looks like a token"),
     "auth with a space": (entry(auth="MY TOKEN"), "checkpoints.c.auth: want the name of an environment"),
     "auth a number": (entry(auth=1), "checkpoints.c.auth: want a string"),
+    "signed_by a name": (entry(signed_by="acme"), "checkpoints.c.signed_by: want sha256: and 64"),
+    "signed_by of another kind": (entry(signed_by=f"sha512:{A}"), "checkpoints.c.signed_by: want sha256: and 64"),
+    "signed_by a digest": (entry(signed_by=A), "checkpoints.c.signed_by: want sha256: and 64"),
+    "signed_by a list": (entry(signed_by=[]), "checkpoints.c.signed_by: want a string"),
     "name with a slash": ({"checkpoints": {"a/b": entry()["checkpoints"]["c"]}}, "checkpoints.'a/b': a name is"),
     "name too long": ({"checkpoints": {"a" * 101: entry()["checkpoints"]["c"]}}, ": a name is"),
     "name hidden": ({"checkpoints": {".weightcache": entry()["checkpoints"]["c"]}}, ": a name is"),
@@ -139,6 +144,18 @@ def test_all_problems_at_once() -> None:
     ]
 
 
+def test_numbers_that_no_file_has_and_that_cannot_be_printed() -> None:
+    largest = (1 << 63) - 1
+    assert Manifest.load(entry(size=largest))["c"].size == largest
+    assert problems(entry(size=largest + 1)) == (
+        f"checkpoints.c.size: want a number of bytes, 0 or more, got {1 << 63}",
+    )
+    endless = 10**5000
+    [version, size] = problems(entry(size=endless) | {"version": endless})
+    assert version == "version: this weightcache reads version 1, got a number"
+    assert size == "checkpoints.c.size: want a number of bytes, 0 or more, got a number"
+
+
 def test_a_pasted_token_is_not_echoed() -> None:
     token = "hf_" + "Sx9" * 10
     assert token not in str(problems(entry(auth=token)))
@@ -170,6 +187,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert problems(tmp_path / "no.toml") == ("there is no such file",)
     assert problems(tmp_path) == ("cannot be read: Is a directory",)
     assert problems("a\0b") == ("cannot be read: embedded null byte",)
+
+
+def test_a_file_without_end() -> None:
+    assert problems("/dev/zero") == ("has more than 67,108,864 bytes, the most that is read of a manifest",)
 
 
 @pytest.mark.parametrize("source", [3, None, b"weights.toml", ["a"]])
@@ -291,3 +312,26 @@ def test_one_name_twice_in_toml(tmp_path: Path) -> None:
     (tmp_path / "weights.toml").write_text(f"{entry}\n{quoted}\n")
     with pytest.raises(ManifestError, match="is not TOML"):
         Manifest.load(tmp_path / "weights.toml")
+
+
+@pytest.mark.parametrize("data", [entry(signed_by=f"sha256:{B}"), directory({"a": b"x"})], ids=["file", "directory"])
+def test_who_signed_is_a_part_of_an_entry(data: dict[str, Any], tmp_path: Path) -> None:
+    [(name, declared)] = data["checkpoints"].items()
+    [checkpoint] = Manifest.load({"checkpoints": {name: {**declared, "signed_by": f"sha256:{B}"}}})
+    assert checkpoint.signed_by == f"sha256:{B}"
+    written = tmp_path / "weights.toml"
+    written.write_text(str(checkpoint))
+    assert tuple(Manifest.load(written)) == (checkpoint,)
+    assert pickle.loads(pickle.dumps(checkpoint)) == checkpoint
+    [unsigned] = Manifest.load({"checkpoints": {name: {key: declared[key] for key in declared if key != "signed_by"}}})
+    assert (unsigned.signed_by, unsigned.digest) == (None, checkpoint.digest)
+    assert unsigned != checkpoint
+
+
+def test_a_pickle_of_an_unsigned_checkpoint_is_that_of_0_1() -> None:
+    """A container that still runs 0.1 reads it."""
+    [checkpoint] = Manifest.load(entry())
+    fields = [getattr(checkpoint, name) for name in ("auth", "digest", "files", "is_directory", "name", "urls")]
+    assert checkpoint.__getstate__() == tuple(fields)
+    again = pickle.loads(pickle.dumps(checkpoint))
+    assert (again, again.signed_by, repr(again)) == (checkpoint, None, repr(checkpoint))

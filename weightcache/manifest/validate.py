@@ -14,7 +14,9 @@ from weightcache.errors import StorageError
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TypeGuard
 
+MAX_SIZE = (1 << 63) - 1  # bytes; the largest file that Linux can have
 MODAL_VOLUMES = "/__modal/volumes/"  # what a mount path resolves to in a container (modal/volume.py, 1.6)
 
 _ALNUM = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -95,11 +97,23 @@ def digest_problem(digest: str) -> str | None:
     )
 
 
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether ``value`` is a number of bytes that a file can have; no boolean is one."""
+    return type(value) is int and 0 <= value <= MAX_SIZE
+
+
 def auth_problem(auth: str) -> str | None:
     """Say why ``auth`` does not name an environment variable, or ``None``. Never echoes it."""
     if re.fullmatch(_TOKEN_ITSELF, auth):
         return "looks like a token itself; put it into an environment variable and name that here"
     return None if re.fullmatch(_VARIABLE, auth) else "want the name of an environment variable, such as HF_TOKEN"
+
+
+def signer_problem(signer: str) -> str | None:
+    """Say why ``signer`` does not name a key, or ``None``."""
+    scheme, _, digest = signer.partition(":")
+    valid = scheme == "sha256" and digest_problem(digest) is None
+    return None if valid else "want sha256: and 64 lower-case hex digits, which name a public key"
 
 
 def clashes(names: list[str]) -> Iterator[tuple[str, str]]:
