@@ -58,7 +58,7 @@ class CallCampaigns:
     def torn(self, limit: Limit) -> list[Row]:
         """Try combinations of what was not synced, in an order that the seed decides, until the limit."""
         dirty = [each for survey in self.surveys.values() for each in survey.unsynced]
-        found = [each for point, files in dirty for each in torn(point, files)]
+        found = [each for point, fates in dirty for each in torn(point, fates)]
         many = [each for each in found if each.torn > 2]
         points = [each for each in found if each.torn <= 2] + sampled(many, RANDOM, self.seed)
         shuffled = sampled(points, len(points), self.seed, ordered=False)
