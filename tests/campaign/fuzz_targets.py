@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -12,17 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import requests
 import urllib3
 
 from fuzz_inputs import json_of
-from weightcache import DownloadError, LoadError, Manifest, ManifestError, StorageError, Tag
+from weightcache import DownloadError, IntegrityError, LoadError, Manifest, ManifestError, StorageError, Tag
 from weightcache._coordination.lease_observation import Head
 from weightcache._coordination.lock import LockWait
 from weightcache._pinning.bounds import Bounds
 from weightcache._pinning.hub_client import snapshot
+from weightcache._pinning.model_signature import signed_files
 from weightcache._pinning.unpinned_entries import HubUrl
 from weightcache._runtime import tuning_constants
 from weightcache._runtime.unannounced_write_check import announce_writing
@@ -41,7 +44,7 @@ from weightcache._transfer.retry_policy import seconds_to_wait
 from weightcache._transfer.server_message import reason
 from weightcache.cli.sha256sums import read_sha256sums
 from weightcache.manifest.parse import parse_toml
-from weightcache.manifest.validate import path_problem
+from weightcache.manifest.validate import digest_problem, path_problem
 from weightcache.torch._model_directory import find_shards
 from weightcache.torch._safetensors_header import parse_header
 
@@ -255,6 +258,25 @@ def weight_targets(folder: Path) -> list[Target]:
     ]  # fmt: skip
 
 
+def signature_target() -> Target:
+    """A bundle of Model Signing whose signature is believed, so that its statement is reached."""
+    bundle = json.loads((Path(__file__).parents[1] / "data/model_signing/p256.sig").read_bytes())
+    statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    hint = bundle["verificationMaterial"]["publicKey"]["hint"]
+    key: Any = SimpleNamespace(path="key.pem", signer=f"sha256:{hint}", has_signed=lambda *arguments: True)
+
+    def read(data: bytes) -> str | None:
+        with suppress(ValueError, RecursionError, TypeError, LookupError):
+            both = json.loads(data)
+            both["bundle"]["dsseEnvelope"]["payload"] = base64.b64encode(json_of(both["statement"])).decode()
+            data = json_of(both["bundle"])
+        found = signed_files(data, key, name="model", source="model.sig")
+        return next((f"{each!r} is no digest" for each in found.digests.values() if digest_problem(each)), None)
+
+    valid = {"bundle": bundle, "statement": statement}
+    return Target("signature", "json", (valid,), read, (ManifestError, IntegrityError))
+
+
 # Answers of servers -------------------------------------------------------------------------------------------------
 
 
@@ -433,4 +455,11 @@ def hub_target() -> Iterator[Target]:
 def all_targets(folder: Path) -> Iterator[list[Target]]:
     """Every place, with files in ``folder``."""
     with hub_target() as hub:
-        yield [*store_targets(folder), *text_targets(folder), *weight_targets(folder), *header_targets(), hub]
+        yield [
+            *store_targets(folder),
+            *text_targets(folder),
+            *weight_targets(folder),
+            signature_target(),
+            *header_targets(),
+            hub,
+        ]
