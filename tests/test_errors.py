@@ -113,10 +113,20 @@ def test_a_full_disk_is_called_one() -> None:
         ("https://a@b@h/p@q?secret", "https://h/p@q"),
         ("file:/x?secret", "file:/x"),
         ("/relative?secret", "/relative"),
+        ("/relative?next=https://user:secret@h", "/relative"),
+        ("https://h/\x1b[2J\x9b\u202e\n/x", "https://h/[2J/x"),
+        ("hf://a\x1b/b", "hf://a/b"),
     ],
 )
 def test_redacted(url: str, shown: str) -> None:
     assert redacted(url) == shown
+
+
+def test_no_error_writes_control_characters() -> None:
+    """Names in a file of weights, or of files on a Volume, are anybody's."""
+    error = errors.LoadError("x", ["a\x1b[2J\r\x9b\u202e", "é\udcff"], hint="copy \x07 this")
+    assert str(error) == "x: 2 problems\n  a\\x1b[2J\\r\\x9b\\u202e\n  é\\udcff\n  hint: copy \\x07 this"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_attributes_are_not_lost_when_raised_again() -> None:

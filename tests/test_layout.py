@@ -49,7 +49,6 @@ ELSEWHERE = {
     "cli/add_from_dir": "tests/cli/test_add.py",
     "cli/dry_run": "tests/engine/test_dry_run.py",
     "cli/shared_flags": "tests/cli/test_command_spec.py",
-    "cli/output": "tests/cli/test_main.py",
     "cli/pinning": "tests/cli/test_pin.py",
     "cli/prune": "tests/cli/test_main.py",
     "_pinning/shard_check": "tests/store/test_shard_index.py",

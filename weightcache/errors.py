@@ -43,17 +43,24 @@ __all__ = [
 ]
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with escapes for what is not printable but a newline: control characters rewrite a terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+
+
 def redacted(url: str) -> str:
     """Return ``url`` without user name, password, query and fragment: signed URLs are secrets.
 
-    An ``hf://`` URL has none of them: ``@`` stands before its commit, and ``?`` and ``#`` are parts of a file's name.
+    Without unprintable characters, too: a server chooses where it redirects. An ``hf://`` URL has no secrets: ``@``
+    stands before its commit, and ``?`` and ``#`` are parts of a file's name.
     """
+    url = "".join(filter(str.isprintable, url))
     if url.startswith("hf://"):
         return url
+    url = url.partition("#")[0].partition("?")[0]
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return url.partition("?")[0].partition("#")[0]
-    rest = rest.partition("#")[0].partition("?")[0]
+        return url
     authority, slash, path = rest.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
@@ -74,8 +81,8 @@ class WeightCacheError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "", **attributes: object) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
         for name, value in attributes.items():
             setattr(self, name, value)
 

@@ -20,6 +20,7 @@ from weightcache._runtime.writer_identity import note_path
 from weightcache.cli import doctor
 from weightcache.cli.command_spec import Command
 from weightcache.cli.commands import COMMANDS
+from weightcache.cli.output import echo
 
 DATA = blob(200_000)
 
@@ -97,6 +98,19 @@ def test_all_verbs(manifest: Path, root: Path, capsys: pytest.CaptureFixture[str
     code, out, _ = run(capsys, "ensure", "--rehash", "--json", "-q", *where)
     assert json.loads(out)["checkpoints"][0]["outcome"] == "healed"
     assert json.loads(run(capsys, "status", "--json", *where)[1])[0]["state"] == "ready"
+
+
+def test_names_that_others_gave_are_printed_without_control_characters(
+    manifest: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "ensure", "-q", "-m", manifest, "--root", root)
+    [path] = root.rglob("weights.pt")
+    path.parent.joinpath(os.fsdecode(b"\x1b[2J\xff\n")).write_bytes(b"")
+    code, out, _ = run(capsys, "verify", "-m", manifest, "--root", root)
+    assert (code, out.count("\n")) == (0, 1)
+    assert out.endswith(r"1 extra file(s): \x1b[2J\udcff\n" + "\n")
+    echo("a\x1b\nb")
+    assert capsys.readouterr().err == "weightcache: a\\x1b\nb\n"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["push", "--help"], ["completion", "--help"], ["status"]])
@@ -202,12 +216,12 @@ def test_doctor_finds_all_well(manifest: Path, root: Path, nowhere: Path, capsys
     root.mkdir()
     found = findings(manifest, root)
     assert {check for check, each in found.items() if not each.ok} == set(), found
-    assert set(found) == {"manifest", "volume", "root", "locks", "room", "image"}
+    assert set(found) == {"manifest", "volume", "root", "locks", "requests", "room", "image"}
     assert "could be written" in found["room"].text
     code, out, _ = run(capsys, "doctor", "-m", manifest, "--root", root)
     assert code == 0
-    assert out.count("ok") >= 6
-    assert len(json.loads(run(capsys, "doctor", "--json", "-m", manifest, "--root", root)[1])) == 6
+    assert out.count("ok") >= 7
+    assert len(json.loads(run(capsys, "doctor", "--json", "-m", manifest, "--root", root)[1])) == 7
     assert list(root.iterdir()) == []  # it leaves nothing behind
     assert "can be created in" in findings(manifest, root / "new")["root"].text
 

@@ -220,7 +220,17 @@ def test_one_that_beats_and_moves_nothing_is_not_waited_for(found: FakeDict, clo
 
 @pytest.mark.parametrize(
     "value",
-    [None, "x", 7, (), (1, "a", "held", 0), (1, "a", "gone", 0, 0), (-1, "a", "held", 0, 0), (True, "a", "held", 0, 0)],
+    [
+        None,
+        "x",
+        7,
+        (),
+        (1, "a", "held", 0),
+        (1, "a", "gone", 0, 0),
+        (-1, "a", "held", 0, 0),
+        (True, "a", "held", 0, 0),
+        (1, "a\x1b[2J", "held", 0, 0),  # it would be shown
+    ],
 )
 def test_what_is_no_head_is_as_good_as_none(value: object, found: FakeDict, clock: Time) -> None:
     found[f"{X}/head"] = value

@@ -294,7 +294,7 @@ def test_a_write_that_is_not_announced_is_refused(origin: Origin, root: Path) ->
     spare = root.with_name("spare")
     spare.write_bytes(DATA)
     writes = [
-        lambda: store_receipts.withdraw_receipt(layout, checkpoint),
+        lambda: store_receipts.withdraw_receipt(layout, layout.receipt(checkpoint)),
         lambda: store_files.publish_file(layout, checkpoint, file, str(spare)),
         lambda: store_receipts.write_receipt(layout, checkpoint, {file.path: len(DATA)}, []),
     ]

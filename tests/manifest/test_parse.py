@@ -144,6 +144,18 @@ def test_all_problems_at_once() -> None:
     ]
 
 
+def test_numbers_that_no_file_has_and_that_cannot_be_printed() -> None:
+    largest = (1 << 63) - 1
+    assert Manifest.load(entry(size=largest))["c"].size == largest
+    assert problems(entry(size=largest + 1)) == (
+        f"checkpoints.c.size: want a number of bytes, 0 or more, got {1 << 63}",
+    )
+    endless = 10**5000
+    [version, size] = problems(entry(size=endless) | {"version": endless})
+    assert version == "version: this weightcache reads version 1, got a number"
+    assert size == "checkpoints.c.size: want a number of bytes, 0 or more, got a number"
+
+
 def test_a_pasted_token_is_not_echoed() -> None:
     token = "hf_" + "Sx9" * 10
     assert token not in str(problems(entry(auth=token)))
@@ -175,6 +187,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert problems(tmp_path / "no.toml") == ("there is no such file",)
     assert problems(tmp_path) == ("cannot be read: Is a directory",)
     assert problems("a\0b") == ("cannot be read: embedded null byte",)
+
+
+def test_a_file_without_end() -> None:
+    assert problems("/dev/zero") == ("has more than 67,108,864 bytes, the most that is read of a manifest",)
 
 
 @pytest.mark.parametrize("source", [3, None, b"weights.toml", ["a"]])

@@ -162,13 +162,14 @@ def test_a_file_that_git_calls_otherwise_is_not_pinned(run: Any, hub: Hub) -> No
 
 
 def said_by(hub: Hub, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    """Let the Hub say something else than it would: ``change`` gets each answer, decoded."""
+    """Let the Hub say something else than it would: ``change`` gets each answer, decoded, and may return bytes."""
     route = hub._route
 
     def changed(*words: Any) -> Any:
         said = route(*words)
         if said.headers.get("Content-Type", "").startswith("application/json"):
-            said.body = json.dumps(change(json.loads(said.body))).encode()
+            answer = change(json.loads(said.body))
+            said.body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         return said
 
     monkeypatch.setattr(hub, "_route", changed)
@@ -207,8 +208,16 @@ def test_what_a_repository_lists_is_held_against_the_rules(
 
 @pytest.mark.parametrize(
     "answer",
-    ["<html>", None, [], {"id": "x"}, {"id": "acme/bert", "sha": "main"}, {"id": "x", "sha": "0", "lastModified": "?"}],
-    ids=str,
+    [
+        "<html>",
+        None,
+        [],
+        {"id": "x"},
+        {"id": "acme/bert", "sha": "main"},
+        {"id": "x", "sha": "0", "lastModified": "?"},
+        b"[" * 100_000,
+    ],
+    ids=lambda answer: str(answer)[:40],
 )
 def test_answers_that_are_none_of_the_hubs(answer: Any, run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a proxy that wants somebody to log in."""

@@ -8,6 +8,7 @@ import re
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,8 +16,9 @@ import weightcache
 from origin import Exchange, Origin, broken
 from origin import status as answer
 from support import blob, directory, one, partials, quiet, sha256, until, visible
-from weightcache import DownloadError, Manifest, NotCachedError, prune, status, verify
+from weightcache import DownloadError, Manifest, NotCachedError, StorageError, prune, status, verify
 from weightcache._runtime.writer_identity import Writer
+from weightcache._store.file_operations import copy_file
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import BLOCK, block_checksum
 
@@ -380,3 +382,9 @@ def test_a_partial_without_a_readable_journal_has_the_age_of_its_directory(origi
     assert prune(one(b"other"), root=root) == [stray]
     assert prune(one(b"other"), root=root, dry_run=False) == [stray]
     assert not stray.exists()
+
+
+def test_a_device_that_takes_the_place_of_a_file_is_not_read(tmp_path: Path) -> None:
+    """Between the look at the file and its opening: such a device has no end."""
+    with pytest.raises(StorageError, match="cannot read /dev/zero: it is not a regular file"):
+        copy_file("/dev/zero", str(tmp_path / "copy"), Mock(side_effect=[None, AssertionError]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import logging
 import os
 import pickle
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from origin import Origin, broken, redirect
 from origin import status as answer
@@ -337,3 +340,57 @@ def test_a_token_file_that_holds_no_token(
     path.write_text("a\x00b\rc")
     with pytest.raises(DownloadError, match="characters no token has"):
         quiet(one(DATA[1:], f"hf://org/repo@{COMMIT}/weights.pt"), root)
+
+
+# Redirects that would give something away ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("auth", [False, True])
+def test_no_password_follows_a_redirect_from_https_to_http(
+    auth: bool, origin: Origin, root: Path, tmp_path: Path, token: str, netrc: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    origin.put("/b", DATA)
+    with Origin(tls=context) as encrypted:
+        encrypted.put("/a", DATA, always=redirect(origin.url("/b")))
+        quiet(one(DATA, encrypted.url("/a"), **({"auth": token} if auth else {})), root)
+        assert [value is not None for value in authorization(encrypted)] == [True]
+    assert authorization(origin) == [None]
+
+
+def cookies(server: Origin) -> list[str | None]:
+    return [each.headers.get("Cookie") for each in server.requests]
+
+
+def test_a_cookie_goes_along_the_redirects_of_its_own_host(origin: Origin, cdn: Origin, root: Path) -> None:
+    """Some hosts want it there. No other host gets it, whatever its Domain says, and it is forgotten afterwards."""
+
+    def setting(value: str, target: str) -> Any:
+        return answer(302, {"Location": target, "Set-Cookie": value})
+
+    origin.put("/a", DATA, faults=[setting("own=1; Path=/", "/b")])
+    origin.put("/b", DATA, always=setting("other=2; Domain=localhost; Path=/", cdn.url("/c")))
+    cdn.put("/c", DATA)
+    quiet(one(DATA, origin.url("/a")), root)
+    assert cookies(origin) == [None, "own=1"]
+    assert cookies(cdn) == [None]
+    origin.put("/d", blob(7))
+    quiet(one(blob(7), origin.url("/d"), name="next"), root)
+    assert cookies(origin) == [None, "own=1", None]
+
+
+def test_a_jar_of_cookies_does_not_grow(origin: Origin, root: Path) -> None:
+    """The threads of a download would read it while others add to it."""
+    numbers = itertools.count()
+
+    def fault(exchange: Any) -> None:
+        exchange.good_headers = lambda: {"Set-Cookie": f"c{next(numbers)}=1", "ETag": '"x"', "Accept-Ranges": "bytes"}
+        exchange.good()
+
+    origin.put("/a", blob(12 * BLOCK), always=fault)
+    quiet(one(blob(12 * BLOCK), origin.url("/a")), root)
+    assert len(origin.requests) > 1
+    assert set(cookies(origin)) == {None}

@@ -21,7 +21,9 @@ class Head:
         if not isinstance(value, (tuple, list)) or len(value) != 5:
             return None
         number, holder, state, beat, done = value
-        if not isinstance(holder, str) or not all(type(count) is int and count >= 0 for count in (number, beat, done)):
+        if not isinstance(holder, str) or not holder.isprintable():  # it is shown in messages
+            return None
+        if not all(type(count) is int and count >= 0 for count in (number, beat, done)):
             return None
         return cls(number, holder, state, beat, done) if state in ("held", "done", "failed") else None
 

@@ -162,7 +162,7 @@ def _in_words(note: str) -> str:
         done, total = int(data["done"]), int(data["total"])
         share = size_text(done) + (f" of {size_text(total)}" if total else "") if done or total else ""
         return f"process {data['pid']} ({data['doing']}{share and ' '}{share})"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return ""
 
 

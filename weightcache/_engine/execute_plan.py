@@ -87,11 +87,12 @@ class Installer:
         self._holder.advance(store_files.HASH_CHUNK)  # waiters must see progress while gigabytes are hashed
 
     def withdraw_receipts(self, tasks: Sequence[CheckpointTask]) -> bool:
-        """Withdraw the receipt of each version directory that changes; return whether there was any."""
-        healing = [task for task in tasks if task.seen.receipt]
-        for task in healing:
-            receipts.withdraw_receipt(self.layout, task.checkpoint)
-        return bool(healing)
+        """Withdraw the receipts of each version directory that changes; return whether there was any."""
+        versions = [(task.checkpoint.name, task.checkpoint.digest) for task in tasks]
+        paths = [path for version in versions for path in receipts.receipts_of_directory(self.layout, *version)]
+        for path in paths:
+            receipts.withdraw_receipt(self.layout, path)
+        return bool(paths)
 
     def install(self, plan: Plan, tasks: Sequence[CheckpointTask]) -> None:
         """Carry out the plan of ``tasks``; a checkpoint is installed when its last file is in place."""

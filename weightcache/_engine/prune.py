@@ -17,7 +17,7 @@ from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._store.file_operations import remove_file
 from weightcache._store.layout import Layout, version_path
 from weightcache._store.partial_directory import stale_partials, sweep
-from weightcache._store.receipts import iter_receipts, receipt_files
+from weightcache._store.receipts import iter_receipts, receipt_files, receipts_of_directory
 from weightcache._store.root_checks import check_root, find_symlink, refuse_links, refuse_read_only
 from weightcache._store.tags import retention
 from weightcache.errors import StorageError, VolumeError
@@ -186,7 +186,7 @@ def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) 
     place = f"{layout.root}/{version_path(name, digest)}"
     if find_symlink(layout, place):
         return
-    if not os.path.exists(f"{layout.receipts}/{name}/{digest}.json"):  # else it was published again
+    if not receipts_of_directory(layout, name, digest):  # else it was published again
         for path in receipt_files(receipt):
             if not find_symlink(layout, os.path.dirname(f"{place}/{path}")):  # what a link leads to is outside the root
                 remove_file(f"{place}/{path}")

@@ -167,7 +167,7 @@ def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
         why, hint = _http_problem(error, page, sent, where)
     except HFValidationError:
         raise  # an invalid argument of the user
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         # The client does not check responses: the page of a proxy or a login portal ends in one of these.
         why = f"{endpoint} sent a response that is not from the Hub ({type(error).__name__})"
         hint = "check HF_ENDPOINT, and proxies on the way; nothing was changed"

@@ -106,6 +106,8 @@ def _read(path: str, take: Callable[[memoryview], None], *, follow: bool) -> Has
     view = memoryview(buffer)
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)  # a fifo at this path has no writer
     with opened(path, flags) as stream:
+        if not stat.S_ISREG(os.fstat(stream.number).st_mode):  # it took the place of a file a moment ago
+            raise OSError(errno.EINVAL, "it is not a regular file")
         while count := os.readv(stream.number, [buffer]):
             digest.update(view[:count])
             size += count

@@ -13,7 +13,7 @@ from weightcache._runtime.atomic_replace import replace_file
 from weightcache._runtime.unannounced_write_check import require_writing
 from weightcache._runtime.writer_identity import Writer
 from weightcache.errors import StorageError
-from weightcache.manifest.validate import digest_problem, name_problem, path_problem
+from weightcache.manifest.validate import digest_problem, is_size, name_problem, path_problem
 
 from .inspect import RECEIPT_FORMAT, list_directories, list_names, read_receipt
 from .layout import version_path
@@ -36,7 +36,7 @@ def receipt_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     for path, entry in data["files"].items():
         if path_problem(path) is None and isinstance(entry, dict):
             sha256, size = entry.get("sha256"), entry.get("size")
-            if isinstance(sha256, str) and digest_problem(sha256) is None and type(size) is int:
+            if isinstance(sha256, str) and digest_problem(sha256) is None and is_size(size):
                 files[path] = (sha256, size)
     return files
 
@@ -112,7 +112,18 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, in
         raise StorageError.of(error, "write the receipt", path) from None
 
 
-def withdraw_receipt(layout: Layout, checkpoint: Checkpoint) -> None:
+def receipts_of_directory(layout: Layout, name: str, digest: str) -> list[str]:
+    """Return the paths of the receipts of the version directory of ``name`` and full ``digest``.
+
+    There is at most one, unless two files were made whose digests begin with the same 16 digits.
+    """
+    folder = f"{layout.receipts}/{name}"
+    place = version_path(name, digest)
+    digests = (file.removesuffix(".json") for file in list_names(folder) if file.endswith(".json"))
+    return [f"{folder}/{each}.json" for each in digests if version_path(name, each) == place]
+
+
+def withdraw_receipt(layout: Layout, path: str) -> None:
     """Remove a receipt before its version changes, so that no hit is served meanwhile.
 
     Raises:
@@ -121,6 +132,6 @@ def withdraw_receipt(layout: Layout, checkpoint: Checkpoint) -> None:
     require_writing(layout.root)
     try:
         with suppress(FileNotFoundError):
-            os.unlink(layout.receipt(checkpoint))
+            os.unlink(path)
     except OSError as error:
-        raise StorageError.of(error, "withdraw the receipt", layout.receipt(checkpoint)) from None
+        raise StorageError.of(error, "withdraw the receipt", path) from None

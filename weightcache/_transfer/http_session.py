@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import re
 from contextlib import suppress
+from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 from requests.auth import AuthBase
+from requests.cookies import RequestsCookieJar as Cookies
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from .auth import is_signed
@@ -30,11 +32,14 @@ from .http_environment import (
 from .mirror_stream import SourceError, TransientError
 from .raw_url import VerbatimAdapter, verbatim
 from .read_deadline import timed
+from .refused_addresses import checked
 from .response_head import in_words
 from .retry_policy import RETRYABLE
 
 if TYPE_CHECKING:
     import ssl
+
+__all__ = ["Bearer", "Cookies", "NoAuth", "Session"]
 
 # Here GitHub's API (also of an Enterprise Server) returns a file; without this header it returns a description of it:
 # https://docs.github.com/en/rest/releases/assets#get-a-release-asset
@@ -65,7 +70,7 @@ class Bearer(AuthBase):
         return request
 
 
-class _NoAuth(AuthBase):
+class NoAuth(AuthBase):
     """Sends nothing. Without an `AuthBase`, requests would send what netrc has for the host."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -83,6 +88,7 @@ class _Adapter(VerbatimAdapter):
     def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
         pool: Any = super().get_connection_with_tls_context(request, verify, proxies, cert)
         pool.ConnectionCls = timed(pool.ConnectionCls)  # here, because each kind of proxy has pools of its own
+        pool.ConnectionCls = checked(pool.ConnectionCls)
         return pool
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
@@ -115,6 +121,8 @@ class Session(requests.Session):
         super().__init__()
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter(connections))
+        # The threads share this jar: one would iterate over it while another adds to it, and it would grow without end.
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._known_settings: dict[tuple[str, str], dict[str, Any]] = {}
         with suppress(PackageNotFoundError):  # the package may be mounted without its metadata
             self.headers["User-Agent"] = f"weightcache/{version('weightcache')}"
@@ -147,21 +155,31 @@ class Session(requests.Session):
         return None
 
     def get_once(
-        self, url: str, headers: dict[str, str], auth: Bearer | None, connect_timeout: float, seconds: float
+        self,
+        url: str,
+        headers: dict[str, str],
+        auth: AuthBase | None,
+        cookies: Cookies,
+        connect_timeout: float,
+        seconds: float,
     ) -> requests.Response:
         """Return the response to a GET, without its redirect. Its head arrives within ``seconds``; its body is unread.
+
+        The cookies of the response are added to ``cookies``.
 
         Raises:
             SourceError: There is no response; the class depends on the cause.
         """
         try:
-            credentials = auth or (_NoAuth() if is_signed(url) and "@" not in urlsplit(url).netloc else None)
+            credentials = auth or (NoAuth() if is_signed(url) and "@" not in urlsplit(url).netloc else None)
             if _ASSET.fullmatch(urlsplit(url).path):
                 headers = {**headers, "Accept": "application/octet-stream"}
-            request = self.prepare_request(requests.Request("GET", url, headers=headers, auth=credentials))
+            request = self.prepare_request(requests.Request("GET", url, headers, auth=credentials, cookies=cookies))
             limits = (min(connect_timeout, seconds), seconds)
             with verbatim(url):
-                return self.send(request, allow_redirects=False, timeout=limits, **self.settings(url))
+                response = self.send(request, allow_redirects=False, timeout=limits, **self.settings(url))
+            cookies.update(response.cookies)
+            return response
         except (
             requests.exceptions.RequestException,
             urllib3.exceptions.HTTPError,

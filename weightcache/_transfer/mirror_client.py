@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +14,7 @@ from weightcache.manifest.urls import expanded, local_path
 from .auth import declared_token, hub_token
 from .error_response import RequestInfo, error_from
 from .file_response import FULL_RESPONSE, HttpBody
-from .http_session import Bearer, Session
+from .http_session import Bearer, Cookies, NoAuth, Session
 from .mirror_stream import Body, LocalBody, SourceError, TransientError
 from .response_head import READ_HEAD, header_number
 
@@ -136,21 +135,23 @@ class Client:
     def _follow(self, url: str, wanted: _Wanted) -> tuple[requests.Response, str]:
         # Not by requests: every hop is checked, and the token is sent to the declared host only.
         ends = time.monotonic() + 2 * self._settings.stall_timeout
+        cookies = Cookies()  # kept from redirect to redirect; never for another file, or another part
+        encrypted = wanted.address.startswith("https://")
         for _ in range(MAX_REDIRECTS + 1):
             self._cancel.check()
             seconds = min(self._settings.stall_timeout, ends - time.monotonic())
             if seconds <= 0:
                 raise TransientError(f"its redirects took longer than {2 * self._settings.stall_timeout:g} s")
-            response = self._session.get_once(
-                url, wanted.headers, wanted.bearer, self._settings.connect_timeout, seconds
-            )
+            # What netrc has for the host is not for everybody on the way, if a mirror leads from https to http.
+            auth = wanted.bearer or (NoAuth() if encrypted and url.startswith("http://") else None)
+            limit = self._settings.connect_timeout
+            response = self._session.get_once(url, wanted.headers, auth, cookies, limit, seconds)
             if (target := self._session.redirect(url, response)) is None:
                 return response, url
             _drain(response)
             url = target
             if not url.startswith(("http://", "https://")):
-                shown = re.sub("[^ -~]", "", redacted(url))
-                raise SourceError(f"redirects to {shown or 'no URL'}; only http and https are followed")
+                raise SourceError(f"redirects to {redacted(url) or 'no URL'}; only http and https are followed")
             if wanted.may_follow is not None and not wanted.may_follow(url):
                 raise SourceError(f"redirects to {redacted(url)}, whose host is not allowed")
         raise SourceError(f"more than {MAX_REDIRECTS} redirects, the last to {redacted(url)}")

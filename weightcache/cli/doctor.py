@@ -24,6 +24,7 @@ from .command_spec import Command, Flag, Group
 from .hub_token_check import check_hub_tokens
 from .modal_app import connect, version_of
 from .output import print_json, print_table
+from .request_check import check_requests
 from .shared_flags import DEFAULT_MANIFEST, ENV, JSON, MANIFESTS, NO_ROOT, ROOT, VOLUME, manifests_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Finding:
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings; return the highest exit code among the problems."""
-    if not options.root and options.volume is None:
+    if not options.root and options.volume is None and options.manifest is None:
         raise ValueError(NO_ROOT)
     if options.probe:
         from .probe_volume_behavior import probe
@@ -93,6 +94,7 @@ def examine(manifests: Sequence[str], root: str | None) -> list[Finding]:
         checks: list[Callable[[Layout], Finding]] = [_location, _writable, _locks]
         findings += [check(Layout(root)) for check in checks]
     checkpoints = [checkpoint for manifest in loaded for checkpoint in manifest]
+    findings += [Finding("requests", check.ok, check.text) for check in check_requests(checkpoints)]
     findings += _tokens(checkpoints)
     findings += [Finding("token", check.ok, check.text, 3) for check in check_hub_tokens(loaded)]
     if root and checkpoints:
@@ -232,7 +234,7 @@ def _copies_in_image(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Findi
 
 COMMAND = Command(
     "doctor",
-    "check for common problems: root, disk, locks, tokens, weights in the image",
+    "check for common problems: root, disk, locks, tokens, weights in the image; list which hosts are asked",
     (
         MANIFESTS,
         ROOT,

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from weightcache._size_text import size_text
+from weightcache.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def echo(text: str) -> None:
     """Print a message to stderr: stdout is for results."""
-    print(f"weightcache: {text}", file=sys.stderr)
+    print(f"weightcache: {printable(text)}", file=sys.stderr)
 
 
 def print_json(value: object) -> None:
@@ -27,6 +28,7 @@ def print_json(value: object) -> None:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in aligned columns."""
+    rows = [[printable(cell).replace("\n", r"\n") for cell in row] for row in rows]  # others name files on the Volume
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -8,7 +8,7 @@ from weightcache.errors import ManifestError
 
 from .model import Checkpoint, File
 from .urls import MOVES, name_from_url, url_problem
-from .validate import auth_problem, clashes, digest_problem, name_problem, path_problem, signer_problem
+from .validate import auth_problem, clashes, digest_problem, is_size, name_problem, path_problem, signer_problem
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _FOLDS = "leave one of them out, because some file systems (of macOS, of Windows, exFAT) give both one place"
+_MANIFEST_BYTES = 64 << 20  # about 300,000 files; a path may name /dev/zero
 
 
 def read_toml(path: str) -> Mapping[str, Any]:
@@ -27,13 +28,14 @@ def read_toml(path: str) -> Mapping[str, Any]:
     """
     try:
         with open(path, "rb") as stream:
-            return parse_toml(stream.read(), path)
+            data = stream.read(_MANIFEST_BYTES + 1)
     except FileNotFoundError:
         raise ManifestError(path, ["there is no such file"]) from None
-    except ManifestError:
-        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ManifestError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+    if len(data) > _MANIFEST_BYTES:
+        raise ManifestError(path, [f"has more than {_MANIFEST_BYTES:,} bytes, the most that is read of a manifest"])
+    return parse_toml(data, path)
 
 
 def parse_toml(data: bytes, source: str, otherwise: str = "is not TOML") -> Mapping[str, Any]:
@@ -68,7 +70,7 @@ def parse(data: Mapping[str, Any], source: str, *, is_file: bool) -> tuple[Check
     top = problems.table(data, "", ("version", "checkpoints"))
     version = top.get("version", 1)
     if type(version) is not int or version != 1:
-        problems.add("version", f"this weightcache reads version 1, got {version!r:.40}")
+        problems.add("version", f"this weightcache reads version 1, got {_shown(version)}")
     entries = problems.table(top.get("checkpoints", {}), "checkpoints", None)
     if not entries and not problems:
         problems.add("checkpoints", "is empty; declare at least one [checkpoints.NAME]")
@@ -132,9 +134,9 @@ class _Problems(list[str]):
         return "0" * 64  # never leaves: a problem was noted
 
     def size(self, value: object, where: str) -> int | None:
-        if value is None or (type(value) is int and value >= 0):
+        if value is None or is_size(value):
             return value
-        self.add(where, f"want a number of bytes, 0 or more, got {value!r:.40}")
+        self.add(where, f"want a number of bytes, 0 or more, got {_shown(value)}")
         return None
 
     def checked(self, value: object, where: str, problem_of: Callable[[str], str | None]) -> str | None:
@@ -161,6 +163,13 @@ def _kind(value: object) -> str:
     if isinstance(value, Mapping):
         return "a table"
     return names.get(type(value), type(value).__name__)
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.40}"
+    except ValueError:  # an int with more digits than str() writes
+        return _kind(value)
 
 
 def _refusal(source: str, problems: _Problems, is_file: bool) -> ManifestError:

@@ -14,7 +14,9 @@ from weightcache.errors import StorageError
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TypeGuard
 
+MAX_SIZE = (1 << 63) - 1  # bytes; the largest file that Linux can have
 MODAL_VOLUMES = "/__modal/volumes/"  # what a mount path resolves to in a container (modal/volume.py, 1.6)
 
 _ALNUM = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -93,6 +95,11 @@ def digest_problem(digest: str) -> str | None:
         if len(digest) == 64 and not digest.strip("0123456789abcdef")
         else "want 64 lower-case hex digits (as printed by sha256sum)"
     )
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether ``value`` is a number of bytes that a file can have; no boolean is one."""
+    return type(value) is int and 0 <= value <= MAX_SIZE
 
 
 def auth_problem(auth: str) -> str | None:

@@ -1,0 +1,69 @@
+"""Addresses that no request is sent to, by whatever name and redirect they are reached."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from origin import Origin, redirect
+from support import blob, one, quiet
+from weightcache import DownloadError
+from weightcache._transfer import refused_addresses
+
+DATA = blob(1000)
+
+
+@pytest.mark.parametrize(
+    ("host", "refused"),
+    [
+        ("169.254.169.254", True),  # metadata of AWS, Azure, Google and Oracle
+        ("169.254.170.2", True),  # credentials of a task in ECS
+        ("::ffff:169.254.169.254", True),
+        ("fe80::a9fe:a9fe%eth0", True),
+        ("fd00:ec2::254", True),
+        ("100.100.100.200", True),
+        ("168.63.129.16", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),  # a mirror of one's own network is a good mirror
+        ("192.168.1.1", False),
+        ("fd12::1", False),
+        ("8.8.8.8", False),
+        ("/run/socket", False),
+    ],
+)
+def test_which_addresses(host: str, refused: bool) -> None:
+    assert refused_addresses.is_refused(host) is refused
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the address of `localhost` be one of those: nobody can listen at a real one here."""
+    monkeypatch.setattr(refused_addresses, "REFUSED", [ip_network("127.0.0.1/32")])
+    return "localhost"
+
+
+def test_nothing_is_sent_there(metadata: str, origin: Origin, root: Path) -> None:
+    origin.put("/a", DATA)
+    with pytest.raises(
+        DownloadError, match=r"127\.0\.0\.1, where only services for this machine are; nothing was"
+    ) as e:
+        quiet(one(DATA, f"http://{metadata}:{origin.port}/a"), root)
+    assert (origin.requests, e.value.attempts[0].tries) == ([], 1)
+
+
+def test_no_redirect_leads_there(metadata: str, root: Path) -> None:
+    with Origin(host="127.0.0.2") as mirror, Origin() as origin:
+        origin.put("/a", DATA)
+        mirror.put("/a", DATA, always=redirect(origin.url("/a")))
+        with pytest.raises(DownloadError, match="only services for this machine"):
+            quiet(one(DATA, mirror.url("/a")), root)
+        assert (mirror.gets(), origin.requests) == (1, [])
+
+
+def test_a_proxy_may_be_there(metadata: str, origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user sets it, and no manifest can."""
+    monkeypatch.setenv("http_proxy", origin.url(""))
+    origin.put("http://weights.example/a", DATA)
+    assert quiet(one(DATA, "http://weights.example/a"), root)["sam2"].read_bytes() == DATA

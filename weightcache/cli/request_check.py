@@ -1,0 +1,70 @@
+"""What a download of a manifest asks of which host, and what it sends there: for whoever reviews a manifest."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+from weightcache._transfer.refused_addresses import is_refused
+from weightcache.errors import redacted
+from weightcache.manifest.urls import local_path, resolved_url, variables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from weightcache.manifest import Checkpoint
+
+_SHOWN = 5  # names; the number of the others is given
+_OF_THE_HUB = "the user's token of the Hub"
+_LOCAL_NAMES = (".internal", ".local", ".localhost")
+
+
+class RequestCheck(NamedTuple):
+    """What one host is asked for; not ``ok`` if it is refused, or a secret would be sent there without encryption."""
+
+    ok: bool
+    text: str
+
+
+def check_requests(checkpoints: Sequence[Checkpoint]) -> Iterator[RequestCheck]:
+    """Yield what is asked of each host, in the order of the manifests; then what has no declared size."""
+    names, secrets = dict[str, dict[str, None]](), dict[str, dict[str, None]]()
+    for checkpoint in checkpoints:
+        for url in checkpoint.urls:
+            address = resolved_url(url, "")
+            place = "/".join(redacted(address).split("/")[:3]) if local_path(url) is None else ""
+            names.setdefault(place, {})[checkpoint.name] = None
+            implied = _OF_THE_HUB if url.startswith("hf://") else None
+            sent = [checkpoint.auth or implied, *variables(url)] if place else []
+            secrets.setdefault(place, {}).update(dict.fromkeys(name for name in sent if name))
+    for place, asking in names.items():
+        yield _check(place, _listed([*asking]), _listed([*secrets[place]]))
+    if unsized := [each.name for each in checkpoints if each.size is None and each.urls]:
+        yield RequestCheck(True, f"{_listed(unsized)}: without `size`, a mirror decides how many bytes are written")
+
+
+def _check(place: str, asking: str, secrets: str) -> RequestCheck:
+    if not place:
+        return RequestCheck(True, f"files of this machine are read for {asking}")
+    if is_refused(urlsplit(place).hostname or ""):
+        return RequestCheck(False, f"{place} is named by {asking}; no request is sent to such an address")
+    nearby = ", in your own network," if _is_nearby(place) else ""
+    text = f"{place}{nearby} is asked for {asking}{f', and gets {secrets}' if secrets else ''}"
+    if secrets and place.startswith("http://") and not nearby:
+        return RequestCheck(False, f"{text}, which everybody on the way can read: use https")
+    return RequestCheck(True, text)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _is_nearby(place: str) -> bool:
+    """Whether a host is in a private network, by its address or name; a name that leads there is not found out."""
+    host = urlsplit(place).hostname or ""
+    with suppress(ValueError):
+        return not ip_address(host).is_global
+    return "." not in host or host.endswith(_LOCAL_NAMES)
