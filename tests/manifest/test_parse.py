@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import subprocess
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,22 @@ def test_refused_clash_of_files(first: str, second: str) -> None:
 def test_refused_file_below_a_file() -> None:
     [problem] = problems(directory({"a": b"", "a/b/c": b""}))
     assert problem == "checkpoints.bert.files.'a': is a file and the parent of 'a/b/c'"
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [["a/" * 5000 + "x"], [f"{number}/{'a/' * 500}x" for number in range(100)]],
+    ids=["one that is too long", "many that are deep"],
+)
+def test_deep_paths_take_little_memory(paths: list[str]) -> None:
+    """The parents of a path are as many as its slashes, and together as long as the square of its length."""
+    data = {"checkpoints": {"c": {"urls": [], "files": {path: {"sha256": A} for path in paths}}}}
+    tracemalloc.start()
+    with suppress(ManifestError):
+        Manifest.load(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 def test_all_problems_at_once() -> None:
