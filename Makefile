@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint audit fashion scenarios simulate pythons oldest-modal newest-modal gvisor clean
+.PHONY: demo test lint audit fashion scenarios simulate campaign pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -69,6 +69,10 @@ pythons: .venv/.test       ## the core tests on every other supported Python tha
 
 simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers and of one root; SEEDS=n for more
 	$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),20000)
+
+campaign: .venv/.test      ## kills, torn writes, failing calls and load, as one table; SEED=n BUDGET=seconds ONLY=crash,torn,...
+	PYTHONPATH=examples:tests/shared:tests/fakes:tests/system $(BIN)/python tests/campaign/campaign.py \
+		--seed $(or $(SEED),0) --budget $(or $(BUDGET),600) --only "$(ONLY)"
 
 oldest-modal: .venv/.test  ## the tests of Modal's client against the oldest version that is supported
 	$(BIN)/python tests/system/other_modals.py

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "_pinning/bounds": "tests/pinning/test_api.py",
     "_pinning/new_entry": "tests/pinning/test_api.py",
     "_pinning/upgrade": "tests/cli/test_pin_upgrade.py",
+    "_pinning/signed_pins": "tests/cli/test_signed_by.py",
     "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name
     "_prefetch/blocks": "tests/torch/test_tensor_selection.py",  # which plans them
     "_prefetch/range_reader": "tests/torch/test_iter_tensors.py",
@@ -58,7 +59,7 @@ ELSEWHERE = {
     "reports": "tests/test_api.py",
     "torch/_model": "tests/torch/test_state_dict.py",
     "torch/_safetensors_shards": "tests/torch/test_state_dict.py",
-    "torch/_strict_json": "tests/torch/test_safetensors_header.py",
+    "_strict_json": "tests/torch/test_safetensors_header.py",
     "torch/_skip_random_fills": "tests/torch/test_skip_init.py",
     "modal/deployed_tag": "tests/modal/test_weight_volume.py",
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from load import Cycles, many_processes, many_threads
-
 from origin import Origin
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -273,6 +274,27 @@ def test_what_cannot_be_adopted(path: str, words: list[str], said: str, run: Any
     Path("file.pt").write_bytes(DATA)
     code, out, err = run("adopt", path, *words, "--root", "root")
     assert (code, out, said in err) == (2, "", True), err
+
+
+@pytest.mark.parametrize("name", ["samefile", "listdir"])
+def test_what_cannot_be_read_is_named(
+    name: str, run: Any, hub: Hub, root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """After the files are moved, or before they are found."""
+
+    def fails(path: str, *_: str) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    hub.push("acme/bert", "main", FILES)
+    downloaded(hub, tmp_path / "hub")
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path if name == "samefile" else os, name, fails)
+        code, _, err = run("adopt", tmp_path / "hub", "--move", "--root", root)
+    assert code == 5
+    assert "cannot read" in err
+    assert "call it again" in err
+    adopted(run, tmp_path / "hub", "--move", "--root", root)
+    assert hit(root)["acme--bert"].is_dir()
 
 
 def test_a_move_to_another_file_system_changes_nothing(run: Any, small_disk: Path, tmp_path: Path) -> None:

@@ -101,6 +101,22 @@ def test_progress_of_the_holder_makes_waiting_go_on(root: Path) -> None:
     holder.clear()
 
 
+def test_what_a_killed_holder_left_goes_with_the_next_note(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    holder = coordination_lock.Holder(str(root))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(SystemExit):
+            holder.phase("looking")
+    notes = Path(coordination_lock._note(str(root), "holder")).parent
+    assert [path.suffix for path in notes.glob("*.holder*")] == [".new"]
+    coordination_lock.Holder(str(root)).phase("looking")
+    assert [path.suffix for path in notes.glob("*.holder*")] == [".holder"]
+    holder.clear()
+
+
 def test_who_is_waited_for_is_said_with_a_name(root: Path) -> None:
     """A holder is a moment away from its note when it has just taken the lock, or can write none."""
     lines: list[str] = []

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,32 @@ def test_files_that_change_while_they_are_hashed(what: str, folder: Path, root: 
         publish(folder, name="tag", root=root)
     assert "when whatever writes it has ended" in caught.value.hint
     assert not root.exists()
+
+
+def test_a_directory_that_cannot_be_read_for_a_moment_is_never_a_file(
+    tmp_path: Path, root: Path, monkeypatch: Any
+) -> None:
+    """Its one file must not become the checkpoint: it would have another digest."""
+    write(tmp_path / "made", {"model.bin": DATA})
+    looks = 0
+
+    def failing(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        nonlocal looks
+        if path == str(tmp_path / "made"):
+            looks += 1
+            if looks == at:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return real(path, *arguments, **options)
+
+    real = os.stat
+    monkeypatch.setattr(os, "stat", failing)
+    for at in range(1, 10):  # noqa: B007
+        looks, made = 0, None
+        with suppress(StorageError):
+            made = publish(tmp_path / "made", name="made", root=root)
+        assert made is None or made.is_directory
+    assert looks < at
+    assert made is not None
 
 
 @pytest.mark.parametrize("what", [change, Path.unlink], ids=["changes", "vanishes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ REFUSED = {
     "auth a token": (entry(auth="hf_" + "x" * 30), "checkpoints.c.auth: looks like a token"),
     "auth with a space": (entry(auth="MY TOKEN"), "checkpoints.c.auth: want the name of an environment"),
     "auth a number": (entry(auth=1), "checkpoints.c.auth: want a string"),
+    "signed_by a name": (entry(signed_by="acme"), "checkpoints.c.signed_by: want sha256: and 64"),
+    "signed_by of another kind": (entry(signed_by=f"sha512:{A}"), "checkpoints.c.signed_by: want sha256: and 64"),
+    "signed_by a digest": (entry(signed_by=A), "checkpoints.c.signed_by: want sha256: and 64"),
+    "signed_by a list": (entry(signed_by=[]), "checkpoints.c.signed_by: want a string"),
     "name with a slash": ({"checkpoints": {"a/b": entry()["checkpoints"]["c"]}}, "checkpoints.'a/b': a name is"),
     "name too long": ({"checkpoints": {"a" * 101: entry()["checkpoints"]["c"]}}, ": a name is"),
     "name hidden": ({"checkpoints": {".weightcache": entry()["checkpoints"]["c"]}}, ": a name is"),
@@ -307,3 +312,26 @@ def test_one_name_twice_in_toml(tmp_path: Path) -> None:
     (tmp_path / "weights.toml").write_text(f"{entry}\n{quoted}\n")
     with pytest.raises(ManifestError, match="is not TOML"):
         Manifest.load(tmp_path / "weights.toml")
+
+
+@pytest.mark.parametrize("data", [entry(signed_by=f"sha256:{B}"), directory({"a": b"x"})], ids=["file", "directory"])
+def test_who_signed_is_a_part_of_an_entry(data: dict[str, Any], tmp_path: Path) -> None:
+    [(name, declared)] = data["checkpoints"].items()
+    [checkpoint] = Manifest.load({"checkpoints": {name: {**declared, "signed_by": f"sha256:{B}"}}})
+    assert checkpoint.signed_by == f"sha256:{B}"
+    written = tmp_path / "weights.toml"
+    written.write_text(str(checkpoint))
+    assert tuple(Manifest.load(written)) == (checkpoint,)
+    assert pickle.loads(pickle.dumps(checkpoint)) == checkpoint
+    [unsigned] = Manifest.load({"checkpoints": {name: {key: declared[key] for key in declared if key != "signed_by"}}})
+    assert (unsigned.signed_by, unsigned.digest) == (None, checkpoint.digest)
+    assert unsigned != checkpoint
+
+
+def test_a_pickle_of_an_unsigned_checkpoint_is_that_of_0_1() -> None:
+    """A container that still runs 0.1 reads it."""
+    [checkpoint] = Manifest.load(entry())
+    fields = [getattr(checkpoint, name) for name in ("auth", "digest", "files", "is_directory", "name", "urls")]
+    assert checkpoint.__getstate__() == tuple(fields)
+    again = pickle.loads(pickle.dumps(checkpoint))
+    assert (again, again.signed_by, repr(again)) == (checkpoint, None, repr(checkpoint))

@@ -192,6 +192,27 @@ def test_a_reference_is_whole_whenever_another_process_may_rename_it(app: Path) 
     assert list(app.iterdir()) == [path]
 
 
+def test_what_a_killed_process_left_of_a_reference_is_removed(
+    bert: Weights, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.replace
+
+    def killed(source: str, target: str) -> None:
+        if "refs" in target or ".weightcache-" in target:
+            raise SystemExit
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(SystemExit):
+            bert.hf_cache(app)
+    home = app / "models--org--bert"
+    [left] = home.glob(".weightcache-*")
+    left.rename(f"{left.with_suffix('')}.1")  # of another thread
+    bert.hf_cache(app)
+    assert sorted(each.name for each in home.iterdir()) == ["blobs", "refs", "snapshots"]
+
+
 def test_what_has_no_place_in_the_cache(weights: Weights, manifest: dict[str, Any], root: Path, app: Path) -> None:
     def problems(only: Any = None) -> str:
         with pytest.raises(ManifestError) as caught:

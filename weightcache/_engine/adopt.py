@@ -19,6 +19,7 @@ from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Checkpoint
 
 from .execute_plan import changed_while_read
+from .existing_weights import as_storage_errors
 from .publish_local_weights import copy_in
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def adopt(found: Found, layout: Layout, volume: Volume | None, *, move: bool) ->
         StorageError: A file cannot be read, linked or moved; with ``move``, the root is on another file system.
         VolumeError: No commit succeeded.
     """
+    with as_storage_errors(found.path):
+        return _adopted(found, layout, volume, move=move)
+
+
+def _adopted(found: Found, layout: Layout, volume: Volume | None, *, move: bool) -> Adopted:
     checked: list[Checkpoint] = []
 
     def check(checkpoint: Checkpoint) -> None:

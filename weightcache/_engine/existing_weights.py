@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from weightcache.errors import ManifestError
+from weightcache.errors import ManifestError, StorageError, WeightCacheError
 from weightcache.manifest.urls import checkpoint_name, is_commit, parse_hub_url
 
 if TYPE_CHECKING:
@@ -41,6 +42,17 @@ class Found(NamedTuple):
     recorded: Mapping[str, str] | None = None
 
 
+@contextmanager
+def as_storage_errors(path: str) -> Iterator[None]:
+    """Raise a plain ``OSError`` as a `StorageError` that names what could not be read, by default ``path``."""
+    try:
+        yield
+    except WeightCacheError:
+        raise
+    except OSError as error:
+        raise StorageError.of(error, "read", error.filename or path) from error
+
+
 def find_weights(path: str, name: str | None, layout: Layout, repository: str | None = None) -> list[Found]:
     """Return what can be adopted at a path.
 
@@ -53,9 +65,15 @@ def find_weights(path: str, name: str | None, layout: Layout, repository: str | 
     Raises:
         ManifestError: Nothing can be adopted there, or it is several checkpoints and a name is given; or the
             repository is given for what is no ``local_dir``, or with another commit than that of its files.
+        StorageError: Something there cannot be read.
         ValueError: ``repository`` is not of this form.
     """
     top = os.path.abspath(path)
+    with as_storage_errors(top):
+        return _found(top, name, layout, repository)
+
+
+def _found(top: str, name: str | None, layout: Layout, repository: str | None) -> list[Found]:
     found = list(_in_hub_cache(top))
     if not found and os.path.realpath(top) == os.path.realpath(layout.root):
         raise _error(top, "is the root; give the path of a Hub cache, a directory or a file in it")

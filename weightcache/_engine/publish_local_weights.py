@@ -175,6 +175,13 @@ class _Found(NamedTuple):
     modified: int  # nanoseconds
 
 
+class _Survey(NamedTuple):
+    """What is there to publish. One look finds both: a later one can fail, and a directory would pass for a file."""
+
+    files: dict[str, _Found]  # by their paths in the checkpoint
+    is_directory: bool
+
+
 def hashed(
     top: str, name: str, holder: Holder | None = None, *, pointers: bool = False, skip: str = ""
 ) -> tuple[Checkpoint, dict[str, str]]:
@@ -191,7 +198,7 @@ def hashed(
         ManifestError: A name breaks the rules of manifests, or something is not a file, or is a Git LFS pointer.
         StorageError: It cannot be read, or changed while it was read.
     """
-    found = _survey(top, name, pointers=pointers, skip=skip)
+    found, is_directory = _survey(top, name, pointers=pointers, skip=skip)
     if holder is not None:
         holder.phase("hashing the files to publish", sum(file.size for file in found.values()))
 
@@ -205,13 +212,13 @@ def hashed(
             holder.advance(store_files.HASH_CHUNK)
 
     digests = store_files.parallel_map(sha256, list(found.values()), tick)
-    then = _survey(top, name, pointers=True, skip=skip)  # a difference means that the source changed
+    then = _survey(top, name, pointers=True, skip=skip).files  # a difference means that the source changed
     if changed := [inner for inner in {**found, **then} if found.get(inner) != then.get(inner)]:
-        raise changed_while_read(os.path.join(top, changed[0]) if os.path.isdir(top) else top)
+        raise changed_while_read(os.path.join(top, changed[0]) if is_directory else top)
     files = {inner: {"sha256": digest, "size": found[inner].size} for inner, digest in zip(found, digests, strict=True)}
     # Resolved, because a hard link to a symbolic link (of a Hub cache) would be one, too.
     local_sources = {digest: os.path.realpath(file.path) for file, digest in zip(found.values(), digests, strict=True)}
-    return declared(name, files, is_directory=os.path.isdir(top)), local_sources
+    return declared(name, files, is_directory=is_directory), local_sources
 
 
 def shard_warnings(checkpoint: Checkpoint, local_sources: Mapping[str, str]) -> list[str]:
@@ -226,8 +233,8 @@ def shard_warnings(checkpoint: Checkpoint, local_sources: Mapping[str, str]) -> 
     return [text for text in warnings if text]
 
 
-def _survey(top: str, name: str, *, pointers: bool, skip: str) -> dict[str, _Found]:
-    """Return every file to publish, by its path in the checkpoint.
+def _survey(top: str, name: str, *, pointers: bool, skip: str) -> _Survey:
+    """Return every file to publish.
 
     Raises:
         ManifestError: With all problems, before anything is hashed.
@@ -235,8 +242,8 @@ def _survey(top: str, name: str, *, pointers: bool, skip: str) -> dict[str, _Fou
     """
     found: dict[str, _Found] = {}
     problems: list[str] = []
-    is_directory = os.path.isdir(top)
     try:
+        is_directory = stat.S_ISDIR(os.stat(top).st_mode)
         for path in _entries(top, skip) if is_directory else [top]:
             inner = os.path.relpath(path, top) if is_directory else os.path.basename(top)
             leads_nowhere = path != top and os.path.islink(path) and not os.path.exists(path)
@@ -256,7 +263,7 @@ def _survey(top: str, name: str, *, pointers: bool, skip: str) -> dict[str, _Fou
         refused = ManifestError(top, problems)
         refused.hint = "rename or remove what is named above, or choose another name; nothing was published"
         raise refused
-    return found
+    return _Survey(found, is_directory)
 
 
 def _entries(top: str, skip: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from weightcache._store.inspect import list_names
 from weightcache.errors import StorageError
 
 OLD = 3600.0  # seconds after which a temporary file of a container id is a leftover: its writer was killed
-_NOTE = re.compile(r"(?P<key>[0-9a-f]{16})\.(?P<rest>(?P<kind>lock|gate|holder|unpushed)(\.[0-9a-f]{8})?)")
+_NOTE = re.compile(r"(?P<key>[0-9a-f]{16})\.(?P<rest>(?P<kind>lock|gate|holder|unpushed)(\.(new|[0-9a-f]{8}))?)")
 
 
 def remove_old_notes(root: str) -> None:

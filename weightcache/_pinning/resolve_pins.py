@@ -64,7 +64,7 @@ def complete(
         ManifestError: The Hub lists a file that a manifest may not contain, or the files exceed the bounds.
         ValueError: No file is selected, or the extra ``hf`` is needed and not installed.
     """
-    found = _resolve_revisions(draft, bounds)
+    found = resolve_revisions(draft, bounds)
     if not draft.knows_files:
         _list_files(draft, found, include, exclude)
     if found:
@@ -75,13 +75,13 @@ def complete(
         own = _measure(draft, reader, new_path, found, strict=not expected, progress=progress, bounds=bounds)
         _check_mirrors(draft, reader, strict=not expected)
         bounds.check_files(draft)  # with sizes that only a mirror announces
-        warn_of_missing_shards(draft, reader, _paths(*found) if found else None)
+        warn_of_missing_shards(draft, reader, paths_of(*found) if found else None)
     for path, pin in draft.pins.items():
         _compare_with_name(draft.name, path, pin, strict=not expected)
     return own
 
 
-def _resolve_revisions(draft: Draft, bounds: Bounds) -> tuple[HubUrl, Snapshot] | None:
+def resolve_revisions(draft: Draft, bounds: Bounds) -> tuple[HubUrl, Snapshot] | None:
     """Replace branches by commits; return the first repository with its files, if the draft lacks pins."""
     first = None
     asks = not draft.knows_files or any(not pin.sha256 or pin.size is None for pin in draft.pins.values())
@@ -100,13 +100,13 @@ def _list_files(
 ) -> None:
     assert found is not None  # a draft without a list has an hf:// URL
     hub, listing = found
-    if not (paths := _paths(hub, listing)):
+    if not (paths := paths_of(hub, listing)):
         raise path_not_found(hub, listing, draft.name)
     selected = select_files(paths, include, exclude, f"of {draft.name} at {draft.urls[0]}")
     draft.pins, draft.knows_files = {path: Pin() for path in sorted(selected)}, True
 
 
-def _paths(hub: HubUrl, listing: Snapshot) -> list[str]:
+def paths_of(hub: HubUrl, listing: Snapshot) -> list[str]:
     """Return the paths of the files below the path of a URL."""
     base = f"{hub.path}/" if hub.path else ""
     return [file.path[len(base) :] for file in listing.files if file.path.startswith(base)]

@@ -93,6 +93,7 @@ class Draft:
     Attributes:
         pins: By path. A single file has one, under the name of the published file.
         knows_files: Whether ``pins`` lists every file. A single file always does.
+        signed_by: As in `Checkpoint`.
         warnings: What the user should know although the pins were found.
         say: Shows a warning at once: what follows may take an hour, or fail.
     """
@@ -103,6 +104,7 @@ class Draft:
     is_directory: bool = False
     pins: dict[str, Pin] = field(default_factory=dict)
     knows_files: bool = True
+    signed_by: str | None = None
     warnings: list[str] = field(default_factory=list)
     say: Callable[[str], None] = _log.warning
 
@@ -130,7 +132,7 @@ class Draft:
     def checkpoint(self) -> Checkpoint:
         """Return the pinned checkpoint."""
         files = tuple(File(path, pin.sha256, pin.size) for path, pin in sorted(self.pins.items()))
-        return Checkpoint(self.name, tuple(self.urls), files, self.is_directory, self.auth)
+        return Checkpoint(self.name, tuple(self.urls), files, self.is_directory, self.auth, self.signed_by)
 
     def placeholder(self) -> Checkpoint:
         """Return it as a checkpoint, with `UNKNOWN` for unknown digests."""
@@ -235,4 +237,4 @@ def _draft(checkpoint: Checkpoint, entry: Mapping[str, Any], say: Callable[[str]
         if knows
     }
     urls, directory = list(entry["urls"]), checkpoint.is_directory
-    return Draft(checkpoint.name, urls, checkpoint.auth, directory, pins, knows, say=say)
+    return Draft(checkpoint.name, urls, checkpoint.auth, directory, pins, knows, checkpoint.signed_by, say=say)

@@ -56,7 +56,7 @@ def is_change(draft: Draft, made: Draft, *, moves: bool) -> bool:
         moves: Whether another commit with the same bytes is a change. It is not one for a scheduled job: most commits
             change a README.
     """
-    if draft.missing_pins() or (moves and draft.urls != made.urls):
+    if draft.missing_pins() or draft.signed_by != made.signed_by or (moves and draft.urls != made.urls):
         return True
     return {path: (pin.sha256, pin.size) for path, pin in draft.pins.items()} != {
         path: (pin.sha256, pin.size) for path, pin in made.pins.items()

@@ -72,8 +72,11 @@ def note_path(root: str, suffix: str) -> str:
 
 
 def write_note(path: str, text: str) -> None:
-    """Replace a note's text at once. It need not survive a crash."""
-    replace_file(path, text.encode(), f"{path}.{secrets.token_hex(4)}", durable=False)
+    """Replace a note's text at once, as its only writer. It need not survive a power cut."""
+    fresh = f"{path}.new"  # always the same name, so that the next note removes what a killed process left
+    with suppress(FileNotFoundError):
+        os.unlink(fresh)
+    replace_file(path, text.encode(), fresh, durable=False)
 
 
 def container_id(root: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from _thread import get_native_id
+from contextlib import suppress
 
 from weightcache._runtime.atomic_replace import replace_file
 from weightcache.errors import ManifestError, StorageError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Snapshots: TypeAlias = dict[tuple[str, str], dict[str, tuple[str, str]]]
 
 _COMMIT = re.compile(rb"[0-9a-f]{40}")
+_WRITTEN = re.compile(r"\.weightcache-[0-9a-f]{8}\.[0-9]+")  # what `_write` makes first
 
 
 def hub_cache(
@@ -154,6 +156,9 @@ def _write_reference(home: str, commit: str, root: str) -> None:
         # Not made in refs: it would be a reference.
         while not replace_by(lambda fresh: _write(fresh, commit), lambda fresh: _says(fresh, commit), home, path):
             pass
+        for name in filter(_WRITTEN.fullmatch, os.listdir(home)):
+            with suppress(OSError):  # of a process that was killed, or of one that then tries again
+                os.unlink(f"{home}/{name}")
     except OSError as error:
         raise storage_error(error, "write", path) from error
 

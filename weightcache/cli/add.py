@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -19,7 +20,7 @@ from .output import echo
 from .pin_staging import open_staging
 from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, to_json
 from .sha256sums import read_sha256sums
-from .shared_flags import EXPECT, JSON, MANIFEST, PRINT, QUIET, ROOT
+from .shared_flags import EXPECT, JSON, MANIFEST, PRINT, QUIET, ROOT, SIGNATURE, SIGNED_BY, signing_key
 from .toml_edit import ManifestFile
 
 if TYPE_CHECKING:
@@ -81,8 +82,10 @@ def _check_names(names: Sequence[str], file: ManifestFile, shown: str) -> None:
 
 def _check_usage(options: argparse.Namespace) -> None:
     check_digest_argument(options.expect)
+    if options.signed_by and options.from_sha256sums:
+        raise ValueError("--signed-by cannot be combined with --from-sha256sums: both say which digests are right")
     if options.from_dir:
-        for name in ("urls", "file", "auth", "include", "exclude", "from_sha256sums"):
+        for name in ("urls", "file", "auth", "include", "exclude", "from_sha256sums", "signed_by", "signature"):
             if getattr(options, name):
                 raise ValueError(
                     f"--from-dir cannot be combined with {'URL' if name == 'urls' else f'--{name}'.replace('_', '-')}"
@@ -96,12 +99,20 @@ def _check_usage(options: argparse.Namespace) -> None:
 
 
 def _from_urls(options: argparse.Namespace, staging: Staging | None) -> Draft:
+    key = signing_key(options)  # before anything is requested
     hub = HubUrl.parse(options.urls[0])
-    listed = bool(options.from_sha256sums) and (hub is None or bool(hub.path))
+    listed = bool(options.from_sha256sums or key) and (hub is None or bool(hub.path))
     # "-": it is a directory, or its name comes from the list.
     file = options.file or ("-" if listed else None)
     draft = declare(options.name, options.urls, auth=options.auth, file=file, source="the command line", say=echo)
-    if options.from_sha256sums:
+    signed = None
+    if key:
+        from weightcache._pinning.signed_pins import check_signed, use_signed_files
+
+        signed = use_signed_files(
+            draft, key, options.signature, file=options.file, include=options.include, exclude=options.exclude
+        )
+    elif options.from_sha256sums:
         _use_sha256sums(draft, options)
     else:
         find_kind(draft)
@@ -110,6 +121,8 @@ def _from_urls(options: argparse.Namespace, staging: Staging | None) -> Draft:
     if not draft.is_directory and (options.include or options.exclude):
         raise ValueError("--include and --exclude select files of a repository or list; this is one file")
     complete_draft(draft, staging, options)
+    if signed:
+        check_signed(draft, signed)
     if not options.file and (other := use_suggested_name(draft)):
         draft.warn(f"the server calls it {other}; to use that name, give --file {shlex.quote(other)}")
     return draft
@@ -189,6 +202,8 @@ COMMAND = Command(
             completes="directory",
         ),
         Flag(("--link",), "with --from-dir: make hard links in the root instead of copies"),
+        replace(SIGNED_BY, help="declare only files that this key signed (PEM), and refuse other bytes"),
+        SIGNATURE,
         EXPECT,
         PRINT,
         QUIET,

@@ -22,6 +22,7 @@ class Remote(Enum):
     SEND = "the container gets it as it was given"
     REPLACE = "the container gets another value, such as its own path of a manifest"
     LOCAL = "the container does not get it: only this machine uses it"
+    REFUSED = "it cannot be combined with --volume"
 
 
 class Group(Enum):
@@ -136,7 +137,7 @@ class Command:
         if undecided := [flag.name for flag in self.flags if self.remote and flag.remote is None]:
             raise ValueError(
                 f"{self.name} can run in a container on Modal: say with remote= what happens there to "
-                f"{', '.join(undecided)} (Remote.SEND, REPLACE or LOCAL)"
+                f"{', '.join(undecided)} (Remote.SEND, REPLACE, LOCAL or REFUSED)"
             )
 
     def container_argv(self, options: argparse.Namespace, replaced: Mapping[str, object]) -> list[str]:

@@ -9,7 +9,7 @@ from weightcache.manifest import Manifest
 from weightcache.modal.image import add_manifest, manifest_path
 
 from .adopt import path_on_volume
-from .command_spec import Group
+from .command_spec import Group, Remote
 from .modal_app import MOUNT, connect, in_app, open_secrets
 from .output import echo
 from .shared_flags import manifests_of
@@ -33,6 +33,10 @@ def usage_problem(command: Command, options: argparse.Namespace) -> str | None:
                 return f"{flag.name} needs --volume"
     elif command.remote and options.root:
         return "--root is a directory of this machine; with --volume the root is the Volume"
+    else:
+        for flag in command.flags:
+            if flag.remote is Remote.REFUSED and getattr(options, flag.dest):
+                return f"{flag.name} cannot be combined with --volume"
     return None
 
 

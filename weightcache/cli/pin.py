@@ -6,6 +6,7 @@ from what a mirror delivered.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weightcache._pinning.unpinned_entries import drafts, select
@@ -17,7 +18,7 @@ from .command_spec import Command, Flag
 from .output import echo, print_json, print_table
 from .pin_staging import open_staging
 from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, require_one, to_json
-from .shared_flags import EXPECT, JSON, MANIFEST, NAMES, PRINT, QUIET, ROOT
+from .shared_flags import EXPECT, JSON, MANIFEST, NAMES, PRINT, QUIET, ROOT, SIGNATURE, SIGNED_BY
 from .toml_edit import ManifestFile, require_tomlkit
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_usage(options: argparse.Namespace) -> None:
-    if options.to is not None and not options.upgrade:
-        raise ValueError("--to needs --upgrade")
+    for name in ("to", "signed_by", "signature"):
+        if getattr(options, name) is not None and not options.upgrade:
+            raise ValueError(f"--{name.replace('_', '-')} needs --upgrade")
     if options.upgrade and options.check_upstream:
         raise ValueError("--upgrade cannot be combined with --check-upstream; --upgrade --check changes nothing either")
     if not (options.check or options.check_upstream):
@@ -86,6 +88,12 @@ def _check(wanted: Sequence[Draft], options: argparse.Namespace) -> int:
 def _pin(file: ManifestFile, wanted: Sequence[Draft], options: argparse.Namespace) -> list[dict[str, Any]]:
     require_one(wanted, options)
     todo = [draft for draft in wanted if draft.missing_pins() or (draft.has_missing_sizes() and draft.urls)]
+    for draft in todo:
+        if draft.signed_by and (missing := draft.missing_pins()):  # another pin would be called signed
+            raise ValueError(
+                f"{draft.name}: {draft.signed_by} signed it, and its entry lacks {missing[0]}; "
+                f"remove the entry, and `weightcache add {draft.name} URL --signed-by KEY` again"
+            )
     changed = {draft.name for draft in todo}
     if todo and not options.print:
         require_tomlkit()  # now: the downloads that follow may take an hour
@@ -130,6 +138,8 @@ COMMAND = Command(
             "--check, exit with 1 if that would change an entry",
         ),
         Flag(("--to",), "with --upgrade: this branch, tag or commit", metavar="REVISION"),
+        replace(SIGNED_BY, help="with --upgrade: take only files that this key signed (PEM); signed entries need it"),
+        SIGNATURE,
         EXPECT,
         PRINT,
         QUIET,

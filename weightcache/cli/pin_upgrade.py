@@ -9,12 +9,14 @@ from weightcache._pinning.upgrade import is_change, newest
 from .output import print_json
 from .pin_staging import open_staging
 from .pinning import check_expected, complete_draft, require_one, to_json
+from .shared_flags import signing_key
 from .toml_edit import require_tomlkit
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
+    from weightcache._pinning.model_signature import PublicKey
     from weightcache._pinning.unpinned_entries import Draft, Pin
 
     from .pin_staging import Staging
@@ -45,11 +47,14 @@ def upgrade(file: ManifestFile, wanted: Sequence[Draft], options: argparse.Names
         ValueError: tomlkit or huggingface_hub is needed and not installed.
     """
     require_one(wanted, options)
+    key = signing_key(options)
+    if options.signature is not None and len(wanted) != 1:
+        raise ValueError("--signature is that of one checkpoint: name that checkpoint")
     writes = not (options.check or options.print)
     if writes:
         require_tomlkit()  # now: the downloads that follow may take an hour
     with open_staging(None if options.check else options.root) as staging:
-        found = [_upgraded(draft, staging, options) for draft in wanted]
+        found = [_upgraded(draft, staging, options, key) for draft in wanted]
         changed = [each for each in found if each.is_change]
         if changed and writes:
             file.complete([each.after.checkpoint() for each in changed])
@@ -64,12 +69,25 @@ def upgrade(file: ManifestFile, wanted: Sequence[Draft], options: argparse.Names
     return 1 if options.check and changed else 0
 
 
-def _upgraded(draft: Draft, staging: Staging | None, options: argparse.Namespace) -> _Upgrade:
-    if not draft.urls:  # weights of your own, which `publish` declares
+def _upgraded(draft: Draft, staging: Staging | None, options: argparse.Namespace, key: PublicKey | None) -> _Upgrade:
+    if draft.signed_by and not key:
+        problem = f"{draft.signed_by} signed it: to upgrade it, give that key to --signed-by"
+        if draft.name in options.names:
+            raise ValueError(f"{draft.name}: {problem}")
+        draft.warn(f"not upgraded, because {problem}")
+    if not draft.urls or (draft.signed_by and not key):  # without URLs: weights of your own, which `publish` declares
         check_expected(draft, options.expect)
         return _Upgrade(draft, draft, is_change=False)
     made = newest(draft, options.to)
-    complete_draft(made, staging, options)
+    if key:
+        from weightcache._pinning.signed_pins import check_signed, leave_out_unsigned, read_signature
+
+        signed = read_signature(made, key, options.signature)
+        leave_out_unsigned(made, signed, draft.pins)
+        complete_draft(made, staging, options)
+        check_signed(made, signed)
+    else:
+        complete_draft(made, staging, options)
     check_expected(made, options.expect)
     return _Upgrade(draft, made, is_change(draft, made, moves=options.to is not None))
 
@@ -89,6 +107,8 @@ def _lines(each: _Upgrade, *, check: bool) -> Iterator[str]:
         return
     old = "unpinned" if each.before.missing_pins() else each.before.checkpoint().digest
     yield f"{name}: {'would change' if check else 'changed'}\n  {old} → {after.checkpoint().digest}"
+    if each.before.signed_by != after.signed_by:
+        yield f"  signed by {each.before.signed_by or 'nobody'} → {after.signed_by}"
     for one, other in zip(each.before.urls, after.urls, strict=True):
         if one != other:
             yield f"  {one} → {other}"

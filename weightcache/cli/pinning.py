@@ -30,7 +30,7 @@ def complete_draft(draft: Draft, staging: Staging | None, options: argparse.Name
         new_path=staging.new_path if staging else None,
         include=getattr(options, "include", None) or (),
         exclude=getattr(options, "exclude", None) or (),
-        expected=options.expect is not None,
+        expected=options.expect is not None or getattr(options, "signed_by", None) is not None,
         progress=False if options.quiet else None,
     )
     if staging:
@@ -94,6 +94,7 @@ def to_json(draft: Draft, *, changed: bool) -> dict[str, Any]:
         "name": draft.name,
         "changed": changed,
         "digest": checkpoint.digest,
+        "signed_by": draft.signed_by,
         "urls": [redacted(url) for url in draft.urls],
         "files": {path: {"sha256": p.sha256, "size": p.size, "from": p.evidence} for path, p in draft.pins.items()},
         "warnings": draft.warnings,
@@ -118,6 +119,8 @@ def print_pins(rows: Sequence[dict[str, Any]], options: argparse.Namespace, *, a
     done = "pinned" if options.print else f"{'added to' if added else 'pinned in'} {options.manifest}"
     for row in rows:
         print(f"{row['name']}: {done if row['changed'] else 'was pinned already'}", file=stream)
+        if row["signed_by"]:
+            print(f"  signed by {row['signed_by']}", file=stream)
         for path, file in row["files"].items():
             size = "unknown length" if file["size"] is None else f"{file['size']:,} bytes"
             print(f"  {path}  {size}  {file['sha256']}\n    {file['from']}", file=stream)

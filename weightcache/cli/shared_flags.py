@@ -12,6 +12,7 @@ from .command_spec import Flag, Group, Remote
 if TYPE_CHECKING:
     import argparse
 
+    from weightcache._pinning.model_signature import PublicKey
     from weightcache.manifest import WeightSource
 
 DEFAULT_MANIFEST = "weights.toml"
@@ -65,6 +66,21 @@ QUIET = Flag(("-q", "--quiet"), "show no progress", Remote.SEND)
 EXPECT = Flag(("--expect",), "refuse any checkpoint with another digest", metavar="SHA256")
 PRINT = Flag(("--print",), "print the entries instead of writing them to the manifest")
 
+SIGNED_BY = Flag(
+    ("--signed-by",),
+    "check that this key signed the files (PEM)",
+    Remote.REFUSED,
+    metavar="KEY",
+    completes="file",
+)
+SIGNATURE = Flag(
+    ("--signature",),
+    "with --signed-by: the signature (default: model.sig beside the files of a mirror)",
+    Remote.REFUSED,
+    metavar="URL|PATH",
+    completes="file",
+)
+
 VOLUME = Flag(
     ("--volume",),
     "run in a small container that mounts this Volume (default: on --root)",
@@ -98,6 +114,22 @@ def manifests_of(options: argparse.Namespace) -> list[str]:
     if options.manifest is None:
         return [DEFAULT_MANIFEST]
     return options.manifest if isinstance(options.manifest, list) else [options.manifest]
+
+
+def signing_key(options: argparse.Namespace) -> PublicKey | None:
+    """Return the key that ``--signed-by`` names; ``None`` without it.
+
+    Raises:
+        StorageError: It cannot be read.
+        ValueError: It is not a key that can be used, or ``--signature`` is given alone.
+    """
+    if options.signed_by is None:
+        if options.signature is not None:
+            raise ValueError("--signature needs --signed-by: the key that must have signed")
+        return None
+    from weightcache._pinning.model_signature import PublicKey
+
+    return PublicKey(options.signed_by)
 
 
 def source_of(options: argparse.Namespace) -> tuple[WeightSource, list[str] | None]:

@@ -12,20 +12,14 @@ from .shared_flags import ENV, JSON, MANIFEST, NAMES, ROOT, TAG, VOLUME, source_
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
 FLAGS = (NAMES, MANIFEST, TAG, ROOT, JSON, VOLUME, ENV)
 
 
-def print_states(states: Callable[..., list[weightcache.Status]], options: argparse.Namespace) -> int:
-    """Print what `weightcache.status` or `weightcache.verify` finds of the named checkpoints."""
-    source, names = source_of(options)
-    return print_statuses(states(source, root=options.root, only=names), as_json=options.json)
-
-
 def run(options: argparse.Namespace) -> int:
     """Print the state of the named checkpoints."""
-    return print_states(weightcache.status, options)
+    source, names = source_of(options)
+    return print_statuses(weightcache.status(source, root=options.root, only=names), as_json=options.json)
 
 
 COMMAND = Command(

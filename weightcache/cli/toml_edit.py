@@ -186,6 +186,8 @@ def _complete(table: Any, checkpoint: Checkpoint) -> None:
     for index, url in enumerate(checkpoint.urls):
         if table["urls"][index] != url:
             table["urls"][index] = url
+    if checkpoint.signed_by != table.get("signed_by"):
+        _set(table, {"signed_by": checkpoint.signed_by})
     if not checkpoint.is_directory:
         _pin(table, checkpoint.files[0])
         return

@@ -42,11 +42,13 @@ class Checkpoint(Frozen):
         auth: Name of the environment variable that holds its bearer token, or ``None``.
         digest: What the bytes are, 64 hex digits: the file's sha256, or the sha256 of the directory's
             ``sha256sum`` listing (lines ``<hex>  <path>``, sorted by the path's bytes).
+        signed_by: The key whose signature gave the digests, as ``sha256:`` and the digest of its PEM text, or ``None``.
     """
 
     __module__ = "weightcache"  # pickles name it: it must not change with the file
 
-    __slots__ = ("auth", "digest", "files", "is_directory", "name", "urls")
+    # In the order of pickles, which have no names: a new one is added at the end.
+    __slots__ = ("auth", "digest", "files", "is_directory", "name", "urls", "signed_by")  # noqa: RUF023 (see above)
 
     name: str
     urls: tuple[str, ...]
@@ -54,6 +56,7 @@ class Checkpoint(Frozen):
     is_directory: bool
     auth: str | None
     digest: str
+    signed_by: str | None
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Checkpoint(Frozen):
         files: tuple[File, ...],
         is_directory: bool = False,
         auth: str | None = None,
+        signed_by: str | None = None,
     ) -> None:
         digest = files[0].sha256
         if is_directory:
@@ -69,6 +73,14 @@ class Checkpoint(Frozen):
             listing = "".join(f"{file.sha256}  {file.path}\n" for file in ordered)
             digest = hashlib.sha256(listing.encode()).hexdigest()
         self._set(name=name, urls=urls, files=files, is_directory=is_directory, auth=auth, digest=digest)
+        self._set(signed_by=signed_by)
+
+    def __getstate__(self) -> tuple[object, ...]:
+        state = super().__getstate__()
+        return state if self.signed_by else state[:-1]  # as 0.1 wrote it, which a container may still run
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        super().__setstate__(state if len(state) == len(self.__slots__) else (*state, None))
 
     def __str__(self) -> str:
         """Its entry in a ``weights.toml``, as `Manifest.load` reads it, without a newline at the end."""
@@ -76,6 +88,8 @@ class Checkpoint(Frozen):
         lines = [f"[{key}]", f"urls = [{', '.join(map(_quoted, self.urls))}]"]
         if self.auth:
             lines.append(f"auth = {_quoted(self.auth)}")
+        if self.signed_by:
+            lines.append(f"signed_by = {_quoted(self.signed_by)}")
         if self.is_directory:
             lines.append(f"[{key}.files]")
         for file in self.files:

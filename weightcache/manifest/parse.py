@@ -8,11 +8,11 @@ from weightcache.errors import ManifestError
 
 from .model import Checkpoint, File
 from .urls import MOVES, name_from_url, url_problem
-from .validate import auth_problem, clashes, digest_problem, is_size, name_problem, path_problem
+from .validate import auth_problem, clashes, digest_problem, is_size, name_problem, path_problem, signer_problem
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import Any
 
 
@@ -139,6 +139,13 @@ class _Problems(list[str]):
         self.add(where, f"want a number of bytes, 0 or more, got {_shown(value)}")
         return None
 
+    def checked(self, value: object, where: str, problem_of: Callable[[str], str | None]) -> str | None:
+        if value is None or (text := self.string(value, where)) is None:
+            return None
+        if problem := problem_of(text):
+            self.add(where, problem)
+        return text
+
     def path(self, value: str, where: str) -> bool:
         if problem := path_problem(value):
             self.add(where, problem)
@@ -193,10 +200,11 @@ def _checkpoint(name: str, entry: object, problems: _Problems) -> Checkpoint:
             problems.add(where, f"is the checkpoint {entry.name}; declare it by that name")
         return entry
     problems.entry = name
-    table = problems.table(entry, where, ("urls", "sha256", "size", "file", "files", "auth"))
+    table = problems.table(entry, where, ("urls", "sha256", "size", "file", "files", "auth", "signed_by"))
     is_directory = "files" in table
     urls = _urls(table.get("urls"), f"{where}.urls", problems, directory=is_directory)
-    auth = _auth(table.get("auth"), f"{where}.auth", problems)
+    auth = problems.checked(table.get("auth"), f"{where}.auth", auth_problem)
+    signer = problems.checked(table.get("signed_by"), f"{where}.signed_by", signer_problem)
     if is_directory:
         for key in ("sha256", "size", "file"):
             if key in table:
@@ -219,7 +227,7 @@ def _checkpoint(name: str, entry: object, problems: _Problems) -> Checkpoint:
         files = (File(path, digest, problems.size(table.get("size"), f"{where}.size")),)
     else:
         files = ()
-    return Checkpoint(name, urls, files or (File("-", "0" * 64),), is_directory, auth)
+    return Checkpoint(name, urls, files or (File("-", "0" * 64),), is_directory, auth, signer)
 
 
 def _urls(value: object, where: str, problems: _Problems, *, directory: bool) -> tuple[str, ...]:
@@ -238,14 +246,6 @@ def _urls(value: object, where: str, problems: _Problems, *, directory: bool) ->
             problems.add(f"{where}[{index}]", f"repeats {where}[{urls.index(url)}]")
         urls.append(url)
     return tuple(urls)
-
-
-def _auth(value: object, where: str, problems: _Problems) -> str | None:
-    if value is None or (auth := problems.string(value, where)) is None:
-        return None
-    if problem := auth_problem(auth):
-        problems.add(where, problem)
-    return auth
 
 
 def _files(value: object, where: str, problems: _Problems) -> tuple[File, ...]:

@@ -109,6 +109,13 @@ def auth_problem(auth: str) -> str | None:
     return None if re.fullmatch(_VARIABLE, auth) else "want the name of an environment variable, such as HF_TOKEN"
 
 
+def signer_problem(signer: str) -> str | None:
+    """Say why ``signer`` does not name a key, or ``None``."""
+    scheme, _, digest = signer.partition(":")
+    valid = scheme == "sha256" and digest_problem(digest) is None
+    return None if valid else "want sha256: and 64 lower-case hex digits, which name a public key"
+
+
 def clashes(names: list[str]) -> Iterator[tuple[str, str]]:
     """Yield pairs that a file system which folds case or Unicode forms would take for one name."""
     seen: dict[str, str] = {}

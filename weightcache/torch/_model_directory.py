@@ -8,10 +8,10 @@ import stat
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index
+from weightcache._strict_json import InvalidJsonError, parse_json_object
 from weightcache.errors import LoadError, StorageError
 from weightcache.manifest.validate import path_problem
 
-from ._strict_json import InvalidJsonError, parse_json_object
 from ._unsupported_formats import directory_hint
 
 if TYPE_CHECKING:

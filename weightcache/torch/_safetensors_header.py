@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any, NamedTuple
 
-from ._strict_json import InvalidJsonError, parse_json_object
+from weightcache._strict_json import InvalidJsonError, parse_json_object
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format
 _MAX_ELEMENTS = 1 << 60  # torch computes bytes and strides with 64 bits

@@ -1,4 +1,4 @@
-"""JSON as the headers and indexes of weights are written, read strictly: each key once, UTF-8, no numbers beyond it."""
+"""JSON as weights and signatures have it, read strictly: each key once, UTF-8, no numbers beyond it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class InvalidJsonError(ValueError):
-    """The bytes are not such a JSON document. Its text says why; never leaves the package."""
+    """The bytes are not such a JSON document. Its text says why; callers put it into an error of their own."""
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:

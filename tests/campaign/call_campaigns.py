@@ -1,0 +1,131 @@
+"""The campaigns that fork a process for each case, with calls of `os` replaced: crash, torn and error."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from campaign_table import Limit, Row
+from crash_campaign import Crash, Survey, crash, sampled, surveyed, torn
+from errno_injection import BrokenError, world_here
+from error_campaign import NAMES, attempted, cases
+from forked_child import side_by_side
+from origin import Origin
+from scenarios import SCENARIOS, Scenarios
+from weightcache._runtime import tuning_constants
+
+RANDOM = 1000  # combinations in which more than two files are torn
+
+
+@dataclass
+class CallCampaigns:
+    """The three campaigns, and what failed so far."""
+
+    world: Scenarios
+    seed: int
+    names: Sequence[str] = tuple(SCENARIOS)
+    failures: list[str] = field(default_factory=list)
+
+    @cached_property
+    def surveys(self) -> dict[str, Survey]:
+        """What there is to try in each scenario."""
+        return dict(side_by_side(lambda name: surveyed(self.world, name), self.names, Limit()))
+
+    def crash(self, limit: Limit, few: Mapping[str, int] = MappingProxyType({})) -> list[Row]:
+        """Try every point of each scenario, or so many of those in ``few``, until the limit."""
+        points = {name: survey.points(name) for name, survey in self.surveys.items()}
+        chosen = {name: sampled(each, few[name], self.seed) if name in few else each for name, each in points.items()}
+        tried = self._tried("crash", crash, [point for each in chosen.values() for point in each], limit)
+        rows = []
+        for name, survey in self.surveys.items():
+            outcomes = [outcome for point, outcome in tried if point.scenario == name]
+            swept = sum(isinstance(each, Crash) and each.swept for each in outcomes)
+            note = f"{survey.calls} calls, before and after each; {swept} left a partial to a later miss or `prune`"
+            rows.append(Row("crash", name, len(outcomes), outcomes.count(None), note))
+        return rows
+
+    def torn(self, limit: Limit) -> list[Row]:
+        """Try combinations of what was not synced, in an order that the seed decides, until the limit."""
+        dirty = [each for survey in self.surveys.values() for each in survey.unsynced]
+        found = [each for point, files in dirty for each in torn(point, files)]
+        many = [each for each in found if each.torn > 2]
+        points = [each for each in found if each.torn <= 2] + sampled(many, RANDOM, self.seed)
+        shuffled = sampled(points, len(points), self.seed, ordered=False)
+        outcomes = [each for _, each in self._tried("crash", crash, shuffled, limit)]
+        names, pairs = len({point.scenario for point, _ in dirty}), len(points) - min(len(many), RANDOM)
+        note = f"of {pairs} with one file or two, and {len(points) - pairs} with more (of {len(many)})"
+        return [Row("torn", f"{names} scenarios", len(outcomes), outcomes.count(None), note)]
+
+    def error(self, limit: Limit, names: Iterable[str] = NAMES) -> list[Row]:
+        """Let each call fail once with an error that the seed decides, then with others, until the limit."""
+        calls, turns = cases(self.world, self.seed, list(names))
+        outcomes = self._tried("error", attempted, list(turns), limit)
+        tried = Counter(case.scenario for case, _ in outcomes)
+        failed = Counter(case.scenario for case, outcome in outcomes if outcome is None)
+        return [Row("error", name, tried[name], failed[name], f"{calls[name]} calls") for name in calls if tried[name]]
+
+    def _tried(
+        self, kind: str, work: Callable[[Scenarios, Any], object], items: list[Any], limit: Limit
+    ) -> list[tuple[Any, Any]]:
+        """Return each item that was tried, with what came of it, or ``None`` where it failed."""
+
+        def attempt(item: Any) -> tuple[Any, str]:
+            try:
+                return work(self.world, item), ""
+            except BrokenError as error:
+                print(f"FAILED {kind} {item}: {error}", file=sys.stderr, flush=True)
+                return None, f"--repeat '{kind} {item}'"
+
+        found = side_by_side(attempt, items, limit)
+        self.failures += [failure for _, (_, failure) in found if failure]
+        return [(item, outcome) for item, (outcome, _) in found]
+
+
+@contextmanager
+def origin_of(folder: str) -> Iterator[str]:
+    """Serve a folder from a process of its own, because a process with threads must not be forked; yield its URL."""
+    readable, writable = os.pipe()
+    ends, end = os.pipe()
+    process = os.fork()
+    if not process:
+        os.close(end)
+        with Origin() as origin:
+            for path in Path(folder).rglob("*"):
+                if path.is_file():
+                    origin.put(f"/{path.relative_to(folder)}", path.read_bytes())
+            os.write(writable, origin.url("").encode())
+            os.read(ends, 1)  # until the other end is closed
+        os._exit(0)
+    os.close(ends)
+    try:
+        yield os.read(readable, 200).decode()
+    finally:
+        os.close(end)
+        os.waitpid(process, 0)
+
+
+@contextmanager
+def scenarios_here() -> Iterator[Scenarios]:
+    """Make the scenarios' files, serve them, and do each scenario once, so that all is imported before a fork."""
+    logging.disable(logging.CRITICAL)
+    with world_here() as plain:
+        # One connection: the calls come in the same order each time.
+        tuning_constants.DEFAULT = replace(tuning_constants.DEFAULT, connections=1, slow_after=60.0)
+        with origin_of(f"{plain.folder}/source") as url:
+            world = Scenarios(plain.folder, url)
+            for scenario in (*SCENARIOS, "status", "verify"):
+                root = world.prepared(scenario)
+                world.act(scenario, root)
+            world.judge_crash("cold", world.prepared("cold"), at_once=True)
+            gc.freeze()  # no collection in a child copies the pages of what is here already
+            yield world

@@ -1,0 +1,54 @@
+"""The load campaign: many processes and many threads on one root, then cycles with kills until the time is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from campaign_table import Limit, Row
+from load import Cycles, many_processes, many_threads
+from local_folder import local_folder
+from origin import Origin
+
+PROCESSES, CHECKPOINTS = 64, 50
+THREADS, HITS = 500, 20  # hits of each thread
+BETWEEN = 20  # actions until what is left is measured
+
+
+def rows(seed: int, seconds: float) -> tuple[list[Row], list[str]]:
+    """Run the campaign, the cycles for what the other two leave of the time, and at least one round of them."""
+    limit = Limit(until=time.monotonic() + seconds)
+    with local_folder("load-") as folder, Origin() as origin:
+        return _measured(folder, origin, seed, limit)
+
+
+def _measured(folder: Path, origin: Origin, seed: int, limit: Limit) -> tuple[list[Row], list[str]]:
+    found, failures = list[Row](), list[str]()
+
+    def part(name: str, work: Callable[[Path], tuple[int, str, list[str]]]) -> None:
+        (folder / name).mkdir()
+        tried, note, problems = work(folder / name)
+        found.append(Row("load", name, tried, len(problems), note))
+        failures.extend(f"load, {name}, seed {seed}: {each}" for each in problems)
+
+    def processes(inner: Path) -> tuple[int, str, list[str]]:
+        problems = many_processes(inner, origin, PROCESSES, CHECKPOINTS, seed)
+        return PROCESSES * CHECKPOINTS, f"{PROCESSES} at once, {CHECKPOINTS} checkpoints each, one empty root", problems
+
+    def threads(inner: Path) -> tuple[int, str, list[str]]:
+        problems = many_threads(inner, origin, THREADS, HITS, seed)
+        return THREADS * HITS, f"{THREADS} at once, {HITS} hits each, one filled root", problems
+
+    def cycles(inner: Path) -> tuple[int, str, list[str]]:
+        running = Cycles(inner, origin, seed)
+        while not running.done or not limit.reached(0):
+            running.run(BETWEEN)
+            running.clean()
+        done = ", ".join(f"{count} {action}" for action, count in sorted(running.done.items()))
+        return running.done.total(), done, running.problems
+
+    part("processes", processes)
+    part("threads", threads)
+    part("cycles", cycles)
+    return found, failures

@@ -1,0 +1,137 @@
+"""A small part of `make campaign`, the same for the same seed, and what its parts promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from call_layer import Unsynced
+from campaign_table import Limit, Row, table
+from crash_campaign import Point, sampled, tear, torn
+
+pytestmark = pytest.mark.crash
+
+HERE = Path(__file__).resolve().parents[2]
+FOLDERS = ("examples", "tests/shared", "tests/fakes", "tests/system", "tests/campaign")
+
+
+def campaign(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the campaign in an interpreter without threads, which may be forked."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(HERE / each) for each in FOLDERS)}
+    script = ["-c", code] if code else [str(HERE / "tests/campaign/campaign.py")]
+    return subprocess.run([sys.executable, *script, *words], env=env, capture_output=True, text=True, timeout=280)
+
+
+def test_a_sample_of_the_campaign() -> None:
+    done = campaign("--sample", "--seed", "0")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\| (\w+) \| (.*?) ?\| (\d+) \| (\d+) \|", done.stdout, re.M)
+    assert {failed for *_, failed in rows} == {"0"}
+    tried = {(kind, name): int(count) for kind, name, count, _ in rows}
+    assert tried["crash", "link"] >= 10  # all of them
+    assert sum(tried.values()) - tried["all", ""] == tried["all", ""] > 30
+
+
+# A scenario that writes its file in two steps, and is right only if the file is empty, whole or not there.
+TWO_STEPS = """
+import io, json, os, sys, tempfile
+from types import SimpleNamespace
+from call_layer import CallLayer
+from call_campaigns import CallCampaigns
+from campaign_table import Limit
+from crash_campaign import BrokenError, Point, crash, surveyed
+
+hidden = io.open
+folder = tempfile.mkdtemp()
+
+def prepared(scenario):
+    root = tempfile.mkdtemp(dir=folder) + "/root"
+    os.mkdir(root)
+    return root
+
+def act(scenario, root):
+    if scenario == "hidden":
+        return hidden(f"{root}/file", "w").close()
+    number = os.open(f"{root}/file", os.O_WRONLY | os.O_CREAT)
+    os.write(number, b"abc")
+    os.write(number, b"def")
+    if scenario == "synced":
+        os.fsync(number)
+    os.rename(f"{root}/file", f"{root}/named")
+
+def judge_crash(scenario, root, at_once):
+    for name in os.listdir(root):
+        if (found := open(f"{root}/{name}", "rb").read()) not in (b"", b"abcdef"):
+            raise BrokenError(f"{name} has {found}")
+    return False
+
+def outcome(work):
+    try:
+        return work()
+    except BrokenError as error:
+        return str(error)
+
+world = SimpleNamespace(prepared=prepared, act=act, judge_crash=judge_crash)
+run = CallCampaigns(world, 0, ["steps"])
+[row] = run.crash(Limit())
+print(json.dumps({
+    "failed": run.failures,
+    "row": row[:4],
+    "dirty": [(str(point), files) for point, files in run.surveys["steps"].unsynced],
+    "hidden": outcome(lambda: surveyed(world, "hidden")),
+    "torn": outcome(lambda: crash(world, Point("steps", 4, True, ("half",)))),
+    "synced": outcome(lambda: crash(world, Point("synced", 4, True, ("half",)))),
+}))
+"""
+
+
+def test_a_file_that_is_written_in_two_steps_is_found() -> None:
+    done = campaign(code=TWO_STEPS)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["failed"] == ["--repeat 'crash steps 2 after'", "--repeat 'crash steps 3 before'"]
+    assert found["row"] == ["crash", "steps", 8, 2]
+    assert found["dirty"] == [
+        ["steps 2 after", 1],
+        ["steps 3 before", 1],
+        ["steps 3 after", 1],
+        ["steps 4 before", 1],
+        ["steps 4 after", 1],
+    ]
+    assert found["hidden"] == "hidden: the layer counts {}, and Python saw {'open': 1}"
+    assert "named has b'a" in found["torn"]
+    assert found["synced"][:2] == ["fsync", 0]
+
+
+def test_points_and_what_they_leave() -> None:
+    point = Point("file", 3, after=True)
+    assert Point.parse(str(point)) == point
+    assert torn(point, 0) == []
+    assert len(torn(point, 2)) == 24  # five fates of two files, less the one where all is there
+    assert Point.parse(str(torn(point, 2)[5])) == torn(point, 2)[5]
+    assert sampled([point] * 3, 5, 0) == [point] * 3
+
+
+@pytest.mark.parametrize(
+    ("fate", "left"),
+    [("missing", b"AA"), ("zero", b"AA\0\0\0\0"), ("old", b"AA\0\0\0\0"), ("half", b"AAbb\0\0"), ("kept", b"AAbbbb")],
+)
+def test_what_a_power_cut_takes(fate: str, left: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"AAbbbb")
+    if fate != "kept":
+        tear(tmp_path / "file", Unsynced(2, [(2, 4, b"")]), fate)
+    assert (tmp_path / "file").read_bytes() == left
+
+
+def test_the_table_adds_up_and_a_limit_ends() -> None:
+    text = table([Row("crash", "file", 3, 0, ""), Row("torn", "2 scenarios", 4, 1, "")])
+    assert text.endswith("| all | | 7 | 1 | |")
+    assert Limit(most=2).reached(2)
+    assert not Limit(most=2).reached(1)
+    assert Limit(until=0.0).reached(0)
