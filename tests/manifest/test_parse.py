@@ -49,6 +49,10 @@ REFUSED = {
     "encoded NUL": (entry(urls=["file:///x%00"]), "checkpoints.c.urls[0]: holds an encoded NUL"),
     "hf branch": (entry(urls=["hf://a/b@main/x"]), "checkpoints.c.urls[0]: names no commit: want hf://REPO@COMMIT"),
     "hf repository": (entry(urls=[f"hf://a/b@{COMMIT}"]), "checkpoints.c.urls[0]: names a whole repository"),
+    "hf repository that is a path": (
+        entry(urls=[f"hf://../api@{COMMIT}/x"]),
+        "checkpoints.c.urls[0]: ../api is not the name of a repository",
+    ),
     "hf escape": (entry(urls=[f"hf://a/b@{COMMIT}/../x"]), "checkpoints.c.urls[0]: has an empty"),
     "no digest": ({"checkpoints": {"c": {"urls": []}}}, "checkpoints.c.sha256: is missing"),
     "short digest": (entry(sha256="abc"), "checkpoints.c.sha256: want 64"),
