@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint fashion scenarios simulate campaign pythons oldest-modal newest-modal gvisor clean
+.PHONY: demo test lint audit fashion scenarios simulate campaign pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -26,6 +26,9 @@ lint: .venv/.test          ## formatting, rules, types, layers, words
 	$(BIN)/lint-imports
 	$(BIN)/python tests/shared/check_words.py
 
+audit: .venv/.audit        ## known vulnerabilities in the packages of .venv; needs the advisories of PyPI or OSV from the internet
+	$(BIN)/python tests/system/audit_packages.py
+
 .venv/.core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable .
@@ -35,6 +38,10 @@ lint: .venv/.test          ## formatting, rules, types, layers, words
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	$(BIN)/python -m pip install --quiet torch==2.13.0  # first, exactly so: its wheel may be a local one
 	$(BIN)/python -m pip install --quiet --editable '.[transformers,libraries]'
+	touch $@
+
+.venv/.audit: pyproject.toml .venv/.core
+	$(BIN)/python -m pip install --quiet --editable '.[audit]'
 	touch $@
 
 fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with stand-in weights; WEIGHTS=real for the real ones

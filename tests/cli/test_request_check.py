@@ -1,4 +1,4 @@
-"""What a manifest asks of whom, before anything is asked: `doctor` shows it to whoever reviews a manifest."""
+"""What a manifest asks of whom, before anything is asked: `doctor` shows it, so that a person can review it."""
 
 from __future__ import annotations
 

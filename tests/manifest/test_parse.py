@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import subprocess
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,10 @@ REFUSED = {
     "encoded NUL": (entry(urls=["file:///x%00"]), "checkpoints.c.urls[0]: holds an encoded NUL"),
     "hf branch": (entry(urls=["hf://a/b@main/x"]), "checkpoints.c.urls[0]: names no commit: want hf://REPO@COMMIT"),
     "hf repository": (entry(urls=[f"hf://a/b@{COMMIT}"]), "checkpoints.c.urls[0]: names a whole repository"),
+    "hf repository that is a path": (
+        entry(urls=[f"hf://../api@{COMMIT}/x"]),
+        "checkpoints.c.urls[0]: ../api is not the name of a repository",
+    ),
     "hf escape": (entry(urls=[f"hf://a/b@{COMMIT}/../x"]), "checkpoints.c.urls[0]: has an empty"),
     "no digest": ({"checkpoints": {"c": {"urls": []}}}, "checkpoints.c.sha256: is missing"),
     "short digest": (entry(sha256="abc"), "checkpoints.c.sha256: want 64"),
@@ -130,6 +136,22 @@ def test_refused_clash_of_files(first: str, second: str) -> None:
 def test_refused_file_below_a_file() -> None:
     [problem] = problems(directory({"a": b"", "a/b/c": b""}))
     assert problem == "checkpoints.bert.files.'a': is a file and the parent of 'a/b/c'"
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [["a/" * 5000 + "x"], [f"{number}/{'a/' * 500}x" for number in range(100)]],
+    ids=["one that is too long", "many that are deep"],
+)
+def test_deep_paths_take_little_memory(paths: list[str]) -> None:
+    """The parents of a path are as many as its slashes, and together as long as the square of its length."""
+    data = {"checkpoints": {"c": {"urls": [], "files": {path: {"sha256": A} for path in paths}}}}
+    tracemalloc.start()
+    with suppress(ManifestError):
+        Manifest.load(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 def test_all_problems_at_once() -> None:

@@ -22,7 +22,7 @@ from support import directory, one, sha256
 from weightcache import Manifest, ensure, prefetch, prefetch_files
 from weightcache._coordination import background_readers as coordination_readers
 from weightcache._prefetch import reader_pool
-from weightcache._prefetch.prefetched_file import READ_CHUNK
+from weightcache._prefetch.prefetched_file import READ_CHUNK, ChangedMeanwhileError, PrefetchedFile
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -387,3 +387,16 @@ def test_it_imports_neither_torch_nor_modal_nor_what_a_download_needs(origin: Or
 def test_what_is_exported() -> None:
     assert {weightcache.Prefetch.__name__, prefetch.__name__, prefetch_files.__name__} <= set(weightcache.__all__)
     assert isinstance(prefetch(Manifest(()), root="/nowhere"), weightcache.Prefetch)
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_that_takes_the_place_of_a_file_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    path.write_bytes(b"")
+    found = path.stat()
+    path.unlink()
+    os.mkfifo(path)
+    file = PrefetchedFile(str(path), found.st_size, found.st_mtime_ns)
+    with pytest.raises(ChangedMeanwhileError):
+        file.open()
+    assert file.descriptor.number == -1

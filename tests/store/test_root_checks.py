@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import weightcache
 from origin import Origin, broken
 from origin import status as answer_with
-from support import blob, directory, one, sha256
+from support import blob, directory, one, quiet, sha256
 from weightcache import StorageError, ensure, prune, publish, status, verify
 
 DATA = blob(3000)
@@ -31,6 +32,14 @@ def victim(tmp_path: Path) -> Path:
     for path in (outside, *outside.rglob("*")):
         os.utime(path, (1, 1))
     return outside
+
+
+# A read of a pipe, or its opening, waits for a writer without end; one of /dev/zero has no end.
+SPECIAL: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o666),
+    "endless device": lambda path: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5)),
+}
 
 
 def tree(folder: Path) -> dict[str, Any]:
@@ -166,8 +175,33 @@ def test_a_dead_writers_partial_that_is_a_link_is_not_taken_over(victim: Path, o
     assert tree(victim) == before
 
 
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("has_receipt", [True, False])
+def test_what_is_no_file_in_the_place_of_one_is_never_opened(
+    kind: str, has_receipt: bool, root: Path, tmp_path: Path
+) -> None:
+    """Neither a hit nor anything else waits for it, and `ensure` replaces it."""
+    source = tmp_path / "source"
+    source.write_bytes(b"")  # none of them has a size either
+    manifest = one(b"", source.as_uri())
+    path = ensure(manifest, root=root, progress=False)["sam2"]
+    [receipt] = (root / ".weightcache/receipts/sam2").iterdir()
+    for target in [path] if has_receipt else [path, receipt]:
+        target.unlink()
+        try:
+            SPECIAL[kind](target)
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    assert status(manifest, root=root)[0].state == "damaged"
+    assert verify(manifest, root=root)[0].state == "damaged"
+    assert weightcache.prefetch_files(path).wait(10)
+    assert quiet(one(b"", source.as_uri(), name="other"), root).report["other"].outcome == "downloaded"
+    assert quiet(manifest, root)["sam2"].is_file()
+    assert quiet(manifest, root).report["sam2"].outcome == "hit"
+
+
 @pytest.mark.parametrize("inside", ["journal", sha256(DATA), "0.copy", f"{sha256(DATA)}.copy", f"{sha256(DATA)}.aside"])
-@pytest.mark.parametrize("kind", ["link", "hard link", "directory"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "directory", "pipe", "socket"])
 def test_what_is_planted_in_a_partial_that_is_taken_over(
     inside: str, kind: str, victim: Path, origin: Origin, root: Path
 ) -> None:
@@ -184,6 +218,8 @@ def test_what_is_planted_in_a_partial_that_is_taken_over(
         planted.symlink_to(victim / "precious")
     elif kind == "hard link":
         os.link(victim / "precious", planted)
+    elif kind in SPECIAL:
+        SPECIAL[kind](planted)
     else:
         planted.mkdir()
         (planted / "x").write_bytes(b"x")

@@ -33,6 +33,8 @@ HEADS: dict[str, bytes] = {
     "an unknown host": b"302 F\r\nLocation: http://xn--/\r\nContent-Length: 0",
     "a host that is too long": b"302 F\r\nLocation: http://" + b"a" * 70_000 + b"/\r\nContent-Length: 0",
     "a port without end": b"302 F\r\nLocation: http://a:" + NINES + b"/\r\nContent-Length: 0",
+    "a flood of headers": b"200 OK\r\n" + b"X: y\r\n" * 1000 + b"Content-Length: 50",
+    "a header without end": b"200 OK\r\nX: " + b"y" * 200_000 + b"\r\nContent-Length: 50",
     "a chunk without end": b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 5000,
     "a negative chunk": b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5",
     "a deep error": b"403 X\r\nContent-Length: 4000\r\n\r\n" + b"[" * 4000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from origin import Exchange, Origin, Resource, broken
+from origin import status as answer
 from support import blob, one, sha256
 from weightcache import DownloadError, IntegrityError, ensure
 from weightcache._store.partial_directory import BLOCK
@@ -97,6 +99,20 @@ def test_what_is_really_compressed_is_decoded(label: str, size: bool, origin: Or
 
     origin.put("/a", DATA, always=compressed)
     assert fetched(root, origin.url("/a"), size=size) == DATA
+
+
+@pytest.mark.parametrize("size", [True, False])
+def test_a_small_body_that_unpacks_to_a_large_one_fills_no_memory(size: bool, origin: Origin, root: Path) -> None:
+    """With its size declared, no more than that is written; without, as much as the disk has, as of any mirror."""
+    unpacked = 60 << 20
+    packed = gzip.compress(bytes(unpacked), 1)
+    origin.put("/a", b"", always=answer(200, {"Content-Encoding": "gzip"}, packed))
+    tracemalloc.start()
+    with pytest.raises(IntegrityError, match="more than 1000 bytes" if size else "actual   sha256"):
+        fetched(root, origin.url("/a"), data=blob(1000), size=size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20
 
 
 def test_a_part_of_a_stored_gz_file_is_of_use(origin: Origin, root: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from ipaddress import ip_network
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -67,3 +69,10 @@ def test_a_proxy_may_be_there(metadata: str, origin: Origin, root: Path, monkeyp
     monkeypatch.setenv("http_proxy", origin.url(""))
     origin.put("http://weights.example/a", DATA)
     assert quiet(one(DATA, "http://weights.example/a"), root)["sam2"].read_bytes() == DATA
+
+
+def test_a_connection_that_broke_off_already_is_left_to_fail_as_any_other() -> None:
+    sock = Mock(getpeername=Mock(side_effect=OSError(errno.ENOTCONN, "not connected")))
+    connection = type("Connection", (), {"proxy": None, "_new_conn": lambda self: sock})
+    assert refused_addresses.checked(connection)()._new_conn() is sock
+    sock.close.assert_not_called()

@@ -53,7 +53,8 @@ class PrefetchedFile:
         with self.opening:
             descriptor = self.direct_descriptor if direct else self.descriptor
             if descriptor.number < 0:
-                descriptor.open(self.path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
+                # O_NONBLOCK: a pipe that took the place of the file has no writer.
+                descriptor.open(self.path, os.O_RDONLY | os.O_NONBLOCK | (os.O_DIRECT if direct else 0))
                 if not self.is_same(os.fstat(descriptor.number)):
                     descriptor.close_quietly()
                     raise ChangedMeanwhileError("it changed while it was read")

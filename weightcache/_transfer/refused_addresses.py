@@ -7,6 +7,7 @@ let point to it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -38,8 +39,10 @@ class _CheckedConnection:
     proxy: Any
 
     def _new_conn(self) -> Any:
-        sock = super()._new_conn()  # type: ignore[misc]
-        if self.proxy is None and is_refused(host := sock.getpeername()[0]):  # the user chooses the proxy
+        sock, host = super()._new_conn(), ""  # type: ignore[misc]
+        with suppress(OSError):  # it broke off already, so nothing can be sent either
+            host = sock.getpeername()[0]
+        if self.proxy is None and is_refused(host):  # the user chooses the proxy
             sock.close()
             raise SourceError(f"its host is {host}, where only services for this machine are; nothing was requested")
         return sock

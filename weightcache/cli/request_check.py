@@ -1,4 +1,4 @@
-"""What a download of a manifest asks of which host, and what it sends there: for whoever reviews a manifest."""
+"""What a download of a manifest asks of which host, and what it sends there, so that a person can review it."""
 
 from __future__ import annotations
 

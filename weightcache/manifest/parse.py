@@ -285,7 +285,8 @@ def _files(value: object, where: str, problems: _Problems) -> tuple[File, ...]:
             files.append(File(path, digest, size))
     for first, second in clashes([file.path for file in files]):
         problems.add(f"{where}.{second!r:.120}", f"differs from {first!r:.120} only in case or Unicode form; {_FOLDS}")
-    parents = {parent: path for path in table for parent in _parents(path)}
+    # Only those that are files: all parents of many deep paths would fill the memory.
+    parents = {parent: file.path for file in files for parent in _parents(file.path) if parent in table}
     for path in table:
         if path in parents:
             problems.add(f"{where}.{path!r:.120}", f"is a file and the parent of {parents[path]!r:.120}")

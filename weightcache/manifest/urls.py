@@ -46,7 +46,9 @@ def _hub_problem(url: str, directory: bool) -> str | None:
     """The path is that of the file in its repository, with whatever characters it has: nothing in it is decoded."""
     if not (found := parse_hub_url(url)):
         return "want hf://REPO@COMMIT[/PATH]"
-    _, revision, path = found
+    repository, revision, path = found
+    if not {".", ".."}.isdisjoint(repository.split("/")):  # the request would be for another page of the Hub
+        return f"{repository} is not the name of a repository"
     if not is_commit(revision):
         return MOVES
     if not path:
