@@ -34,6 +34,7 @@ class CallCampaigns:
     world: Scenarios
     seed: int
     names: Sequence[str] = tuple(SCENARIOS)
+    first: int = 0  # cases of torn and error that an earlier run tried
     failures: list[str] = field(default_factory=list)
 
     @cached_property
@@ -57,11 +58,11 @@ class CallCampaigns:
     def torn(self, limit: Limit) -> list[Row]:
         """Try combinations of what was not synced, in an order that the seed decides, until the limit."""
         dirty = [each for survey in self.surveys.values() for each in survey.unsynced]
-        found = [each for point, files in dirty for each in torn(point, files)]
+        found = [each for point, fates in dirty for each in torn(point, fates)]
         many = [each for each in found if each.torn > 2]
         points = [each for each in found if each.torn <= 2] + sampled(many, RANDOM, self.seed)
         shuffled = sampled(points, len(points), self.seed, ordered=False)
-        outcomes = [each for _, each in self._tried("crash", crash, shuffled, limit)]
+        outcomes = [each for _, each in self._tried("crash", crash, shuffled[self.first :], limit)]
         names, pairs = len({point.scenario for point, _ in dirty}), len(points) - min(len(many), RANDOM)
         note = f"of {pairs} with one file or two, and {len(points) - pairs} with more (of {len(many)})"
         return [Row("torn", f"{names} scenarios", len(outcomes), outcomes.count(None), note)]
@@ -69,7 +70,7 @@ class CallCampaigns:
     def error(self, limit: Limit, names: Iterable[str] = NAMES) -> list[Row]:
         """Let each call fail once with an error that the seed decides, then with others, until the limit."""
         calls, turns = cases(self.world, self.seed, list(names))
-        outcomes = self._tried("error", attempted, list(turns), limit)
+        outcomes = self._tried("error", attempted, list(turns)[self.first :], limit)
         tried = Counter(case.scenario for case, _ in outcomes)
         failed = Counter(case.scenario for case, outcome in outcomes if outcome is None)
         return [Row("error", name, tried[name], failed[name], f"{calls[name]} calls") for name in calls if tried[name]]

@@ -52,23 +52,31 @@ class Survey(NamedTuple):
     """What a scenario does where nothing fails."""
 
     calls: int
-    unsynced: list[tuple[Point, int]]  # each point at which files are not synced, and how many
+    unsynced: list[tuple[Point, list[tuple[str, ...]]]]  # points at which files are not synced, and the fates of each
 
     def points(self, scenario: str) -> list[Point]:
         return [Point(scenario, call, after) for call in range(1, self.calls + 1) for after in (False, True)]
 
 
 class _Watch(CallLayer):
-    """Notes at which points files are not synced, instead of ending the process."""
+    """Notes at which points files are not synced, instead of ending the process.
+
+    After a call, all is as it is before the next one. The two are judged in different ways, and each state is noted
+    once, for one of them in turn.
+    """
 
     def __init__(self, scenario: str, folder: str) -> None:
         self._scenario, self._folder = scenario, folder
-        self.found: list[tuple[Point, int]] = []
+        self.found: list[tuple[Point, list[tuple[str, ...]]]] = []
+        self._fates: list[tuple[str, ...]] = []  # of each file that is not synced
         super().__init__(0, after=False, report=-1)
 
     def moment(self, name: str, *, after: bool) -> None:
-        if files := len(present(self._folder, self.unsynced)) if self.unsynced else 0:
-            self.found.append((Point(self._scenario, self.calls, after), files))
+        if after:  # before a call, all is as it was after the last one
+            files = present(self._folder, self.unsynced) if self.unsynced else []
+            self._fates = [possible_fates(lost) for _, lost in files]
+        if self._fates and self.calls % 2 == 0:
+            self.found.append((Point(self._scenario, self.calls, after), self._fates))
 
 
 def surveyed(world: Scenarios, scenario: str) -> Survey:
@@ -144,10 +152,18 @@ def tear(path: Path, lost: Unsynced, fate: str) -> None:
             stream.truncate(lost.size)
 
 
-def torn(point: Point, files: int) -> list[Point]:
-    """Return each combination of fates of the files that a point leaves unsynced."""
-    combinations = itertools.product(("kept", *FATES), repeat=files)
-    return [point._replace(fates=fates) for fates in combinations if set(fates) != {"kept"}] if files else []
+def possible_fates(lost: Unsynced) -> tuple[str, ...]:
+    """Return the fates that leave different bytes."""
+    grown = any(offset + length > lost.size for offset, length, _ in lost.writes)
+    replaced = any(before.strip(b"\0") for *_, before in lost.writes)
+    unlike = {"missing": grown, "old": replaced}  # others than `zero`
+    return tuple(fate for fate in FATES if unlike.get(fate, True))
+
+
+def torn(point: Point, fates: list[tuple[str, ...]]) -> list[Point]:
+    """Return each combination of the fates of the files that a point leaves unsynced."""
+    combinations = itertools.product(*(("kept", *each) for each in fates))
+    return [point._replace(fates=chosen) for chosen in combinations if set(chosen) - {"kept"}]
 
 
 def sampled(points: list[Point], count: int, seed: int, *, ordered: bool = True) -> list[Point]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from call_layer import Unsynced
+from campaign import _shares
 from campaign_table import Limit, Row, table
-from crash_campaign import Point, sampled, tear, torn
+from crash_campaign import FATES, Point, possible_fates, sampled, tear, torn
 
 pytestmark = pytest.mark.crash
 
@@ -83,7 +84,7 @@ run = CallCampaigns(world, 0, ["steps"])
 print(json.dumps({
     "failed": run.failures,
     "row": row[:4],
-    "dirty": [(str(point), files) for point, files in run.surveys["steps"].unsynced],
+    "dirty": [(str(point), fates) for point, fates in run.surveys["steps"].unsynced],
     "hidden": outcome(lambda: surveyed(world, "hidden")),
     "torn": outcome(lambda: crash(world, Point("steps", 4, True, ("half",)))),
     "synced": outcome(lambda: crash(world, Point("synced", 4, True, ("half",)))),
@@ -97,13 +98,8 @@ def test_a_file_that_is_written_in_two_steps_is_found() -> None:
     found = json.loads(done.stdout)
     assert found["failed"] == ["--repeat 'crash steps 2 after'", "--repeat 'crash steps 3 before'"]
     assert found["row"] == ["crash", "steps", 8, 2]
-    assert found["dirty"] == [
-        ["steps 2 after", 1],
-        ["steps 3 before", 1],
-        ["steps 3 after", 1],
-        ["steps 4 before", 1],
-        ["steps 4 after", 1],
-    ]
+    fates = [["missing", "zero", "half"]]  # of a new file; each state once, before or after an even call
+    assert found["dirty"] == [["steps 2 after", fates], ["steps 4 before", fates], ["steps 4 after", fates]]
     assert found["hidden"] == "hidden: the layer counts {}, and Python saw {'open': 1}"
     assert "named has b'a" in found["torn"]
     assert found["synced"][:2] == ["fsync", 0]
@@ -112,10 +108,17 @@ def test_a_file_that_is_written_in_two_steps_is_found() -> None:
 def test_points_and_what_they_leave() -> None:
     point = Point("file", 3, after=True)
     assert Point.parse(str(point)) == point
-    assert torn(point, 0) == []
-    assert len(torn(point, 2)) == 24  # five fates of two files, less the one where all is there
-    assert Point.parse(str(torn(point, 2)[5])) == torn(point, 2)[5]
+    assert torn(point, []) == []
+    found = torn(point, [FATES, ("zero", "half")])
+    assert len(found) == 14  # five fates of one file and three of the other, less the one where all is there
+    assert Point.parse(str(found[5])) == found[5]
     assert sampled([point] * 3, 5, 0) == [point] * 3
+
+
+def test_only_fates_that_leave_different_bytes_are_tried() -> None:
+    assert possible_fates(Unsynced(0, [(0, 4, b"")])) == ("missing", "zero", "half")
+    assert possible_fates(Unsynced(4, [(0, 4, b"\0\0\0\0")])) == ("zero", "half")  # what was allocated before
+    assert possible_fates(Unsynced(4, [(0, 4, b"data"), (4, 4, b"")])) == FATES
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,18 @@ def test_what_a_power_cut_takes(fate: str, left: bytes, tmp_path: Path) -> None:
     if fate != "kept":
         tear(tmp_path / "file", Unsynced(2, [(2, 4, b"")]), fate)
     assert (tmp_path / "file").read_bytes() == left
+
+
+def test_an_unknown_campaign_is_named() -> None:
+    done = campaign("--only", "torn,nothing")
+    assert done.returncode == 2
+    assert "nothing is not a campaign; there are crash, torn, error," in done.stderr
+
+
+def test_what_a_campaign_leaves_of_its_share_goes_to_the_next_ones() -> None:
+    first, second, third = _shares(6000.0, 3)
+    assert first <= 2000.0 < second <= 3000.0 < third <= 6000.0
+    assert list(_shares(0.0, 2)) == [0.0, 0.0]
 
 
 def test_the_table_adds_up_and_a_limit_ends() -> None:

@@ -19,7 +19,7 @@ def test_threads_on_a_filled_root(origin: Origin, tmp_path: Path) -> None:
 def test_cycles_with_kills(origin: Origin, tmp_path: Path) -> None:
     cycles = Cycles(tmp_path, origin, seed=1)
     for _ in range(2):
-        cycles.run(8)
+        cycles.run(5)
         cycles.clean()
     assert cycles.problems == []
     assert cycles.done["killed"]

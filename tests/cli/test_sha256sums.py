@@ -91,3 +91,8 @@ def test_a_list_that_cannot_be_used(lines: str, said: str, run: Any, origin: Ori
     code, _, err = run("add", "b", origin.url("/w"), "--from-sha256sums", "SUMS")
     assert (code, said in err, origin.requests, os.path.exists("weights.toml")) == (2, True, [], False), err
     assert run("add", "b", origin.url("/w"), "--from-sha256sums", "NONE")[0] == 2
+
+
+def test_a_list_without_end(run: Any, origin: Origin) -> None:
+    code, _, err = run("add", "b", origin.url("/w"), "--from-sha256sums", "/dev/zero")
+    assert (code, "has more than 67,108,864 characters" in err) == (2, True), err

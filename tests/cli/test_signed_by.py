@@ -96,10 +96,10 @@ def test_files_that_are_signed_and_not_there(run: Any, hub: Hub, origin: Origin)
 
 
 def test_files_that_are_not_signed_are_left_out(run: Any, hub: Hub) -> None:
-    publish(hub, {"evil.py": b"import os\n", "README.md": b"#\n", ".gitignore": b"*\n"})
+    publish(hub, {"evil.py": b"", "README.md": b"#\n", ".gitignore": b"*\n", "\x1b[2J": b""})
     code, _, err = run(*ADD)
     assert code == 0
-    assert err == "weightcache: bert: files that are not signed are left out: README.md, evil.py\n"
+    assert err == "weightcache: bert: files that are not signed are left out: '\\x1b[2J', README.md, evil.py\n"
     assert [file.path for file in Manifest.load("weights.toml")["bert"].files] == sorted(FILES)
 
 
@@ -160,11 +160,18 @@ def test_one_file_of_the_hub(run: Any, hub: Hub) -> None:
 
 
 def test_a_signed_file_is_not_taken_for_another(run: Any, origin: Origin) -> None:
-    """Of the same name in another folder, where a mirror could have put it."""
+    """Of the same name in another folder, where a mirror could have put it; or with the end of its name."""
     serve(origin, FILES, bundle({"vae/model.safetensors": FILES["unet/model.safetensors"], "config.json": b""}))
     words = ("--signed-by", "release.pem", "--signature", origin.url("/m/model.sig"), "--file", "x.safetensors")
     err = refused(run, "add", "m", origin.url("/m/unet/model.safetensors"), *words, code=2)
     assert "does not sign it, but: config.json, vae/model.safetensors" in err
+    assert "does not sign it, but" in refused(run, "add", "m", origin.url("/m/my-config.json"), *words, code=2)
+    assert {each.path for each in origin.requests} == {"/m/model.sig"}  # nothing is downloaded before
+
+
+def test_the_signature_of_one_file_is_not_that_of_a_directory(run: Any, hub: Hub) -> None:
+    publish(hub, {"model.sig": bundle({".": FILES["config.json"]})})
+    assert "has an empty, `.` or `..` segment" in refused(run, *ADD, code=2)
 
 
 def test_a_directory_of_this_machine(run: Any, tmp_path: Path) -> None:
@@ -308,9 +315,11 @@ def test_an_upgrade_to_a_version_that_signs_fewer_files(run: Any, hub: Hub) -> N
     publish(hub)
     assert run(*ADD)[0] == 0
     hub.push("acme/bert", "main", {"model.sig": bundle({"config.json": FILES["config.json"]})})
+    hub.push("acme/bert", "main", {"model.safetensors": b"x"})
     before = len(hub.seen)
     assert "model.sig does not sign it, but: config.json" in refused(run, *UPGRADE, code=2)
-    assert [each for each in hub.seen[before:] if each.host == "cdn"] == []
+    downloads = [each.path.rpartition("/")[2] for each in hub.seen[before:] if "/resolve/" in each.path]
+    assert downloads == ["model.sig"]
 
 
 def test_a_signed_entry_is_not_upgraded_without_a_key(run: Any, hub: Hub) -> None:

@@ -281,3 +281,31 @@ def test_many_containers_at_once(origin: Origin, tmp_path: Path) -> None:
     assert finish(first) == "downloaded\n0 s for \n"
     assert re.fullmatch(r"waited\n\d+ s for process \d+ \(.*\)\n", finish(second))
     assert origin.sent() == len(DATA)
+
+
+def test_signed_weights(shell: Run, hub: Hub, manifest: Path) -> None:
+    """The publisher's command is a stand-in here; tests/data/model_signing has what the real one writes."""
+    add, upgrade, verify, sign = blocks("signed-weights", "sh")
+    folder = manifest.parent
+    stand_in = folder.parent / "bin" / "model_signing"
+    stand_in.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE}/tests/shared/signing.py" "$@"\n')
+    stand_in.chmod(0o755)
+    (folder / "bert").mkdir()
+
+    def publish(config: bytes, commands: str) -> str:
+        (folder / "bert" / "config.json").write_bytes(config)
+        (folder / "bert" / "model.safetensors").write_bytes(DATA)
+        shell(commands)
+        made = {path.name: path.read_bytes() for path in folder.glob("bert/*")}
+        lfs = {"model.safetensors": File(DATA, lfs=True)}
+        return hub.push("acme/bert", "main", {**made, **lfs, "README.md": b"#\n"})
+
+    commit = publish(b"{}", sign)
+    assert "not signed are left out: README.md" in shell(add)
+    [bert] = Manifest.load(manifest)
+    assert bert.urls == (f"hf://acme/bert@{commit}",)
+    assert bert.signed_by == f"sha256:{sha256((folder / 'acme.pem').read_bytes())}"
+    assert f"signed by {bert.signed_by}" in shell(verify)
+    commit = publish(b"[]", sign[sign.index("model_signing ") :])
+    assert "bert: changed" in shell(upgrade)
+    assert Manifest.load(manifest)["bert"].urls == (f"hf://acme/bert@{commit}",)

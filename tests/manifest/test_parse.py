@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import subprocess
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,22 @@ def test_refused_file_below_a_file() -> None:
     assert problem == "checkpoints.bert.files.'a': is a file and the parent of 'a/b/c'"
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [["a/" * 5000 + "x"], [f"{number}/{'a/' * 500}x" for number in range(100)]],
+    ids=["one that is too long", "many that are deep"],
+)
+def test_deep_paths_take_little_memory(paths: list[str]) -> None:
+    """The parents of a path are as many as its slashes, and together as long as the square of its length."""
+    data = {"checkpoints": {"c": {"urls": [], "files": {path: {"sha256": A} for path in paths}}}}
+    tracemalloc.start()
+    with suppress(ManifestError):
+        Manifest.load(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
 def test_all_problems_at_once() -> None:
     data = {"version": 3, "x": 1, "checkpoints": {"c": {"urls": ["ftp://h"], "sha256": "no", "size": -1, "file": ".."}}}
     assert [each.partition(":")[0] for each in problems(data)] == [
@@ -197,6 +215,36 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_file_without_end() -> None:
     assert problems("/dev/zero") == ("has more than 67,108,864 bytes, the most that is read of a manifest",)
+
+
+def test_a_file_longer_than_one_read(tmp_path: Path) -> None:
+    (tmp_path / "w.toml").write_text(f'{"#" * 70_000}\n[checkpoints.c]\nurls = ["https://h/x.pt"]\nsha256 = "{A}"\n')
+    assert [each.digest for each in Manifest.load(tmp_path / "w.toml")] == [A]
+
+
+@pytest.mark.parametrize("text", ["{}a=1", "[{}a]", "[[{}a]]", "a={{{}a=1}}", "a={{b=1,{}a=1}}", " {} a=1"])
+def test_a_key_of_many_parts_is_not_read(text: str, tmp_path: Path) -> None:
+    """Python's parser takes the square of their number: an hour for a megabyte."""
+    for parts in ("a." * 5000, '"b" . ' * 5000, '"..". ' + "a." * 5000):
+        (tmp_path / "w.toml").write_text(text.format(parts))
+        assert problems(tmp_path / "w.toml") == ("has a key of more than 64 parts",)
+
+
+def test_many_points_that_are_no_key(tmp_path: Path) -> None:
+    urls = ", ".join(f'"https://a.b.c.d/{number}/x.y.pt"' for number in range(50))
+    text = f'# {"." * 200}\n[checkpoints.c] # {"." * 200}\nurls = [{urls}]\nsha256 = "{A}"\nfile = "{"v." * 60}pt"\n'
+    (tmp_path / "w.toml").write_text(text)
+    assert len(Manifest.load(tmp_path / "w.toml")["c"].urls) == 50
+
+
+def test_a_value_that_is_nested_deeply() -> None:
+    value: Any = []
+    for _ in range(3000):
+        value = [value]
+    assert problems({**entry(size=value), "version": value}) == (
+        "version: this weightcache reads version 1, got an array",
+        "checkpoints.c.size: want a number of bytes, 0 or more, got an array",
+    )
 
 
 @pytest.mark.parametrize("source", [3, None, b"weights.toml", ["a"]])

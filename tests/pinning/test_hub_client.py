@@ -17,8 +17,9 @@ from hub import File, Hub
 from pins import DATA, FILES, text
 from support import quiet, sha256, visible
 from weightcache import DownloadError, Manifest, ensure
+from weightcache._pinning.hub_client import snapshot
 from weightcache._pinning.resolve_pins import complete
-from weightcache._pinning.unpinned_entries import Draft
+from weightcache._pinning.unpinned_entries import Draft, HubUrl
 
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
 
@@ -239,6 +240,34 @@ def test_a_password_in_the_address_of_the_hub_is_not_shown(
         with pytest.raises(DownloadError) as caught:
             ensure({"checkpoints": {"x": entry}}, root=root, progress=False)
         assert "SeCrEt" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"size": "3"},
+        {"size": True},
+        {"path": 7},
+        {"blob_id": True},
+        {"lfs": SimpleNamespace(sha256=["a"])},
+    ],
+)
+def test_a_listing_with_parts_of_another_type(part: dict[str, Any], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's client passes them on as they come, for example from another host in HF_ENDPOINT."""
+    from huggingface_hub import HfApi
+
+    hub.push("acme/bert", "main", {"config.json": b"{}\n"})
+    listed = HfApi.list_repo_tree
+
+    def changed(self: HfApi, *arguments: Any, **options: Any) -> Any:
+        for each in listed(self, *arguments, **options):
+            vars(each).update(part)
+            yield each
+
+    assert snapshot(HubUrl("acme/bert"), None, "bert").files[0].size == 3
+    monkeypatch.setattr(HfApi, "list_repo_tree", changed)
+    with pytest.raises(DownloadError, match="sent a response that is not from the Hub"):
+        snapshot(HubUrl("acme/bert"), None, "bert")
 
 
 PATTERNS = st.lists(

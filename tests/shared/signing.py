@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from support import sha256
 
@@ -71,3 +72,16 @@ def write_key(path: str = "release.pem", key: Any = KEY) -> str:
     """Write the public half of a key; return the path."""
     Path(path).write_bytes(pem(key))
     return path
+
+
+def main() -> None:
+    """Stand in for ``model_signing sign key --private_key KEY --signature FILE DIRECTORY``."""
+    *verb, key_flag, private, signature_flag, signature, folder = sys.argv[1:]
+    assert [*verb, key_flag, signature_flag] == ["sign", "key", "--private_key", "--signature"]
+    paths = [path for path in Path(folder).rglob("*") if path.is_file() and path != Path(signature)]
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    Path(signature).write_bytes(bundle(files, load_pem_private_key(Path(private).read_bytes(), None)))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,14 @@ def test_a_directory_of_many_files_has_a_receipt(root: Path, tmp_path: Path) -> 
         (tmp_path / "out" / path).write_bytes(data)
     made = weightcache.publish(tmp_path / "out", name="many", root=root)
     assert ensure(Manifest([made]), root=root, progress=False).report["many"].outcome == "hit"
+
+
+def test_a_long_journal_takes_little_memory(tmp_path: Path) -> None:
+    """Anybody who writes the Volume can make one of 128 MiB."""
+    (tmp_path / "journal").write_bytes(b"opened 1795433307\n" * 20_000)
+    tracemalloc.start()
+    try:
+        assert Journal(str(tmp_path)).opened == 1795433307
+        assert tracemalloc.get_traced_memory()[1] < 3 * (tmp_path / "journal").stat().st_size
+    finally:
+        tracemalloc.stop()

@@ -68,6 +68,15 @@ def test_without_an_index_every_file_is_loaded(tmp_path: Path) -> None:
     assert refusal(tmp_path).problems == (f"{TWO} is not there",)
 
 
+def test_a_number_of_shards_that_nobody_has(tmp_path: Path) -> None:
+    """The message names a few of them, not all 99,998."""
+    (tmp_path / "a-00002-of-99999.safetensors").touch()
+    assert refusal(tmp_path).problems == (
+        *(f"a-0000{number}-of-99999.safetensors is not there" for number in (1, 3, 4)),
+        "99995 others of 99999 are not there",
+    )
+
+
 def test_without_weights_it_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     write(tmp_path / "weights.pt", {"a": torch.ones(1)})

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import weightcache
-from origin import Exchange, Origin
+from origin import Exchange, Origin, broken
 from origin import status as answer
-from support import MB, PRELUDE, blob, child, finish, one, partials, quiet, visible
+from support import MB, PRELUDE, blob, child, finish, one, partials, quiet, until, visible
 from weightcache import DownloadError
 
 DATA = blob(40 * MB)
@@ -42,6 +42,16 @@ def test_the_end_of_a_failed_download_ends_its_threads(
     with pytest.raises(weightcache.StorageError):
         quiet(one(DATA, origin.url("/a")), root / "b")
     assert threads() == []
+
+
+def test_an_error_that_is_kept_keeps_no_connection(origin: Origin, root: Path) -> None:
+    """Its traceback refers to the download, and so to its pool of connections."""
+    origin.put("/a", b"other bytes", faults=[broken(at=5, reset=True)], length=False)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(DownloadError) as kept:
+        quiet(one(b"right bytes", origin.url("/a"), size=False), root)
+    until(lambda: set(os.listdir("/proc/self/fd")) <= before)
+    assert kept.value.attempts
 
 
 INTERRUPTED = """

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("weightcache")
 
 MAX_MISSING_TRIES = 20  # tries after which nobody holds a file that is not there
+LONGEST_NOTE = 4096  # characters that are read of a note: a full disk or another program may have left any file there
 UNKNOWN_HOLDER = "another process"  # a holder that has no note yet, or can write none
 
-# By root, the handle of the thread that holds it. Not a `threading.Lock`: Ctrl-C just after it was acquired would leave
-# it locked for ever. `dict.setdefault` is one step and shows which handle was first.
+# By root, its holder's handle. Not a `threading.Lock`: Ctrl-C just after it was acquired would leave it locked.
 _thread_locks: dict[str, _LockHandle] = {}
 os.register_at_fork(after_in_child=_thread_locks.clear)  # the thread that holds it does not exist in the child
 
@@ -133,8 +133,8 @@ class LockWait:
         now = time.monotonic()
         self.seconds = now - self._began
         text = ""
-        with suppress(OSError), open(self._note, encoding="utf-8") as stream:
-            text = stream.read()
+        with suppress(OSError), open(self._note, encoding="utf-8", errors="replace") as stream:
+            text = stream.read(LONGEST_NOTE)
         if text != self._seen:
             self._seen, self._moved = text, now
         words = _in_words(text)

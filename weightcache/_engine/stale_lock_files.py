@@ -55,7 +55,7 @@ def _is_of_no_root(path: str) -> bool:
     """Whether a note names a root that no longer exists."""
     try:
         with open(path, encoding="utf-8") as stream:
-            root = stream.read()
+            root = stream.read(1 << 16)
     except (OSError, UnicodeDecodeError):
         return False
     return bool(root) and not os.path.lexists(root)

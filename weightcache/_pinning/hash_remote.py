@@ -273,10 +273,10 @@ class _PartialRead:
 
 
 def _read(body: Body, limit: int) -> bytes:
-    data, buffer = b"", memoryview(bytearray(min(limit, CHUNK)))
+    data, buffer = bytearray(), memoryview(bytearray(min(limit, CHUNK)))
     while len(data) < limit and (count := body.read_into(buffer[: limit - len(data)])):
         data += buffer[:count]
-    return data
+    return bytes(data)
 
 
 def _opening(body: Body) -> Opening:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoFile
 
     from weightcache._transfer.auth import Token
 
@@ -88,13 +89,23 @@ def snapshot(url: HubUrl, auth: str | None, name: str, bounds: Bounds = UNBOUNDE
             raise ValueError(f"{commit!r} is no commit")
         tree = api.list_repo_tree(url.repository, revision=commit, recursive=True)
         listed = list(islice(tree, None if bounds.max_listed is None else bounds.max_listed + 1))
-        files = tuple(
-            HubFile(each.path, each.size, each.lfs.sha256 if each.lfs else "", each.blob_id)
-            for each in listed
-            if isinstance(each, RepoFile)
-        )
+        files = tuple(_file(each) for each in listed if isinstance(each, RepoFile))
     bounds.check_listed(url.at(url.revision), len(listed))
     return Snapshot(commit, files)
+
+
+def _file(entry: RepoFile) -> HubFile:
+    """Return a file of a listing. The client passes on what a server sends, of whatever type.
+
+    Raises:
+        TypeError: It has a part of another type.
+    """
+    found = HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else "", entry.blob_id)
+    if type(found.size) is not int or not all(
+        isinstance(each, str) for each in (found.path, found.sha256, found.git_id)
+    ):
+        raise TypeError("an entry of the listing has a part of another type")
+    return found
 
 
 def path_not_found(url: HubUrl, found: Snapshot, name: str) -> DownloadError:

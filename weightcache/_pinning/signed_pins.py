@@ -171,11 +171,10 @@ def _digest(signed: SignedFiles, draft: Draft, path: str) -> str:
     if len(found) == 1:
         return digests[found[0]]
     listed = sorted(found or digests)
-    more = f" and {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
     why = "signs several files that it may be" if found else "does not sign it, but"
     raise refusal(
         where,
-        [f"{signed.source} {why}: {', '.join(listed[:_SHOWN])}{more}"],
+        [f"{signed.source} {why}: {_some_of(listed)}"],
         "add the directory that was signed, with --include and the path of the file",
     )
 
@@ -191,8 +190,14 @@ def _warn_of_unsigned_files(draft: Draft, signed: SignedFiles, listed: Sequence[
     """Warn of files of a repository that are left out because they were not signed."""
     spared = {*signed.digests, *_OF_GIT, BUNDLE_NAME}
     if unsigned := [path for path in listed if path not in spared]:
-        more = f" and {len(unsigned) - _SHOWN:,} more" if len(unsigned) > _SHOWN else ""
-        draft.warn(f"files that are not signed are left out: {', '.join(unsigned[:_SHOWN])}{more}")
+        # No rule was applied to these names: one may hold what a terminal would obey.
+        shown = [path if path.isprintable() else repr(path) for path in unsigned]
+        draft.warn(f"files that are not signed are left out: {_some_of(shown)}")
+
+
+def _some_of(paths: Sequence[str]) -> str:
+    """Return the first paths, for a message."""
+    return f"{', '.join(paths[:_SHOWN])}{f' and {len(paths) - _SHOWN:,} more' if len(paths) > _SHOWN else ''}"
 
 
 def _read_beside(draft: Draft) -> tuple[bytes, str]:

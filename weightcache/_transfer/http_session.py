@@ -109,6 +109,15 @@ class _Adapter(VerbatimAdapter):
             self._contexts[bundle] = trusted(bundle)
         return self._contexts[bundle]
 
+    def close(self) -> None:
+        # urllib3 closes the connections of a pool when nothing refers to it any more: the traceback of an error may,
+        # for as long as the caller keeps the error.
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 (it has no iterator)
+                if pool := manager.pools.get(key):
+                    pool.close()
+        super().close()
+
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
         conn.ca_certs = conn.ca_cert_dir = None  # they are in the context

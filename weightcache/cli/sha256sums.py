@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from weightcache.errors import ManifestError
 from weightcache.manifest.validate import path_problem
 
+if TYPE_CHECKING:
+    from typing import TextIO
+
 _GNU = re.compile(r"([0-9A-Fa-f]{64}) [ *](.+)")
+_CHUNK = 1 << 16  # characters
+_LONGEST = 64 << 20  # characters, about 500,000 files; a path may name /dev/zero
 _BSD = re.compile(r"SHA256 \((.+)\) = ([0-9A-Fa-f]{64})")
 
 
@@ -20,14 +27,7 @@ def read_sha256sums(path: str) -> dict[str, str]:
     Raises:
         ManifestError: It cannot be read, or a line or path is invalid; the message lists all such lines.
     """
-    try:
-        if path == "-":
-            text = sys.stdin.read()
-        else:
-            with open(path, encoding="utf-8-sig") as stream:
-                text = stream.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _error(path, [f"cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"]) from None
+    text = _read(path)
     digests: dict[str, str] = {}
     problems = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -50,6 +50,25 @@ def read_sha256sums(path: str) -> dict[str, str]:
     if problems:
         raise _error(path, problems)
     return digests
+
+
+def _read(path: str) -> str:
+    try:
+        if path == "-":
+            text = _beginning(sys.stdin)
+        else:
+            with open(path, encoding="utf-8-sig") as stream:
+                text = _beginning(stream)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+        raise _error(path, [f"cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"]) from None
+    if len(text) > _LONGEST:
+        raise _error(path, [f"has more than {_LONGEST:,} characters, the most that is read of a list"])
+    return text
+
+
+def _beginning(stream: TextIO) -> str:
+    """Return a text, or more than `_LONGEST` characters of it. One read of that size would allocate them."""
+    return "".join(islice(iter(lambda: stream.read(_CHUNK), ""), _LONGEST // _CHUNK + 1))
 
 
 def _error(path: str, problems: list[str]) -> ManifestError:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 _FOLDS = "leave one of them out, because some file systems (of macOS, of Windows, exFAT) give both one place"
+_KEY_PARTS = 64  # a manifest needs five
+_READ = 1 << 16  # bytes; nearly all manifests are shorter
 _MANIFEST_BYTES = 64 << 20  # about 300,000 files; a path may name /dev/zero
 
 
@@ -28,7 +30,9 @@ def read_toml(path: str) -> Mapping[str, Any]:
     """
     try:
         with open(path, "rb") as stream:
-            data = stream.read(_MANIFEST_BYTES + 1)
+            data = stream.read(_READ)
+            if len(data) == _READ:  # a read allocates as much as it may return, which a hit would pay for
+                data += stream.read(_MANIFEST_BYTES + 1 - _READ)
     except FileNotFoundError:
         raise ManifestError(path, ["there is no such file"]) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -48,6 +52,8 @@ def parse_toml(data: bytes, source: str, otherwise: str = "is not TOML") -> Mapp
         import tomllib
     except ImportError:  # Python 3.10
         import tomli as tomllib
+    if _has_long_key(data):
+        raise ManifestError(source, [f"has a key of more than {_KEY_PARTS} parts"])
     try:
         return tomllib.loads(data.decode())  # type: ignore[no-any-return,unused-ignore]
     except UnicodeDecodeError as error:
@@ -58,6 +64,22 @@ def parse_toml(data: bytes, source: str, otherwise: str = "is not TOML") -> Mapp
         raise ManifestError(source, [f"{otherwise}: {why}"]) from None
     except RecursionError:
         raise ManifestError(source, ["is nested too deeply to be a manifest"]) from None
+
+
+def _has_long_key(data: bytes) -> bool:
+    """Whether a key has too many parts: tomllib takes the square of their number, minutes for a file of 200 KB.
+
+    Keys stand at the start of a line and after ``{``, ``,`` and ``=``. Points in a row are no key, but an ellipsis.
+    """
+
+    def points(text: bytes) -> int:
+        return text.count(b".") - 2 * text.count(b"..")
+
+    if points(data) <= _KEY_PARTS:
+        return False
+    lines = [line for line in data.splitlines() if points(line) > _KEY_PARTS]
+    parts = (part for line in lines for part in line.replace(b"{", b"=").replace(b",", b"=").split(b"="))
+    return any(points(part) > _KEY_PARTS for part in parts)
 
 
 def parse(data: Mapping[str, Any], source: str, *, is_file: bool) -> tuple[Checkpoint, ...]:
@@ -168,7 +190,7 @@ def _kind(value: object) -> str:
 def _shown(value: object) -> str:
     try:
         return f"{value!r:.40}"
-    except ValueError:  # an int with more digits than str() writes
+    except (ValueError, RecursionError):  # an int with more digits than str() writes, or a value that is nested deeply
         return _kind(value)
 
 
@@ -263,7 +285,8 @@ def _files(value: object, where: str, problems: _Problems) -> tuple[File, ...]:
             files.append(File(path, digest, size))
     for first, second in clashes([file.path for file in files]):
         problems.add(f"{where}.{second!r:.120}", f"differs from {first!r:.120} only in case or Unicode form; {_FOLDS}")
-    parents = {parent: path for path in table for parent in _parents(path)}
+    # Only those that are files: all parents of many deep paths would fill the memory.
+    parents = {parent: file.path for file in files for parent in _parents(file.path) if parent in table}
     for path in table:
         if path in parents:
             problems.add(f"{where}.{path!r:.120}", f"is a file and the parent of {parents[path]!r:.120}")

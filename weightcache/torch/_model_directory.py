@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index
@@ -156,10 +157,16 @@ def _existing(directory: str, files: list[str], why: str) -> dict[str, str]:
 
 def _missing_numbers(files: list[str]) -> list[str]:
     """Return which numbers are missing between shards that are numbered, as in ``model-00001-of-00004``."""
-    problems, there = list[str](), set(files)
-    for stem, total in dict.fromkeys((found[1], found[3]) for file in files if (found := _NUMBERED.fullmatch(file))):
-        wanted = (f"{stem}-{number:05}-of-{total}.safetensors" for number in range(1, int(total) + 1))
-        problems += [f"{file} is not there" for file in wanted if file not in there]
+    there: dict[tuple[str, str], set[int]] = {}
+    for found in filter(None, map(_NUMBERED.fullmatch, files)):
+        there.setdefault((found[1], found[3]), set()).add(int(found[2]))
+    problems = list[str]()
+    for (stem, total), numbers in there.items():
+        wanted = range(1, int(total) + 1)
+        missing = list(islice((number for number in wanted if number not in numbers), _SHOWN))
+        problems += [f"{stem}-{number:05}-of-{total}.safetensors is not there" for number in missing]
+        if more := len(wanted) - len(numbers.intersection(wanted)) - len(missing):
+            problems.append(f"{more} others of {total} are not there")
     return problems
 
 
