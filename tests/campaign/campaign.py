@@ -23,7 +23,7 @@ from error_campaign import attempted
 from scenarios import SCENARIOS
 
 BY_CALLS = ("crash", "torn", "error")  # they fork, so they come before all that starts threads
-OTHERS = ("push", "load")  # each is the function `rows` of a module such as `load_campaign`
+OTHERS = ("push", "network", "fuzz", "load")  # each is the function `rows` of a module such as `load_campaign`
 
 WHOLE = "link"  # a scenario of few calls, all of whose points are in the sample
 
@@ -66,8 +66,8 @@ def run_sample(seed: int) -> tuple[list[Row], list[str]]:
 def repeat(line: str) -> None:
     """Run one case again and print what comes of it; a failure is raised."""
     kind, _, text = line.partition(" ")
-    if kind in OTHERS:
-        print(importlib.import_module(f"{kind}_campaign").repeat(text))
+    if kind == "push":
+        print(importlib.import_module("push_campaign").repeat(text))
         return
     with scenarios_here() as world:
         print(crash(world, Point.parse(text)) if kind == "crash" else attempted(world, Case.parse(text)))
@@ -82,7 +82,9 @@ def main() -> int:
         "--first", type=int, default=0, help="how many cases of torn and error to leave out: an earlier run tried them"
     )
     parser.add_argument("--sample", action="store_true", help="a small part, the same for the same seed")
-    parser.add_argument("--repeat", metavar="LINE", help="one of the failures, such as 'crash file 3 after'")
+    parser.add_argument(
+        "--repeat", metavar="LINE", help="a failure of crash, torn, error or push, such as 'crash file 3 after'"
+    )
     options = parser.parse_args()
     names = options.only.split(",") if options.only else (*BY_CALLS, *OTHERS)
     if unknown := sorted({*names} - {*BY_CALLS, *OTHERS}):
