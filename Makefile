@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint fashion scenarios simulate pythons oldest-modal newest-modal gvisor clean
+.PHONY: demo test lint fashion scenarios simulate mutants pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -62,6 +62,9 @@ pythons: .venv/.test       ## the core tests on every other supported Python tha
 
 simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers and of one root; SEEDS=n for more
 	$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),20000)
+
+mutants: .venv/.test       ## small changes of the library, one at a time: how many a quick subset of the tests notices; SEED=n N=200
+	$(BIN)/python tests/mutation/mutate.py --seed $(or $(SEED),0) --mutants $(or $(N),200)
 
 oldest-modal: .venv/.test  ## the tests of Modal's client against the oldest version that is supported
 	$(BIN)/python tests/system/other_modals.py
