@@ -4,12 +4,14 @@
     python tests/mutation/mutate.py --seed 0 --survivors      # only those that survived the last such run
     python tests/mutation/mutate.py --seed 0 --only NAME      # one of them, with the output of pytest
 
-Everything happens in a copy of the project, in a temporary directory. A first run of the tests records how long each
-takes and which lines it runs; it is repeated for the test files that have changed, or for all if the library has. The
-subset is chosen from that: the tests that run most lines in least time, until it takes `--seconds`. Each mutant then
-meets the tests of the subset that run its line, the fastest first. Where there are no such tests (a constant of a
-module, a line that runs in another process), it meets those that run any line of its module. A test that hangs counts
-as one that fails.
+Everything happens in a copy of the project, in a temporary directory. A mutant of a folder meets tests that mirror
+that folder. A first run of these tests records how long each takes and which lines it runs. It is repeated for the test
+files that have changed, or for all if the library has. The subset is chosen from that, a quarter of `--seconds` for
+each folder: the tests that run most lines in least time, then the fastest. A mutant meets the tests of the subset that
+run its line, the fastest first. Where there are no such tests (a constant of a module, a line that runs in another
+process), it meets those that run any line of its module. A test that hangs counts as one that fails.
+
+Each run of tests is a fork of a process that has imported pytest, because that import takes longer than most tests.
 """
 
 from __future__ import annotations
@@ -20,30 +22,39 @@ import heapq
 import json
 import os
 import re
+import resource
+import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+import hypothesis  # noqa: F401 - for the forks, as is what follows
+import pytest
+import requests  # noqa: F401
+import trustme  # noqa: F401
 from coverage import CoverageData
 from mutants import FOLDERS, PACKAGE, Mutant, path_of, sampled
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PROJECT = PACKAGE.parent
 CACHE = PROJECT / ".cache" / "mutants"
-# The tests that mirror the four folders, and those that tests/test_layout.py names for modules of these folders.
-TESTS = (
-    *(f"tests/{folder[1:]}" for folder in FOLDERS),
-    "tests/test_api.py",
-    "tests/cli/test_adopt.py",
-    "tests/prefetch/test_pause.py",
-)
-SLOW = 3.0  # seconds: no test that takes longer is in the subset
+# The tests that mirror each folder, and those that tests/test_layout.py names for its modules.
+TESTS = {
+    "_store": ("tests/store",),
+    "_transfer": ("tests/transfer",),
+    "_engine": ("tests/engine", "tests/test_api.py", "tests/cli/test_adopt.py"),
+    "_coordination": ("tests/coordination", "tests/prefetch/test_pause.py"),
+}
+SLOW = 2.0  # seconds: no test that takes longer is in the subset
 PATIENCE = 30.0  # seconds that a run may take beside five times its usual time
 DURATION = re.compile(r"^\s*([\d.]+)s (?:call|setup|teardown)\s+(\S.*)$", re.MULTILINE)
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
@@ -67,23 +78,41 @@ class Copy:
 
     def pytest(self, tests: list[str], *options: str, limit: float, compiled: bool = True) -> tuple[int | None, str]:
         """Run tests in their given order; return the exit status, or None where they took too long, and the output."""
-        command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider", *options, *tests]
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "COVERAGE_CORE": "ctrace"}
-        if not compiled:
-            environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        with tempfile.TemporaryFile("w+") as output:
-            process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=output, stderr=output, start_new_session=True
-            )
-            try:
-                status: int | None = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                status = None
-            finally:  # with every process that a test has left
-                _kill_group(process.pid)
-                process.wait()
+        imported = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # hypothesis, before the fork
+        arguments = ["-p", "no:randomly", "-p", "no:cacheprovider", *imported, *options, *tests]
+        sys.stdout.flush()
+        with tempfile.TemporaryFile() as output:
+            process = os.fork()
+            if not process:
+                self._run_tests_and_exit(arguments, output.fileno(), compiled=compiled)
+            descriptor = os.pidfd_open(process)
+            ended, _, _ = select.select([descriptor], [], [], limit)
+            os.close(descriptor)
+            with suppress(ProcessLookupError):  # with every process that a test has left
+                os.killpg(process, signal.SIGKILL)
+            _, status = os.waitpid(process, 0)
             output.seek(0)
-            return status, output.read()
+            return os.waitstatus_to_exitcode(status) if ended else None, output.read().decode(errors="replace")
+
+    def _run_tests_and_exit(self, arguments: list[str], output: int, *, compiled: bool) -> NoReturn:
+        status = 1
+        try:
+            os.setsid()
+            os.chdir(self.folder)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            sys.path.insert(0, str(self.folder))
+            os.environ |= {"PYTHONPATH": str(self.folder), "COVERAGE_CORE": "ctrace"}
+            sys.dont_write_bytecode = not compiled
+            if not compiled:
+                os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            status = int(pytest.main(arguments))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
 
     def write(self, module: str, source: bytes) -> None:
         """Replace a module; a compiled file of it can look current, because it is compared by size and second."""
@@ -93,52 +122,52 @@ class Copy:
             compiled.unlink()
 
 
-def _kill_group(group: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-
-
 def digest(paths: list[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()
 
 
-def profile(copy: Copy) -> list[Test]:
-    """Return all tests that may be in the subset, from the cache where it is current."""
-    cache, files = CACHE / "profile.json", list[Path]()
-    for each in TESTS:
-        files += sorted((PROJECT / each).glob("test_*.py")) if (PROJECT / each).is_dir() else [PROJECT / each]
-    current = {str(path.relative_to(PROJECT)): digest([path]) for path in files}
+def profile(copy: Copy, folder: str) -> list[Test]:
+    """Return all tests of ``folder`` that may be in the subset, from the cache where it is current."""
+    cache = CACHE / "profile.json"
+    CACHE.mkdir(parents=True, exist_ok=True)
     library = digest(list(PACKAGE.rglob("*.py")))
     known = json.loads(cache.read_text()) if cache.exists() else {}
     if known.get("library") != library:
         known = {"library": library, "files": {}}
-    stale = [name for name, value in current.items() if known["files"].get(name, {}).get("digest") != value]
-    if stale:
-        print(f"running {len(stale)} test files to see how long their tests take and what they run", flush=True)
-        for name, tests in run_profile(copy, stale).items():
-            known["files"][name] = {"digest": current[name], "tests": tests}
-        CACHE.mkdir(parents=True, exist_ok=True)
-        cache.write_text(json.dumps(known))
-    return [
-        Test(name, seconds, frozenset(lines))
-        for file, value in sorted(known["files"].items())
-        if file in current
-        for name, (seconds, lines) in value["tests"].items()
-    ]
+    found = list[Test]()
+    for path in test_files(folder):
+        name, current = str(path.relative_to(PROJECT)), digest([path])
+        if known["files"].get(name, {}).get("digest") != current:
+            known["files"][name] = {"digest": current, "tests": run_profile(copy, name)}
+            cache.write_text(json.dumps(known))
+        tests = known["files"][name]["tests"].items()
+        found += [Test(name, seconds, frozenset(lines)) for name, (seconds, lines) in tests]
+    return found
 
 
-def run_profile(copy: Copy, files: list[str]) -> dict[str, dict[str, tuple[float, list[str]]]]:
-    """Run test files with coverage of each test; return time and lines of those that pass, by file and name."""
+def test_files(folder: str) -> list[Path]:
+    found = list[Path]()
+    for each in TESTS[folder]:
+        found += sorted((PROJECT / each).glob("test_*.py")) if (PROJECT / each).is_dir() else [PROJECT / each]
+    return found
+
+
+def run_profile(copy: Copy, file: str) -> dict[str, tuple[float, list[str]]]:
+    """Run a test file with coverage of each test; return time and lines of those that pass."""
     settings, data = copy.folder / "coverage-of-tests.ini", copy.folder / "coverage-of-tests"
     settings.write_text(f"[run]\nsource = weightcache\ndata_file = {data}\n")
+    data.unlink(missing_ok=True)
     options = ["--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report=", f"--timeout={SLOW}"]
-    _, output = copy.pytest(files, *options, "-q", "-vv", "--durations=0", "--durations-min=0", "--tb=no", limit=3600)
+    started = time.monotonic()
+    status, output = copy.pytest([file], *options, "-vv", "--durations=0", "--tb=no", limit=600)
     seconds = Counter[str]()
     for value, name in DURATION.findall(output):
         seconds[name] += float(value)
-    for name in FAILURE.findall(output):
-        print(f"not in the subset, because it failed or took over {SLOW:.0f} s: {name}")
-        seconds.pop(name, None)
+    failed = [name for name in FAILURE.findall(output) if seconds.pop(name, None) is not None]
+    print(f"{file}: {time.monotonic() - started:.0f} s, {len(seconds)} tests; left out: {len(failed)}", flush=True)
+    if not seconds or not data.exists():
+        print(f"no test of it is in the subset; pytest ended with {status}: {output[-500:]}")
+        return {}
     lines: dict[str, set[str]] = {name: set() for name in seconds}
     measured = CoverageData(str(data))
     measured.read()
@@ -148,10 +177,7 @@ def run_profile(copy: Copy, files: list[str]) -> dict[str, dict[str, tuple[float
             for line, contexts in measured.contexts_by_lineno(path).items():
                 for name in {context.rpartition("|")[0] for context in contexts} & lines.keys():
                     lines[name].add(f"{module}:{line}")
-    found: dict[str, dict[str, tuple[float, list[str]]]] = {file: {} for file in files}
-    for name, value in seconds.items():
-        found[name.partition("::")[0]][name] = (round(value, 3), sorted(lines[name]))
-    return found
+    return {name: (round(value, 3), sorted(lines[name])) for name, value in seconds.items()}
 
 
 def subset(tests: list[Test], seconds: float) -> list[Test]:
@@ -200,23 +226,20 @@ def run_mutant(copy: Copy, mutant: Mutant, tests: list[Test], *, show: bool = Fa
     return "survived" if status == 0 else "killed"
 
 
-def without_failures(copy: Copy, tests: list[Test]) -> list[Test]:
+def without_failures(copy: Copy, folder: str, tests: list[Test]) -> list[Test]:
     """Run the subset on the library as it is, and return what passes; this also compiles everything once."""
-    started = time.monotonic()
-    _, output = copy.pytest([test.name for test in tests], "-q", "--tb=no", limit=3600)
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    if not tests:
+        sys.exit(f"{folder}: no test of it passes, so no mutant can be killed")
+    _, output = copy.pytest([test.name for test in tests], "-q", "--tb=no", limit=600)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     failed = set(FAILURE.findall(output))
     for name in failed:
         print(f"not in the subset, because it fails on the library as it is: {name}")
-    print(f"the subset: {len(tests) - len(failed)} tests in {time.monotonic() - started:.0f} s", flush=True)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    took = f"{time.monotonic() - started:.0f} s, {cpu:.0f} s of CPU"
+    print(f"{folder}: the subset has {len(tests) - len(failed)} tests and takes {took}", flush=True)
     return [test for test in tests if test.name not in failed]
-
-
-def run_all(copy: Copy, mutants: list[Mutant], tests: list[Test], ends: dict[str, str], results: Path) -> None:
-    for number, mutant in enumerate(mutants, 1):
-        started = time.monotonic()
-        ends[mutant.name] = end = run_mutant(copy, mutant, tests)
-        print(f"{number:4} {end:8} {time.monotonic() - started:5.1f} s  {mutant.name}", flush=True)
-        results.write_text(json.dumps(ends, indent=1))
 
 
 def report(mutants: list[Mutant], ends: dict[str, str]) -> None:
@@ -229,6 +252,17 @@ def report(mutants: list[Mutant], ends: dict[str, str]) -> None:
     for each in mutants:
         if ends.get(each.name) == "survived":
             print(each.described(path_of(each.module).read_bytes()))
+
+
+def run_folder(copy: Copy, folder: str, mutants: list[Mutant], seconds: float) -> Iterator[tuple[Mutant, str]]:
+    """Yield each mutant of a folder, and how it ended."""
+    if mutants:
+        tests = without_failures(copy, folder, subset(profile(copy, folder), seconds / len(FOLDERS)))
+        for mutant in mutants:
+            started = time.monotonic()
+            end = run_mutant(copy, mutant, tests)
+            print(f"{end:8} {time.monotonic() - started:5.1f} s  {mutant.name}", flush=True)
+            yield mutant, end
 
 
 def main() -> int:
@@ -246,14 +280,18 @@ def main() -> int:
         todo = [each for each in mutants if ends.get(each.name) == "survived"]
     else:
         todo = [each for each in mutants if arguments.only in (None, each.name)]
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder) / "project")
-        tests = subset(profile(copy), arguments.seconds)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Copy(Path(temporary) / "project")
         if arguments.only:
             for each in todo:
+                tests = subset(profile(copy, each.folder), arguments.seconds / len(FOLDERS))
                 print(each.described(path_of(each.module).read_bytes()), run_mutant(copy, each, tests, show=True))
             return 0
-        run_all(copy, todo, without_failures(copy, tests), ends, results)
+        for folder in FOLDERS:
+            mine = [each for each in todo if each.folder == folder]
+            for mutant, end in run_folder(copy, folder, mine, arguments.seconds):
+                ends[mutant.name] = end
+                results.write_text(json.dumps(ends, indent=1))
     report(mutants, ends)
     print(f"{time.monotonic() - started:.0f} s")
     return 0
