@@ -17,6 +17,7 @@ from volume_model import View, Volume
 from weightcache import VolumeError, ensure, publish
 from weightcache._coordination import committed_state, open_files
 from weightcache._coordination.committed_state import MARKER, Wanted, is_committed
+from weightcache._coordination.volume import VolumeSession
 from weightcache._engine.commit_evidence import CommitEvidence
 from weightcache._store.layout import Layout
 from weightcache.manifest import Manifest
@@ -204,3 +205,16 @@ def test_a_mapped_file_counts_as_open(tmp_path: Path) -> None:
     with mapped:
         assert f"{tmp_path}/two words is mapped in process {os.getpid()} (" in open_files.open_files(str(tmp_path))
     assert open_files.open_files(str(tmp_path)) == ""
+
+
+def test_what_keeps_a_reload_away_is_logged_once(handle: Handle, caplog: pytest.LogCaptureFixture) -> None:
+    root = handle.view.root
+    write(root, {**FILES, "log": Wanted(1)})
+    with open(root / "log", "a"):
+        for _ in range(2):
+            session = VolumeSession(str(root), handle)
+            assert session.commit_and_reload(FILES)
+            assert session.commit(FILES)
+            [warning] = session.warnings
+            assert f"cannot be reloaded: {root}/log is open in process {os.getpid()} (" in warning
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [warning]
