@@ -1,14 +1,13 @@
 """Change the library in small ways, one at a time, and count how many changes a quick subset of the tests notices.
 
     python tests/mutation/mutate.py --seed 0 --mutants 200    # `make mutants SEED=0 N=200`
-    python tests/mutation/mutate.py --seed 0 --survivors      # only those that survived the last such run
+    python tests/mutation/mutate.py --seed 0 --again          # only those that no such run has killed yet
     python tests/mutation/mutate.py --seed 0 --only NAME      # one of them, with the output of pytest
 
 Everything happens in a copy of the project, in a temporary directory. A mutant of a folder meets tests that mirror
 that folder. A first run of these tests records how long each takes and which lines it runs. It is repeated for the test
-files that have changed, or for all if the library has. The subset is chosen from that, a quarter of `--seconds` for
-each folder: the tests that run most lines in least time, then the fastest. A mutant meets the tests of the subset that
-run its line, the fastest first. Where there are no such tests (a constant of a module, a line that runs in another
+files that have changed, or for all if the library has. A mutant meets the tests that run its line, the fastest first,
+as many as take `--seconds` together. Where there are no such tests (a constant of a module, a line that runs in another
 process), it meets those that run any line of its module. A test that hangs counts as one that fails.
 
 Each run of tests is a fork of a process that has imported pytest, because that import takes longer than most tests.
@@ -18,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import heapq
 import json
 import os
 import re
-import resource
 import select
 import shutil
 import signal
@@ -54,7 +51,8 @@ TESTS = {
     "_engine": ("tests/engine", "tests/test_api.py", "tests/cli/test_adopt.py"),
     "_coordination": ("tests/coordination", "tests/prefetch/test_pause.py"),
 }
-SLOW = 2.0  # seconds: no test that takes longer is in the subset
+SURVIVED = "survived"
+SLOW = 2.0  # seconds: tests that take longer are left out
 PATIENCE = 30.0  # seconds that a run may take beside five times its usual time
 DURATION = re.compile(r"^\s*([\d.]+)s (?:call|setup|teardown)\s+(\S.*)$", re.MULTILINE)
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
@@ -180,39 +178,25 @@ def run_profile(copy: Copy, file: str) -> dict[str, tuple[float, list[str]]]:
     return {name: (round(value, 3), sorted(lines[name])) for name, value in seconds.items()}
 
 
-def subset(tests: list[Test], seconds: float) -> list[Test]:
-    """Choose tests that together take ``seconds``: first those that run most new lines a second, then the fastest."""
-    usable = {test.name: test for test in tests if test.seconds <= SLOW}
-    heap = [(-len(test.lines) / (test.seconds + 0.01), name) for name, test in usable.items()]
-    heapq.heapify(heap)
-    chosen, seen, left = dict[str, Test](), set[str](), seconds
-    while heap:
-        _, name = heapq.heappop(heap)
-        test = usable[name]
-        gain = -len(test.lines - seen) / (test.seconds + 0.01)
-        if heap and gain > heap[0][0]:
-            if gain:
-                heapq.heappush(heap, (gain, name))
-        elif gain and test.seconds <= left:
-            chosen[name], left = test, left - test.seconds
-            seen |= test.lines
-    for test in sorted(usable.values(), key=lambda test: (test.seconds, test.name)):
-        if test.name not in chosen and test.seconds <= left:
-            chosen[test.name], left = test, left - test.seconds
-    return sorted(chosen.values(), key=lambda test: (test.seconds, test.name))
+def tests_for(mutant: Mutant, tests: list[Test], seconds: float) -> list[Test]:
+    """Return the tests that run the line of ``mutant``, else those that run its module, else all; the fastest first.
 
-
-def tests_for(mutant: Mutant, tests: list[Test]) -> list[Test]:
-    """Return the tests that run the line of ``mutant``, else those that run its module, else those of its folder."""
+    Only as many as take ``seconds`` together, on the library as it is.
+    """
     wanted = {f"{mutant.module}:{line}" for line in mutant.lines}
     found = [test for test in tests if test.lines & wanted]
     found = found or [test for test in tests if any(line.startswith(f"{mutant.module}:") for line in test.lines)]
-    return found or [test for test in tests if test.name.startswith(f"tests/{mutant.folder[1:]}/")]
+    chosen, left = list[Test](), seconds
+    for test in sorted(found or tests, key=lambda test: (test.seconds, test.name)):
+        left -= test.seconds
+        if left >= 0:
+            chosen.append(test)
+    return chosen
 
 
-def run_mutant(copy: Copy, mutant: Mutant, tests: list[Test], *, show: bool = False) -> str:
-    """Return how a mutant ended: killed, hangs, or survived."""
-    source, chosen = path_of(mutant.module).read_bytes(), tests_for(mutant, tests)
+def run_mutant(copy: Copy, mutant: Mutant, chosen: list[Test], *, show: bool = False) -> str:
+    """Return how a mutant ended: survived, hangs, or the test that killed it."""
+    source = path_of(mutant.module).read_bytes()
     usual, longest = sum(test.seconds for test in chosen), max(test.seconds for test in chosen)
     copy.write(mutant.module, mutant.applied(source))
     options = ("-x", "-q", "--tb=short" if show else "--tb=no", f"--timeout={5 * longest + 5:.0f}")
@@ -223,69 +207,52 @@ def run_mutant(copy: Copy, mutant: Mutant, tests: list[Test], *, show: bool = Fa
         print(output)
     if status is None or "Timeout (>" in output or "Timeout >" in output:
         return "hangs"
-    return "survived" if status == 0 else "killed"
-
-
-def without_failures(copy: Copy, folder: str, tests: list[Test]) -> list[Test]:
-    """Run the subset on the library as it is, and return what passes; this also compiles everything once."""
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    if not tests:
-        sys.exit(f"{folder}: no test of it passes, so no mutant can be killed")
-    _, output = copy.pytest([test.name for test in tests], "-q", "--tb=no", limit=600)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    failed = set(FAILURE.findall(output))
-    for name in failed:
-        print(f"not in the subset, because it fails on the library as it is: {name}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    took = f"{time.monotonic() - started:.0f} s, {cpu:.0f} s of CPU"
-    print(f"{folder}: the subset has {len(tests) - len(failed)} tests and takes {took}", flush=True)
-    return [test for test in tests if test.name not in failed]
+    return SURVIVED if status == 0 else next(iter(FAILURE.findall(output)), f"pytest ended with {status}")
 
 
 def report(mutants: list[Mutant], ends: dict[str, str]) -> None:
     print(f"\n{'folder':15} mutants  killed  of them hanging  survived  share")
     for folder in (*FOLDERS, ""):
-        count = Counter(ends[each.name] for each in mutants if each.module.startswith(folder) and each.name in ends)
-        dead = count["killed"] + count["hangs"]
-        share = dead / max(1, count.total())
-        print(f"{folder or 'all':15} {count.total():7} {dead:7} {count['hangs']:16} {count['survived']:9} {share:6.1%}")
+        all_ends = [ends[each.name] for each in mutants if each.module.startswith(folder) and each.name in ends]
+        hanging, survived = all_ends.count("hangs"), all_ends.count(SURVIVED)
+        dead = len(all_ends) - survived
+        share = dead / max(1, len(all_ends))
+        print(f"{folder or 'all':15} {len(all_ends):7} {dead:7} {hanging:16} {survived:9} {share:6.1%}")
     for each in mutants:
-        if ends.get(each.name) == "survived":
+        if ends.get(each.name) == SURVIVED:
             print(each.described(path_of(each.module).read_bytes()))
 
 
 def run_folder(copy: Copy, folder: str, mutants: list[Mutant], seconds: float) -> Iterator[tuple[Mutant, str]]:
     """Yield each mutant of a folder, and how it ended."""
-    if mutants:
-        tests = without_failures(copy, folder, subset(profile(copy, folder), seconds / len(FOLDERS)))
-        for mutant in mutants:
-            started = time.monotonic()
-            end = run_mutant(copy, mutant, tests)
-            print(f"{end:8} {time.monotonic() - started:5.1f} s  {mutant.name}", flush=True)
-            yield mutant, end
+    tests = profile(copy, folder) if mutants else []
+    for mutant in mutants:
+        started = time.monotonic()
+        end = run_mutant(copy, mutant, tests_for(mutant, tests, seconds))
+        print(f"{time.monotonic() - started:5.1f} s  {mutant.name}  {end}", flush=True)
+        yield mutant, end
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mutants", type=int, default=200, metavar="N")
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long the subset of the tests may take")
-    parser.add_argument("--survivors", action="store_true", help="only those that survived the last run with this seed")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long the tests of one mutant may take")
+    parser.add_argument("--again", action="store_true", help="only those that no run with this seed has killed yet")
     parser.add_argument("--only", metavar="NAME", help="one of them")
     arguments = parser.parse_args()
     started, mutants = time.monotonic(), sampled(arguments.mutants, arguments.seed)
     results = CACHE / f"seed-{arguments.seed}.json"
-    ends: dict[str, str] = json.loads(results.read_text()) if arguments.survivors else {}
-    if arguments.survivors:
-        todo = [each for each in mutants if ends.get(each.name) == "survived"]
-    else:
-        todo = [each for each in mutants if arguments.only in (None, each.name)]
+    ends: dict[str, str] = json.loads(results.read_text()) if arguments.again else {}
+    todo = [each for each in mutants if ends.get(each.name, SURVIVED) == SURVIVED]
     with tempfile.TemporaryDirectory() as temporary:
         copy = Copy(Path(temporary) / "project")
         if arguments.only:
             for each in todo:
-                tests = subset(profile(copy, each.folder), arguments.seconds / len(FOLDERS))
-                print(each.described(path_of(each.module).read_bytes()), run_mutant(copy, each, tests, show=True))
+                if each.name == arguments.only:
+                    print(each.described(path_of(each.module).read_bytes()))
+                    tests = tests_for(each, profile(copy, each.folder), arguments.seconds)
+                    run_mutant(copy, each, tests, show=True)
             return 0
         for folder in FOLDERS:
             mine = [each for each in todo if each.folder == folder]
