@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ import weightcache
 from origin import Exchange, Origin, broken
 from origin import status as answer
 from support import blob, directory, one, partials, quiet, sha256, until, visible
-from weightcache import DownloadError, Manifest, NotCachedError, prune, status, verify
+from weightcache import DownloadError, Manifest, NotCachedError, StorageError, prune, status, verify
 from weightcache._runtime.writer_identity import Writer
+from weightcache._store.file_operations import link_or_copy
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import BLOCK, block_checksum
 
@@ -380,3 +384,23 @@ def test_a_partial_without_a_readable_journal_has_the_age_of_its_directory(origi
     assert prune(one(b"other"), root=root) == [stray]
     assert prune(one(b"other"), root=root, dry_run=False) == [stray]
     assert not stray.exists()
+
+
+@pytest.mark.parametrize(("code", "raises"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
+def test_a_copy_of_published_bytes_on_a_full_disk(
+    code: int, raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else goes wrong with a copy is no error: the bytes are fetched instead, and that needs the same space."""
+
+    def failing(code: int) -> Callable[..., None]:
+        def fail(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return fail
+
+    (tmp_path / "a").write_bytes(DATA)
+    monkeypatch.setattr(os, "link", failing(errno.EXDEV))
+    monkeypatch.setattr(os, "fsync", failing(code))
+    with pytest.raises(StorageError) if raises else nullcontext():
+        assert link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"), sha256(DATA), lambda: None) is None
+    assert not (tmp_path / "b").exists()
