@@ -20,7 +20,7 @@ from origin import status as answer
 from support import blob, directory, one, partials, quiet, sha256, until, visible
 from weightcache import DownloadError, Manifest, NotCachedError, StorageError, prune, status, verify
 from weightcache._runtime.writer_identity import Writer
-from weightcache._store.file_operations import link_or_copy
+from weightcache._store.file_operations import hash_file, link_or_copy
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import BLOCK, block_checksum
 
@@ -404,3 +404,17 @@ def test_a_copy_of_published_bytes_on_a_full_disk(
     with pytest.raises(StorageError) if raises else nullcontext():
         assert link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"), sha256(DATA), lambda: None) is None
     assert not (tmp_path / "b").exists()
+
+
+def test_a_place_that_cannot_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    (tmp_path / "b/c").mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot replace"):
+        link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"), sha256(DATA), lambda: None)
+
+
+def test_a_link_is_hashed_only_where_it_may_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    (tmp_path / "link").symlink_to("a")
+    assert hash_file(str(tmp_path / "link"), lambda: None) is None
+    assert hash_file(str(tmp_path / "link"), lambda: None, follow=True) == (sha256(DATA), len(DATA))

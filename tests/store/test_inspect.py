@@ -266,3 +266,9 @@ def test_a_child_that_is_forked_while_a_receipt_is_read_does_not_keep_it_open(
     monkeypatch.setattr("weightcache._store.inspect.os.fstat", forking)
     assert read_bytes(str(tmp_path / "a"), len(DATA)) == DATA
     assert codes == [17]
+
+
+def test_the_format_of_a_receipt_stays_as_it_is(filled: dict[str, Any], root: Path) -> None:
+    """Else another version of the library would not believe it."""
+    receipts = [json.loads(path.read_text()) for path in root.glob(".weightcache/receipts/*/*.json")]
+    assert [receipt["format"] for receipt in receipts] == [1] * len(filled["checkpoints"])
