@@ -18,6 +18,7 @@ from origin import Origin, gate, stalled
 from support import blob, change_settings, child, one, partials, quiet, visible
 from weightcache import DownloadError, LockTimeoutError, StorageError, aensure, ensure, status
 from weightcache._coordination import lock as coordination_lock
+from weightcache._engine.stale_lock_files import remove_old_notes
 from weightcache._runtime.writer_identity import container_id, local_directory, note_path, process_start
 from weightcache._store import partial_directory as store_partials
 from weightcache._store.partial_directory import BLOCK
@@ -331,3 +332,19 @@ def test_locks_leave_no_file(root: Path, tmp_path: Path) -> None:
         assert (first, second) == (True, False)
     assert not os.path.exists(path)
     assert list(Path(local_directory(str(root))).iterdir()) == []
+
+
+def test_notes_of_processes_that_ended_are_removed_and_marks_of_roots_that_exist_stay(
+    root: Path, tmp_path: Path
+) -> None:
+    notes = {
+        (here, kind): Path(note_path(str(here), kind))
+        for here in (root, tmp_path / "other", tmp_path / "gone")
+        for kind in ("holder", "unpushed")
+    }
+    for (here, _), note in notes.items():
+        note.write_text(str(here))
+    (tmp_path / "other").mkdir()
+    remove_old_notes(str(root))
+    left = [key for key, note in notes.items() if note.exists()]
+    assert left == [(root, "holder"), (root, "unpushed"), (tmp_path / "other", "unpushed")]

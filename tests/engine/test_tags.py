@@ -361,3 +361,19 @@ def test_wrong_arguments(root: Path, tmp_path: Path) -> None:
         ensure(TAG, root=root, volume=object())  # type: ignore[arg-type]
     assert tags(root=root) == []
     assert not root.exists()
+
+
+def test_a_rollback_reloads_before_it_publishes(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "a").write_bytes(ONE)
+    version = publish(tmp_path / "a", name="tagger", root=root).version
+    volume = Volume(root)
+    set_tag(TAG, version, root=root, volume=volume)
+    calls = [call.partition(":")[0] for call in volume.calls]
+    assert calls.index("reload") < len(calls) - 1 - calls[::-1].index("commit")
+
+
+def test_a_tag_that_stands_for_nothing_is_named(root: Path) -> None:
+    root.mkdir()
+    with pytest.raises(NotCachedError) as caught:
+        ensure(Tag("tagger", "stable"), root=root, progress=False)
+    assert f"has no publication in {root}; published there: nothing" in str(caught.value)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).resolve().parents[2] / "weightcache"
-FOLDERS = ("_store", "_engine", "_transfer", "_coordination")
+FOLDERS = ("_transfer", "_engine", "_store", "_coordination")
 NO_COVER = "pragma: no cover"
 NEIGHBOURS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,

@@ -4,11 +4,11 @@
     python tests/mutation/mutate.py --seed 0 --again          # only those that no such run has killed yet
     python tests/mutation/mutate.py --seed 0 --only NAME      # one of them, with the output of pytest
 
-Everything happens in a copy of the project, in a temporary directory. A mutant of a folder meets tests that mirror
-that folder. A first run of these tests records how long each takes and which lines it runs. It is repeated for the test
-files that have changed, or for all if the library has. A mutant meets the tests that run its line, the fastest first,
-as many as take `--seconds` together. Where there are no such tests (a constant of a module, a line that runs in another
-process), it meets those that run any line of its module. A test that hangs counts as one that fails.
+Everything happens in a copy of the project, in a temporary directory. A first run of the tests that mirror the four
+folders records how long each takes and which lines it runs. It is repeated for the test files that have changed, or for
+all if the library has. A mutant meets the tests that run its line, the fastest first, as many as take `--seconds`
+together. Where there are no such tests (a constant of a module, a line that runs in another process), it meets those
+that run any line of its module. A test that hangs counts as one that fails.
 
 Each run of tests is a fork of a process that has imported pytest, because that import takes longer than most tests.
 """
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 
 PROJECT = PACKAGE.parent
 CACHE = PROJECT / ".cache" / "mutants"
-# The tests that mirror each folder, and those that tests/test_layout.py names for its modules.
-TESTS = {
-    "_store": ("tests/store",),
-    "_transfer": ("tests/transfer",),
-    "_engine": ("tests/engine", "tests/test_api.py", "tests/cli/test_adopt.py"),
-    "_coordination": ("tests/coordination", "tests/prefetch/test_pause.py"),
-}
+# The tests that mirror the folders, and those that tests/test_layout.py names for their modules.
+TESTS = (
+    *(f"tests/{folder[1:]}" for folder in FOLDERS),
+    "tests/test_api.py",
+    "tests/cli/test_adopt.py",
+    "tests/prefetch/test_pause.py",
+)
 SURVIVED = "survived"
 SLOW = 1.5  # seconds: tests that take longer are left out
 PATIENCE = 20.0  # seconds that a run may take beside five times its usual time
@@ -123,8 +123,8 @@ def digest(paths: list[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()
 
 
-def profile(copy: Copy, folder: str) -> list[Test]:
-    """Return all tests of ``folder`` that may be in the subset, from the cache where it is current."""
+def profile(copy: Copy) -> list[Test]:
+    """Return the tests that a mutant may meet, from the cache where it is current."""
     cache = CACHE / "profile.json"
     CACHE.mkdir(parents=True, exist_ok=True)
     library = digest(list(PACKAGE.rglob("*.py")))
@@ -132,7 +132,7 @@ def profile(copy: Copy, folder: str) -> list[Test]:
     if known.get("library") != library:
         known = {"library": library, "files": {}}
     found = list[Test]()
-    for path in test_files(folder):
+    for path in test_files():
         name, current = str(path.relative_to(PROJECT)), digest([path])
         if known["files"].get(name, {}).get("digest") != current:
             known["files"][name] = {"digest": current, "tests": run_profile(copy, name)}
@@ -142,9 +142,9 @@ def profile(copy: Copy, folder: str) -> list[Test]:
     return found
 
 
-def test_files(folder: str) -> list[Path]:
+def test_files() -> list[Path]:
     found = list[Path]()
-    for each in TESTS[folder]:
+    for each in TESTS:
         found += sorted((PROJECT / each).glob("test_*.py")) if (PROJECT / each).is_dir() else [PROJECT / each]
     return found
 
@@ -222,9 +222,9 @@ def report(mutants: list[Mutant], ends: dict[str, str]) -> None:
             print(each.described(path_of(each.module).read_bytes()))
 
 
-def run_folder(copy: Copy, folder: str, mutants: list[Mutant], seconds: float) -> Iterator[tuple[Mutant, str]]:
-    """Yield each mutant of a folder, and how it ended."""
-    tests = profile(copy, folder) if mutants else []
+def run_all(copy: Copy, mutants: list[Mutant], seconds: float) -> Iterator[tuple[Mutant, str]]:
+    """Yield each mutant, and how it ended."""
+    tests = profile(copy)
     names = sorted({test.name.partition("::")[0] for test in tests})
     copy.pytest(names, "--collect-only", "-q", limit=600)  # compiles everything once, instead of for each mutant
     for mutant in mutants:
@@ -253,14 +253,12 @@ def main() -> int:
             for each in todo:
                 if each.name == arguments.only:
                     print(each.described(path_of(each.module).read_bytes()))
-                    tests = tests_for(each, profile(copy, each.folder), arguments.seconds)
+                    tests = tests_for(each, profile(copy), arguments.seconds)
                     run_mutant(copy, each, tests, show=True)
             return 0
-        for folder in FOLDERS:
-            mine = [each for each in todo if each.folder == folder]
-            for mutant, end in run_folder(copy, folder, mine, arguments.seconds):
-                ends[mutant.name] = end
-                results.write_text(json.dumps(ends, indent=1))
+        for mutant, end in run_all(copy, todo, arguments.seconds):
+            ends[mutant.name] = end
+            results.write_text(json.dumps(ends, indent=1))
     report(mutants, ends)
     print(f"{time.monotonic() - started:.0f} s")
     return 0
