@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint audit fashion scenarios simulate campaign pythons oldest-modal newest-modal gvisor clean
+.PHONY: demo test lint audit fashion scenarios simulate campaign mutants pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -73,6 +73,9 @@ simulate: .venv/.test      ## 20,000 seeds of both simulations, of containers an
 campaign: .venv/.test      ## kills, torn writes, failing calls and load, as one table; SEED=n BUDGET=seconds ONLY=crash,torn,...
 	PYTHONPATH=examples:tests/shared:tests/fakes:tests/system $(BIN)/python tests/campaign/campaign.py \
 		--seed $(or $(SEED),0) --budget $(or $(BUDGET),600) --only "$(ONLY)"
+
+mutants: .venv/.test       ## small changes of the library, one at a time: how many a quick subset of the tests notices; SEED=n N=200
+	$(BIN)/python tests/mutation/mutate.py --seed $(or $(SEED),0) --mutants $(or $(N),200)
 
 oldest-modal: .venv/.test  ## the tests of Modal's client against the oldest version that is supported
 	$(BIN)/python tests/system/other_modals.py

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +17,7 @@ from volume_model import View, Volume
 from weightcache import VolumeError, ensure, publish
 from weightcache._coordination import committed_state, open_files
 from weightcache._coordination.committed_state import MARKER, Wanted, is_committed
+from weightcache._coordination.volume import VolumeSession
 from weightcache._engine.commit_evidence import CommitEvidence
 from weightcache._store.layout import Layout
 from weightcache.manifest import Manifest
@@ -26,6 +30,7 @@ class Handle:
 
     def __init__(self, view: Any) -> None:
         self.view, self.commits = view, 0
+        self.above = ""  # the part of the Volume that is mounted, if not all of it
         self.push: Callable[[], None] = view.push
 
     def commit(self) -> None:
@@ -40,11 +45,12 @@ class Handle:
             raise RuntimeError(str(error)) from None
 
     def read_file(self, path: str) -> Iterator[bytes]:
-        yield self.view.volume.read(path)
+        yield self.view.volume.read(path.removeprefix(self.above))
 
     def iterdir(self, path: str, *, recursive: bool = True) -> Iterator[Any]:
         inner = path.strip("/")
-        for name, content in self.view.volume.files.items():
+        for mounted, content in self.view.volume.files.items():
+            name = self.above + mounted
             folder = name.rpartition("/")[0]
             if folder == inner or (recursive and (not inner or folder.startswith(f"{inner}/"))):
                 size = content.stat().st_size
@@ -73,6 +79,14 @@ def test_what_is_committed_is_proven(handle: Handle) -> None:
             handle.commit()
         assert is_committed(handle, str(root), FILES)
     assert list((root / ".weightcache").iterdir()) == []
+
+
+def test_a_part_of_the_volume_that_is_mounted_alone(handle: Handle) -> None:
+    handle.above = "models/new/"
+    wanted = {**FILES, "a/1/y.pt": Wanted(4, sha256(bytes(4)))}
+    write(handle.view.root, wanted)
+    assert is_committed(handle, str(handle.view.root), wanted)
+    assert not is_committed(handle, str(handle.view.root), {**wanted, "a/1/y.pt": Wanted(4, sha256(b"else"))})
 
 
 def nothing(handle: Handle) -> None:
@@ -172,3 +186,35 @@ def test_who_has_a_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert open_files.open_files(f"{tmp_path}/elsewhere") == ""
     monkeypatch.chdir(volume / "sub")
     assert f"{tmp_path}/mount/sub is the working directory of process " in open_files.open_files(f"{tmp_path}/mount")
+
+
+def test_how_many_more_are_open(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for number in range(open_files.SHOWN):
+            stack.enter_context(open(tmp_path / str(number), "w"))
+        found = open_files.open_files(str(tmp_path))
+        assert (found.count(" is open in process "), ", and " in found) == (open_files.SHOWN, False)
+        stack.enter_context(open(tmp_path / "last", "w"))
+        assert open_files.open_files(str(tmp_path)).endswith(", and 1 more")
+
+
+def test_a_mapped_file_counts_as_open(tmp_path: Path) -> None:
+    (tmp_path / "two words").write_bytes(b"x")
+    with open(tmp_path / "two words", "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with mapped:
+        assert f"{tmp_path}/two words is mapped in process {os.getpid()} (" in open_files.open_files(str(tmp_path))
+    assert open_files.open_files(str(tmp_path)) == ""
+
+
+def test_what_keeps_a_reload_away_is_logged_once(handle: Handle, caplog: pytest.LogCaptureFixture) -> None:
+    root = handle.view.root
+    write(root, {**FILES, "log": Wanted(1)})
+    with open(root / "log", "a"):
+        for _ in range(2):
+            session = VolumeSession(str(root), handle)
+            assert session.commit_and_reload(FILES)
+            assert session.commit(FILES)
+            [warning] = session.warnings
+            assert f"cannot be reloaded: {root}/log is open in process {os.getpid()} (" in warning
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [warning]

@@ -180,13 +180,17 @@ def test_a_claim_whose_answer_was_lost_is_known_again(found: FakeDict, clock: Ti
 
 
 @pytest.mark.parametrize("after", range(5))
-def test_a_dict_that_fails_is_done_without(after: int, found: FakeDict, clock: Time) -> None:
+def test_a_dict_that_fails_is_done_without(
+    after: int, found: FakeDict, clock: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     a = lease(found, clock, "a")
     found.faults = [""] * after + ["before"] * 100
     assert take(a, X, Y) == [X, Y]
     assert (a.failure == "ConnectionError: the Dict is away") is (after < 5)
     beat(a, 2)
     run_sync(a.release([X, Y], "done"))
+    assert {record.name for record in caplog.records} == {"weightcache"}
 
 
 def test_a_beat_that_fails_is_followed_by_the_next(found: FakeDict, clock: Time) -> None:
@@ -256,3 +260,15 @@ def test_a_dict_that_hangs_has_an_end(monkeypatch: pytest.MonkeyPatch, found: Fa
     with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
         run_sync(store.get("x"))
     answered.set()
+
+
+def test_waits_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch, found: FakeDict, clock: Time) -> None:
+    change_settings(monkeypatch, lease_poll=(1.0, 10.0))
+    a, waits = lease(found, clock, "a"), []
+    for _ in range(12):
+        before = clock.time
+        run_sync(a.wait([X]))
+        waits.append(clock.time - before)
+    assert waits[0] <= 1.0
+    assert all(5.0 <= seconds <= 10.0 for seconds in waits[6:])
+    assert (a.holder([X]), a.waited_for, a.waited) == ("", "", pytest.approx(sum(waits)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -22,7 +23,7 @@ from weightcache._coordination import kv
 from weightcache._engine import run_miss, time_check
 from weightcache._engine.miss_protocol import run_sync
 from weightcache._runtime.tuning_constants import DEFAULT
-from weightcache._runtime.writer_identity import Writer
+from weightcache._runtime.writer_identity import Writer, note_path
 from weightcache._store.partial_directory import BLOCK
 
 BEAT, EXPIRY = DEFAULT.lease_beat, DEFAULT.lease_expiry
@@ -83,9 +84,11 @@ def test_another_container_is_waited_for(origin: Origin, root: Path, tmp_path: P
     origin.requests.clear()
     key = f"{digest(manifest)}/head"
     found[key] = (4, "ta-123 0123456789ab-7-8-01234567", "held", 0, 17)
+    notes = []  # what a process of this container that waits for the lock reads
 
     class Publishing(Volume):
         def reload(self) -> None:
+            notes.append(json.loads(Path(note_path(str(root), "holder")).read_text()))
             if len(found.log) > 3:
                 found[key] = (4, "ta-123 0123456789ab-7-8-01234567", "done", 0, 17)
                 os.rename(theirs, root)
@@ -95,6 +98,7 @@ def test_another_container_is_waited_for(origin: Origin, root: Path, tmp_path: P
     assert weights.report["sam2"].outcome == "waited"
     assert weights.report.waited_for == "container ta-123 (process 7)"
     assert weights.report.waited > 0
+    assert (notes[-1]["doing"], notes[-1]["done"]) == ("waiting for container ta-123 (process 7)", 17)
 
 
 def test_a_wait_that_takes_too_long_is_a_warning(

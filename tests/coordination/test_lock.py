@@ -18,7 +18,8 @@ from origin import Origin, gate, stalled
 from support import blob, change_settings, child, one, partials, quiet, visible
 from weightcache import DownloadError, LockTimeoutError, StorageError, aensure, ensure, status
 from weightcache._coordination import lock as coordination_lock
-from weightcache._runtime.writer_identity import container_id, local_directory, process_start
+from weightcache._engine.stale_lock_files import remove_old_notes
+from weightcache._runtime.writer_identity import container_id, local_directory, note_path, process_start
 from weightcache._store import partial_directory as store_partials
 from weightcache._store.partial_directory import BLOCK
 
@@ -156,7 +157,10 @@ def test_notes_that_are_noise(root: Path) -> None:
         coordination_lock._in_words(json.dumps({"pid": 1, "doing": "looking", "done": 0, "total": 0}))
         == "process 1 (looking)"
     )
-    assert "1.0 MB" in coordination_lock._in_words(json.dumps({"pid": 1, "doing": "x", "done": 10**6, "total": 0}))
+    hashing = {"pid": 1, "doing": "hashing", "done": 10**6, "total": 0}
+    assert coordination_lock._in_words(json.dumps(hashing)) == "process 1 (hashing 1.0 MB)"
+    hashing["total"] = 3 * 10**6
+    assert coordination_lock._in_words(json.dumps(hashing)) == "process 1 (hashing 1.0 MB of 3.0 MB)"
 
 
 @pytest.mark.parametrize("failure", [OSError(38, "Function not implemented"), NotImplementedError("no flock")])
@@ -346,3 +350,31 @@ def test_hashing_is_progress_to_who_waits(root: Path, monkeypatch: pytest.Monkey
     quiet(one(DATA), root)
     assert noted.count(("hashing what is there", 0)) == 1
     assert ("hashing what is there", 3 * BLOCK) in noted
+
+
+def test_locks_leave_no_file(root: Path, tmp_path: Path) -> None:
+    with coordination_lock.reload_lock(str(root)):
+        with coordination_lock.try_lock(note_path(str(root), "gate")) as is_free:
+            assert not is_free
+        assert [path.suffix for path in Path(local_directory(str(root))).iterdir()] == [".gate"]
+    path = str(tmp_path / "lock")
+    with coordination_lock.try_lock(path) as first, coordination_lock.try_lock(path) as second:
+        assert (first, second) == (True, False)
+    assert not os.path.exists(path)
+    assert list(Path(local_directory(str(root))).iterdir()) == []
+
+
+def test_notes_of_processes_that_ended_are_removed_and_marks_of_roots_that_exist_stay(
+    root: Path, tmp_path: Path
+) -> None:
+    notes = {
+        (here, kind): Path(note_path(str(here), kind))
+        for here in (root, tmp_path / "other", tmp_path / "gone")
+        for kind in ("holder", "unpushed")
+    }
+    for (here, _), note in notes.items():
+        note.write_text(str(here))
+    (tmp_path / "other").mkdir()
+    remove_old_notes(str(root))
+    left = [key for key, note in notes.items() if note.exists()]
+    assert left == [(root, "holder"), (root, "unpushed"), (tmp_path / "other", "unpushed")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from noting_volume import Volume
 from origin import Origin, broken
 from origin import status as answer
-from support import blob, one, partials, quiet, visible
+from support import blob, change_settings, one, partials, quiet, visible
 from weightcache import DownloadError, NotCachedError, VolumeError, prune, status
 from weightcache._coordination.volume import VolumeSession
 from weightcache._store import file_operations as store_files
@@ -323,3 +324,33 @@ def test_writing_marks_the_root_until_a_commit(root: Path) -> None:
         assert session.is_dirty()
     assert session.commit()
     assert not session.is_dirty()
+
+
+def test_a_commit_and_reload(root: Path) -> None:
+    volume = Volume(root, commit=1)
+    session = VolumeSession(str(root), volume)
+    assert session.commit_and_reload({})
+    assert [call.partition(":")[0] for call in volume.calls] == ["commit", "commit", "reload"]
+    assert session.committed is True
+    volume = Volume(root, commit=3)
+    assert not VolumeSession(str(root), volume).commit_and_reload({})
+    assert [call.partition(":")[0] for call in volume.calls] == ["commit"] * 3
+    session = VolumeSession(str(root), None)
+    assert session.commit_and_reload({})
+    assert session.committed is None
+
+
+def test_a_call_is_tried_again_after_a_while(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_settings(monkeypatch, volume_backoff=(0.02, 0.03))
+    session, began = VolumeSession(str(root), Volume(root, reload=2)), time.monotonic()
+    session.reload()
+    assert time.monotonic() - began >= 0.05
+    assert session.warnings == []
+
+
+def test_without_a_directory_for_notes_it_commits_before_it_reloads(root: Path) -> None:
+    volume = Volume(root)
+    session = VolumeSession("/", volume)  # every container-local directory is below it
+    assert session.is_dirty()
+    session.sync()
+    assert [call.partition(":")[0] for call in volume.calls] == ["commit", "reload"]

@@ -16,11 +16,12 @@ import pytest
 import weightcache._coordination.mount_check
 from control_plane import ControlPlane, needs_namespaces
 from noting_volume import Volume
-from support import directory, one, partials, sha256, visible
+from support import change_settings, directory, one, partials, sha256, visible
 from trained import DATA, FILES, kinds, receipts, write
 from volume_model import Switches, View
 from volume_model import Volume as Shared
 from weightcache import Checkpoint, Manifest, VolumeError, ensure, publish, status
+from weightcache._coordination import lock
 from weightcache.cli.commands import COMMANDS
 
 HERE = Path(__file__).parents[2]
@@ -244,3 +245,11 @@ def test_the_documented_signature() -> None:
     assert f"publish{shown.replace(chr(39), '')}" in (HERE / "docs/reference/api.md").read_text()
     assert signature.return_annotation == Checkpoint.__name__
     assert "publish" in [command.name for command in COMMANDS]
+
+
+def test_hashing_is_progress_to_who_waits(made: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[tuple[str, int]] = []
+    change_settings(monkeypatch, lock_beat=0.0)
+    monkeypatch.setattr(lock.Holder, "_write", lambda self: noted.append((self._doing, self._done)))
+    publish(made, name="seg", root=root)
+    assert max(done for doing, done in noted if doing == "hashing the files to publish") > 0

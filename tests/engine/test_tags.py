@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -361,3 +362,23 @@ def test_wrong_arguments(root: Path, tmp_path: Path) -> None:
         ensure(TAG, root=root, volume=object())  # type: ignore[arg-type]
     assert tags(root=root) == []
     assert not root.exists()
+
+
+def test_a_rollback_to_a_version_that_another_container_published(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "a").write_bytes(ONE)
+    version = publish(tmp_path / "a", name="tagger", root=tmp_path / "theirs").version
+
+    class Reloading(Volume):
+        def reload(self) -> None:
+            super().reload()
+            shutil.copytree(tmp_path / "theirs", root, dirs_exist_ok=True)
+
+    root.mkdir()
+    assert set_tag(TAG, version, root=root, volume=Reloading(root)).version == version
+
+
+def test_a_tag_that_stands_for_nothing_is_named(root: Path) -> None:
+    root.mkdir()
+    with pytest.raises(NotCachedError) as caught:
+        ensure(Tag("tagger", "stable"), root=root, progress=False)
+    assert f"has no publication in {root}; published there: nothing" in str(caught.value)

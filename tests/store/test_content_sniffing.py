@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from weightcache._store.content_sniffing import foreign_content
+from weightcache._store.content_sniffing import foreign_content, holds_weights, runs_code
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,33 @@ def test_no_format_of_weights_is_taken_for_something_else() -> None:
     for kind, head in starts.items():
         assert foreign_content(head, "text/html", name="w.bin") in ("", "an HTML page"), kind
         assert foreign_content(head, "application/octet-stream", name="w.bin") == "", kind
+
+
+WEIGHTS = "safetensors bin pt pth ckpt gguf ggml onnx h5 hdf5 keras msgpack pb tflite npz npy pkl pickle joblib model"
+WEIGHTS += " mlmodel ot pdparams params nemo engine plan weights caffemodel t7 jit ptl pte tar tgz gz zst zip"
+CODE = "py pyc ipynb sh so dll dylib bin pt pth ckpt pkl pickle joblib dill"
+JSON = "json jsonl ndjson ipynb geojson gltf map js yaml yml md mdx markdown rst txt jinja"
+XML = "xml svg plist urdf dae rdf html htm xhtml md mdx markdown rst txt jinja"
+TEXTS = f"{JSON} {XML} py csv tsv toml cfg ini sh css bib"
+
+
+def test_what_an_ending_says() -> None:
+    assert [ending for ending in WEIGHTS.split() if not holds_weights(f"A.{ending.upper()}")] == []
+    assert [ending for ending in CODE.split() if not runs_code(f"A.{ending.upper()}")] == []
+    assert not any(holds_weights(name) or runs_code(name) for name in ("config.json", "vocab.txt", "bin", "merges"))
+
+
+@pytest.mark.parametrize(
+    ("endings", "head", "content_type"),
+    [(JSON, b'{"a": 1}', ""), (XML, b"<?xml version='1.0'?><a/>", ""), (TEXTS, b"a = 1", "text/html")],
+)
+def test_a_file_whose_ending_says_what_it_holds_is_left_alone(endings: str, head: bytes, content_type: str) -> None:
+    found = {ending: foreign_content(head, content_type, name=f"a.{ending}") for ending in endings.split()}
+    assert {ending: words for ending, words in found.items() if words} == {}
+    assert foreign_content(head, content_type, name="a.pt")
+
+
+@pytest.mark.parametrize("byte", [0, 8, 14, 26, 28, 31])
+def test_a_byte_that_no_text_has(byte: int) -> None:
+    assert foreign_content(b'{"a": 1}' + bytes([byte]), name="w.pt") == ""
+    assert foreign_content(b'{"a": 1}\t\n\r\x1b ', name="w.pt") == "a JSON document"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,7 +21,7 @@ from origin import status as answer
 from support import blob, directory, one, partials, quiet, sha256, until, visible
 from weightcache import DownloadError, Manifest, NotCachedError, StorageError, prune, status, verify
 from weightcache._runtime.writer_identity import Writer
-from weightcache._store.file_operations import copy_file
+from weightcache._store.file_operations import copy_file, hash_file, link_or_copy
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import BLOCK, block_checksum
 
@@ -388,3 +391,37 @@ def test_a_device_that_takes_the_place_of_a_file_is_not_read(tmp_path: Path) -> 
     """Between the look at the file and its opening: such a device has no end."""
     with pytest.raises(StorageError, match="cannot read /dev/zero: it is not a regular file"):
         copy_file("/dev/zero", str(tmp_path / "copy"), Mock(side_effect=[None, AssertionError]))
+
+
+@pytest.mark.parametrize(("code", "raises"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
+def test_a_copy_of_published_bytes_on_a_full_disk(
+    code: int, raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else goes wrong with a copy is no error: the bytes are fetched instead, and that needs the same space."""
+
+    def failing(code: int) -> Callable[..., None]:
+        def fail(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return fail
+
+    (tmp_path / "a").write_bytes(DATA)
+    monkeypatch.setattr(os, "link", failing(errno.EXDEV))
+    monkeypatch.setattr(os, "fsync", failing(code))
+    with pytest.raises(StorageError) if raises else nullcontext():
+        assert link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"), sha256(DATA), lambda: None) is None
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_place_that_cannot_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    (tmp_path / "b/c").mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot replace"):
+        link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"), sha256(DATA), lambda: None)
+
+
+def test_a_link_is_hashed_only_where_it_may_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    (tmp_path / "link").symlink_to("a")
+    assert hash_file(str(tmp_path / "link"), lambda: None) is None
+    assert hash_file(str(tmp_path / "link"), lambda: None, follow=True) == (sha256(DATA), len(DATA))

@@ -16,7 +16,7 @@ import pytest
 from origin import Origin
 from support import blob, directory, forbidden, lacking, one, site_hooks, toml_of
 from weightcache import Manifest, ensure, status
-from weightcache._store.inspect import inspect
+from weightcache._store.inspect import inspect, read_bytes
 from weightcache._store.layout import Layout
 
 DATA = blob(100_000)
@@ -243,3 +243,32 @@ def test_a_root_that_is_none(bad: Any, error: type[Exception]) -> None:
 def test_home_is_expanded_in_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Layout("~/x").root == str(tmp_path / "x")
+
+
+def test_a_child_that_is_forked_while_a_receipt_is_read_does_not_keep_it_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Volume, an open file makes every commit and reload fail."""
+    real, codes = os.fstat, list[int]()
+
+    def forking(descriptor: int) -> os.stat_result:
+        child = os.fork()
+        if not child:
+            try:
+                real(descriptor)
+            except OSError:
+                os._exit(17)
+            os._exit(1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        return real(descriptor)
+
+    (tmp_path / "a").write_bytes(DATA)
+    monkeypatch.setattr("weightcache._store.inspect.os.fstat", forking)
+    assert read_bytes(str(tmp_path / "a"), len(DATA)) == DATA
+    assert codes == [17]
+
+
+def test_the_format_of_a_receipt_stays_as_it_is(filled: dict[str, Any], root: Path) -> None:
+    """Else another version of the library would not believe it."""
+    receipts = [json.loads(path.read_text()) for path in root.glob(".weightcache/receipts/*/*.json")]
+    assert [receipt["format"] for receipt in receipts] == [1] * len(filled["checkpoints"])

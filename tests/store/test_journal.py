@@ -6,6 +6,7 @@ import json
 import os
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from support import blob, one, partials, sha256
 from weightcache import Checkpoint, StorageError, ensure, prune, status
 from weightcache._runtime.owned_descriptors import opened
 from weightcache._runtime.writer_identity import Writer
-from weightcache._store.journal import BLOCK, Journal, partial_age
+from weightcache._store.journal import BLOCK, Journal, block_checksum, partial_age
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import STALE, Partial
 from weightcache.manifest import Manifest
@@ -221,3 +222,12 @@ def test_a_long_journal_takes_little_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 3 * (tmp_path / "journal").stat().st_size
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [0, 5, 8, 4096, BLOCK, BLOCK - 3])
+def test_the_checksum_of_a_block_stays_as_it_is(size: int) -> None:
+    """Else the next version of the library would fetch again what this one left in a partial."""
+    data = blob(size)
+    whole = size - size % 8
+    sample = b"".join(data[start : start + 8] for start in range(0, whole, 4096))
+    assert block_checksum(data) == zlib.crc32(sample + data[whole:])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import weightcache
 from origin import Origin, broken
 from origin import status as answer
 from support import blob, child, directory, finish, in_gvisor, one, partials, quiet, sha256, skip_in_gvisor, visible
-from weightcache import DownloadError, StorageError, status, verify
+from weightcache import DownloadError, Manifest, StorageError, status, verify
+from weightcache._runtime.unannounced_write_check import announce_writing
 from weightcache._runtime.writer_identity import Writer, container_id
 from weightcache._store import file_operations as store_files
 from weightcache._store import partial_file
 from weightcache._store import receipts as store_receipts
-from weightcache._store.partial_directory import BLOCK
+from weightcache._store.layout import Layout
+from weightcache._store.partial_directory import BLOCK, STALE, stale_partials
+from weightcache._store.partial_file import VanishedError
 
 DATA = blob(3 * BLOCK + 100)
 WRONG = blob(len(DATA), 9)
@@ -293,3 +298,57 @@ def test_two_hosts_with_one_temporary_directory_differ(what: str, root: Path, mo
     else:
         monkeypatch.setenv("MODAL_TASK_ID", "ta-another")
     assert container_id(str(root)) != before
+
+
+def test_an_old_partial_stays_only_while_its_writer_lives_here(root: Path) -> None:
+    layout, opened = Layout(root), f"opened {time.time() - 2 * STALE:.0f}\n"
+    with Writer.new(str(root)) as living:
+        dead = str(living).rpartition("-")[0] + "-00000000"
+        made = [
+            root / f".weightcache/partial/{'ab' * 32}.{each}" for each in (living, dead, "0123456789ab-1-1-0000000a")
+        ]
+        for path in made:
+            path.mkdir(parents=True)
+            (path / "journal").write_text(opened)
+        assert sorted(stale_partials(layout)) == sorted(map(str, made[1:]))
+
+
+def test_a_receipt_is_written_only_for_files_of_the_size_that_was_hashed(root: Path) -> None:
+    layout, [checkpoint] = Layout(root), Manifest.load(one(DATA, "https://weights.example/weights.pt"))
+    path = Path(layout.file(checkpoint, checkpoint.files[0]))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(DATA[:-1])
+    with announce_writing(layout.root), pytest.raises(VanishedError):
+        store_receipts.write_receipt(layout, checkpoint, {checkpoint.files[0].path: len(DATA)}, [])
+    assert not os.path.exists(layout.receipt(checkpoint))
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE, errno.EIO])
+def test_a_partial_that_was_swept_is_no_failure_of_the_disk(code: int) -> None:
+    expected = StorageError if code == errno.EIO else VanishedError
+    assert type(partial_file.storage_failure(OSError(code, "why"), "write to", "/a")) is expected
+
+
+def test_a_process_that_opens_a_file_during_the_check_ends_nothing(tmp_path: Path) -> None:
+    """Linux sends SIGIO then, whose default ends the process that checks."""
+    skip_in_gvisor("there are no leases")
+    code = """
+    import errno, fcntl, os
+    from weightcache._store import partial_file
+    real = fcntl.fcntl
+
+    def opened_meanwhile(number, operation, value):
+        found = real(number, operation, value)
+        if (operation, value) == (fcntl.F_SETLEASE, fcntl.F_RDLCK):
+            try:
+                os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK)
+            except BlockingIOError:
+                print("the lease is broken", flush=True)
+        return found
+
+    partial_file.fcntl.fcntl = opened_meanwhile
+    partial_file._is_exclusively_ours(sys.argv[1])
+    print("done")
+    """
+    (tmp_path / "data").write_bytes(b"x")
+    assert finish(child(code, str(tmp_path / "data"))).split("\n")[:2] == ["the lease is broken", "done"]

@@ -14,7 +14,7 @@ import pytest
 from support import sha256
 from weightcache import StorageError, Tag, ensure, prune, publish, set_tag, status, tags
 from weightcache._store.layout import Layout, needs_reload
-from weightcache._store.tags import _check, history, newest, next_order, write_publication
+from weightcache._store.tags import _check, history, newest, next_order, retention, write_publication
 
 HERE = Path(__file__).parents[2]
 TAG = Tag("tagger")
@@ -178,3 +178,16 @@ def test_what_needs_a_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert needs_reload(root, path, has_volume=has_volume)
         for other in ({"checkpoints": {}}, "a\0b", tmp_path / "weights.toml"):
             assert not needs_reload(root, other, has_volume=has_volume)
+
+
+def test_what_a_tag_keeps(two: Path, root: Path, tmp_path: Path) -> None:
+    layout, digests = Layout(root), [sha256(b"first"), sha256(b"second"), sha256(b"third")]
+    assert retention(layout, older_than=0) == ({("tagger", digest) for digest in digests[:2]}, [])
+    (tmp_path / "model.bin").write_bytes(b"third")
+    publish(tmp_path / "model.bin", name="tagger", root=root, tag="newest", keep=1)
+    names = sorted(path.name for path in two.parent.iterdir())
+    kept, expired = retention(layout, older_than=0)
+    assert kept == {("tagger", digests[2])}
+    assert sorted(expired) == [str(two.parent / name) for name in names[:2]]
+    kept, expired = retention(layout, older_than=3600)  # both others lost the tag a moment ago
+    assert (kept, expired) == ({("tagger", digest) for digest in digests}, [])

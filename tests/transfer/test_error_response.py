@@ -19,7 +19,7 @@ from origin import status as answer
 from raw_server import raw_server
 from support import blob, one
 from weightcache import DownloadError, IntegrityError, ensure
-from weightcache._transfer.server_message import reason, secrets_in
+from weightcache._transfer.server_message import reason, safe, secrets_in
 
 DATA = blob(300_000)
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
@@ -471,3 +471,10 @@ def test_what_is_shown_of_a_message(text: str, shown: str) -> None:
 )
 def test_bodies_that_say_nothing(body: bytes) -> None:
     assert reason(body, set()) == ""
+
+
+def test_no_six_characters_of_a_secret_are_shown() -> None:
+    secret = "hf_Qwertyuiop"
+    shown = [safe(f"the key {secret[at : at + 6]} is wrong", {secret}) for at in range(len(secret) - 5)]
+    assert {secret[at : at + 6] for at, text in enumerate(shown) if secret[at : at + 6] in text} == set()
+    assert safe("the key hf_Qw is wrong", {secret}) == "the key hf_Qw is wrong"

@@ -12,7 +12,7 @@ from origin import Origin
 from origin import status as answer
 from support import blob, one
 from weightcache import DownloadError, ensure
-from weightcache._transfer.retry_policy import seconds_to_wait
+from weightcache._transfer.retry_policy import RETRYABLE, THROTTLED, seconds_to_wait
 
 DATA = blob(5000)
 
@@ -119,3 +119,9 @@ def test_a_refusal_without_a_limit_is_final(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, always=answer(403, {"X-RateLimit-Remaining": "12", "X-RateLimit-Reset": "60"}))
     with pytest.raises(DownloadError, match=r"HTTP 403 Forbidden.*\(1 request"):
         ensure(one(DATA, origin.url("/a")), root=root, progress=False)
+
+
+def test_which_answers_are_tried_again_and_which_lower_the_number_of_connections() -> None:
+    assert {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 529} <= RETRYABLE
+    assert not RETRYABLE & {200, 206, 400, 401, 403, 404, 410, 416, 501, 526}
+    assert {403, 429, 503} == THROTTLED
