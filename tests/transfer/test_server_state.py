@@ -34,8 +34,8 @@ class Line:
         assert mirror is not None
         return mirror.server
 
-    def ask(self) -> None:
-        """Let idle connections ask for what they may."""
+    def ask(self, *, resume: bool = True) -> None:
+        """Let idle connections ask for what they may; without ``resume``, those that are refused go on pausing."""
         self.now += 1.0
         asked = []
         while (task := self.scheduler.assign(self.now)) is not None:
@@ -49,7 +49,8 @@ class Line:
             else:
                 self.refused += 1
                 self.scheduler.on_failure(task, self.refusal, self.now)
-                self.scheduler.resume(task)
+                if resume:
+                    self.scheduler.resume(task)
 
     def finish(self) -> None:
         """Let the oldest connection end its part."""
@@ -90,6 +91,16 @@ def test_a_server_that_bears_more_again_gets_more() -> None:
         line.finish()
         line.ask()
     assert line.server.allowed == 24
+
+
+def test_a_refused_connection_pauses_alone_while_others_are_served() -> None:
+    """The server asked this one to wait. The others must not wait with it."""
+    line = Line(2, refusal=TransientError("HTTP 503", 60.0, throttled=True))
+    line.begin()
+    line.ask(resume=False)
+    assert line.refused
+    line.finish()
+    assert line.scheduler.assign(line.now) is not None
 
 
 def test_a_server_that_answers_nobody_is_asked_by_one_and_then_by_all() -> None:
