@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -29,6 +30,13 @@ if find_spec("groundingdino") is None:
 # here, children start with the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_log_level() -> Iterator[None]:
+    """A module that leaves the library silent would hide the log from other tests, in another order each time."""
+    yield
+    assert (logging.getLogger("weightcache").level, logging.root.manager.disable) == (logging.NOTSET, logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

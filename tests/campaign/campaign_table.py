@@ -6,8 +6,11 @@ Each campaign is a function ``rows(seed, seconds)``. It returns its rows, and on
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +34,18 @@ class Limit:
 
     def reached(self, tried: int) -> bool:
         return tried >= self.most or time.monotonic() > self.until
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Log nothing of what is expected to go wrong; afterwards, as before."""
+    log = logging.getLogger("weightcache")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def table(rows: list[Row]) -> str:

@@ -9,7 +9,6 @@ An input may be ignored or refused with the documented error. Time and memory mu
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from campaign_table import Limit, Row
+from campaign_table import Limit, Row, silent
 from fuzz_inputs import bytes_from, json_of, text_from, value_from
 from fuzz_targets import Pump, Target, all_targets
 
@@ -151,8 +150,7 @@ def probe(targets: list[Target]) -> tuple[int, list[Found]]:
 @contextmanager
 def targets_here() -> Iterator[list[Target]]:
     """All targets, with a temporary directory that nothing else uses: notes of other processes would be read."""
-    logging.getLogger("weightcache").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder:
+    with silent(), tempfile.TemporaryDirectory() as folder:
         before, tempfile.tempdir = tempfile.tempdir, folder
         try:
             with all_targets(Path(folder)) as targets:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import pickle
 import pkgutil
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import weightcache
-from campaign_table import Limit, Row
+from campaign_table import Limit, Row, silent
 from network_answers import GOOD, LONGEST_WAIT, STALL, Served
 from network_script import BACKOFF, BLOCK, CALM, PART, REFUSAL, TRIES, Plan
 from origin import Origin
@@ -324,9 +323,8 @@ def _descriptors() -> set[str]:
 @contextmanager
 def network(folder: str | Path | None = None) -> Iterator[Network]:
     """Servers, and a folder for the roots; in memory, if the machine has such a place."""
-    logging.getLogger("weightcache").setLevel(logging.CRITICAL)
     shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(dir=folder or shared) as path:
+    with silent(), tempfile.TemporaryDirectory(dir=folder or shared) as path:
         before, tempfile.tempdir = tempfile.tempdir, path  # the notes of thousands of roots would slow every miss down
         try:
             with Network(Path(path)).running() as found:

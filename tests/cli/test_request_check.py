@@ -49,6 +49,38 @@ def test_an_address_that_is_refused() -> None:
     ]
 
 
+@pytest.mark.parametrize("host", ["0xa9fea9fe", "2852039166"])
+def test_an_address_that_is_refused_in_another_form(host: str) -> None:
+    assert said(a={"urls": [f"http://{host}/latest"]})[0][0] is False
+
+
+@pytest.mark.parametrize("host", ["134744072", "0x08080808", "8.8.2056"])
+def test_a_number_is_the_address_that_it_stands_for(host: str) -> None:
+    """These are 8.8.8.8, so a secret would leave your network."""
+    [(ok, text)] = said(a={"urls": [f"http://{host}/x"], "auth": "TOKEN"})
+    assert (ok, "your own network" in text) == (False, False)
+
+
+def test_what_netrc_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine a.example login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    [(ok, text)] = said(a={"urls": ["http://a.example/x"]})
+    assert not ok
+    assert text.startswith("http://a.example is asked for a, and gets what netrc has for it, which everybody")
+    assert said(a={"urls": ["https://b.example/x"]}) == [(True, "https://b.example is asked for a")]
+
+
+@pytest.mark.parametrize("endpoint", ["https://[bad", "hf-mirror.example"])
+def test_an_address_of_the_hub_that_is_invalid(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not hide what is said of the other entries."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    found = said(a={"urls": [HUB]}, b={"urls": ["https://b.example/x"]})
+    assert len(found) == 2
+    assert "your own network" not in found[0][1]
+    assert found[1] == (True, "https://b.example is asked for b")
+
+
 def test_what_has_no_size() -> None:
     many = {f"c{number}": {"urls": ["https://h.example/x"], "size": None} for number in range(7)}
     assert said(**many)[1:] == [

@@ -12,6 +12,7 @@ import pytest
 
 from hub import File, Hub
 from origin import Origin
+from origin import status as answer
 from pins import text
 from signing import KEY, OTHER, bundle, pem, signer, write_key
 from support import partials, quiet, sha256, visible
@@ -84,6 +85,24 @@ def test_a_mirror_that_sends_other_bytes(run: Any, origin: Origin, root: Path) -
     assert "config.json is not the file that" in err
     assert "it is an HTML page" in err
     assert (visible(root), partials(root)) == ([], [])
+
+
+def test_a_host_that_is_busy_for_a_moment(run: Any, origin: Origin) -> None:
+    serve(origin, FILES, b"")
+    origin.put("/m/model.sig", bundle(FILES), faults=[answer(503)])
+    assert run("add", "m", origin.url("/m"), "--signed-by", "release.pem")[0] == 0
+
+
+def test_a_mirror_that_answers_with_a_page_for_a_login(run: Any, origin: Origin, mirror: Origin, root: Path) -> None:
+    serve(origin, FILES, bundle(FILES))
+    assert run("add", "m", origin.url("/m"), "--signed-by", "release.pem", "--root", root)[0] == 0
+    Path("weights.toml").write_text(text().replace('urls = ["', f'urls = ["{mirror.url("/login")}", "'))
+    mirror.put("/login/model.sig", b"<!doctype html><html>")
+    verify = ("verify", "--root", root, "--signed-by", "release.pem")
+    code, out, err = run(*verify)
+    assert (code, f"signed by {signer()}" in out) == (0, True), err
+    del origin.files["/m/model.sig"]
+    assert "model.sig: it is not JSON, as a signature is" in run(*verify)[2]
 
 
 def test_files_that_are_signed_and_not_there(run: Any, hub: Hub, origin: Origin) -> None:
@@ -333,6 +352,20 @@ def test_a_signed_entry_is_not_upgraded_without_a_key(run: Any, hub: Hub) -> Non
     assert (code, f"weightcache: bert: not upgraded, because {signer()} signed it" in err) == (0, True)
     bert, other = Manifest.load("weights.toml")
     assert (commit in bert.urls[0], commit in other.urls[0]) == (False, True)
+
+
+def test_an_upgrade_of_all_entries_needs_signatures_of_signed_ones_only(run: Any, hub: Hub) -> None:
+    publish(hub)
+    hub.push("acme/plain", "main", {"config.json": b"{}"})
+    assert run(*ADD)[0] == 0
+    assert run("add", "plain", "hf://acme/plain", "-q")[0] == 0
+    commits = [push(hub, {"config.json": b"[]"}), hub.push("acme/plain", "main", {"config.json": b"[]"})]
+    code, _, err = run("pin", "--upgrade", "--signed-by", "release.pem", "-q")
+    assert code == 0, err
+    bert, plain = Manifest.load("weights.toml")
+    assert [commit in each.urls[0] for commit, each in zip(commits, (bert, plain), strict=True)] == [True, True]
+    assert (bert.signed_by, plain.signed_by) == (signer(), None)
+    assert "has a signature" in refused(run, "pin", "--upgrade", "plain", "--signed-by", "release.pem")
 
 
 @pytest.mark.parametrize("comment", ["", "# About a.\n"])

@@ -49,6 +49,12 @@ REFUSED = {
     "relative file": (entry(urls=["file:x"]), "checkpoints.c.urls[0]: want an absolute file:"),
     "file on a host": (entry(urls=["file://host/x"]), "checkpoints.c.urls[0]: want an absolute file:"),
     "encoded NUL": (entry(urls=["file:///x%00"]), "checkpoints.c.urls[0]: holds an encoded NUL"),
+    "brackets around a name": (entry(urls=["https://[zz]/x"]), "checkpoints.c.urls[0]: is not a URL with a host"),
+    "half an address in brackets": (entry(urls=["https://a]b/x"]), "checkpoints.c.urls[0]: is not a URL with a host"),
+    "no address in brackets": (entry(urls=["https://[]/x"]), "checkpoints.c.urls[0]: is not a URL with a host"),
+    "a name after an address": (entry(urls=["https://[::1]b/x"]), "checkpoints.c.urls[0]: is not a URL with a host"),
+    "half an IPv6 address": (entry(urls=["https://[1:2]/x"]), "checkpoints.c.urls[0]: is not a URL with a host"),
+    "a slash in another form": (entry(urls=["https://h\uff0fx/y"]), "checkpoints.c.urls[0]: is not a URL with a host"),
     "hf branch": (entry(urls=["hf://a/b@main/x"]), "checkpoints.c.urls[0]: names no commit: want hf://REPO@COMMIT"),
     "hf repository": (entry(urls=[f"hf://a/b@{COMMIT}"]), "checkpoints.c.urls[0]: names a whole repository"),
     "hf repository that is a path": (

@@ -26,7 +26,9 @@ FILES = {"x": b"x" * 10, "deep/y": b"y" * 20}
 def victim(tmp_path: Path) -> Path:
     """A directory beside the root, old enough for every sweep, with names that a root has, too."""
     outside = tmp_path / "victim"
-    for path in ("precious", "sub/precious", "partial/old/x", "receipts/sam2/x.json", "weights.pt", "x", "deep/y", "y"):
+    names = ("precious", "sub/precious", "partial/old/x", "receipts/sam2/x.json", "weights.pt", "x", "deep/y", "y")
+    receipts = (f"{sha256(DATA)}.json", f"{sha256(DATA)[:16]}{48 * '0'}.json")
+    for path in (*names, *receipts, *(f"receipts/sam2/{each}" for each in receipts)):
         (outside / path).parent.mkdir(parents=True, exist_ok=True)
         (outside / path).write_bytes(b"precious")
     for path in (outside, *outside.rglob("*")):
@@ -91,6 +93,21 @@ def test_a_directory_that_is_a_link(link: str, victim: Path, root: Path, tmp_pat
     assert isinstance(ends[0], StorageError)
     assert f"{root / link}: it is a symbolic link" in str(ends[0])
     assert (root / link).is_symlink()  # it is the user's to remove
+
+
+@pytest.mark.parametrize("name", [sha256(DATA), sha256(DATA)[:16] + 48 * "0", sha256(DATA)[:16] + "zz"])
+def test_a_directory_with_the_name_of_a_receipt(name: str, root: Path, tmp_path: Path) -> None:
+    """It is no receipt, and not withdrawn. In the place of the one that is written, it is an error."""
+    source = tmp_path / "weights.pt"
+    source.write_bytes(DATA)
+    planted = root / f".weightcache/receipts/sam2/{name}.json"
+    planted.mkdir(parents=True)
+    if name == sha256(DATA):
+        with pytest.raises(StorageError, match="cannot write the receipt"):
+            ensure(one(DATA, source.as_uri()), root=root, progress=False)
+    else:
+        assert ensure(one(DATA, source.as_uri()), root=root, progress=False)["sam2"].read_bytes() == DATA
+    assert planted.is_dir()
 
 
 def test_a_directory_inside_a_place_that_is_a_link(victim: Path, root: Path, tmp_path: Path) -> None:

@@ -382,6 +382,17 @@ def test_a_cookie_goes_along_the_redirects_of_its_own_host(origin: Origin, cdn: 
     assert cookies(origin) == [None, "own=1", None]
 
 
+def test_a_cookie_that_a_redirect_deletes_is_not_sent_again(origin: Origin, root: Path) -> None:
+    def setting(value: str, target: str) -> Any:
+        return answer(302, {"Location": target, "Set-Cookie": value})
+
+    origin.put("/a", DATA, always=setting("own=1; Path=/", "/b"))
+    origin.put("/b", DATA, always=setting("own=; Max-Age=0; Path=/", "/c"))
+    origin.put("/c", DATA)
+    quiet(one(DATA, origin.url("/a")), root)
+    assert cookies(origin) == [None, "own=1", None]
+
+
 def test_a_jar_of_cookies_does_not_grow(origin: Origin, root: Path) -> None:
     """The threads of a download would read it while others add to it."""
     numbers = itertools.count()

@@ -7,6 +7,7 @@ ones. Here no digest is known, so the bytes of two responses are joined only if 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
 from contextlib import closing, contextmanager
@@ -155,11 +156,14 @@ class Reader:
         Raises:
             SourceError: The mirror does not have it or failed, or it is longer.
         """
-        with closing(self._open(url, inner, 0, None)) as body:
-            data = _read(body, limit + 1)
-        if len(data) > limit:
-            raise SourceError(f"it has more than {limit} bytes")
-        return data
+
+        def check(size: int) -> None:
+            if size > limit:
+                raise SourceError(f"it has more than {limit} bytes")
+
+        stream = io.BytesIO()
+        self._read(url, inner, None, _PartialRead(None, stream, lambda _: None, check))
+        return stream.getvalue()
 
     def _open(
         self,
@@ -272,15 +276,11 @@ class _PartialRead:
                 raise StorageError.of(error, "write to", self._stream.name) from None
 
 
-def _read(body: Body, limit: int) -> bytes:
-    data, buffer = bytearray(), memoryview(bytearray(min(limit, CHUNK)))
-    while len(data) < limit and (count := body.read_into(buffer[: limit - len(data)])):
-        data += buffer[:count]
-    return bytes(data)
-
-
 def _opening(body: Body) -> Opening:
-    return Opening(body.total, _read(body, HEAD), body.content_type, body.suggested_name)
+    data, buffer = bytearray(), memoryview(bytearray(HEAD))
+    while len(data) < HEAD and (count := body.read_into(buffer[: HEAD - len(data)])):
+        data += buffer[:count]
+    return Opening(body.total, bytes(data), body.content_type, body.suggested_name)
 
 
 @contextmanager

@@ -208,7 +208,10 @@ def _read_beside(draft: Draft) -> tuple[bytes, str]:
             folder = url if draft.is_directory else _folder(url)
             shown = redacted(resolved_url(folder, BUNDLE_NAME))
             try:
-                return reader.read_small(folder, BUNDLE_NAME, MAX_BYTES), shown
+                data = reader.read_small(folder, BUNDLE_NAME, MAX_BYTES)
+                if data.lstrip().startswith(b"{"):
+                    return data, shown
+                raise SourceError("it is not JSON, as a signature is")  # a page for a login, perhaps
             except SourceError as error:
                 attempts.append(Attempt(shown, str(error), 1))
                 hint = hint or error.hint

@@ -19,7 +19,7 @@ from .inspect import RECEIPT_FORMAT, list_directories, list_names, read_receipt
 from .layout import version_path
 from .partial_directory import UNFINISHED_RECEIPT
 from .partial_file import VanishedError
-from .root_checks import refuse_links
+from .root_checks import find_symlink, refuse_links
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -115,12 +115,16 @@ def write_receipt(layout: Layout, checkpoint: Checkpoint, sizes: Mapping[str, in
 def receipts_of_directory(layout: Layout, name: str, digest: str) -> list[str]:
     """Return the paths of the receipts of the version directory of ``name`` and full ``digest``.
 
-    There is at most one, unless two files were made whose digests begin with the same 16 digits.
+    There is at most one, unless two files were made whose digests begin with the same 16 digits. What is behind a link
+    is no receipt.
     """
     folder = f"{layout.receipts}/{name}"
+    if find_symlink(layout, folder):
+        return []
     place = version_path(name, digest)
     digests = (file.removesuffix(".json") for file in list_names(folder) if file.endswith(".json"))
-    return [f"{folder}/{each}.json" for each in digests if version_path(name, each) == place]
+    valid = (each for each in digests if digest_problem(each) is None)
+    return [f"{folder}/{each}.json" for each in valid if version_path(name, each) == place]
 
 
 def withdraw_receipt(layout: Layout, path: str) -> None:
@@ -131,7 +135,7 @@ def withdraw_receipt(layout: Layout, path: str) -> None:
     """
     require_writing(layout.root)
     try:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, IsADirectoryError):  # a directory is no receipt
             os.unlink(path)
     except OSError as error:
         raise StorageError.of(error, "withdraw the receipt", path) from None

@@ -17,6 +17,7 @@ import requests
 import urllib3
 from requests.auth import AuthBase
 from requests.cookies import RequestsCookieJar as Cookies
+from requests.cookies import extract_cookies_to_jar
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from .auth import is_signed
@@ -32,7 +33,7 @@ from .http_environment import (
 from .mirror_stream import SourceError, TransientError
 from .raw_url import VerbatimAdapter, verbatim
 from .read_deadline import timed
-from .refused_addresses import checked
+from .refused_addresses import check_host, checked
 from .response_head import in_words
 from .retry_policy import RETRYABLE
 
@@ -87,8 +88,9 @@ class _Adapter(VerbatimAdapter):
 
     def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
         pool: Any = super().get_connection_with_tls_context(request, verify, proxies, cert)
-        pool.ConnectionCls = timed(pool.ConnectionCls)  # here, because each kind of proxy has pools of its own
-        pool.ConnectionCls = checked(pool.ConnectionCls)
+        # Here, because each kind of proxy has pools of its own. At once, because threads share the pool.
+        connection: Any = timed(pool.ConnectionCls)
+        pool.ConnectionCls = checked(connection)
         return pool
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
@@ -180,6 +182,7 @@ class Session(requests.Session):
             SourceError: There is no response; the class depends on the cause.
         """
         try:
+            check_host(urlsplit(url).hostname or "")
             credentials = auth or (NoAuth() if is_signed(url) and "@" not in urlsplit(url).netloc else None)
             if _ASSET.fullmatch(urlsplit(url).path):
                 headers = {**headers, "Accept": "application/octet-stream"}
@@ -187,7 +190,7 @@ class Session(requests.Session):
             limits = (min(connect_timeout, seconds), seconds)
             with verbatim(url):
                 response = self.send(request, allow_redirects=False, timeout=limits, **self.settings(url))
-            cookies.update(response.cookies)
+            extract_cookies_to_jar(cookies, response.request, response.raw)  # type: ignore[no-untyped-call]
             return response
         except (
             requests.exceptions.RequestException,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from weightcache._transfer.refused_addresses import is_refused
+from weightcache._transfer.refused_addresses import address_of, is_refused
 from weightcache.errors import redacted
 from weightcache.manifest.urls import local_path, resolved_url, variables
 
@@ -39,6 +38,9 @@ def check_requests(checkpoints: Sequence[Checkpoint]) -> Iterator[RequestCheck]:
             implied = _OF_THE_HUB if url.startswith("hf://") else None
             sent = [checkpoint.auth or implied, *variables(url)] if place else []
             secrets.setdefault(place, {}).update(dict.fromkeys(name for name in sent if name))
+    for place in names:
+        if place.startswith("http") and _has_netrc(place):
+            secrets[place]["what netrc has for it"] = None
     for place, asking in names.items():
         yield _check(place, _listed([*asking]), _listed([*secrets[place]]))
     if unsized := [each.name for each in checkpoints if each.size is None and each.urls]:
@@ -48,13 +50,25 @@ def check_requests(checkpoints: Sequence[Checkpoint]) -> Iterator[RequestCheck]:
 def _check(place: str, asking: str, secrets: str) -> RequestCheck:
     if not place:
         return RequestCheck(True, f"files of this machine are read for {asking}")
-    if is_refused(urlsplit(place).hostname or ""):
+    try:
+        host = urlsplit(place).hostname or ""
+    except ValueError as error:  # of HF_ENDPOINT: a manifest has valid URLs
+        return RequestCheck(False, f"{place} is named by {asking}, and is not a URL: {error}")
+    if is_refused(host):
         return RequestCheck(False, f"{place} is named by {asking}; no request is sent to such an address")
     nearby = ", in your own network," if _is_nearby(place) else ""
     text = f"{place}{nearby} is asked for {asking}{f', and gets {secrets}' if secrets else ''}"
     if secrets and place.startswith("http://") and not nearby:
         return RequestCheck(False, f"{text}, which everybody on the way can read: use https")
     return RequestCheck(True, text)
+
+
+def _has_netrc(place: str) -> bool:
+    from requests.utils import get_netrc_auth
+
+    with suppress(ValueError):
+        return bool(get_netrc_auth(place))
+    return False
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -65,6 +79,6 @@ def _listed(names: Sequence[str]) -> str:
 def _is_nearby(place: str) -> bool:
     """Whether a host is in a private network, by its address or name; a name that leads there is not found out."""
     host = urlsplit(place).hostname or ""
-    with suppress(ValueError):
-        return not ip_address(host).is_global
-    return "." not in host or host.endswith(_LOCAL_NAMES)
+    if address := address_of(host):
+        return not address.is_global
+    return bool(host) and ("." not in host or host.endswith(_LOCAL_NAMES))

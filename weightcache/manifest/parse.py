@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 _FOLDS = "leave one of them out, because some file systems (of macOS, of Windows, exFAT) give both one place"
-_KEY_PARTS = 64  # a manifest needs five
 _READ = 1 << 16  # bytes; nearly all manifests are shorter
 _MANIFEST_BYTES = 64 << 20  # about 300,000 files; a path may name /dev/zero
 
@@ -52,8 +51,11 @@ def parse_toml(data: bytes, source: str, otherwise: str = "is not TOML") -> Mapp
         import tomllib
     except ImportError:  # Python 3.10
         import tomli as tomllib
-    if _has_long_key(data):
-        raise ManifestError(source, [f"has a key of more than {_KEY_PARTS} parts"])
+    if data.count(b".") >= 64:  # most manifests have fewer, and a hit compiles no pattern for them
+        from .long_keys import MOST_PARTS, has_long_key
+
+        if has_long_key(data):
+            raise ManifestError(source, [f"has a key of more than {MOST_PARTS} parts"])
     try:
         return tomllib.loads(data.decode())  # type: ignore[no-any-return,unused-ignore]
     except UnicodeDecodeError as error:
@@ -64,22 +66,6 @@ def parse_toml(data: bytes, source: str, otherwise: str = "is not TOML") -> Mapp
         raise ManifestError(source, [f"{otherwise}: {why}"]) from None
     except RecursionError:
         raise ManifestError(source, ["is nested too deeply to be a manifest"]) from None
-
-
-def _has_long_key(data: bytes) -> bool:
-    """Whether a key has too many parts: tomllib takes the square of their number, minutes for a file of 200 KB.
-
-    Keys stand at the start of a line and after ``{``, ``,`` and ``=``. Points in a row are no key, but an ellipsis.
-    """
-
-    def points(text: bytes) -> int:
-        return text.count(b".") - 2 * text.count(b"..")
-
-    if points(data) <= _KEY_PARTS:
-        return False
-    lines = [line for line in data.splitlines() if points(line) > _KEY_PARTS]
-    parts = (part for line in lines for part in line.replace(b"{", b"=").replace(b",", b"=").split(b"="))
-    return any(points(part) > _KEY_PARTS for part in parts)
 
 
 def parse(data: Mapping[str, Any], source: str, *, is_file: bool) -> tuple[Checkpoint, ...]:

@@ -39,7 +39,25 @@ def url_problem(url: str, *, directory: bool) -> str | None:
     host, colon, port = authority.rpartition("@")[2].rpartition("]")[2].partition(":")
     named = host or authority.rpartition("@")[2].startswith("[")
     right = named and (not colon or (port.isdecimal() and len(port) <= 5))
+    if right and ("[" in authority or "]" in authority or not authority.isascii()):
+        right = _is_unusual_host(authority)
     return None if right else "is not a URL with a host"
+
+
+def _is_unusual_host(authority: str) -> bool:
+    """Whether what is between ``//`` and the path has an IPv6 address in brackets, or a name that is not ASCII."""
+    from ipaddress import IPv6Address  # here, because nearly no manifest needs it
+    from urllib.parse import urlsplit
+
+    host = authority.rpartition("@")[2]
+    try:
+        name = urlsplit(f"//{authority}").hostname  # refuses characters that stand for one of /?#@:
+        if "[" in authority or "]" in authority:
+            IPv6Address(name or "")
+            return re.fullmatch(r"\[[^\[\]]+\](:[0-9]+)?", host) is not None
+    except ValueError:
+        return False
+    return True
 
 
 def _hub_problem(url: str, directory: bool) -> str | None:
