@@ -245,7 +245,7 @@ def test_many_points_that_are_no_key(tmp_path: Path) -> None:
 
 def test_a_value_that_is_nested_deeply() -> None:
     value: Any = []
-    for _ in range(3000):
+    for _ in range(100_000):
         value = [value]
     assert problems({**entry(size=value), "version": value}) == (
         "version: this weightcache reads version 1, got an array",

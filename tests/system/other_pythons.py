@@ -19,12 +19,14 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 AT_ONCE = 2
 # What takes minutes and rests on no version of Python: the protocol on a model, and the machinery of the tests itself.
 ONCE = (
+    "campaign",
     "cli/test_modal_runner.py",
     "docs",
     "engine/test_execute_plan.py",
     "engine/test_publish_local_weights_failures.py",
     *(f"fakes/test_control_plane{part}.py" for part in ("", "_apps", "_sandboxes")),
     *(f"modal/test_{name}.py" for name in ("fill", "open_files", "several_volumes", "wrong_uses")),
+    "mutation",
     "simulation",
     "slowvol",
     "store/test_file_operations.py",
