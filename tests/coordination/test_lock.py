@@ -19,6 +19,7 @@ from support import blob, change_settings, child, one, partials, quiet, visible
 from weightcache import DownloadError, LockTimeoutError, StorageError, aensure, ensure, status
 from weightcache._coordination import lock as coordination_lock
 from weightcache._engine.stale_lock_files import remove_old_notes
+from weightcache._runtime.link_count_check import link_counts_are_right
 from weightcache._runtime.writer_identity import container_id, local_directory, note_path, process_start
 from weightcache._store import partial_directory as store_partials
 from weightcache._store.partial_directory import BLOCK
@@ -360,8 +361,9 @@ def test_locks_leave_no_file(root: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     with coordination_lock.try_lock(path) as first, coordination_lock.try_lock(path) as second:
         assert (first, second) == (True, False)
-    assert not os.path.exists(path)
-    assert list(Path(local_directory(str(root))).iterdir()) == []
+    stay = not link_counts_are_right(str(tmp_path))  # as in some sandboxes: then no file is removed
+    assert os.path.exists(path) is stay
+    assert bool(list(Path(local_directory(str(root))).iterdir())) is stay
 
 
 def test_notes_of_processes_that_ended_are_removed_and_marks_of_roots_that_exist_stay(
