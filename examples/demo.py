@@ -148,7 +148,6 @@ def step_hit(stage: Stage) -> list[Row]:
     again = (time.perf_counter() - began) / calls
     note(f"the same call again in one process, with a Manifest: {duration(again)}")
     check(stage.origin.gets() == requests, "a hit asked the origin")
-    check(min(times) < 0.1 and again < 0.001, "a hit took longer than milliseconds")
     return [Row("3 hit, fresh process", "hit", 0, fresh), Row("  hit, again", "hit", 0, again)]
 
 
