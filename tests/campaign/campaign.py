@@ -66,8 +66,8 @@ def run_sample(seed: int) -> tuple[list[Row], list[str]]:
 def repeat(line: str) -> None:
     """Run one case again and print what comes of it; a failure is raised."""
     kind, _, text = line.partition(" ")
-    if kind == "push":
-        print(importlib.import_module("push_campaign").repeat(text))
+    if kind in OTHERS:
+        print(importlib.import_module(f"{kind}_campaign").repeat(text))
         return
     with scenarios_here() as world:
         print(crash(world, Point.parse(text)) if kind == "crash" else attempted(world, Case.parse(text)))
@@ -83,7 +83,7 @@ def main() -> int:
     )
     parser.add_argument("--sample", action="store_true", help="a small part, the same for the same seed")
     parser.add_argument(
-        "--repeat", metavar="LINE", help="a failure of crash, torn, error or push, such as 'crash file 3 after'"
+        "--repeat", metavar="LINE", help="a failure of any campaign but load, such as 'crash file 3 after'"
     )
     options = parser.parse_args()
     names = options.only.split(",") if options.only else (*BY_CALLS, *OTHERS)

@@ -1,7 +1,7 @@
 """The table of a campaign: its rows, when a part of it ends, and how it is printed.
 
 Each campaign is a function ``rows(seed, seconds)``. It returns its rows, and one line for each failure, which
-`campaign.py --repeat` or the campaign's own command runs again.
+`campaign.py --repeat` runs again.
 """
 
 from __future__ import annotations

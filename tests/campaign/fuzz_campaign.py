@@ -1,14 +1,14 @@
 """Feed every reader of the library with what nobody should write, and judge what comes of it.
 
-    PYTHONPATH=examples:tests/shared:tests/campaign python tests/campaign/fuzz_campaign.py --seed 0 --seconds 60
-    … --repeat 'fuzz 0 17 journal'     # one input again
+    make campaign ONLY=fuzz BUDGET=60
+
+`campaign.py --repeat 'fuzz 0 17 journal'` feeds one input again.
 
 An input may be ignored or refused with the documented error. Time and memory must be in proportion to it.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -161,10 +161,9 @@ def targets_here() -> Iterator[list[Target]]:
 
 def rows(seed: int, seconds: float, most: int = sys.maxsize) -> tuple[list[Row], list[str]]:
     """Feed what grows, then inputs for so many seconds, or so many rounds; return rows, and how to repeat failures."""
-    limit = Limit(time.monotonic() + seconds, most)
     with targets_here() as targets:
-        grown, steep = probe(targets)
-        tried, found = fuzz(targets, seed, limit)
+        grown, steep = probe(targets)  # all of them, however short the time is
+        tried, found = fuzz(targets, seed, Limit(time.monotonic() + seconds, most))
     lines = [f"fuzz {seed} {each.number} {each.target}" for each in (*steep, *found)]
     for line, each in zip(lines, (*steep, *found), strict=True):
         print(f"FAILED {line}: {each.problem}", file=sys.stderr, flush=True)
@@ -187,21 +186,3 @@ def repeat(text: str) -> str:
             data, wrong = input_of(target, int(seed), int(number)), ""
         wrong = wrong or problem_of(target, data, traced=True)
         return f"{str(data)[:2000]}\n{wrong or 'as promised'}"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--repeat", metavar="LINE", help="one input again, such as 'fuzz 0 17 journal'")
-    options = parser.parse_args()
-    if options.repeat:
-        print(repeat(options.repeat.removeprefix("fuzz ")))
-        return 0
-    found, lines = rows(options.seed, options.seconds)
-    print(*found, *lines, sep="\n")
-    return bool(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,12 @@
 """Let `ensure` download from servers that answer wrongly in all ways that `network_answers` has, and judge each run.
 
-PYTHONPATH=examples:tests/shared:tests/campaign python tests/campaign/network_campaign.py --seed 0 --seconds 60
-… --seed 0 --number 17     # one run again, with its script and what came of it
+    make campaign ONLY=network BUDGET=60
+
+`campaign.py --repeat 'network 0 17'` does one run again, and prints its script and what came of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import pickle
@@ -377,21 +377,3 @@ def repeat(text: str) -> str:
         outcome = net.run(Plan.draw(seed, number), number)
     what = f"{outcome.kind} in {outcome.seconds:.2f} s, {outcome.requests} requests: {outcome.error}"
     return "\n".join([str(outcome.plan), what, *(outcome.problems or ["as promised"])])
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--repeat", metavar="LINE", help="one run again, such as 'network 0 17'")
-    options = parser.parse_args()
-    if options.repeat:
-        print(repeat(options.repeat.removeprefix("network ")))
-        return 0
-    found, lines = rows(options.seed, options.seconds)
-    print(found[0], *lines, sep="\n")
-    return bool(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -68,6 +68,7 @@ def test_what_netrc_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     [(ok, text)] = said(a={"urls": ["http://a.example/x"]})
     assert not ok
     assert text.startswith("http://a.example is asked for a, and gets what netrc has for it, which everybody")
+    assert "netrc" not in said(a={"urls": ["http://a.example/x"], "auth": "TOKEN"})[0][1]  # which goes there instead
     assert said(a={"urls": ["https://b.example/x"]}) == [(True, "https://b.example is asked for a")]
 
 

@@ -36,11 +36,9 @@ def check_requests(checkpoints: Sequence[Checkpoint]) -> Iterator[RequestCheck]:
             place = "/".join(redacted(address).split("/")[:3]) if local_path(url) is None else ""
             names.setdefault(place, {})[checkpoint.name] = None
             implied = _OF_THE_HUB if url.startswith("hf://") else None
-            sent = [checkpoint.auth or implied, *variables(url)] if place else []
+            login = None if checkpoint.auth or not place.startswith("http") else _login(place)
+            sent = [checkpoint.auth or implied, *variables(url), login] if place else []
             secrets.setdefault(place, {}).update(dict.fromkeys(name for name in sent if name))
-    for place in names:
-        if place.startswith("http") and _has_netrc(place):
-            secrets[place]["what netrc has for it"] = None
     for place, asking in names.items():
         yield _check(place, _listed([*asking]), _listed([*secrets[place]]))
     if unsized := [each.name for each in checkpoints if each.size is None and each.urls]:
@@ -63,12 +61,13 @@ def _check(place: str, asking: str, secrets: str) -> RequestCheck:
     return RequestCheck(True, text)
 
 
-def _has_netrc(place: str) -> bool:
+def _login(place: str) -> str | None:
+    """Name what netrc has for a host, which is sent where an entry has no ``auth``."""
     from requests.utils import get_netrc_auth
 
     with suppress(ValueError):
-        return bool(get_netrc_auth(place))
-    return False
+        return "what netrc has for it" if get_netrc_auth(place) else None
+    return None
 
 
 def _listed(names: Sequence[str]) -> str:
