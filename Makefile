@@ -45,11 +45,11 @@ audit: .venv/.audit        ## known vulnerabilities in the packages of .venv; ne
 	touch $@
 
 fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with stand-in weights; WEIGHTS=real for the real ones
-	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.serve --port $(PORT) --weights $(or $(WEIGHTS),stand-in)
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.web.serve --port $(PORT) --weights $(or $(WEIGHTS),stand-in)
 
 scenarios: .venv-fashion/.test ## how long the example takes to start, beside the usual way: 15 minutes, 5 GB of disk
 	./tests/prerequisites.sh
-	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.scenarios --pictures docs
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.scenarios --pictures docs
 
 .venv-fashion/.app: examples/fashion_crop/requirements.txt examples/fashion_crop/requirements-without-dependencies.txt
 	test -x .venv-fashion/bin/python || $(PYTHON) -m venv .venv-fashion

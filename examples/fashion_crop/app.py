@@ -32,14 +32,6 @@ if OPTION == "D" and GPU:
     raise ValueError(f"FASHION_OPTION=D takes its snapshot before there is a GPU: leave out FASHION_GPU={GPU}")
 
 HERE = Path(__file__).parent
-LOCAL_ONLY = (
-    "!serve.py",
-    "!scenarios.py",
-    "!start_programs.py",
-    "!pictures.py",
-    "!models/stand_ins.py",
-    "!models/baseline.py",
-)
 app = modal.App("fashion-crop")
 cache = WeightVolume("weights.toml", name="fashion-models", path="/root/data/weights")
 python = modal.Image.debian_slim(python_version="3.11")
@@ -58,13 +50,15 @@ image = (
     .env(deployed)
 )
 image = cache.add_to(image).add_local_dir(
-    HERE, "/root/fashion_crop", ignore=~modal.FilePatternMatcher("**/*.py", "page.html", *LOCAL_ONLY)
+    HERE,
+    "/root/fashion_crop",
+    ignore=~modal.FilePatternMatcher("models/*.py", "web/*.py", "web/page.html", "!web/serve.py", "__init__.py"),
 )
 
 reading = cache.prefetch(into="memory")  # in a container the Volume is read from here on, while Python imports
 with image.imports():
-    from fashion_crop.service import Settings, create_app
-    from fashion_crop.startup import start
+    from fashion_crop.web.backend import start
+    from fashion_crop.web.service import Settings, create_app
 
 
 @app.cls(

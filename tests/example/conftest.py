@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fashion_crop.models import EXPECTED_WARNINGS
+from fashion_crop.models._packages import EXPECTED_WARNINGS
 
 if TYPE_CHECKING:
-    from fashion_crop.startup import Backend
+    from fashion_crop.web.backend import Backend
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,7 +41,7 @@ class StandIns:
 
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
-    from fashion_crop.models.stand_ins import make_stand_ins
+    from fashion_crop.benchmarks.stand_ins import make_stand_ins
 
     manifest = make_stand_ins(tmp_path_factory.mktemp("stand-ins"))
     return StandIns(manifest, manifest.with_name("files"))
@@ -50,6 +50,6 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
 @pytest.fixture(scope="session")
 def backend(stand_ins: StandIns, tmp_path_factory: pytest.TempPathFactory) -> Backend:
     """The stand-ins in memory, by the way that the app takes."""
-    from fashion_crop.startup import start
+    from fashion_crop.web.backend import start
 
     return start(stand_ins.manifest, root=tmp_path_factory.mktemp("root"), stand_ins=True)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fashion_crop.detection import Box, Detection, never_cancelled
-from fashion_crop.labels import MAX_TOKENS, PromptsError
-from fashion_crop.persons import is_person
-from fashion_crop.pipeline import Pipeline
+from fashion_crop.models.detection import Box, Detection, never_cancelled
+from fashion_crop.models.labels import MAX_TOKENS, PromptsError
+from fashion_crop.models.persons import is_person
+from fashion_crop.models.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from fashion_crop.startup import Backend
+    from fashion_crop.web.backend import Backend
 
 DIGEST = "0" * 64
 
@@ -123,7 +123,7 @@ def ellipse(box: Box, height: int, width: int) -> NDArray[np.bool_]:
 
 def fake_backend(detector: FakeDetector | None = None, segmenter: FakeSegmenter | None = None) -> Backend:
     """What a service serves, ready at once and without models."""
-    from fashion_crop.startup import Backend
+    from fashion_crop.web.backend import Backend
 
     return Backend(
         pipeline=Pipeline(detector or FakeDetector(), segmenter or FakeSegmenter()),

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from fakes import FakeDetector, FakeSegmenter, Gate, fake_backend
-from fashion_crop.detection import Box, Detection
-from fashion_crop.pipeline import Options, Pipeline
+from fashion_crop.models.detection import Box, Detection
+from fashion_crop.models.pipeline import Options, Pipeline
 from serving import photo
 
 if TYPE_CHECKING:
-    from fashion_crop.startup import Backend
+    from fashion_crop.web.backend import Backend
 
 
 SHIRT = Detection("shirt", 0.91, Box(10, 4, 40, 20))

@@ -20,8 +20,8 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from fashion_crop.service import Settings, create_app
-from fashion_crop.startup import Backend
+from fashion_crop.web.backend import Backend
+from fashion_crop.web.service import Settings, create_app
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fashion_crop.boxes import SIMILAR, WITHIN, area, clipped, intersections, padded, whole_pixels, without_duplicates
-from fashion_crop.detection import Box, Detection
+from fashion_crop.models.boxes import (
+    SIMILAR,
+    WITHIN,
+    area,
+    clipped,
+    intersections,
+    padded,
+    whole_pixels,
+    without_duplicates,
+)
+from fashion_crop.models.detection import Box, Detection
 
 WIDTH, HEIGHT = 12, 9  # small, so that boxes overlap, repeat and touch the border
 

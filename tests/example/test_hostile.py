@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashion_crop.startup import Backend
+from fashion_crop.web.backend import Backend
 from serving import noise, photo, process, serving
 from support import until
 
@@ -30,7 +30,7 @@ SERVER = """
 import socket, sys
 import uvicorn
 from fakes import FakeDetector, Gate, fake_backend
-from fashion_crop.service import Settings, create_app
+from fashion_crop.web.service import Settings, create_app
 
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)

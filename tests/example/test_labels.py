@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fashion_crop.labels import MAX_TOKENS, UNKNOWN, Caption, PromptsError, caption_of
-from fashion_crop.pipeline import GARMENTS
+from fashion_crop.models.labels import MAX_TOKENS, UNKNOWN, Caption, PromptsError, caption_of
+from fashion_crop.models.pipeline import GARMENTS
 
 
 def tokenize(text: str) -> list[str]:

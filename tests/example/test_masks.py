@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fashion_crop.masks import HOLE, PART, clean, soften
+from fashion_crop.models.masks import HOLE, PART, clean, soften
 
 Mask = NDArray[np.bool_]
 CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))

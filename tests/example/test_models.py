@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from transformers import BertConfig
 
-from fashion_crop.detection import Box, CancelledError
-from fashion_crop.labels import PromptsError
-from fashion_crop.models import _torchvision, baseline, grounding_dino, sam
-from fashion_crop.models.stand_ins import make_stand_ins
-from fashion_crop.pipeline import GARMENTS
+from fashion_crop.benchmarks import baseline
+from fashion_crop.benchmarks.stand_ins import make_stand_ins
+from fashion_crop.models import _packages, grounding_dino, sam
+from fashion_crop.models.detection import Box, CancelledError
+from fashion_crop.models.labels import PromptsError
+from fashion_crop.models.pipeline import GARMENTS
 from weightcache import LoadError, Manifest
 from weightcache.torch import skip_init
 
@@ -383,17 +384,17 @@ def test_nothing_asks_the_net(offline: bool, stand_ins: StandIns, tmp_path: Path
     ("cuda", "version", "declared"),
     [(None, "0.28.0+cu130", 2), ("13.0", "0.28.0+cu130", 0), (None, "0.28.0+cpu", 0), (None, "0.28.0", 0)],
 )
-def test_torchvision_is_helped_only_where_it_cannot_be_imported(
+def test_packages_is_helped_only_where_it_cannot_be_imported(
     cuda: str | None, version: str, declared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "version.py").write_text(f"__version__ = '{version}'\ngit_version = 'abc'\n")
     spec = ModuleSpec("torchvision", None, origin=str(tmp_path / "__init__.py"))
     defined: list[str] = []
-    monkeypatch.setattr(_torchvision, "_declared", [])
-    monkeypatch.setattr(_torchvision.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(_packages, "_declared", [])
+    monkeypatch.setattr(_packages.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.library, "Library", lambda *names: SimpleNamespace(define=defined.append))
-    _torchvision.let_torchvision_import()
+    _packages.let_torchvision_import()
     assert [schema.partition("(")[0] for schema in defined] == ["nms", "qnms"][:declared]
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 import fashion_crop
-from fashion_crop.photo import LONGEST, MAX_SCANS, PhotoError, open_photo
+from fashion_crop.models.photo import LONGEST, MAX_SCANS, PhotoError, open_photo
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # as photo.py does; pytest forgets it
 
@@ -289,7 +289,7 @@ def test_the_largest_photo_that_is_taken() -> None:
 
 MEASURE = """
 import sys
-from fashion_crop.photo import PhotoError, open_photo
+from fashion_crop.models.photo import PhotoError, open_photo
 
 def peak():  # not getrusage: its peak is that of the process that started this one
     with open("/proc/self/status") as status:
@@ -475,7 +475,7 @@ def test_what_pillow_warns_of_does_not_get_out() -> None:
     code = """
         import io, warnings
         from PIL import Image
-        from fashion_crop.photo import open_photo
+        from fashion_crop.models.photo import open_photo
 
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, "JPEG")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fakes import FakeDetector, FakeSegmenter, ellipse
-from fashion_crop.detection import Box, CancelledError, Detection
-from fashion_crop.photo import Photo
-from fashion_crop.pipeline import GARMENTS, MAX_PERSONS, Options, OptionsError, Pipeline
+from fashion_crop.models.detection import Box, CancelledError, Detection
+from fashion_crop.models.photo import Photo
+from fashion_crop.models.pipeline import GARMENTS, MAX_PERSONS, Options, OptionsError, Pipeline
 
 BLUE = (0, 0, 255)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fashion_crop import scenarios
-from fashion_crop.scenarios import PHASES, SCENARIOS, TOLERANCES, Bench, measure, report
+from fashion_crop.benchmarks import scenarios
+from fashion_crop.benchmarks.scenarios import PHASES, SCENARIOS, TOLERANCES, Bench, measure, report
 
 if TYPE_CHECKING:
     from conftest import StandIns
@@ -121,7 +121,7 @@ def test_a_run_in_the_middle_stands_for_all() -> None:
 def test_the_pictures_name_and_number_their_parts(
     volume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fashion_crop.pictures import LOOKS, draw
+    from fashion_crop.benchmarks.pictures import LOOKS, draw
 
     monkeypatch.setattr(FakeBench, "mounted", Path("/volume") if volume else None)
     draw(measured(), tmp_path)

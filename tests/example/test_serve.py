@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from fashion_crop import serve
-from fashion_crop.startup import Backend
+from fashion_crop.web import serve
+from fashion_crop.web.backend import Backend
 from origin import Origin
 from serving import Process, photo, process
 from support import until
@@ -24,7 +24,7 @@ from weightcache import Manifest
 if TYPE_CHECKING:
     from conftest import StandIns
 
-MAIN = "import sys; from fashion_crop.serve import main; sys.exit(main(sys.argv[1:]))"
+MAIN = "import sys; from fashion_crop.web.serve import main; sys.exit(main(sys.argv[1:]))"
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def test_a_half_filled_root_is_completed(cache: Path, tmp_path: Path) -> None:
 START = """
 import sys
 from dataclasses import replace
-from fashion_crop.startup import start
+from fashion_crop.web.backend import start
 from weightcache._runtime import tuning_constants as settings
 settings.DEFAULT = replace(settings.DEFAULT, slow_after=60.0)  # even if this machine is busy, each byte comes once
 print("ready", flush=True)
@@ -132,7 +132,7 @@ def test_two_servers_at_once_make_and_share_one_cache(tmp_path: Path) -> None:
 FAKE = """
 import sys, threading
 from fakes import FakeDetector, Gate, fake_backend
-from fashion_crop import serve
+from fashion_crop.web import serve
 
 gate, loaded = Gate(), threading.Event()
 

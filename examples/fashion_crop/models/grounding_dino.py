@@ -4,11 +4,15 @@ Paper: Liu et al., "Grounding DINO", 2023, arXiv:2303.05499. What its package do
 
 - It downloads BERT's 440 MB to fill a text encoder whose every weight the checkpoint then overwrites. Here the encoder
   is built from its configuration alone, which, like the vocabulary, comes from the manifest.
-- It joins the words above a threshold into a label. Here a label is one of the prompts (`fashion_crop.labels`).
+- It joins the words above a threshold into a label. Here a label is one of the prompts (`fashion_crop.models.labels`).
 """
 
 from __future__ import annotations
 
+# Before the packages of the models: it lets torchvision be imported.
+from fashion_crop.models import _packages  # noqa: F401
+
+# isort: split
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +28,8 @@ from groundingdino.util.slconfig import SLConfig
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from fashion_crop.detection import Box, Detection
-from fashion_crop.labels import caption_of
+from fashion_crop.models.detection import Box, Detection
+from fashion_crop.models.labels import caption_of
 from weightcache.torch import assign_into
 
 from ._checkpoint import weights_in

@@ -5,6 +5,10 @@ Paper: Ravi et al., "SAM 2: Segment Anything in Images and Videos", 2024, arXiv:
 
 from __future__ import annotations
 
+# Before the packages of the models: it lets torchvision be imported.
+from fashion_crop.models import _packages  # noqa: F401
+
+# isort: split
 import threading
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -14,7 +18,7 @@ import torch
 from sam2.build_sam import build_sam2
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-from fashion_crop.detection import CancelledError, never_cancelled
+from fashion_crop.models.detection import CancelledError, never_cancelled
 from weightcache.torch import assign_into
 
 from ._checkpoint import weights_in
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fashion_crop.detection import Box
+    from fashion_crop.models.detection import Box
     from weightcache import Prefetch
 
     from .grounding_dino import Size

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from browsing import Visit, file, unzipped, visiting
 from fakes import Gate
-from fashion_crop.detection import Box, Detection
+from fashion_crop.models.detection import Box, Detection
 from serving import serving
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from playwright.sync_api import Browser, expect
 
 from browsing import visiting
 from fakes import Gate
-from fashion_crop.detection import Box, Detection
+from fashion_crop.models.detection import Box, Detection
 from serving import serving
 
 if TYPE_CHECKING:
-    from fashion_crop.startup import Backend
+    from fashion_crop.web.backend import Backend
 from page_server import KEY, Told, backend_of, crops
 
 # What goes wrong.

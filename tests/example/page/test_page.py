@@ -15,8 +15,8 @@ from playwright.sync_api import Browser, expect
 
 from browsing import Visit, contents, unzipped, visiting
 from fakes import Gate
-from fashion_crop.detection import Box, Detection
-from fashion_crop.pipeline import GARMENTS, Options
+from fashion_crop.models.detection import Box, Detection
+from fashion_crop.models.pipeline import GARMENTS, Options
 from serving import photo, process, serving
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def test_tags_lie_on_the_photo_and_on_no_other_tag(browser: Browser) -> None:
 
 def test_make_fashion_from_its_start_to_a_zip(browser: Browser, tmp_path: Path) -> None:
     """The server as a process of its own, the stand-ins in it, the page from loading to a zip of crops."""
-    code = "import sys; from fashion_crop.serve import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from fashion_crop.web.serve import main; sys.exit(main(sys.argv[1:]))"
     with process(code, "--port", "0", "--cache", str(tmp_path / "cache")) as server:
         url = re.search(r"http://127\.0\.0\.1:\d+", server.line())
         assert url is not None

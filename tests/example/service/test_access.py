@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI
 
 from fakes import DIGEST, fake_backend
-from fashion_crop.pipeline import GARMENTS
-from fashion_crop.service import Settings, create_app
-from fashion_crop.startup import Backend
+from fashion_crop.models.pipeline import GARMENTS
+from fashion_crop.web.backend import Backend
+from fashion_crop.web.service import Settings, create_app
 from service_requests import KEY, Broken, begun, crops, error, image
 from serving import Client, serving
 from support import until

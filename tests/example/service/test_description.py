@@ -20,8 +20,8 @@ import pytest
 from openapi_spec_validator import validate
 
 from fakes import fake_backend
-from fashion_crop import service
-from fashion_crop.service import Settings, create_app
+from fashion_crop.web import service
+from fashion_crop.web.service import Settings, create_app
 from service_requests import image
 from serving import Client, photo, serving
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from fakes import FakeDetector, Gate, fake_backend
-from fashion_crop.detection import CancelledError
-from fashion_crop.startup import Backend
+from fashion_crop.models.detection import CancelledError
+from fashion_crop.web.backend import Backend
 from service_requests import begun, crops, error, image
 from serving import Client, noise, photo, serving
 from support import until

@@ -19,10 +19,10 @@ from PIL import Image
 from starlette.requests import Request
 
 from fakes import DIGEST, FakeSegmenter, fake_backend
-from fashion_crop import service
-from fashion_crop.answers import negotiate, safe_name
-from fashion_crop.errors import ServiceError
-from fashion_crop.pipeline import GARMENTS
+from fashion_crop.models.pipeline import GARMENTS
+from fashion_crop.web import service
+from fashion_crop.web.answers import negotiate, safe_name
+from fashion_crop.web.errors import ServiceError
 from service_requests import Broken, crops, error, image
 from serving import Client, noise, photo, serving
 

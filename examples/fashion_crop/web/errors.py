@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI, Request
 
-    from .photo import PhotoError
+    from fashion_crop.models.photo import PhotoError
 
 
 class FieldProblem(BaseModel):

@@ -15,10 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import weightcache
+from fashion_crop.models.pipeline import Pipeline
 from weightcache import Manifest, prefetch
 from weightcache.torch import skip_init
-
-from .pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -70,7 +69,7 @@ def start(
         reading: A running prefetch ``into="memory"`` of the manifest; by default one starts here. It is closed here.
         ensure: Replaces `weightcache.ensure`, for example ``WeightVolume.ensure``.
         device: Device of the models, such as ``"cuda"``.
-        stand_ins: Whether the checkpoints are those of `fashion_crop.models.stand_ins`.
+        stand_ins: Whether the checkpoints are those of `fashion_crop.benchmarks.stand_ins`.
 
     Raises:
         WeightCacheError: The weights are not available, or belong to other models.
@@ -141,7 +140,7 @@ def _import_models() -> tuple[Any, Any]:
     # Without it transformers asks the Hub for more files. It reads the variable once, at its import.
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        from .models import grounding_dino, sam  # noqa: PLC0415 (takes seconds; the prefetch must start first)
+        from fashion_crop.models import grounding_dino, sam  # noqa: PLC0415 (takes seconds; the prefetch must start first)
     except ImportError as error:
         raise ImportError(
             f"the models cannot be imported ({error}): install torch, then requirements.txt, then "

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from . import pipeline
-    from .detection import Box, Detection
-    from .photo import Photo
+    from fashion_crop.models import pipeline
+    from fashion_crop.models.detection import Box, Detection
+    from fashion_crop.models.photo import Photo
 
 JSON, ZIP = "application/json", "application/zip"
 

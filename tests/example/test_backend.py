@@ -19,8 +19,9 @@ import torch
 
 import fashion_crop
 import weightcache
-from fashion_crop import models, startup
-from fashion_crop.pipeline import Pipeline
+from fashion_crop import models
+from fashion_crop.models.pipeline import Pipeline
+from fashion_crop.web import backend as loading
 from serving import process
 from weightcache import (
     DownloadError,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from conftest import StandIns
-    from fashion_crop.startup import Backend
+    from fashion_crop.web.backend import Backend
 
 PHASES = {"inspect", "build", "load", "to device"}  # of every start in this process, which has imported all already
 BLANK = np.zeros((80, 80, 3), np.uint8)
@@ -68,12 +69,12 @@ def edited(stand_ins: StandIns, folder: Path, old: str, new: str) -> Path:
 
 
 def test_an_empty_root_and_then_a_filled_one(stand_ins: StandIns, tmp_path: Path) -> None:
-    first = startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
+    first = loading.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
     assert first.phases.keys() >= PHASES | {"download", "other", "ready"}
     assert first.phases["prefetch"] == 0
     assert first.phases["download"] > 0
 
-    second = startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
+    second = loading.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
     assert "download" not in second.phases
     assert min(second.phases[name] for name in PHASES | {"prefetch"}) > 0
     parts = [seconds for name, seconds in second.phases.items() if name not in ("prefetch", "ready")]
@@ -85,7 +86,7 @@ def test_an_empty_root_and_then_a_filled_one(stand_ins: StandIns, tmp_path: Path
 def test_a_timeline_that_was_begun_earlier(stand_ins: StandIns, tmp_path: Path) -> None:
     with timeline().phase("earlier"):
         time.sleep(0.001)
-    assert startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True).phases["earlier"] > 0
+    assert loading.start(stand_ins.manifest, root=tmp_path, stand_ins=True).phases["earlier"] > 0
 
 
 def test_the_phases_are_nearly_all_of_a_start(stand_ins: StandIns, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_the_phases_are_nearly_all_of_a_start(stand_ins: StandIns, tmp_path: Pat
     code = """
     import sys, weightcache
     timeline = weightcache.timeline()
-    from fashion_crop.startup import start
+    from fashion_crop.web.backend import start
     start(sys.argv[1], root=sys.argv[2], stand_ins=True)
     print(timeline.json(), flush=True)
     """
@@ -107,16 +108,16 @@ def test_the_phases_are_nearly_all_of_a_start(stand_ins: StandIns, tmp_path: Pat
 
 def test_nothing_is_collected_meanwhile(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enabled = []
-    import_models = startup._import_models
-    monkeypatch.setattr(startup, "_import_models", lambda: (enabled.append(gc.isenabled()), import_models())[1])
-    startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
+    import_models = loading._import_models
+    monkeypatch.setattr(loading, "_import_models", lambda: (enabled.append(gc.isenabled()), import_models())[1])
+    loading.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
     with pytest.raises(WeightCacheError):
-        startup.start(stand_ins.manifest, root=tmp_path)  # the full size
+        loading.start(stand_ins.manifest, root=tmp_path)  # the full size
     assert (enabled, gc.isenabled()) == ([False, False], True)
     assert gc.get_freeze_count() > 100_000
     gc.disable()
     try:
-        startup.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
+        loading.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
         assert not gc.isenabled()
     finally:
         gc.enable()
@@ -127,7 +128,7 @@ def test_what_a_backend_tells(backend: Backend, stand_ins: StandIns) -> None:
     assert dict(backend.weights) == {entry.name: entry.digest for entry in Manifest.load(stand_ins.manifest)}
     assert set(backend.weights) == {"groundingdino", "sam2", "bert-base-uncased"}
     assert backend.versions["torch"] == version("torch")
-    assert set(backend.versions) == set(startup.PACKAGES)
+    assert set(backend.versions) == set(loading.PACKAGES)
     assert (backend.device, backend.stand_ins) == ("cpu", True)
 
 
@@ -140,11 +141,11 @@ def test_the_reading_begins_before_all_that_takes_time(
         function = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, **kwargs: (order.append(name), function(*args, **kwargs))[1])
 
-    noted(startup, "prefetch")
+    noted(loading, "prefetch")
     noted(weightcache, "ensure")
-    noted(startup, "_import_models")
-    noted(startup, "skip_init")
-    startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
+    noted(loading, "_import_models")
+    noted(loading, "skip_init")
+    loading.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
     assert order == ["prefetch", "ensure", "_import_models", "skip_init"]
 
 
@@ -154,7 +155,7 @@ def test_a_reading_that_was_begun_earlier(stand_ins: StandIns, tmp_path: Path) -
     assert reading.wait(60)
     took = reading.stats.seconds
     assert len(memory_files()) == 6
-    backend = startup.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True)
+    backend = loading.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True)
     assert took > 0
     assert backend.phases["prefetch"] == 0  # it was over before the start began
     assert reading.path(weights["sam2"]) == str(weights["sam2"])  # closed
@@ -172,7 +173,7 @@ def test_a_reading_is_used(stand_ins: StandIns, tmp_path: Path) -> None:
         state = torch.load(weights[name], weights_only=True)
         state["model"][weight][:] = 7
         torch.save(state, reading.path(weights[name]))
-    pipeline = startup.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True).pipeline
+    pipeline = loading.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True).pipeline
     assert (pipeline._segmenter._predictor.model.no_mem_embed == 7).all()
     assert (pipeline._detector._model.feat_map.bias == 7).all()
 
@@ -180,7 +181,7 @@ def test_a_reading_is_used(stand_ins: StandIns, tmp_path: Path) -> None:
 def test_another_ensure(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
     monkeypatch.setattr(weightcache, "ensure", lambda *args, **kwargs: 1 / 0)
-    backend = startup.start(stand_ins.manifest, root=tmp_path, ensure=lambda: weights, stand_ins=True)
+    backend = loading.start(stand_ins.manifest, root=tmp_path, ensure=lambda: weights, stand_ins=True)
     assert found(backend)
 
 
@@ -195,7 +196,7 @@ def test_a_volume_is_committed(stand_ins: StandIns, tmp_path: Path) -> None:
             self.reloads += 1
 
     volume = Volume()
-    startup.start(stand_ins.manifest, root=tmp_path / "root", volume=volume, stand_ins=True)
+    loading.start(stand_ins.manifest, root=tmp_path / "root", volume=volume, stand_ins=True)
     assert volume.commits > 0
 
 
@@ -203,7 +204,7 @@ def test_the_hub_is_switched_off(stand_ins: StandIns, tmp_path: Path, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     code = """
     import sys
-    from fashion_crop.startup import start
+    from fashion_crop.web.backend import start
     start(sys.argv[1], root=sys.argv[2], stand_ins=True)
     from huggingface_hub import constants  # which has read it once
     print(constants.HF_HUB_OFFLINE)
@@ -219,13 +220,13 @@ def test_a_file_that_is_another_one(stand_ins: StandIns, tmp_path: Path) -> None
     sha256 = Manifest.load(stand_ins.manifest)["sam2"].digest
     manifest = edited(stand_ins, tmp_path, sha256, "0" * 64)
     with pytest.raises(IntegrityError, match="sam2"):
-        startup.start(manifest, root=tmp_path / "root", stand_ins=True)
+        loading.start(manifest, root=tmp_path / "root", stand_ins=True)
 
 
 def test_a_file_that_is_nowhere(stand_ins: StandIns, tmp_path: Path) -> None:
     manifest = edited(stand_ins, tmp_path, "files/sam2_stand_in.pt", "files/gone.pt")
     with pytest.raises(DownloadError, match=r"gone\.pt"):
-        startup.start(manifest, root=tmp_path / "root", stand_ins=True)
+        loading.start(manifest, root=tmp_path / "root", stand_ins=True)
 
 
 def test_weights_of_another_model(stand_ins: StandIns, tmp_path: Path) -> None:
@@ -236,13 +237,13 @@ def test_weights_of_another_model(stand_ins: StandIns, tmp_path: Path) -> None:
         swapped.replace("[checkpoints.sam2ingdino]", "[checkpoints.sam2]").replace(".x]", ".groundingdino]")
     )
     with pytest.raises(LoadError, match=r"(?s)GroundingDINO.*missing"):
-        startup.start(manifest, root=tmp_path / "root", stand_ins=True)
+        loading.start(manifest, root=tmp_path / "root", stand_ins=True)
     assert not memory_files()
 
 
 def test_stand_ins_are_no_real_weights(stand_ins: StandIns, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="GroundingDINO"):
-        startup.start(stand_ins.manifest, root=tmp_path / "root")
+        loading.start(stand_ins.manifest, root=tmp_path / "root")
 
 
 def test_an_error_closes_the_reading(stand_ins: StandIns, tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_an_error_closes_the_reading(stand_ins: StandIns, tmp_path: Path) -> Non
         raise NotCachedError("sam2", hint="", missing=())
 
     with pytest.raises(NotCachedError):
-        startup.start(stand_ins.manifest, root=tmp_path, reading=reading, ensure=fails, stand_ins=True)
+        loading.start(stand_ins.manifest, root=tmp_path, reading=reading, ensure=fails, stand_ins=True)
     assert reading.path(weights["sam2"]) == str(weights["sam2"])
     assert not memory_files()
 
@@ -264,19 +265,19 @@ def test_a_package_that_is_not_installed(stand_ins: StandIns, tmp_path: Path, mo
         monkeypatch.delitem(sys.modules, f"fashion_crop.models.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "sam2.build_sam", None)
     with pytest.raises(ImportError, match=r"sam2\.build_sam.*requirements-without-dependencies\.txt") as caught:
-        startup.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
+        loading.start(stand_ins.manifest, root=tmp_path / "root", stand_ins=True)
     assert caught.value.name == "sam2.build_sam"
 
 
 def test_a_package_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup, "PACKAGES", ("torch", "no-such-package"))
-    assert startup._versions() == {"torch": version("torch")}
+    monkeypatch.setattr(loading, "PACKAGES", ("torch", "no-such-package"))
+    assert loading._versions() == {"torch": version("torch")}
 
 
 def test_the_package_imports_no_model() -> None:
     program = (
-        "import sys, fashion_crop, fashion_crop.labels, fashion_crop.startup, fashion_crop.pipeline\n"
-        "heavy = {'torch', 'torchvision', 'transformers', 'groundingdino', 'sam2', 'fashion_crop.models'}\n"
+        "import sys, fashion_crop, fashion_crop.models.labels, fashion_crop.web.backend, fashion_crop.models.pipeline\n"
+        "heavy = {'torch', 'torchvision', 'transformers', 'groundingdino', 'sam2', 'fashion_crop.models.sam'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     path = str(Path(fashion_crop.__file__).parents[1])

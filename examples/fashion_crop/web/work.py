@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from starlette.responses import Response
 
+from fashion_crop.models.detection import CancelledError
+from fashion_crop.models.labels import PromptsError
+from fashion_crop.models.photo import PhotoError, open_photo
+
 from . import answers, errors
-from .detection import CancelledError
 from .errors import ServiceError
-from .labels import PromptsError
-from .photo import PhotoError, open_photo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from .pipeline import Options
-    from .startup import Backend
+    from fashion_crop.models.pipeline import Options
+
+    from .backend import Backend
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ from typing import Annotated
 from fastapi import Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
+from fashion_crop.models.pipeline import BACKGROUNDS, Options, OptionsError
+
 from . import errors
-from .pipeline import BACKGROUNDS, Options, OptionsError
 
 _defaults = Options()
 

@@ -6,6 +6,10 @@ BERT's 440 MB are read to be overwritten, both models are filled with random num
 
 from __future__ import annotations
 
+# Before the packages of the models: it lets torchvision be imported.
+from fashion_crop.models import _packages  # noqa: F401
+
+# isort: split
 import shutil
 import sys
 from types import SimpleNamespace
@@ -22,7 +26,7 @@ from sam2.build_sam import _load_checkpoint
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from transformers import BertConfig, BertModel
 
-from . import grounding_dino, sam
+from fashion_crop.models import grounding_dino, sam
 
 # For drawing, which `predict` does not do; requirements.txt does without it.
 sys.modules.setdefault("supervision", SimpleNamespace(Detections=object))  # type: ignore[arg-type]
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .grounding_dino import Size
+    from fashion_crop.models.grounding_dino import Size
 
 
 def fill_text_encoder(text_encoder: Path, folder: Path) -> None:

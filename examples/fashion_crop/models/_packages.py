@@ -1,4 +1,6 @@
-"""Let torchvision be imported beside a torch for the CPU.
+"""What comes before the packages of the models: import this module before them.
+
+It lets torchvision be imported beside a torch for the CPU.
 
 PyPI's torchvision for Linux is linked to CUDA. Beside a torch without CUDA its compiled part does not load, and then
 ``import torchvision`` fails at the first operator that it describes and does not have. Neither model calls one of those
@@ -9,11 +11,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# What the packages do that will not work one day: their versions are pinned, and nothing is to be done about it here.
+EXPECTED_WARNINGS = (
+    ("Importing from timm.models.layers is deprecated", FutureWarning),
+    ("`torch.cuda.amp.autocast", FutureWarning),
+    ("The `device` argument is deprecated and will be removed in v5", FutureWarning),
+    ("torch.meshgrid", UserWarning),
+    ("`torch.jit.script` is deprecated", DeprecationWarning),
+)
 _declared: list[Any] = []  # torch forgets what was declared when this is collected
 
 
@@ -29,3 +40,8 @@ def let_torchvision_import() -> None:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)
+
+
+for message, category in EXPECTED_WARNINGS:
+    warnings.filterwarnings("ignore", message, category)
+let_torchvision_import()

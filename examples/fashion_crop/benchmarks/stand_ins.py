@@ -3,11 +3,15 @@
 They come by the very same way as the real ones: a manifest, `ensure`, the same loading. What they find means nothing.
 At test size they take seconds; at full size they have the shapes, names and bytes of the published ones.
 
-    python -m fashion_crop.models.stand_ins [--size full] FOLDER
+    python -m fashion_crop.benchmarks.stand_ins [--size full] FOLDER
 """
 
 from __future__ import annotations
 
+# Before the packages of the models: it lets torchvision be imported.
+from fashion_crop.models import _packages  # noqa: F401
+
+# isort: split
 import argparse
 import json
 from pathlib import Path
@@ -16,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import BertTokenizerFast
 
+from fashion_crop.models import grounding_dino, sam
 from weightcache import publish
-
-from . import grounding_dino, sam
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .grounding_dino import Size
+    from fashion_crop.models.grounding_dino import Size
 
 WORDS = [
     *("shirt", "jacket", "coat", "dress", "skirt", "pants", "shorts", "shoes", "hat", "bag", "scarf", "belt", "person"),
@@ -132,7 +135,7 @@ def _vocabulary(count: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fashion_crop.models.stand_ins", description="Make stand-in weights."
+        prog="python -m fashion_crop.benchmarks.stand_ins", description="Make stand-in weights."
     )
     parser.add_argument("--size", choices=list(_FILES), default="stand-in", help="default: %(default)s")
     parser.add_argument("folder", type=Path, metavar="FOLDER")

@@ -23,20 +23,20 @@ import uvicorn
 
 from origin import Origin
 
+from .backend import start
 from .service import create_app
-from .startup import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .startup import Backend
+    from .backend import Backend
 
-HERE = Path(__file__).parent
+EXAMPLE = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends it; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fashion_crop.serve", description="Serve fashion-crop here.")
+    parser = argparse.ArgumentParser(prog="python -m fashion_crop.web.serve", description="Serve fashion-crop here.")
     parser.add_argument("--weights", choices=["stand-in", "real"], default="stand-in")
     parser.add_argument("--port", type=int, default=8000, help="0 for a free one; default: 8000")
     parser.add_argument("--cache", type=Path, default=Path(".cache/fashion"), help="default: %(default)s")
@@ -61,7 +61,7 @@ def load_stand_ins(cache: Path) -> Backend:
 
 def load_real_weights(cache: Path) -> Backend:
     """Load the published checkpoints: 1.6 GB the first time."""
-    return start(HERE / "weights.toml", root=cache / "real-root")
+    return start(EXAMPLE / "weights.toml", root=cache / "real-root")
 
 
 def _listen(port: int) -> socket.socket:
@@ -100,12 +100,13 @@ def _serve(load: Callable[[], Backend], listener: socket.socket) -> int:
 
 def stand_ins_in(cache: Path, size: str = "stand-in") -> Path:
     """Return the folder of the stand-ins (see `models.stand_ins`); make them if this version of them is not there."""
-    sources = b"".join(path.read_bytes() for path in sorted((HERE / "models").glob("*.py")))
+    makers = [EXAMPLE / "benchmarks" / "stand_ins.py", *sorted((EXAMPLE / "models").glob("*.py"))]
+    sources = b"".join(path.read_bytes() for path in makers)
     folder = cache / f"{'full-size-' if size == 'full' else ''}stand-ins-{hashlib.sha256(sources).hexdigest()[:12]}"
     if not folder.is_dir():
         begun = cache / f"{folder.name}.{os.getpid()}"
         # In a process of its own: here torch is to be imported beside the reading, as in every cold start.
-        command = [sys.executable, "-m", "fashion_crop.models.stand_ins", "--size", size, str(begun)]
+        command = [sys.executable, "-m", "fashion_crop.benchmarks.stand_ins", "--size", size, str(begun)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with suppress(OSError):  # another server was faster, and its stand-ins are the same
             begun.rename(folder)

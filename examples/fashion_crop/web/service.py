@@ -20,6 +20,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.formparsers import MultiPartParser
 
+from fashion_crop.models.pipeline import Options
 from weightcache import WeightCacheError
 
 from . import errors
@@ -27,11 +28,10 @@ from .admission import FORM, Admission
 from .answers import JSON, ZIP, CropsAnswer, Defaults, DetectAnswer, InfoAnswer, Limits, StateAnswer, negotiate
 from .errors import ServiceError, documented
 from .forms import CropForm, DetectForm, refuse_repeated_fields
-from .pipeline import Options
 from .work import Job, Workers
 
 if TYPE_CHECKING:
-    from .startup import Backend
+    from .backend import Backend
 
 PAGE = Path(__file__).with_name("page.html")
 LOADING = 2  # seconds after which to ask again
@@ -242,7 +242,7 @@ def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | 
     """Make the app.
 
     Args:
-        load: The models, or what returns them; see `startup.start`. It is called in a thread when the app starts, and
+        load: The models, or what returns them; see `backend.start`. It is called in a thread when the app starts, and
             until it is done, what needs them is answered with 503 and Retry-After.
         settings: What the service allows.
     """

@@ -32,9 +32,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .serve import manifest_at, stand_ins_in
+from fashion_crop.web.serve import manifest_at, stand_ins_in
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from download_cases import RATE, ROUND_TRIP  # noqa: E402
 from download_servers import serving  # noqa: E402
@@ -269,7 +269,9 @@ def report(result: Result) -> str:
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(prog="python -m fashion_crop.scenarios", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m fashion_crop.benchmarks.scenarios", description=__doc__.partition("\n")[0]
+    )
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="processes of each scenario (default: %(default)s)")
     add("--size", choices=("full", "stand-in"), default="full", help="stand-in: only to try it (default: %(default)s)")

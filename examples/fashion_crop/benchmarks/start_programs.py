@@ -26,7 +26,7 @@ for name, url in job["urls"].items():
         os.makedirs(job["weights"], exist_ok=True)
         urllib.request.urlretrieve(url, path)
 marks["download"] = time.monotonic()
-from fashion_crop.models import baseline
+from fashion_crop.benchmarks import baseline
 marks["imports"] = time.monotonic()
 detector, segmenter = baseline.build_detector(job["bert"], job["size"]), baseline.build_segmenter(job["size"])
 marks["build"] = time.monotonic()
@@ -49,7 +49,7 @@ from weightcache import prefetch, timeline
 timeline()
 called = time.monotonic()
 reading = prefetch(job["manifest"], root=job["root"], into="memory")
-from fashion_crop.startup import start
+from fashion_crop.web.backend import start
 backend = start(job["manifest"], root=job["root"], reading=reading, stand_ins=job["size"] == "stand-in")
 before, marked = backend.phases, marks["python"]
 beside = {"prefetch": before["prefetch"]}
@@ -66,7 +66,7 @@ def find(pixels, prompts):
     return numpy.array([each.box for each in found]), numpy.array([each.score for each in found])
 
 def cut(pixels, boxes):
-    from fashion_crop.detection import Box
+    from fashion_crop.models.detection import Box
     return segmenter.segment(pixels, [Box(*each) for each in boxes])
 """
 
@@ -86,7 +86,7 @@ for name, mark in marks.items():
     result["phases"][name], last = mark - last, mark
 if job["photo"]:
     import numpy as np
-    from fashion_crop.pipeline import GARMENTS
+    from fashion_crop.models.pipeline import GARMENTS
     prompts = [each for each in GARMENTS if each != "t-shirt"]  # a word within which is another prompt's
     pixels, result["photos"] = np.load(job["photo"]), []
     for _ in range(2):
@@ -114,6 +114,6 @@ print(json.dumps(result))
 FILL_BERT = """\
 import sys
 from pathlib import Path
-from fashion_crop.models.baseline import fill_text_encoder
+from fashion_crop.benchmarks.baseline import fill_text_encoder
 fill_text_encoder(*map(Path, sys.argv[1:]))
 """

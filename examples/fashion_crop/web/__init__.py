@@ -1,0 +1,1 @@
+"""The models behind HTTP: routes, limits, answers and the page."""
