@@ -44,7 +44,7 @@ WITHOUT_GIT = "1580601600"  # the time that hatchling gives files otherwise
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", ".*_cache", ".hypothesis", "__pycache__", "dist")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Something failed or must not be released; the message says what."""
 
 
@@ -57,11 +57,11 @@ def must(*command: str | Path, **variables: str) -> str:
     """Run a command in the project's folder, and return what it prints.
 
     Raises:
-        Refused: It failed; the message has its output.
+        RefusedError: It failed; the message has its output.
     """
     done = run("env", *(f"{name}={value}" for name, value in variables.items()), *command)
     if done.returncode:
-        raise Refused(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}")
+        raise RefusedError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}")
     return done.stdout
 
 
@@ -71,9 +71,9 @@ def source_date() -> str:
     return os.environ.get("SOURCE_DATE_EPOCH") or (WITHOUT_GIT if commit.returncode else commit.stdout.strip())
 
 
-def build(source: Path, into: Path, epoch: str) -> Distribution:
+def build(source: Path, into: Path, **variables: str) -> Distribution:
     """Build the sdist of ``source``, and from it the wheel."""
-    must(sys.executable, *BUILD, into, source, SOURCE_DATE_EPOCH=epoch)
+    must(sys.executable, *BUILD, into, source, **variables)
     [sdist], [wheel] = into.glob("*.tar.gz"), into.glob("*.whl")
     return Distribution(sdist, wheel)
 
@@ -101,7 +101,7 @@ def check_contents(built: Distribution) -> None:
     version = metadata(built.wheel)["Version"]
     for name in ("weightcache/py.typed", f"weightcache-{version}.dist-info/licenses/LICENSE"):
         if name not in names:
-            raise Refused(f"{built.wheel.name} has no {name}")
+            raise RefusedError(f"{built.wheel.name} has no {name}")
 
 
 def copy_for_one_user(source: str, target: str) -> None:
@@ -110,20 +110,24 @@ def copy_for_one_user(source: str, target: str) -> None:
     os.chmod(target, os.stat(source).st_mode & 0o700)
 
 
-def check_again(built: Distribution, epoch: str, folder: Path) -> None:
-    """Build once more from a copy, with other times, permissions and settings, and compare the bytes."""
+def build_again(built: Distribution, epoch: str, folder: Path) -> list[tuple[Path, Path]]:
+    """Build once more from a copy, with other times, permissions and settings, the wheel with and without the sdist.
+
+    Returns:
+        Each file of ``built`` with each new one that must have the same bytes.
+    """
     copy = folder / "elsewhere"
     shutil.copytree(REPOSITORY, copy, ignore=NOT_COPIED, copy_function=copy_for_one_user)
     other = {"TZ": "Asia/Kathmandu", "LC_ALL": "C", "PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": epoch}
-    must(sys.executable, *BUILD, folder / "again", copy, **other)
+    again = build(copy, folder / "again", **other)
     must(sys.executable, *BUILD, folder / "direct", "--wheel", copy, **other)
-    for made, again in [
-        (built.sdist, folder / "again" / built.sdist.name),
-        (built.wheel, folder / "again" / built.wheel.name),
-        (built.wheel, folder / "direct" / built.wheel.name),
-    ]:
-        if made.read_bytes() != again.read_bytes():
-            raise Refused(f"two builds of {made.name} differ: compare {made} with {again}")
+    return [*zip(built, again, strict=True), (built.wheel, folder / "direct" / built.wheel.name)]
+
+
+def check_same(pairs: list[tuple[Path, Path]]) -> None:
+    for first, second in pairs:
+        if first.read_bytes() != second.read_bytes():
+            raise RefusedError(f"two builds of {first.name} differ: compare {first} with {second}")
 
 
 def unpack_tests(built: Distribution, folder: Path) -> Path:
@@ -160,9 +164,11 @@ def check_installed(python: Path, sources: Path, version: str, tests: tuple[str,
     code = "import weightcache; print(weightcache.__file__, weightcache.__version__)"
     where, found = must("env", "-C", sources, python, "-c", code).split()
     if not Path(where).is_relative_to(python.parents[1]) or found != version:
-        raise Refused(f"installed was weightcache {version} in {python.parents[1]}, and imported {found} from {where}")
+        raise RefusedError(
+            f"installed was weightcache {version} in {python.parents[1]}, and imported {found} from {where}"
+        )
     if (said := must(python.with_name("weightcache"), "--version").strip()) != f"weightcache {version}":
-        raise Refused(f"the command says {said!r}, and the wheel {version!r}")
+        raise RefusedError(f"the command says {said!r}, and the wheel {version!r}")
     return must("env", "-C", sources, python, *PYTEST, *tests).strip().splitlines()[-1]
 
 
@@ -193,16 +199,16 @@ def main() -> int:
     epoch = source_date()
     folder = Path(tempfile.mkdtemp(prefix="weightcache-dist-"))  # kept if something is refused, to see why
     try:
-        built = build(REPOSITORY, folder / "dist", epoch)
+        built = build(REPOSITORY, folder / "dist", SOURCE_DATE_EPOCH=epoch)
         version = metadata(built.wheel)["Version"]
         if options.tag and (reasons := list(reasons_against(options.tag, version))):
-            raise Refused("not released: " + "; ".join(reasons))
+            raise RefusedError("not released: " + "; ".join(reasons))
         check_contents(built)
-        check_again(built, epoch, folder)
+        check_same(build_again(built, epoch, folder))
         print("the metadata and contents are right, and a second build has the same bytes", flush=True)
         python = install(built.wheel, folder / "venv")
         print(check_installed(python, unpack_tests(built, folder / "tests"), version, TESTS), flush=True)
-    except Refused as refusal:
+    except RefusedError as refusal:
         print(refusal)
         return 1
     shutil.copytree(folder / "dist", options.into)
