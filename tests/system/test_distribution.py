@@ -174,6 +174,8 @@ def test_the_install_lines_of_the_readme_work_with_a_clone(is_url: bool, tmp_pat
     if subprocess.run(["git", "rev-parse"], cwd=HERE, capture_output=True).returncode:
         pytest.skip("this is not a clone")
     readme = (HERE / "README.md").read_text()
+    if "not on PyPI yet" not in readme:
+        pytest.skip("after the first release, the README has another line")
     if is_url:
         [line] = re.findall(r"^pip install '(.*)'$", readme, re.MULTILINE)
         requirement, count = re.subn(r"git\+https://\S+", f"git+file://localhost{HERE}", line)
@@ -192,7 +194,7 @@ def test_the_install_lines_of_the_readme_work_with_a_clone(is_url: bool, tmp_pat
         ("v1.2.0", {}, []),
         ("1.2.0", {}, ["the tag is 1.2.0, and the version in pyproject.toml 1.2.0"]),
         ("v1.2.0", {"CHANGELOG.md": "## [Unreleased]\n## [1.2.01] - 2027-01-31\n"}, ["CHANGELOG.md has no section"]),
-        ("v1.2.0", {"pyproject.toml": "https://github.com/OWNER/weightcache"}, ["OWNER"]),
+        ("v1.2.0", {"pyproject.toml": "https://github.com/OWNER/a"}, ["OWNER"]),
         ("v1.2.0", {"README.md": "It is not on PyPI yet."}, ["README.md says"]),
         ("v1.2.0", {"git": " M docs/cost.md"}, ["docs/cost.md"]),
         ("v1", {"CHANGELOG.md": "", "git": "?? x"}, ["the tag is v1", "CHANGELOG.md", "x"]),

@@ -193,5 +193,5 @@ def test_every_address_of_the_repository_is_that_of_the_package() -> None:
         text = (HERE / name).read_bytes().decode(errors="replace")
         found = set(re.findall(r"git(?:hub|hubusercontent)\.com/([\w-]+/weightcache)\b", text))
         assert found <= {source}, name
-    [install] = re.findall(r"^pip install .*git\+https://github\.com/(.*)'$", (HERE / "README.md").read_text(), re.M)
-    assert install == source
+    install = re.findall(r"git\+https://github\.com/(.*)'$", (HERE / "README.md").read_text(), re.MULTILINE)
+    assert set(install) <= {source}  # after the first release, there is none
