@@ -3,7 +3,8 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint audit fashion scenarios simulate campaign mutants pythons oldest-modal newest-modal gvisor clean
+.PHONY: demo test lint audit dist fashion scenarios simulate campaign mutants
+.PHONY: prerequisites core oldest pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -29,15 +30,22 @@ lint: .venv/.test          ## formatting, rules, types, layers, words
 audit: .venv/.audit        ## known vulnerabilities in the packages of .venv; needs the advisories of PyPI or OSV from the internet
 	$(BIN)/python tests/system/audit_packages.py
 
+dist: .venv/.dist          ## the wheel and the sdist in dist/, checked, the wheel also with tests; TAG=v1.2.3 for a release
+	$(BIN)/python tests/system/distribution.py --tag "$${TAG:-}"
+
 .venv/.core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 .venv/.test: pyproject.toml .venv/.core
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint,dist]'
 	$(BIN)/python -m pip install --quiet torch==2.13.0  # first, exactly so: its wheel may be a local one
 	$(BIN)/python -m pip install --quiet --editable '.[transformers,libraries]'
+	touch $@
+
+.venv/.dist: pyproject.toml .venv/.core
+	$(BIN)/python -m pip install --quiet --editable '.[dist]'
 	touch $@
 
 .venv/.audit: pyproject.toml .venv/.core
@@ -63,6 +71,15 @@ scenarios: .venv-fashion/.test ## how long the example takes to start, beside th
 .venv-fashion/.test: tests/example/requirements.txt .venv-fashion/.app
 	.venv-fashion/bin/python -m pip install --quiet --requirement tests/example/requirements.txt
 	touch $@
+
+prerequisites:             ## the programs that some tests run against; as root on Debian it installs what is missing
+	./tests/prerequisites.sh
+
+core:                      ## the core tests on one version of Python, with its newest requirements: VERSION=3.12
+	$(PYTHON) tests/system/other_pythons.py --only $(VERSION)
+
+oldest:                    ## the same on the oldest Python, with the oldest version of each requirement
+	$(PYTHON) tests/system/other_pythons.py --oldest
 
 pythons: .venv/.test       ## the core tests on every other supported Python that is installed
 	$(BIN)/python tests/system/other_pythons.py --all
