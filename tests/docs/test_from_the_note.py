@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import modal
 import pytest
@@ -44,7 +45,7 @@ def test_the_commands_run(plane: ControlPlane, tmp_path: Path) -> None:
 
 def test_the_settings_of_today_are_taken() -> None:
     [block] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    names = {"__name__": "note"}
+    names: dict[str, Any] = {"__name__": "note"}
     exec(compile(START + block, "the code of the page", "exec"), names)
     assert isinstance(names["fastapi_app"], modal.Function)
     assert re.findall(r"# was (\w+)", block) == list(OLD)
@@ -53,5 +54,6 @@ def test_the_settings_of_today_are_taken() -> None:
 @pytest.mark.parametrize("name", OLD)
 def test_an_old_name_is_refused(name: str) -> None:
     assert f"`{name}" in PAGE
+    options: dict[str, Any] = {name: OLD[name], "serialized": True}
     with pytest.raises(modal.exception.DeprecationError):
-        modal.App("note").function(**{name: OLD[name]}, serialized=True)(lambda: None)
+        modal.App("note").function(**options)(lambda: None)

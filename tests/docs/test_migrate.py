@@ -96,7 +96,7 @@ def test_half_of_a_file_is_not_taken_over(
 
 def test_from_snapshot_download(plane: ControlPlane, hub: Hub, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # the fake Hub has no Xet storage
-    files = {"config.json": b"{}", "model.safetensors": File(DATA, lfs=True)}
+    files: dict[str, bytes | File | None] = {"config.json": b"{}", "model.safetensors": File(DATA, lfs=True)}
     hub.push("google-bert/bert-base-uncased", "main", files)
     move = Move("From `snapshot_download` into a Volume", plane, project, str)
     assert move.before() == ["config.json", "model.safetensors"]
