@@ -47,6 +47,19 @@ class VolumeSession:
         metadata = pb.VolumeMetadata(version=volume.version, name=volume.name)
         return pb.VolumeGetByIdResponse(volume_id=request.volume_id, metadata=metadata)
 
+    def VolumeList(self, request: Any) -> Any:
+        items = []
+        for number in (number for key, number in self._named.items() if key[0] == "volume"):
+            name = self.volumes[number].name
+            metadata = pb.VolumeMetadata(name=name, creation_info=pb.CreationInfo(created_at=1.0))
+            items.append(pb.VolumeListItem(label=name, volume_id=number, metadata=metadata))
+        return pb.VolumeListResponse(items=items, environment_name="main")
+
+    def VolumeDelete(self, request: Any) -> None:
+        del self.volumes[request.volume_id]
+        for key in [key for key, number in self._named.items() if number == request.volume_id]:
+            del self._named[key]
+
     def VolumeHeartbeat(self, request: Any) -> None:
         pass
 
