@@ -182,6 +182,7 @@ def test_what_is_cut_off_is_not_in_the_file() -> None:
     assert (crop[hidden] == 0).all()
     assert hidden[~ellipse(Box(72, 72, 208, 248), 320, 280)].all()
     assert not hidden[ellipse(Box(86, 86, 194, 234), 320, 280)].any()
+    assert np.abs(np.diff(crop[..., 3].astype(int), axis=1)).max() < 100  # the mask is enlarged without steps
     assert abs(np.count_nonzero(crop[..., 3] > 127) / np.count_nonzero(inside) - 1) < 0.08
 
 
