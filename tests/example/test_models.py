@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +57,7 @@ def detector(stand_ins: StandIns) -> grounding_dino.GroundingDino:
 @pytest.fixture(scope="module")
 def segmenter(stand_ins: StandIns) -> sam.Sam2:
     with skip_init():
-        model = sam.build("stand-in")
+        model = sam.build(size="stand-in")
     sam.load(model, stand_ins.segmenter)
     return sam.Sam2(model)
 
@@ -297,7 +298,7 @@ def test_a_weight_missing_in_the_detector(stand_ins: StandIns, damaged: Any) -> 
 def test_a_weight_missing_and_one_too_many_in_the_segmenter(stand_ins: StandIns, damaged: Any) -> None:
     path = damaged(stand_ins.segmenter, lambda weights: weights.update(other=weights.pop("no_mem_embed")))
     with pytest.raises(LoadError) as caught:
-        sam.load(sam.build("stand-in"), path)
+        sam.load(sam.build(size="stand-in"), path)
     assert [name in problem for name, problem in zip(("no_mem_embed", "other"), caught.value.problems, strict=True)]
     assert len(caught.value.problems) == 2
 
@@ -306,7 +307,7 @@ def test_a_weight_missing_and_one_too_many_in_the_segmenter(stand_ins: StandIns,
 def test_a_file_of_another_layout(content: dict[str, Any], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(LoadError, match=r"no weights under 'model'"):
-        sam.load(sam.build("stand-in"), tmp_path / "other.pt")
+        sam.load(sam.build(size="stand-in"), tmp_path / "other.pt")
 
 
 def test_the_full_architectures(stand_ins: StandIns, tmp_path: Path) -> None:
@@ -319,6 +320,46 @@ def test_the_full_architectures(stand_ins: StandIns, tmp_path: Path) -> None:
     millions = [sum(weight.numel() for weight in model.parameters()) / 1e6 for model in models]
     assert millions == pytest.approx([172.8, 224.4], abs=0.1)  # as the published files have them
     assert sam.Sam2(models[1])._predictor._bb_feat_sizes == SAM2ImagePredictor(models[1])._bb_feat_sizes
+
+
+@pytest.mark.parametrize("variant", sam.VARIANTS)
+def test_every_segmenter_fits_the_checkpoint_of_its_name(variant: str) -> None:
+    """As far as its size says: the file has little but the weights, in 4 bytes each."""
+    checkpoint = Manifest.load(REAL)[f"sam2-{variant}"]
+    with skip_init():
+        model = sam.build(variant)
+    weights = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
+    assert 0 < (checkpoint.size or 323_500_000) - weights < 400_000  # of base-plus nobody publishes it
+    assert (checkpoint.size is None) == (variant == "base-plus")
+    assert checkpoint.urls[0].endswith(f"/072824/sam2_hiera_{variant.replace('-', '_')}.pt")
+
+
+@pytest.mark.parametrize("size", ["full", "stand-in"])
+def test_a_segmenter_that_there_is_not(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"no segmenter 'huge': choose one of large, base-plus, small, tiny"):
+        sam.build("huge", size)
+
+
+def test_models_move_to_a_device(stand_ins: StandIns) -> None:
+    models = grounding_dino.build(stand_ins.text_encoder, "stand-in"), sam.build(size="stand-in")
+    detector, segmenter = grounding_dino.GroundingDino(models[0], size="stand-in"), sam.Sam2(models[1])
+    for each in (detector, segmenter):
+        each.to("meta")  # the only other device of every machine
+    assert {weight.device.type for model in models for weight in model.parameters()} == {"meta"}
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # the photo goes there too
+        detector.detect(noise(40, 40), ["shirt"], box_threshold=0, text_threshold=0)
+    assert segmenter._predictor.device.type == "meta"
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cpu", []), ("cuda", [("cuda", torch.bfloat16)])])
+def test_half_precision_is_used_where_the_model_is_now(
+    device: str, asked: list[Any], segmenter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(sam.torch, "autocast", lambda *given: (taken.append(given), nullcontext())[1])
+    monkeypatch.setattr(SAM2ImagePredictor, "device", torch.device(device))
+    with segmenter._half():
+        assert taken == asked
 
 
 # The package's functions, and the net.
@@ -359,8 +400,8 @@ grounding_dino.load(model, pathlib.Path(sys.argv[1]) / "groundingdino_stand_in.p
 detector = grounding_dino.GroundingDino(model, size="stand-in")
 pixels = np.zeros((99, 99, 3), np.uint8)
 found = detector.detect(pixels, ["shirt"], box_threshold=0, text_threshold=0)
-segmenter = sam.build("stand-in")
-sam.load(segmenter, pathlib.Path(sys.argv[1]) / "sam2_stand_in.pt")
+segmenter = sam.build(size="stand-in")
+sam.load(segmenter, pathlib.Path(sys.argv[1]) / "sam2_large_stand_in.pt")
 sam.Sam2(segmenter).segment(pixels, [each.box for each in found])
 reached = [each for each in asked if each[0] not in ("socket.__new__", "socket.bind", "socket.gethostname")]
 print(len(found), reached, os.path.exists(os.environ["HF_HOME"]), "HF_HUB_OFFLINE" in os.environ)
@@ -405,14 +446,17 @@ def test_stand_ins_are_the_same_at_every_call(stand_ins: StandIns, tmp_path: Pat
     manifests = [Manifest.load(path) for path in (stand_ins.manifest, make_stand_ins(tmp_path, "http://127.0.0.1:9"))]
     first, second = ({entry.name: entry.digest for entry in manifest} for manifest in manifests)
     assert first == second
-    assert 'urls = ["http://127.0.0.1:9/sam2_stand_in.pt"]' in (tmp_path / "weights.toml").read_text()
+    assert 'urls = ["http://127.0.0.1:9/sam2_large_stand_in.pt"]' in (tmp_path / "weights.toml").read_text()
 
 
 def test_stand_ins_have_the_shape_of_the_real_manifest(stand_ins: StandIns) -> None:
     ours, real = Manifest.load(stand_ins.manifest), Manifest.load(REAL)
-    assert [entry.name for entry in ours] == [entry.name for entry in real]
-    names = [{file.path for file in manifest["bert-base-uncased"].files} for manifest in (ours, real)]
-    assert names[0] == names[1]
+    names = [entry.name for entry in ours]
+    assert names == ["groundingdino", "sam2-large", "sam2-tiny", "bert-base-uncased"]
+    assert names == [entry.name for entry in real.select(names)]  # in the same order
+    files = [{file.path for file in manifest["bert-base-uncased"].files} for manifest in (ours, real)]
+    assert files[0] == files[1]
+    assert ours["sam2-large"].digest != ours["sam2-tiny"].digest
 
 
 @pytest.mark.parametrize("pixels", [noise(480, 640), np.full((600, 400, 3), 90, np.uint8)], ids=["noise", "grey"])

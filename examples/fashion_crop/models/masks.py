@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PART = 0.2  # of the largest part's area: the other shoe of a pair is larger, also behind the first; a speck is smaller
+PART = 0.1  # of the largest part's area: the other shoe of a pair is larger, also behind the first; a speck is smaller
 HOLE = 0.01  # of the mask's area; a button or a print is smaller, and what a bag's handle encloses is larger and stays
 
 
@@ -49,10 +49,15 @@ def _small_holes(parts: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def soften(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return a mask as opacity, 0 to 255, smooth at its edge and 0 outside.
+    """Return a mask as opacity, 0 to 255, smooth at its edge, so that it has no steps when it is enlarged.
+
+    A straight edge is soft on its inner side only: on the outer side the pixels have the colours of the background.
 
     Args:
         mask: Height by width. Where it ends at a border, it is as if it went on.
     """
-    blurred = cv2.blur(mask.astype(np.uint8) * 255, (3, 3), borderType=cv2.BORDER_REPLICATE)
-    return np.where(mask, blurred, 0).astype(np.uint8)
+    blurred = cv2.GaussianBlur(mask.astype(np.float32), (7, 7), 1.0, borderType=cv2.BORDER_REPLICATE)
+    # A straight edge has 0.3 in its outermost row and 0.7 in its innermost one. A strap of one pixel has less than the
+    # row at an edge, and would vanish.
+    opacity = np.maximum((blurred - 0.3) / 0.5, mask / np.float32(3))
+    return np.rint(255 * np.clip(opacity, 0, 1)).astype(np.uint8)
