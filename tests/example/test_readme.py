@@ -72,13 +72,16 @@ def test_from_a_clone_to_crops(plane: ControlPlane, clone: Path, origin: Origin,
         assert done.returncode == 0, done.stdout + done.stderr + "".join(each.log for each in plane.containers)
         return done.stdout
 
-    local, install, key, fill, deploy, crops, detect, ask = blocks()
+    local, install, key, fill, run_once, deploy, crops, ping, detect, ask = blocks()
     assert local == "make fashion\n"
     assert install == "pip install '.[modal]'\nmodal setup\n"
     run(key.replace("openssl rand -hex 32", "echo let-me-in"))  # the same in every one of these processes
     run(fill)
     sent = origin.sent()
     assert sent > 30_000_000
+    assert not [each.path for each in origin.requests if "tiny" in each.path]
+    run(run_once)
+    assert (clone / "crops").is_dir()
     run(deploy)
     url = plane.web_url(plane.requests("AppPublish")[-1].function_ids["FashionCrop.*"])
     here = re.sub(r"https://YOU--\S+", url, crops)
@@ -89,6 +92,7 @@ def test_from_a_clone_to_crops(plane: ControlPlane, clone: Path, origin: Origin,
     assert told["model"]["stand_ins"] is True
     assert {each["label"] for each in told["detections"]}
     assert '"ready"' in run(*known, ask)
+    run(*known, ping)
     for container in plane.containers:
         if container.is_serving:
             assert plane.stop(container) == 0

@@ -136,7 +136,7 @@ from fashion_crop.web import serve
 
 gate, loaded = Gate(), threading.Event()
 
-def load(cache):
+def load(cache, segmenter):
     assert loaded.wait(60)
     if "broken" in sys.argv:
         raise ImportError("torch is not here: install it")
@@ -229,7 +229,8 @@ def test_real_weights_are_those_of_the_manifest_that_is_deployed(
 
     monkeypatch.setattr(serve, "start", start)
     monkeypatch.setattr(serve, "_serve", lambda load, *_: load() and 0)
-    assert serve.main(["--weights", "real", "--port", "0", "--cache", str(tmp_path)]) == 0
+    arguments = ["--weights", "real", "--segmenter", "tiny", "--port", "0", "--cache", str(tmp_path)]
+    assert serve.main(arguments) == 0
     ((manifest, options),) = started
-    assert [checkpoint.name for checkpoint in manifest] == ["groundingdino", "sam2", "bert-base-uncased"]
-    assert options == {"root": tmp_path / "real-root"}
+    assert manifest.source == str(serve.EXAMPLE / "weights.toml")
+    assert options == {"root": tmp_path / "real-root", "segmenter": "tiny"}
