@@ -201,7 +201,7 @@ def test_the_app_and_its_models_are_enough(tmp_path: Path, copied: Path, origin:
         assert made
         assert re.fullmatch(r"my_photo_01_[\w-]+\.png", made[0].name)
         assert all(f"crops/{path.name}" in done.stdout for path in made)
-        assert {Image.open(path).mode for path in made} == {"RGBA"}
+        assert {Image.open(io.BytesIO(path.read_bytes())).mode for path in made} == {"RGBA"}
     asked = {each.path.rpartition("/")[2] for each in origin.requests}
     assert [name for name in asked if name.startswith("sam2")] == ["sam2_tiny_stand_in.pt"]
 
@@ -210,4 +210,4 @@ def test_what_is_no_photo_is_said(plane: ControlPlane, app: Path) -> None:
     (app.parent / "notes.txt").write_text("Dear diary")
     done = run(plane, app, "--photo", "notes.txt")
     assert done.returncode == 1
-    assert "not a photo" in done.stderr
+    assert "PhotoError: the file is no JPEG, PNG or WebP" in done.stderr
