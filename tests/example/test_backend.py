@@ -125,8 +125,9 @@ def test_nothing_is_collected_meanwhile(stand_ins: StandIns, tmp_path: Path, mon
 
 def test_what_a_backend_tells(backend: Backend, stand_ins: StandIns) -> None:
     assert isinstance(backend.pipeline, Pipeline)
-    assert dict(backend.weights) == {entry.name: entry.digest for entry in Manifest.load(stand_ins.manifest)}
-    assert set(backend.weights) == {"groundingdino", "sam2", "bert-base-uncased"}
+    assert set(backend.weights) == {"groundingdino", "sam2-large", "bert-base-uncased"}
+    digests = {entry.name: entry.digest for entry in Manifest.load(stand_ins.manifest)}
+    assert dict(backend.weights).items() <= digests.items()
     assert backend.versions["torch"] == version("torch")
     assert set(backend.versions) == set(loading.PACKAGES)
     assert (backend.device, backend.stand_ins) == ("cpu", True)
@@ -154,11 +155,11 @@ def test_a_reading_that_was_begun_earlier(stand_ins: StandIns, tmp_path: Path) -
     reading = prefetch(stand_ins.manifest, root=tmp_path, into="memory")
     assert reading.wait(60)
     took = reading.stats.seconds
-    assert len(memory_files()) == 6
+    assert len(memory_files()) == 7
     backend = loading.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True)
     assert took > 0
     assert backend.phases["prefetch"] == 0  # it was over before the start began
-    assert reading.path(weights["sam2"]) == str(weights["sam2"])  # closed
+    assert reading.path(weights["sam2-large"]) == str(weights["sam2-large"])  # closed
     assert not memory_files()
     model = backend.pipeline._segmenter._predictor.model
     assert model.no_mem_embed.equal(torch.load(stand_ins.segmenter, weights_only=True)["model"]["no_mem_embed"])
@@ -169,7 +170,7 @@ def test_a_reading_is_used(stand_ins: StandIns, tmp_path: Path) -> None:
     weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
     reading = prefetch(stand_ins.manifest, root=tmp_path, into="memory")
     assert reading.wait(60)
-    for name, weight in (("sam2", "no_mem_embed"), ("groundingdino", "module.feat_map.bias")):
+    for name, weight in (("sam2-large", "no_mem_embed"), ("groundingdino", "module.feat_map.bias")):
         state = torch.load(weights[name], weights_only=True)
         state["model"][weight][:] = 7
         torch.save(state, reading.path(weights[name]))
@@ -178,26 +179,45 @@ def test_a_reading_is_used(stand_ins: StandIns, tmp_path: Path) -> None:
     assert (pipeline._detector._model.feat_map.bias == 7).all()
 
 
-def test_another_ensure(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
-    monkeypatch.setattr(weightcache, "ensure", lambda *args, **kwargs: 1 / 0)
-    backend = loading.start(stand_ins.manifest, root=tmp_path, ensure=lambda: weights, stand_ins=True)
+def test_a_smaller_segmenter(stand_ins: StandIns, tmp_path: Path) -> None:
+    backend = loading.start(stand_ins.manifest, root=tmp_path, segmenter="tiny", stand_ins=True)
     assert found(backend)
+    assert set(backend.weights) == {"groundingdino", "sam2-tiny", "bert-base-uncased"}
+    assert backend.segmenter == "tiny"
+    assert not (tmp_path / "sam2-large").exists()  # it is not downloaded either
 
 
-def test_a_volume_is_committed(stand_ins: StandIns, tmp_path: Path) -> None:
-    class Volume:
-        commits = reloads = 0
+def test_the_segmenters_are_those_of_the_model() -> None:
+    from fashion_crop.models import sam
 
-        def commit(self) -> None:
-            self.commits += 1
+    assert tuple(sam.VARIANTS) == loading.SEGMENTERS
 
-        def reload(self) -> None:
-            self.reloads += 1
 
-    volume = Volume()
-    loading.start(stand_ins.manifest, root=tmp_path / "root", volume=volume, stand_ins=True)
-    assert volume.commits > 0
+def test_nothing_looks_for_a_gpu_before_a_snapshot(
+    stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch remembers that there was none, and the models could not move to one after the restore."""
+    asked: list[str] = []
+    for name in ("is_available", "device_count", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
+    loading.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
+    assert asked == []
+
+
+def test_a_start_from_a_snapshot(stand_ins: StandIns, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another container has another id of its task, and goes on from the memory of the first one."""
+    begun = timeline()
+    with begun.phase("load"):
+        time.sleep(0.002)
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-2")
+    with begun.phase("to device"):
+        time.sleep(0.001)
+    told = loading.describe(backend.pipeline, Manifest.load(stand_ins.manifest), begun.ready(), "tiny", "cuda")
+    assert {"before snapshot", "to device", "ready"} <= told.phases.keys()
+    assert "load" not in told.phases
+    assert told.phases["before snapshot"] >= 0.002
+    assert (told.segmenter, told.device, told.stand_ins) == ("tiny", "cuda", False)
+    assert "sam2-tiny" in told.weights
 
 
 def test_the_hub_is_switched_off(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,25 +237,25 @@ def test_the_hub_is_switched_off(stand_ins: StandIns, tmp_path: Path, monkeypatc
 
 
 def test_a_file_that_is_another_one(stand_ins: StandIns, tmp_path: Path) -> None:
-    sha256 = Manifest.load(stand_ins.manifest)["sam2"].digest
+    sha256 = Manifest.load(stand_ins.manifest)["sam2-large"].digest
     manifest = edited(stand_ins, tmp_path, sha256, "0" * 64)
-    with pytest.raises(IntegrityError, match="sam2"):
+    with pytest.raises(IntegrityError, match="sam2-large"):
         loading.start(manifest, root=tmp_path / "root", stand_ins=True)
 
 
 def test_a_file_that_is_nowhere(stand_ins: StandIns, tmp_path: Path) -> None:
-    manifest = edited(stand_ins, tmp_path, "files/sam2_stand_in.pt", "files/gone.pt")
+    manifest = edited(stand_ins, tmp_path, "files/sam2_large_stand_in.pt", "files/gone.pt")
     with pytest.raises(DownloadError, match=r"gone\.pt"):
         loading.start(manifest, root=tmp_path / "root", stand_ins=True)
 
 
 def test_weights_of_another_model(stand_ins: StandIns, tmp_path: Path) -> None:
     text = stand_ins.manifest.read_text()
-    swapped = text.replace("[checkpoints.sam2]", "[checkpoints.x]").replace("[checkpoints.ground", "[checkpoints.sam2")
+    swapped = {"sam2-large": "x", "groundingdino": "sam2-large", "x": "groundingdino"}
+    for old, new in swapped.items():
+        text = text.replace(f"[checkpoints.{old}]", f"[checkpoints.{new}]")
     manifest = tmp_path / "weights.toml"
-    manifest.write_text(
-        swapped.replace("[checkpoints.sam2ingdino]", "[checkpoints.sam2]").replace(".x]", ".groundingdino]")
-    )
+    manifest.write_text(text)
     with pytest.raises(LoadError, match=r"(?s)GroundingDINO.*missing"):
         loading.start(manifest, root=tmp_path / "root", stand_ins=True)
     assert not memory_files()
@@ -246,16 +266,17 @@ def test_stand_ins_are_no_real_weights(stand_ins: StandIns, tmp_path: Path) -> N
         loading.start(stand_ins.manifest, root=tmp_path / "root")
 
 
-def test_an_error_closes_the_reading(stand_ins: StandIns, tmp_path: Path) -> None:
+def test_an_error_closes_the_reading(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
     reading = prefetch(stand_ins.manifest, root=tmp_path, into="memory")
 
-    def fails() -> Any:
-        raise NotCachedError("sam2", hint="", missing=())
+    def fails(*args: Any, **options: Any) -> Any:
+        raise NotCachedError("sam2-large", hint="", missing=())
 
+    monkeypatch.setattr(weightcache, "ensure", fails)
     with pytest.raises(NotCachedError):
-        loading.start(stand_ins.manifest, root=tmp_path, reading=reading, ensure=fails, stand_ins=True)
-    assert reading.path(weights["sam2"]) == str(weights["sam2"])
+        loading.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True)
+    assert reading.path(weights["sam2-large"]) == str(weights["sam2-large"])
     assert not memory_files()
 
 

@@ -80,7 +80,7 @@ def test_a_filled_root_is_looked_at_and_read_beside_the_imports(cache: Path) -> 
 def test_a_half_filled_root_is_completed(cache: Path, tmp_path: Path) -> None:
     cache = copied(cache, tmp_path)
     root = cache / "stand-in-root"
-    (segmenter,) = root.glob("sam2/*/*.pt")
+    (segmenter,) = root.glob("sam2-large/*/*.pt")
     segmenter.unlink()
     (detector,) = root.glob("groundingdino/*/*.pth")
     detector.write_bytes(detector.read_bytes()[:1000])  # as a copy that broke off
@@ -112,7 +112,7 @@ def test_two_starts_at_once_download_once(stand_ins: StandIns, tmp_path: Path) -
         assert [child.line() for child in children] == ["ready", "ready"]
         for child in children:
             child.say("go")
-        assert [child.line() for child in children] == ["['bert-base-uncased', 'groundingdino', 'sam2']"] * 2
+        assert [child.line() for child in children] == ["['bert-base-uncased', 'groundingdino', 'sam2-large']"] * 2
         sizes = sum(file.size or 0 for checkpoint in Manifest.load(manifest) for file in checkpoint.files)
         assert origin.sent() == sizes
 

@@ -191,7 +191,9 @@ def test_a_segmenter_reaches_the_container(plane: ControlPlane, chosen: str, get
 def test_every_segmenter_is_in_the_manifest() -> None:
     [values] = re.findall(r'"FASHION_SEGMENTER": (\[.*?\])', (EXAMPLE / "app.py").read_text())
     declared = [checkpoint.name for checkpoint in Manifest.load(EXAMPLE / "weights.toml")]
-    assert sorted(declared) == sorted(["groundingdino", "bert-base-uncased", *(f"sam2-{each}" for each in json.loads(values))])
+    assert sorted(declared) == sorted(
+        ["groundingdino", "bert-base-uncased", *(f"sam2-{each}" for each in json.loads(values))]
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from weightcache import Manifest, prefetch
 from weightcache.torch import skip_init
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from weightcache import Prefetch, Timeline, Weights
+    from weightcache import Prefetch, Timeline
 
-SEGMENTERS = ("large", "base-plus", "small", "tiny")  # sizes of SAM 2
+SEGMENTERS = ("large", "base-plus", "small", "tiny")  # as in `models.sam`, which takes seconds to import
 PACKAGES = ("weightcache", "torch", "torchvision", "transformers", "groundingdino-py", "sam2")
 
 
@@ -90,9 +90,7 @@ def start(
     manifest: Manifest | str | os.PathLike[str],
     *,
     root: str | os.PathLike[str],
-    volume: Any = None,
     reading: Prefetch | None = None,
-    ensure: Callable[..., Weights] | None = None,
     device: str = "cpu",
     segmenter: str = "large",
     stand_ins: bool = False,
@@ -101,10 +99,8 @@ def start(
 
     Args:
         manifest: As for `weightcache.ensure`, with the `checkpoints` of the segmenter.
-        root: Directory of the weights, such as the mount path of a Volume.
-        volume: The Modal Volume mounted at ``root``, if any.
+        root: Directory of the weights.
         reading: A running prefetch ``into="memory"`` of the manifest; by default one starts here. It is closed here.
-        ensure: Replaces `weightcache.ensure`, for example ``WeightVolume.ensure``; it gets ``only=``.
         device: Device of the models, such as ``"cuda"``.
         segmenter: The size of SAM 2, one of `SEGMENTERS`.
         stand_ins: Whether the checkpoints are those of `fashion_crop.benchmarks.stand_ins`.
@@ -119,7 +115,7 @@ def start(
     size = "stand-in" if stand_ins else "full"
     reading = reading or prefetch(manifest, root=root, only=only, into="memory")
     with reading, _gc_paused():
-        weights = ensure(only=only) if ensure else weightcache.ensure(manifest, root=root, volume=volume, only=only)
+        weights = weightcache.ensure(manifest, root=root, only=only)
         grounding_dino, sam = _import_models()
         with skip_init():
             detector = grounding_dino.build(weights["bert-base-uncased"], size)
