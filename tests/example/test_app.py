@@ -125,7 +125,7 @@ def test_a_snapshot_has_the_weights_inside(plane: ControlPlane, app: Path, origi
 
 
 def test_a_gpu_is_used_after_the_snapshot(plane: ControlPlane, app: Path, origin: Origin) -> None:
-    """Here is none, so a move is a request, which shows when it happens."""
+    """This machine has no GPU, so a move is a request here, which shows when it happens."""
     origin.put("/moved-to-cuda", b"")
     module = app.with_name("models") / "pipeline.py"
     text = module.read_text()
