@@ -16,7 +16,7 @@ from fashion_crop.models.detection import CancelledError
 from fashion_crop.models.labels import PromptsError
 from fashion_crop.models.photo import PhotoError, open_photo
 
-from . import answers, errors
+from . import answers, errors, request_ids
 from .errors import ServiceError
 
 if TYPE_CHECKING:
@@ -107,6 +107,10 @@ class Workers:
     def __init__(self, count: int) -> None:
         self._free = anyio.CapacityLimiter(count)
 
+    def statistics(self) -> anyio.CapacityLimiterStatistics:
+        """Return how many photos wait and how many are worked on. Call it on the event loop."""
+        return self._free.statistics()
+
     async def run(self, request: Request, job: Job, work: Callable[[], Response]) -> Response:
         """Do the work unless the client disconnects.
 
@@ -121,7 +125,7 @@ class Workers:
                 # Cancelling the scope ends the wait for a thread, not a running thread: no extra thread can start.
                 return await anyio.to_thread.run_sync(_with_service_errors, work, limiter=self._free)
             except CancelledError:
-                _log.info("a client disconnected: its work is stopped")
+                _log.info("the client of request %s disconnected: its work is stopped", request_ids.current())
             finally:
                 watcher.cancel()
                 job.disconnected.set()
@@ -146,5 +150,5 @@ def _with_service_errors(work: Callable[[], Response]) -> Response:
     except (ServiceError, CancelledError):
         raise
     except Exception as error:
-        _log.exception("the work on a photo failed")
+        _log.exception("the work on the photo of request %s failed", request_ids.current())
         raise errors.internal() from error
