@@ -28,9 +28,9 @@ class Told(Pipeline):
         super().__init__(FakeDetector(CLOTHES if found is None else found, gate), FakeSegmenter())
         self.asked: list[Options] = []
 
-    def crop(self, photo: Any, options: Options, **more: Any) -> Any:
+    def segment(self, photo: Any, options: Options, **more: Any) -> Any:
         self.asked.append(options)
-        return super().crop(photo, options, **more)
+        return super().segment(photo, options, **more)
 
 
 def backend_of(pipeline: Pipeline, **changed: Any) -> Backend:

@@ -9,11 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from fashion_crop.models.pipeline import BACKGROUNDS, Options, OptionsError
+from fashion_crop.models.crops import BACKGROUNDS, Rendering
+from fashion_crop.models.detection import OptionsError
+from fashion_crop.models.pipeline import Options
 
 from . import errors
 
 _defaults = Options()
+_rendering = Rendering()
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -61,7 +64,7 @@ class DetectForm(BaseModel):
             text = f"must have at most {max_prompt} characters each, got {longest:,}"
             raise errors.of_fields([("prompts", text)])
         try:
-            return Options(prompts, **self.model_dump(exclude={"image", "prompts"}))
+            return Options(prompts, **self.model_dump(include={"box_threshold", "text_threshold", "nms_threshold"}))
         except OptionsError as error:
             raise errors.of_fields(error.problems) from error
 
@@ -70,13 +73,24 @@ class CropForm(DetectForm):
     """The fields of a request for crops."""
 
     padding: Share = Field(
-        default=_defaults.padding, description="What a crop shows around its box, as a share of the box's longer side."
+        default=_rendering.padding, description="What a crop shows around its box, as a share of the box's longer side."
     )
     background: str = Field(
-        default=_defaults.background,
+        default=_rendering.background,
         pattern=f"^({BACKGROUNDS})$",
         description="What is not garment: transparent, white, a colour as #rrggbb, or the photo itself.",
     )
+
+    def rendering(self) -> Rendering:
+        """Return how garments are shown.
+
+        Raises:
+            ServiceError: They cannot be shown so.
+        """
+        try:
+            return Rendering(self.padding, self.background)
+        except OptionsError as error:
+            raise errors.of_fields(error.problems) from error
 
 
 async def refuse_repeated_fields(request: Request) -> None:

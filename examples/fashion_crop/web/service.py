@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.formparsers import MultiPartParser
 
+from fashion_crop.models.crops import Rendering
 from fashion_crop.models.pipeline import Options
 
 from . import errors, forms, metrics
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from .backend import Backend
 
 PAGE = Path(__file__).with_name("page.html")
-_defaults = Options()
+_defaults = {**vars(Options()), **vars(Rendering())}
 
 
 def _service(request: Request) -> Service:
@@ -63,7 +64,7 @@ async def crop(
     """Cut every garment out of a photo: JSON, or by `Accept: application/zip` a zip of PNGs with a manifest.json."""
     media_type = negotiate(request, JSON, ZIP)
     job = _job(form, service)
-    return await service.workers.run(request, job, lambda: job.crop(media_type))
+    return await service.workers.run(request, job, lambda: job.crop(form.rendering(), media_type))
 
 
 @photos.post("/v1/detect", operation_id="detect", response_model=DetectAnswer)
@@ -122,9 +123,9 @@ async def info(service: Served) -> InfoAnswer:
             max_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
             max_prompts=limits.max_prompts,
-            max_garments=_defaults.max_garments,
+            max_garments=_defaults["max_garments"],
         ),
-        defaults=Defaults.model_validate(_defaults, from_attributes=True),
+        defaults=Defaults.model_validate(_defaults),
     )
 
 
