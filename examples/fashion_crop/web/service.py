@@ -20,7 +20,7 @@ from starlette.formparsers import MultiPartParser
 from fashion_crop.models.crops import Rendering
 from fashion_crop.models.pipeline import Options
 
-from . import errors, forms, metrics
+from . import errors, forms, metrics, request_ids
 from .admission import FORM, Admission
 from .answers import (
     JSON,
@@ -67,6 +67,7 @@ photos = APIRouter(
 
 _HEADERS = {
     "Server-Timing": {"description": "Milliseconds by stage, as timings_ms.", "schema": {"type": "string"}},
+    request_ids.HEADER: errors.REQUEST_ID,
 }
 
 
