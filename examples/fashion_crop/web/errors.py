@@ -101,13 +101,9 @@ def of_fields(problems: Iterable[tuple[str, str]]) -> ServiceError:
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe error answers for OpenAPI."""
+    headers = {request_ids.HEADER: REQUEST_ID}
     return {
-        status: {
-            "model": ErrorAnswer,
-            "description": _DESCRIPTIONS[status],
-            "headers": {request_ids.HEADER: REQUEST_ID},
-        }
-        for status in statuses
+        status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status], "headers": headers} for status in statuses
     }
 
 

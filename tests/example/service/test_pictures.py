@@ -233,7 +233,7 @@ def test_a_crop_with_more_pixels_than_any_photo_is_not_made() -> None:
         response = crops(client, photo(20_000, 10), aspect="1:1")
     assert response.status_code == 422
     (problem,) = error(response)["fields"]
-    assert problem["field"] == "aspect"
+    assert problem["field"] == "padding"
     assert "80,000,000" in problem["message"]
 
 
