@@ -86,7 +86,7 @@ def test_from_an_empty_volume_to_crops(plane: ControlPlane, app: Path, origin: O
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "key-missing")
         garments = crops(web, data)
         assert garments
-        crop = Image.open(io.BytesIO(base64.b64decode(garments[0]["png"])))
+        crop = Image.open(io.BytesIO(base64.b64decode(garments[0]["picture"])))
         left, top, right, bottom = garments[0]["crop_box"]
         assert (crop.mode, crop.size) == ("RGBA", (right - left, bottom - top))
     [first] = plane.containers
@@ -126,13 +126,13 @@ def test_a_snapshot_has_the_weights_inside(plane: ControlPlane, app: Path, origi
 
 def test_a_gpu_is_used_after_the_snapshot(plane: ControlPlane, app: Path, origin: Origin) -> None:
     """This machine has no GPU, so a move is a request here, which shows when it happens."""
-    origin.put("/moved-to-cuda", b"")
+    origin.put("/moved-to-cuda-collecting-True", b"")
     module = app.with_name("models") / "pipeline.py"
     text = module.read_text()
     moved = "self._detector.to(device)"
     assert moved in text
     url = origin.url("/moved-to-")
-    code = f"from urllib.request import urlopen; urlopen({url!r} + device); return"
+    code = f"import gc, urllib.request as r; r.urlopen(f'{url}{{device}}-collecting-{{gc.isenabled()}}'); return"
     module.write_text(text.replace(moved, code))
     order: list[str] = []
 
@@ -145,7 +145,7 @@ def test_a_gpu_is_used_after_the_snapshot(plane: ControlPlane, app: Path, origin
     with web_of(plane, deploy(plane, app, FASHION_OPTION="D", FASHION_GPU="L4")["FashionCrop.*"]) as web:
         told = web.get("/v1/info").json()
     order += [each.path for each in origin.requests if each.path.startswith("/moved")]
-    assert order == ["ContainerCheckpoint", "/moved-to-cuda"], plane.containers[0].log
+    assert order == ["ContainerCheckpoint", "/moved-to-cuda-collecting-True"], plane.containers[0].log
     assert (told["device"], told["phases"]["to device"] > 0) == ("cuda", True)
     assert plane.stop(plane.containers[0]) == 0
 
