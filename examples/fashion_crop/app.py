@@ -45,10 +45,10 @@ with image.imports():
 
 app = modal.App("fashion-crop", image=image, volumes=cache.mounts)
 KEY = modal.Secret.from_name("fashion-api-keys", required_keys=["FASHION_API_KEY"])
-LIMITS = {"timeout": 600, "startup_timeout": 900, "max_containers": 4}  # seconds, and a bound on the price
+LIMITS = {"timeout": 600, "max_containers": 4}  # seconds, and a bound on the price
 
 
-@app.cls(secrets=[KEY], cpu=2, memory=16384, gpu=GPU or None, **LIMITS, **OPTIONS[OPTION])
+@app.cls(secrets=[KEY], cpu=2, memory=16384, gpu=GPU or None, startup_timeout=900, **LIMITS, **OPTIONS[OPTION])
 @modal.concurrent(max_inputs=8, target_inputs=2)
 class FashionCrop:
     @modal.enter(snap=OPTION == "D")
