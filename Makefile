@@ -53,7 +53,8 @@ dist: .venv/.dist          ## the wheel and the sdist in dist/, checked, the whe
 	touch $@
 
 fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with stand-in weights; WEIGHTS=real for the real ones
-	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.web.serve --port $(PORT) --weights $(or $(WEIGHTS),stand-in)
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.web.serve --port $(PORT) --weights $(or $(WEIGHTS),stand-in) \
+		--segmenter $(or $(FASHION_SEGMENTER),large)
 
 scenarios: .venv-fashion/.test ## how long the example takes to start, beside the usual way: 15 minutes, 5 GB of disk
 	./tests/prerequisites.sh

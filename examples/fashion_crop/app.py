@@ -1,104 +1,90 @@
-"""The example on Modal: a Volume for the weights, a class that loads them, a URL. Deploy it with
+"""Crop every garment out of a photo, on Modal: GroundingDINO finds the garments, SAM 2 says which pixels are theirs."""
 
-    modal deploy examples/fashion_crop/app.py
-
-Two variables are read when it is deployed. ``FASHION_OPTION`` says what is paid for a fast first answer; ``README.md``
-has what each option costs. ``FASHION_GPU`` names a GPU, such as ``L4``; without it the models run on two cores.
-"""
-
+import gc
 import os
 from pathlib import Path
-from urllib.request import urlopen
 
 import modal
 
 from weightcache import timeline
 from weightcache.modal import WeightVolume
+from weightcache.torch import skip_init
 
-timeline()  # measures this start; `start` ends it
-OPTIONS = {
-    "A": {"scaledown_window": 60},  # sleeps after a minute without work, and starts from the Volume
-    "B": {"min_containers": 1},  # one container never sleeps
-    "C": {"scaledown_window": 15 * 60},  # awake in working hours: `ping` comes before it falls asleep
-    "D": {"scaledown_window": 60, "enable_memory_snapshot": True},  # as A, from a snapshot with the weights inside
-}
-WORKING_HOURS = modal.Cron("*/5 8-17 * * 1-5", timezone="Europe/Berlin")  # for option C
+start = timeline()  # measures a cold start, from here to `ready`
 
-OPTION = os.environ.get("FASHION_OPTION") or "A"
-GPU = os.environ.get("FASHION_GPU") or None
-if OPTION not in OPTIONS:
-    raise ValueError(f"FASHION_OPTION must be one of {', '.join(OPTIONS)}, got {OPTION!r}: README.md says what each is")
-if OPTION == "D" and GPU:
-    raise ValueError(f"FASHION_OPTION=D takes its snapshot before there is a GPU: leave out FASHION_GPU={GPU}")
+# ## Settings: environment variables at deployment, whose prices are in README.md
+# Each container imports this module again, so its image gets the same values.
+OPTIONS = {"A": {"scaledown_window": 60}, "B": {"min_containers": 1}, "C": {"scaledown_window": 15 * 60}}
+OPTIONS["D"] = {"scaledown_window": 60, "enable_memory_snapshot": True}
+VALUES = {"FASHION_OPTION": list(OPTIONS), "FASHION_SEGMENTER": ["large", "base-plus", "small", "tiny"]}
+env = {name: os.environ.get(name) or values[0] for name, values in VALUES.items()}
+for name in (each for each in VALUES if env[each] not in VALUES[each]):
+    raise ValueError(f"{name} must be one of {', '.join(VALUES[name])}, got {env[name]!r}: see README.md")
+OPTION, SEGMENTER = env.values()
+GPU = env["FASHION_GPU"] = os.environ.get("FASHION_GPU", "")  # such as L4; without it two cores do the work
 
-HERE = Path(__file__).parent
-app = modal.App("fashion-crop")
+# ## The weights lie on a Volume, pinned by weights.toml; code and packages are in the image
+# PyTorch's index has a torch without gigabytes of CUDA. The last two packages ask for others that only demos use.
+CHECKPOINTS = ["groundingdino", "bert-base-uncased", f"sam2-{SEGMENTER}"]
 cache = WeightVolume("weights.toml", name="fashion-models", path="/root/data/weights")
-python = modal.Image.debian_slim(python_version="3.11")
-deployed = {"FASHION_OPTION": OPTION, "FASHION_GPU": GPU or ""}  # a container reads this module again
+here, url = Path(__file__).parent, None if GPU else "https://download.pytorch.org/whl/cpu"
+alone = {"extra_options": "--no-deps --no-build-isolation", "env": {"SAM2_BUILD_CUDA": "0"}}
+code = modal.FilePatternMatcher("models/*.py", "web/*.py", "web/page*", "!web/serve.py", "__init__.py")
+image = modal.Image.debian_slim(python_version="3.11")
+image = image.uv_pip_install("torch==2.13.0", "torchvision==0.28.0", index_url=url)
+image = image.uv_pip_install(requirements=[f"{here}/requirements.txt"])
+image = image.uv_pip_install(requirements=[f"{here}/requirements-without-dependencies.txt"], **alone)
+image = cache.add_to(image.env(env | {"HF_HUB_OFFLINE": "1"})).add_local_dir(here, "/root/fashion_crop", ignore=~code)
 
-image = (
-    python.uv_pip_install(  # first, alone: without a GPU it is 200 MB instead of gigabytes of CUDA
-        "torch==2.13.0", "torchvision==0.28.0", index_url=None if GPU else "https://download.pytorch.org/whl/cpu"
-    )
-    .uv_pip_install(requirements=[str(HERE / "requirements.txt")])
-    .uv_pip_install(
-        requirements=[str(HERE / "requirements-without-dependencies.txt")],
-        extra_options="--no-deps --no-build-isolation",
-        env={"SAM2_BUILD_CUDA": "0"},
-    )
-    .env(deployed)
-)
-image = cache.add_to(image).add_local_dir(
-    HERE,
-    "/root/fashion_crop",
-    ignore=~modal.FilePatternMatcher("models/*.py", "web/*.py", "web/page.html", "!web/serve.py", "__init__.py"),
-)
-
-# The manifest has smaller segmenters too. Only these are read and downloaded.
-CHECKPOINTS = ("groundingdino", "sam2-large", "bert-base-uncased")
-
-reading = cache.prefetch(
-    only=CHECKPOINTS, into="memory"
-)  # in a container the Volume is read from here on, while Python imports
+# ## A cold start: read the Volume into memory, and meanwhile import; then verify, build and load
+reading = cache.prefetch(only=CHECKPOINTS, into="memory")
 with image.imports():
-    from fashion_crop.web.backend import start
-    from fashion_crop.web.service import Settings, create_app
+    gc.disable()  # until `load` ends: it would scan the million objects of these imports, for over a second
+    from fashion_crop.models import crops, grounding_dino, photo, pipeline, sam
+    from fashion_crop.web import backend, service
+
+app = modal.App("fashion-crop", image=image, volumes=cache.mounts)
+KEY = modal.Secret.from_name("fashion-api-keys", required_keys=["FASHION_API_KEY"])
+LIMITS = {"timeout": 600, "max_containers": 4}  # seconds, and a bound on the price
 
 
-@app.cls(
-    image=image,
-    volumes=cache.mounts,
-    secrets=[modal.Secret.from_name("fashion-api-keys", required_keys=["FASHION_API_KEY"])],
-    cpu=2,
-    memory=16384,
-    gpu=GPU,
-    timeout=600,
-    startup_timeout=900,  # seconds; the first container downloads the weights
-    max_containers=4,  # a bound on what others can make it cost
-    **OPTIONS[OPTION],
-)
+@app.cls(secrets=[KEY], cpu=2, memory=16384, gpu=GPU or None, startup_timeout=900, **LIMITS, **OPTIONS[OPTION])
 @modal.concurrent(max_inputs=8, target_inputs=2)
 class FashionCrop:
     @modal.enter(snap=OPTION == "D")
     def load(self):
-        self.backend = start(
-            cache.manifest,
-            root=cache.path,
-            ensure=lambda: cache.ensure(only=CHECKPOINTS),
-            reading=reading,
-            device="cuda" if GPU else "cpu",
-        )
+        with reading:
+            weights = cache.ensure(only=CHECKPOINTS)
+            with skip_init():  # no random numbers for weights that are loaded next
+                detector, segmenter = grounding_dino.build(weights["bert-base-uncased"]), sam.build(SEGMENTER)
+            grounding_dino.load(detector, weights["groundingdino"], prefetched=reading)
+            sam.load(segmenter, weights[f"sam2-{SEGMENTER}"], prefetched=reading)
+        self.pipeline = pipeline.Pipeline(grounding_dino.GroundingDino(detector), sam.Sam2(segmenter))
+        gc.freeze(), gc.enable()
+
+    @modal.enter()
+    def move(self):  # after `load`, or after its snapshot is restored: before that there is no GPU
+        with start.phase("to device"):
+            self.pipeline.to("cuda" if GPU else "cpu")
+        start.ready()
+
+    # ## Two ways in: from Python, as `main` does, and a page with an API
+    @modal.method()
+    def crop(self, data: bytes, name: str, strictness: float) -> dict[str, bytes]:
+        whole, files = photo.open_photo(data), {}
+        for garment in self.pipeline.segment(whole, pipeline.Options(box_threshold=strictness)):
+            crop = crops.render(garment, whole, crops.Rendering())
+            files[crops.file_name(name, len(files) + 1, garment.label, "png")] = crops.encode(crop.image, "png")
+        return files
 
     @modal.asgi_app()
-    def web(self):
-        # Fewer photos than a container gets requests, so that the others are asked at once to retry.
-        return create_app(self.backend, settings=Settings(api_key=os.environ["FASHION_API_KEY"], max_queue=4))
+    def web(self):  # fewer photos wait than a container gets requests, so that others are asked at once to retry
+        facts = backend.describe(self.pipeline, cache.manifest, start, SEGMENTER, "cuda" if GPU else "cpu")
+        return service.create_app(facts, settings=service.Settings(api_key=os.environ["FASHION_API_KEY"], max_queue=4))
 
 
-if OPTION == "C":
-
-    @app.function(image=cache.add_to(python.env(deployed)), schedule=WORKING_HOURS, timeout=600, scaledown_window=2)
-    def ping():
-        with urlopen(f"{FashionCrop().web.get_web_url()}/healthz", timeout=300) as answer:
-            print(answer.status, answer.read().decode())
+@app.local_entrypoint()
+def main(photo: str, folder: str = "crops", strictness: float = 0.35):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, content in FashionCrop().crop.remote(Path(photo).read_bytes(), Path(photo).name, strictness).items():
+        print(Path(folder, name), Path(folder, name).write_bytes(content), "bytes")

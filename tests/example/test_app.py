@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from PIL import Image
 from control_plane import ControlPlane, needs_namespaces
 from control_plane_functions import WEB_PART
 from control_plane_state import Container
-from deployment import copy_example
+from deployment import EXAMPLE, copy_example, serve_stand_ins
 from origin import Origin
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def test_from_an_empty_volume_to_crops(plane: ControlPlane, app: Path, origin: O
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "key-missing")
         garments = crops(web, data)
         assert garments
-        crop = Image.open(io.BytesIO(base64.b64decode(garments[0]["png"])))
+        crop = Image.open(io.BytesIO(base64.b64decode(garments[0]["picture"])))
         left, top, right, bottom = garments[0]["crop_box"]
         assert (crop.mode, crop.size) == ("RGBA", (right - left, bottom - top))
     [first] = plane.containers
@@ -122,11 +124,90 @@ def test_a_snapshot_has_the_weights_inside(plane: ControlPlane, app: Path, origi
     assert container.calls.index("ContainerCheckpoint") < container.calls.index("FunctionGetInputs")
 
 
-def test_the_ping_of_option_c_wakes_it(plane: ControlPlane, app: Path) -> None:
-    ping = deploy(plane, app, FASHION_OPTION="C")["ping"]
+def test_a_gpu_is_used_after_the_snapshot(plane: ControlPlane, app: Path, origin: Origin) -> None:
+    """This machine has no GPU, so a move is a request here, which shows when it happens."""
+    origin.put("/moved-to-cuda-collecting-True", b"")
+    module = app.with_name("models") / "pipeline.py"
+    text = module.read_text()
+    moved = "self._detector.to(device)"
+    assert moved in text
+    url = origin.url("/moved-to-")
+    code = f"import gc, urllib.request as r; r.urlopen(f'{url}{{device}}-collecting-{{gc.isenabled()}}'); return"
+    module.write_text(text.replace(moved, code))
+    order: list[str] = []
+
+    def on_call(name: str, container: Container | None) -> None:
+        if name == "ContainerCheckpoint":
+            order.extend(each.path for each in origin.requests if each.path.startswith("/moved"))
+            order.append(name)
+
+    plane.on_call = on_call
+    with web_of(plane, deploy(plane, app, FASHION_OPTION="D", FASHION_GPU="L4")["FashionCrop.*"]) as web:
+        told = web.get("/v1/info").json()
+    order += [each.path for each in origin.requests if each.path.startswith("/moved")]
+    assert order == ["ContainerCheckpoint", "/moved-to-cuda-collecting-True"], plane.containers[0].log
+    assert (told["device"], told["phases"]["to device"] > 0) == ("cuda", True)
+    assert plane.stop(plane.containers[0]) == 0
+
+
+def test_a_ping_wakes_option_c(plane: ControlPlane, app: Path) -> None:
+    url = plane.web_url(deploy(plane, app, FASHION_OPTION="C")["FashionCrop.*"])
+    ping = deploy(plane, app.with_name("ping.py"), FASHION_URL=url)["ping"]
     pinging = plane.start_container(ping, plane.requests("AppPublish")[-1].app_id, [NOTHING_GIVEN])
     assert plane.finish(pinging) == 0, pinging.log
     assert [each.result.status for each in pinging.outputs] == [pb.GenericResult.GENERIC_STATUS_SUCCESS], pinging.log
     assert '200 {"status":"alive"}' in pinging.log
     [_, woken] = plane.containers
     assert plane.stop(woken) == 0
+
+
+# Copied: the app and its models, without the service.
+
+
+@pytest.fixture
+def copied(stand_ins: StandIns, origin: Origin, tmp_path: Path) -> Path:
+    """The files that the README says are enough, with what it says to delete deleted."""
+    folder = tmp_path / "mine"
+    shutil.copytree(EXAMPLE / "models", folder / "models", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (EXAMPLE / "app.py", EXAMPLE / "weights.toml", *EXAMPLE.glob("requirements*.txt")):
+        shutil.copy(path, folder)
+    serve_stand_ins(folder, stand_ins, origin)
+    text = (folder / "app.py").read_text()
+    for part in (
+        r"    from fashion_crop\.web import .*\n",
+        r"KEY = .*\n",
+        r"secrets=\[KEY\], ",
+        r"    @modal\.asgi_app\(\)\n    def web\(.*\n(        .*\n)+",
+    ):
+        text, times = re.subn(part, "", text)
+        assert times == 1, part
+    (folder / "app.py").write_text(text)
+    return folder / "app.py"
+
+
+def run(plane: ControlPlane, app: Path, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+    return plane.client("-m", "modal", "run", str(app), *arguments, directory=app.parent, **options)
+
+
+def test_the_app_and_its_models_are_enough(tmp_path: Path, copied: Path, origin: Origin) -> None:
+    needs_namespaces()
+    with ControlPlane(tmp_path / "plane") as plane:  # without a Secret
+        assert list(deploy(plane, copied)) == ["FashionCrop.*"]
+        (copied.parent / "my photo.png").write_bytes(photo(300, 200))
+        arguments = ("--photo", "my photo.png", "--strictness", "0.1")
+        done = run(plane, copied, *arguments, FASHION_SEGMENTER="tiny")
+        assert done.returncode == 0, done.stdout + done.stderr
+        made = sorted((copied.parent / "crops").iterdir())
+        assert made
+        assert re.fullmatch(r"my_photo_01_[\w-]+\.png", made[0].name)
+        assert all(f"crops/{path.name}" in done.stdout for path in made)
+        assert {Image.open(io.BytesIO(path.read_bytes())).mode for path in made} == {"RGBA"}
+    asked = {each.path.rpartition("/")[2] for each in origin.requests}
+    assert [name for name in asked if name.startswith("sam2")] == ["sam2_tiny_stand_in.pt"]
+
+
+def test_what_is_no_photo_is_said(plane: ControlPlane, app: Path) -> None:
+    (app.parent / "notes.txt").write_text("Dear diary")
+    done = run(plane, app, "--photo", "notes.txt")
+    assert done.returncode == 1
+    assert "PhotoError: the file is no JPEG, PNG or WebP" in done.stderr

@@ -179,26 +179,45 @@ def test_a_reading_is_used(stand_ins: StandIns, tmp_path: Path) -> None:
     assert (pipeline._detector._model.feat_map.bias == 7).all()
 
 
-def test_another_ensure(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
-    monkeypatch.setattr(weightcache, "ensure", lambda *args, **kwargs: 1 / 0)
-    backend = loading.start(stand_ins.manifest, root=tmp_path, ensure=lambda: weights, stand_ins=True)
+def test_a_smaller_segmenter(stand_ins: StandIns, tmp_path: Path) -> None:
+    backend = loading.start(stand_ins.manifest, root=tmp_path, segmenter="tiny", stand_ins=True)
     assert found(backend)
+    assert set(backend.weights) == {"groundingdino", "sam2-tiny", "bert-base-uncased"}
+    assert backend.segmenter == "tiny"
+    assert not (tmp_path / "sam2-large").exists()  # it is not downloaded either
 
 
-def test_a_volume_is_committed(stand_ins: StandIns, tmp_path: Path) -> None:
-    class Volume:
-        commits = reloads = 0
+def test_the_segmenters_are_those_of_the_model() -> None:
+    from fashion_crop.models import sam
 
-        def commit(self) -> None:
-            self.commits += 1
+    assert tuple(sam.VARIANTS) == loading.SEGMENTERS
 
-        def reload(self) -> None:
-            self.reloads += 1
 
-    volume = Volume()
-    loading.start(stand_ins.manifest, root=tmp_path / "root", volume=volume, stand_ins=True)
-    assert volume.commits > 0
+def test_nothing_looks_for_a_gpu_before_a_snapshot(
+    stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch remembers that there was none, and the models could not move to one after the restore."""
+    asked: list[str] = []
+    for name in ("is_available", "device_count", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
+    loading.start(stand_ins.manifest, root=tmp_path, stand_ins=True)
+    assert asked == []
+
+
+def test_a_start_from_a_snapshot(stand_ins: StandIns, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another container has another id of its task, and goes on from the memory of the first one."""
+    begun = timeline()
+    with begun.phase("load"):
+        time.sleep(0.002)
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-2")
+    with begun.phase("to device"):
+        time.sleep(0.001)
+    told = loading.describe(backend.pipeline, Manifest.load(stand_ins.manifest), begun.ready(), "tiny", "cuda")
+    assert {"before snapshot", "to device", "ready"} <= told.phases.keys()
+    assert "load" not in told.phases
+    assert told.phases["before snapshot"] >= 0.002
+    assert (told.segmenter, told.device, told.stand_ins) == ("tiny", "cuda", False)
+    assert "sam2-tiny" in told.weights
 
 
 def test_the_hub_is_switched_off(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,15 +266,16 @@ def test_stand_ins_are_no_real_weights(stand_ins: StandIns, tmp_path: Path) -> N
         loading.start(stand_ins.manifest, root=tmp_path / "root")
 
 
-def test_an_error_closes_the_reading(stand_ins: StandIns, tmp_path: Path) -> None:
+def test_an_error_closes_the_reading(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = ensure(stand_ins.manifest, root=tmp_path, progress=False)
     reading = prefetch(stand_ins.manifest, root=tmp_path, into="memory")
 
-    def fails() -> Any:
+    def fails(*args: Any, **options: Any) -> Any:
         raise NotCachedError("sam2-large", hint="", missing=())
 
+    monkeypatch.setattr(weightcache, "ensure", fails)
     with pytest.raises(NotCachedError):
-        loading.start(stand_ins.manifest, root=tmp_path, reading=reading, ensure=fails, stand_ins=True)
+        loading.start(stand_ins.manifest, root=tmp_path, reading=reading, stand_ins=True)
     assert reading.path(weights["sam2-large"]) == str(weights["sam2-large"])
     assert not memory_files()
 

@@ -72,14 +72,17 @@ def test_from_a_clone_to_crops(plane: ControlPlane, clone: Path, origin: Origin,
         assert done.returncode == 0, done.stdout + done.stderr + "".join(each.log for each in plane.containers)
         return done.stdout
 
-    local, install, key, fill, deploy, crops, detect, ask = blocks()
+    local, setup, fill, deploy, crops, pinged, detect, ask = blocks()
     assert local == "make fashion\n"
-    assert install == "pip install '.[modal]'\nmodal setup\n"
+    install, login, key = setup.split("\n", 2)
+    assert (install, login) == ("pip install '.[modal]'", "modal setup")
     run(key.replace("openssl rand -hex 32", "echo let-me-in"))  # the same in every one of these processes
     run(fill)
     sent = origin.sent()
     assert sent > 30_000_000
+    assert not [each.path for each in origin.requests if "tiny" in each.path]
     run(deploy)
+    assert (clone / "crops").is_dir()
     url = plane.web_url(plane.requests("AppPublish")[-1].function_ids["FashionCrop.*"])
     here = re.sub(r"https://YOU--\S+", url, crops)
     known = "export FASHION_API_KEY=let-me-in", f"export FASHION_URL={url}"
@@ -89,6 +92,7 @@ def test_from_a_clone_to_crops(plane: ControlPlane, clone: Path, origin: Origin,
     assert told["model"]["stand_ins"] is True
     assert {each["label"] for each in told["detections"]}
     assert '"ready"' in run(*known, ask)
+    run(*known, pinged)
     for container in plane.containers:
         if container.is_serving:
             assert plane.stop(container) == 0

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from fashion_crop.web import serve
-from fashion_crop.web.backend import Backend
+from fashion_crop.web.backend import Backend, checkpoints
 from origin import Origin
 from serving import Process, photo, process
 from support import until
@@ -113,7 +113,8 @@ def test_two_starts_at_once_download_once(stand_ins: StandIns, tmp_path: Path) -
         for child in children:
             child.say("go")
         assert [child.line() for child in children] == ["['bert-base-uncased', 'groundingdino', 'sam2-large']"] * 2
-        sizes = sum(file.size or 0 for checkpoint in Manifest.load(manifest) for file in checkpoint.files)
+        wanted = Manifest.load(manifest).select(checkpoints("large"))
+        sizes = sum(file.size or 0 for checkpoint in wanted for file in checkpoint.files)
         assert origin.sent() == sizes
 
 
@@ -136,7 +137,7 @@ from fashion_crop.web import serve
 
 gate, loaded = Gate(), threading.Event()
 
-def load(cache):
+def load(cache, segmenter):
     assert loaded.wait(60)
     if "broken" in sys.argv:
         raise ImportError("torch is not here: install it")
@@ -229,7 +230,8 @@ def test_real_weights_are_those_of_the_manifest_that_is_deployed(
 
     monkeypatch.setattr(serve, "start", start)
     monkeypatch.setattr(serve, "_serve", lambda load, *_: load() and 0)
-    assert serve.main(["--weights", "real", "--port", "0", "--cache", str(tmp_path)]) == 0
+    arguments = ["--weights", "real", "--segmenter", "tiny", "--port", "0", "--cache", str(tmp_path)]
+    assert serve.main(arguments) == 0
     ((manifest, options),) = started
-    assert [checkpoint.name for checkpoint in manifest] == ["groundingdino", "sam2-large", "bert-base-uncased"]
-    assert options == {"root": tmp_path / "real-root"}
+    assert manifest.source == str(serve.EXAMPLE / "weights.toml")
+    assert options == {"root": tmp_path / "real-root", "segmenter": "tiny"}

@@ -85,10 +85,11 @@ class FunctionCalls:
             "client": ("127.0.0.1", 1),
         }
         # In which format Modal's own proxy sends the scope is not published; its client takes this one.
+        methods = self._functions[function].method_definitions.items()
         given = pb.FunctionInput(
             args=serialize(((scope,), {})),
             data_format=pb.DATA_FORMAT_PICKLE,
-            method_name=next(iter(self._functions[function].method_definitions), ""),
+            method_name=next((name for name, method in methods if method.webhook_config.type), ""),
         )
         container.inputs.append(pb.FunctionGetInputsItem(input_id=call, function_call_id=call, input=given))
         process = container.process

@@ -6,6 +6,7 @@ tests/example/test_app.py runs what is deployed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ import cost
 from control_plane import ControlPlane
 from origin import Origin, status
 from support import sha256
+from weightcache import Manifest
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion_crop"
 
@@ -56,7 +58,7 @@ def autoscaler(function: Any) -> dict[str, int]:
 @pytest.mark.parametrize("option", "ABCD")
 def test_what_every_option_has(plane: ControlPlane, option: str) -> None:
     function = deployed(plane, FASHION_OPTION=option)["FashionCrop.*"]
-    assert list(function.method_definitions) == ["web"]
+    assert set(function.method_definitions) == {"crop", "web"}
     web = function.method_definitions["web"].webhook_config
     assert (web.type, web.requires_proxy_auth) == (pb.WEBHOOK_TYPE_ASGI_APP, False)
     assert (function.resources.milli_cpu, function.resources.memory_mb) == (2000, 16384)
@@ -95,34 +97,48 @@ OPTIONS = {
 def test_what_an_option_changes(plane: ControlPlane, option: str, expected: dict[str, int]) -> None:
     functions = deployed(plane, FASHION_OPTION=option)
     function = functions.pop("FashionCrop.*")
+    assert functions == {}
     assert autoscaler(function) == {"max_containers": 4, **expected}
     assert function.checkpointing_enabled is (option == "D")
     assert function.resources.gpu_config.count == 0
     assert f"ENV FASHION_OPTION={option}" in built(plane)
-    assert list(functions) == (["ping"] if option == "C" else [])
+
+
+def pinging(plane: ControlPlane) -> Any:
+    done = plane.client("-m", "modal", "deploy", str(EXAMPLE / "ping.py"), FASHION_URL="http://there/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return plane.requests("FunctionCreate")[-1].function
 
 
 def test_the_ping_of_option_c(plane: ControlPlane) -> None:
-    functions = deployed(plane, FASHION_OPTION="C")
-    ping = functions["ping"]
+    app = deployed(plane, FASHION_OPTION="C")["FashionCrop.*"]
+    ping = pinging(plane)
     minutes = int(ping.schedule.cron.cron_string.split()[0].removeprefix("*/"))
     assert ping.schedule.cron.timezone
     # Else it pays for starts, and not for being awake.
-    assert minutes * 60 < functions["FashionCrop.*"].autoscaler_settings.scaledown_window
+    assert minutes * 60 < app.autoscaler_settings.scaledown_window
     assert (ping.resources.milli_cpu, list(ping.volume_mounts), list(ping.secret_ids)) == (0, [], [])
-    assert ping.image_id != functions["FashionCrop.*"].image_id
+    assert ping.image_id != app.image_id
+    assert "ENV FASHION_URL=http://there" in built(plane)
+
+
+def test_a_ping_needs_to_know_where(plane: ControlPlane) -> None:
+    done = plane.client("-m", "modal", "deploy", str(EXAMPLE / "ping.py"), FASHION_URL="")
+    assert done.returncode == 1
+    assert "FASHION_URL is not set: make it the URL that" in " ".join(done.stderr.split())
 
 
 def test_what_docs_cost_counts_with(plane: ControlPlane) -> None:
     counted = cost.App()
     asleep = deployed(plane)["FashionCrop.*"]
-    functions = deployed(plane, FASHION_OPTION="C")
+    awake = deployed(plane, FASHION_OPTION="C")["FashionCrop.*"]
+    ping = pinging(plane)
     assert asleep.resources.milli_cpu == counted.cores * 1000
     assert asleep.resources.memory_mb == counted.memory * 1024
     assert asleep.autoscaler_settings.scaledown_window == counted.idle
-    assert functions["FashionCrop.*"].autoscaler_settings.scaledown_window == counted.idle_pinged
-    assert functions["ping"].autoscaler_settings.scaledown_window == 2
-    minutes, hours, *_, days = functions["ping"].schedule.cron.cron_string.split()
+    assert awake.autoscaler_settings.scaledown_window == counted.idle_pinged
+    assert ping.autoscaler_settings.scaledown_window == 2
+    minutes, hours, *_, days = ping.schedule.cron.cron_string.split()
     first, last = map(int, hours.split("-"))
     assert minutes == f"*/{counted.ping_every // 60}"
     assert (last - first + 1, days) == (counted.ping_hours, "1-5")
@@ -156,12 +172,28 @@ def test_the_ping_from_github_comes_in_time(plane: ControlPlane) -> None:
     assert 2 * int(minutes) * 60 < window  # even if one does not come
 
 
-def test_a_gpu(plane: ControlPlane) -> None:
-    function = deployed(plane, FASHION_OPTION="B", FASHION_GPU="L4")["FashionCrop.*"]
+@pytest.mark.parametrize("option", "BD")
+def test_a_gpu(plane: ControlPlane, option: str) -> None:
+    function = deployed(plane, FASHION_OPTION=option, FASHION_GPU="L4")["FashionCrop.*"]
     assert (function.resources.gpu_config.gpu_type, function.resources.gpu_config.count) == ("L4", 1)
-    assert autoscaler(function) == {"max_containers": 4, "min_containers": 1}
+    assert autoscaler(function) == {"max_containers": 4, **OPTIONS[option]}
+    assert function.checkpointing_enabled is (option == "D")
     assert "ENV FASHION_GPU=L4" in built(plane)
     assert not any("whl/cpu" in line for line in built(plane))
+
+
+@pytest.mark.parametrize(("chosen", "gets"), [("", "large"), ("tiny", "tiny")])
+def test_a_segmenter_reaches_the_container(plane: ControlPlane, chosen: str, gets: str) -> None:
+    deployed(plane, FASHION_SEGMENTER=chosen)
+    assert f"ENV FASHION_SEGMENTER={gets}" in built(plane)
+
+
+def test_every_segmenter_is_in_the_manifest() -> None:
+    [values] = re.findall(r'"FASHION_SEGMENTER": (\[.*?\])', (EXAMPLE / "app.py").read_text())
+    declared = [checkpoint.name for checkpoint in Manifest.load(EXAMPLE / "weights.toml")]
+    assert sorted(declared) == sorted(
+        ["groundingdino", "bert-base-uncased", *(f"sam2-{each}" for each in json.loads(values))]
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +201,10 @@ def test_a_gpu(plane: ControlPlane) -> None:
     [
         ({"FASHION_OPTION": "E"}, "FASHION_OPTION must be one of A, B, C, D, got 'E'"),
         ({"FASHION_OPTION": "a"}, "FASHION_OPTION must be one of A, B, C, D, got 'a'"),
-        ({"FASHION_OPTION": "D", "FASHION_GPU": "L4"}, "leave out FASHION_GPU=L4"),
+        (
+            {"FASHION_SEGMENTER": "huge"},
+            "FASHION_SEGMENTER must be one of large, base-plus, small, tiny, got 'huge': see README.md",
+        ),
     ],
 )
 def test_what_is_no_option_is_refused(plane: ControlPlane, options: dict[str, str], problem: str) -> None:
@@ -199,10 +234,13 @@ def test_the_image(plane: ControlPlane) -> None:
     mounted = {file.filename: file for each in plane.requests("MountGetOrCreate") for file in each.files}
     [manifest] = [file for name, file in mounted.items() if name.startswith("/etc/weightcache/fashion-models-")]
     assert manifest.sha256_hex == sha256((EXAMPLE / "weights.toml").read_bytes())
-    assert {"/root/app.py", "/root/fashion_crop/web/page.html", "/root/fashion_crop/models/sam.py"} <= set(mounted)
-    assert {Path(name).suffix for name in mounted} == {".py", ".html", ".toml"}
     here = {name for name in mounted if name.startswith("/root/fashion_crop/")}
-    assert not any("/benchmarks/" in name or name.endswith("serve.py") for name in here)
+    patterns = ("*.py", "models/*.py", "web/*.py", "web/page*", "web/page/*")
+    kept = [path for pattern in patterns for path in EXAMPLE.glob(pattern)]
+    unwanted = {"app.py", "ping.py", "web/serve.py"}
+    names = {path.relative_to(EXAMPLE).as_posix() for path in kept if path.is_file()} - unwanted
+    assert here == {f"/root/fashion_crop/{name}" for name in names}
+    assert "/root/app.py" in mounted
     assert not any(name.startswith("/root/data") for name in mounted)
 
 
@@ -217,11 +255,12 @@ print([each for each in ("torch", "numpy", "fastapi", "PIL", "fashion_crop.web.s
 
 
 def test_the_volume_is_read_before_anything_is_imported(tmp_path: Path) -> None:
-    package = tmp_path / "fashion_crop" / "web"
+    package = tmp_path / "fashion_crop" / "models"
     package.mkdir(parents=True)
-    for folder in (package.parent, package):
-        (folder / "__init__.py").touch()
-    (package / "backend.py").write_text("import app\nprint('imported while', type(app.reading).__name__, 'reads')\n")
+    (package / "__init__.py").write_text(
+        "import app, gc\n"
+        "print('imported while', type(app.reading).__name__, 'reads and', gc.isenabled() and 'collects' or 'waits')\n"
+    )
     environment = {**os.environ, "MODAL_IS_REMOTE": "1", "PYTHONPATH": f"{EXAMPLE}:{tmp_path}"}
     done = subprocess.run([sys.executable, "-c", "import app"], env=environment, capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("imported while Prefetch reads\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("imported while Prefetch reads and waits\n", 0), done.stderr

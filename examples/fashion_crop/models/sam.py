@@ -70,9 +70,10 @@ def build(variant: str = "large", size: Size = "full") -> torch.nn.Module:
     """
     if variant not in VARIANTS:
         raise ValueError(f"there is no segmenter {variant!r}: choose one of {', '.join(VARIANTS)}")
-    if size == "stand-in":
-        return build_sam2(_config("tiny"), None, device="cpu", hydra_overrides_extra=_STAND_IN)
-    return build_sam2(_config(variant), None, device="cpu")
+    name, overrides = (_config("tiny"), _STAND_IN) if size == "stand-in" else (_config(variant), [])
+    # The package asks for a GPU here, and torch keeps the answer in a memory snapshot, which is taken without one.
+    with replaced([(torch.cuda, "is_available", lambda: False)]):
+        return build_sam2(name, None, device="cpu", hydra_overrides_extra=overrides)
 
 
 def _config(variant: str) -> str:

@@ -1,8 +1,6 @@
-"""A cold start: load two models from weights on a Volume, and measure each part.
+"""What the service knows of the models that it runs, and a way to load them without Modal.
 
-The order makes it fast. First a background prefetch begins. `ensure` verifies the files and downloads missing ones.
-Then Python imports torch and the two packages: this takes seconds, and the prefetch reads at the same time. The models
-are built without random initialization, and get their weights without a copy.
+``app.py`` loads the models on its own; `start` does the same for ``make fashion``, the benchmarks and the tests.
 """
 
 from __future__ import annotations
@@ -20,10 +18,11 @@ from weightcache import Manifest, prefetch
 from weightcache.torch import skip_init
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from weightcache import Prefetch, Timeline, Weights
+    from weightcache import Prefetch, Timeline
 
+SEGMENTERS = ("large", "base-plus", "small", "tiny")  # as in `models.sam`, which takes seconds to import
 PACKAGES = ("weightcache", "torch", "torchvision", "transformers", "groundingdino-py", "sam2")
 
 
@@ -32,13 +31,14 @@ class Backend:
     """The loaded models and facts about them.
 
     Attributes:
-        pipeline: Turns a photo into crops.
+        pipeline: Turns a photo into garments.
         weights: The sha256 of each checkpoint (of a directory: its digest), by name.
         phases: Seconds of each phase of the cold start, as `weightcache.timeline` names them. ``prefetch`` runs in
-            parallel with the others; ``ready`` is the total. After a restore from a memory snapshot they describe the
-            start before the snapshot.
+            parallel with the others; ``ready`` is the total. In a container that was restored from a memory snapshot
+            they are about the time after it, and ``before snapshot`` is the total of the time before.
         versions: Versions of the packages that affect results.
         device: Device of the models, as torch names it.
+        segmenter: The size of SAM 2, one of `SEGMENTERS`.
         stand_ins: Whether the weights are random numbers.
     """
 
@@ -47,16 +47,50 @@ class Backend:
     phases: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    segmenter: str = "large"
     stand_ins: bool = False
+
+
+def checkpoints(segmenter: str) -> list[str]:
+    """Return the names of the checkpoints that a size of SAM 2 needs."""
+    return ["groundingdino", "bert-base-uncased", f"sam2-{segmenter}"]
+
+
+def describe(
+    pipeline: Pipeline,
+    manifest: Manifest,
+    timeline: Timeline,
+    segmenter: str = "large",
+    device: str = "cpu",
+    *,
+    stand_ins: bool = False,
+) -> Backend:
+    """Return loaded models with the facts about them.
+
+    Args:
+        pipeline: The loaded models.
+        manifest: It declares their weights, and may declare others.
+        timeline: Of their start.
+        segmenter: The size of SAM 2, one of `SEGMENTERS`.
+        device: Device of the models, such as ``"cuda"``.
+        stand_ins: Whether the weights are random numbers.
+    """
+    return Backend(
+        pipeline=pipeline,
+        weights={name: manifest[name].digest for name in checkpoints(segmenter)},
+        phases=_seconds(timeline),
+        versions=_versions(),
+        device=device,
+        segmenter=segmenter,
+        stand_ins=stand_ins,
+    )
 
 
 def start(
     manifest: Manifest | str | os.PathLike[str],
     *,
     root: str | os.PathLike[str],
-    volume: Any = None,
     reading: Prefetch | None = None,
-    ensure: Callable[[], Weights] | None = None,
     device: str = "cpu",
     segmenter: str = "large",
     stand_ins: bool = False,
@@ -64,13 +98,11 @@ def start(
     """Load the two models.
 
     Args:
-        manifest: As for `weightcache.ensure`, with the `checkpoints` of the segmenter; others are left alone.
-        root: Directory of the weights, such as the mount path of a Volume.
-        volume: The Modal Volume mounted at ``root``, if any.
+        manifest: As for `weightcache.ensure`, with the `checkpoints` of the segmenter.
+        root: Directory of the weights.
         reading: A running prefetch ``into="memory"`` of the manifest; by default one starts here. It is closed here.
-        ensure: Replaces `weightcache.ensure`, for example ``WeightVolume.ensure``.
         device: Device of the models, such as ``"cuda"``.
-        segmenter: Variant of SAM 2: ``"large"``, ``"base-plus"``, ``"small"`` or ``"tiny"``.
+        segmenter: The size of SAM 2, one of `SEGMENTERS`.
         stand_ins: Whether the checkpoints are those of `fashion_crop.benchmarks.stand_ins`.
 
     Raises:
@@ -78,43 +110,23 @@ def start(
         ImportError: A package of the models is not installed.
     """
     timeline = weightcache.timeline()  # that of the program, if it began one
-    declared = Manifest.load(manifest)
-    manifest = Manifest(declared.select(checkpoints(segmenter)), declared.source)
-    reading = reading or prefetch(manifest, root=root, into="memory")
+    manifest = Manifest.load(manifest)
+    only = checkpoints(segmenter)
+    size = "stand-in" if stand_ins else "full"
+    reading = reading or prefetch(manifest, root=root, only=only, into="memory")
     with reading, _gc_paused():
-        weights = ensure() if ensure else weightcache.ensure(manifest, root=root, volume=volume)
-        size = "stand-in" if stand_ins else "full"
-        pipeline = _load_pipeline(timeline, weights, reading, variant=segmenter, size=size, device=device)
-    timeline.ready()
-    return Backend(
-        pipeline=pipeline,
-        weights={checkpoint.name: checkpoint.digest for checkpoint in manifest},
-        phases=_seconds(timeline),
-        versions=_versions(),
-        device=device,
-        stand_ins=stand_ins,
-    )
-
-
-def checkpoints(segmenter: str = "large") -> tuple[str, ...]:
-    """Return the names of the checkpoints that are loaded with a variant of SAM 2."""
-    return "groundingdino", f"sam2-{segmenter}", "bert-base-uncased"
-
-
-def _load_pipeline(
-    timeline: Timeline, weights: Weights, reading: Prefetch, *, variant: str, size: str, device: str
-) -> Pipeline:
-    grounding_dino, sam = _import_models()
-    with skip_init():
-        detector = grounding_dino.build(weights["bert-base-uncased"], size)
-        segmenter = sam.build(variant, size)
-    with timeline.phase("load"):
-        grounding_dino.load(detector, weights["groundingdino"], prefetched=reading)
-        sam.load(segmenter, weights[f"sam2-{variant}"], prefetched=reading)
+        weights = weightcache.ensure(manifest, root=root, only=only)
+        grounding_dino, sam = _import_models()
+        with skip_init():
+            detector = grounding_dino.build(weights["bert-base-uncased"], size)
+            model = sam.build(segmenter, size)
+        with timeline.phase("load"):
+            grounding_dino.load(detector, weights["groundingdino"], prefetched=reading)
+            sam.load(model, weights[f"sam2-{segmenter}"], prefetched=reading)
+        pipeline = Pipeline(grounding_dino.GroundingDino(detector, size=size), sam.Sam2(model))
     with timeline.phase("to device"):
-        return Pipeline(
-            grounding_dino.GroundingDino(detector, size=size, device=device), sam.Sam2(segmenter, device=device)
-        )
+        pipeline.to(device)
+    return describe(pipeline, manifest, timeline.ready(), segmenter, device, stand_ins=stand_ins)
 
 
 def _seconds(timeline: Timeline) -> dict[str, float]:
@@ -122,8 +134,10 @@ def _seconds(timeline: Timeline) -> dict[str, float]:
     phases = measured["phases"]
     seconds = {name: phase["seconds"] for name, phase in phases.items() if phase["seconds"]}
     prefetched = phases.get("prefetch", {"parallel_seconds": 0.0})
+    before = {"before snapshot": measured["before_snapshot"]["ready"]} if "before_snapshot" in measured else {}
     return {
         **seconds,
+        **before,
         "other": measured["other"],
         "prefetch": prefetched["parallel_seconds"],
         "ready": measured["ready"],

@@ -23,7 +23,7 @@ import uvicorn
 
 from origin import Origin
 
-from .backend import start
+from .backend import SEGMENTERS, start
 from .service import create_app
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends it; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fashion_crop.web.serve", description="Serve fashion-crop here.")
     parser.add_argument("--weights", choices=["stand-in", "real"], default="stand-in")
+    parser.add_argument("--segmenter", choices=SEGMENTERS, default="large", help="size of SAM 2; default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="0 for a free one; default: 8000")
     parser.add_argument("--cache", type=Path, default=Path(".cache/fashion"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
@@ -48,20 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     load = load_stand_ins if arguments.weights == "stand-in" else load_real_weights
     with listener:
-        return _serve(lambda: load(arguments.cache), listener)
+        return _serve(lambda: load(arguments.cache, arguments.segmenter), listener)
 
 
-def load_stand_ins(cache: Path) -> Backend:
-    """Load the stand-ins; they are made at the first call, which takes some seconds more."""
+def load_stand_ins(cache: Path, segmenter: str = "large") -> Backend:
+    """Load the stand-ins, of SAM 2 large or tiny; the first call makes them, which takes some seconds more."""
     folder = stand_ins_in(cache)
     with Origin() as origin, TemporaryDirectory() as place:
         manifest = _served(folder, origin, Path(place))
-        return start(manifest, root=cache / "stand-in-root", stand_ins=True)
+        return start(manifest, root=cache / "stand-in-root", segmenter=segmenter, stand_ins=True)
 
 
-def load_real_weights(cache: Path) -> Backend:
-    """Load the published checkpoints: 1.6 GB the first time."""
-    return start(EXAMPLE / "weights.toml", root=cache / "real-root")
+def load_real_weights(cache: Path, segmenter: str = "large") -> Backend:
+    """Load the published checkpoints; the first call downloads them, 1.6 GB with SAM 2 large."""
+    return start(EXAMPLE / "weights.toml", root=cache / "real-root", segmenter=segmenter)
 
 
 def _listen(port: int) -> socket.socket:

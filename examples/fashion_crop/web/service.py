@@ -5,116 +5,49 @@ are only in memory while they are processed. They are not stored, written to dis
 """
 
 import hashlib
-import logging
 import re
-import threading
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response, Security
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.formparsers import MultiPartParser
 
 from fashion_crop.models.crops import Rendering
 from fashion_crop.models.pipeline import Options
-from weightcache import WeightCacheError
 
-from . import errors
+from . import errors, forms, metrics, request_ids
 from .admission import FORM, Admission
-from .answers import JSON, ZIP, CropsAnswer, Defaults, DetectAnswer, InfoAnswer, Limits, StateAnswer, negotiate
-from .errors import ServiceError, documented
-from .forms import CropForm, DetectForm, refuse_repeated_fields
-from .work import Job, Workers
+from .answers import (
+    JSON,
+    ZIP,
+    CropInfo,
+    CropsAnswer,
+    Defaults,
+    DetectAnswer,
+    InfoAnswer,
+    Limits,
+    MasksAnswer,
+    RenderingDefaults,
+    StateAnswer,
+)
+from .errors import documented
+from .forms import CropForm, FindForm, refuse_repeated_fields
+from .loading import Service
+from .negotiation import negotiate
+from .observing import Observing
+from .settings import Settings
+from .work import Job
 
 if TYPE_CHECKING:
     from .backend import Backend
 
 PAGE = Path(__file__).with_name("page.html")
-LOADING = 2  # seconds after which to ask again
-
-_log = logging.getLogger(__name__)
-_defaults = {**vars(Options()), **vars(Rendering())}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the service allows.
-
-    Attributes:
-        max_bytes: Of a photo as it is sent.
-        max_pixels: Of a photo; width by height.
-        max_prompts: In a request.
-        max_prompt: Characters of one.
-        max_queue: Photos that wait; one more is refused.
-        workers: Photos that are worked on at once. Each takes all cores, so more than one gains little on a CPU.
-        api_key: What a POST must show, if it must; spaces and newlines around it do not count.
-        grace: Seconds after which an upload, or the reading of an answer, must be as far as ``slowest`` says.
-        slowest: Bytes a second.
-        max_answer: Bytes of all crops of an answer, as PNG.
-
-    Raises:
-        ValueError: The key is empty, as that of a secret that was never filled in.
-    """
-
-    max_bytes: int = 20_000_000
-    max_pixels: int = 40_000_000
-    max_prompts: int = 50
-    max_prompt: int = 200
-    max_queue: int = 16
-    workers: int = 1
-    api_key: str | None = field(default=None, repr=False)
-    grace: float = 20.0
-    slowest: int = 50_000
-    max_answer: int = 64_000_000
-
-    def __post_init__(self) -> None:
-        if self.api_key is not None and not self.api_key.strip():
-            raise ValueError("api_key is empty: give a key, or None to let everybody in")
-
-
-class Service:
-    """The models, once they are loaded, and the worker threads."""
-
-    def __init__(self, load: "Backend | Callable[[], Backend]", settings: Settings) -> None:
-        self.settings, self.workers = settings, Workers(settings.workers)
-        self._load = load if callable(load) else None
-        self._backend = None if callable(load) else load
-        self._failure = ""
-
-    def begin(self) -> None:
-        """Start to load the models, unless they are there."""
-        if self._load is not None:
-            # A daemon, so that a server that is ended while it loads does end.
-            threading.Thread(target=self.load, args=(self._load,), name="fashion-load", daemon=True).start()
-
-    def load(self, load: "Callable[[], Backend]") -> None:
-        """Load the models, or store the reason of the failure."""
-        try:
-            self._backend = load()
-        except (WeightCacheError, ImportError) as error:  # which are written for people
-            _log.error("the models cannot be loaded: %s", error)
-            self._failure = str(error)
-        except Exception as error:  # noqa: BLE001 (the server keeps running and reports it)
-            _log.exception("the models cannot be loaded")
-            self._failure = f"{type(error).__name__}, of which the server's log says more"
-
-    def backend(self) -> "Backend":
-        """Return the models.
-
-        Raises:
-            ServiceError: They are not loaded yet, or loading failed.
-        """
-        if self._failure:
-            raise ServiceError(503, "loading-failed", f"the models cannot be loaded: {self._failure}")
-        if self._backend is None:
-            text = f"the models are being loaded: try again in {LOADING} seconds"
-            raise ServiceError(503, "loading", text, headers={"Retry-After": str(LOADING)})
-        return self._backend
+_defaults = Options()
 
 
 def _service(request: Request) -> Service:
@@ -132,24 +65,48 @@ photos = APIRouter(
 )
 
 
+_HEADERS = {
+    "Server-Timing": {"description": "Milliseconds by stage, as timings_ms.", "schema": {"type": "string"}},
+    request_ids.HEADER: errors.REQUEST_ID,
+}
+
+
 @photos.post(
     "/v1/crops",
     operation_id="crop",
     response_model=CropsAnswer,
-    responses={200: {"content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"headers": _HEADERS, "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def crop(
     request: Request, form: Annotated[CropForm, Form(media_type="multipart/form-data")], service: Served
 ) -> Response:
-    """Cut every garment out of a photo: JSON, or by `Accept: application/zip` a zip of PNGs with a manifest.json."""
+    """Cut every garment out of a photo, in the photo's original pixels.
+
+    The answer is JSON, or by `Accept: application/zip` a zip with the pictures and a manifest.json. A picture is named
+    by the photo, its number and its label, as in `holiday_01_shirt.png`.
+    """
     media_type = negotiate(request, JSON, ZIP)
+    job, rendering = _job(form, service), form.rendering()
+    return await service.workers.run(request, job, lambda: job.crop(rendering, media_type))
+
+
+@photos.post("/v1/masks", operation_id="masks", response_model=MasksAnswer, responses={200: {"headers": _HEADERS}})
+async def masks(
+    request: Request, form: Annotated[FindForm, Form(media_type="multipart/form-data")], service: Served
+) -> Response:
+    """Return which pixels of a photo are garments, for a client that has the photo and renders the crops.
+
+    Padding, background, aspect ratio and format then need no other request, nor does a higher `box_threshold`: leave
+    out the garments with a lower score.
+    """
+    negotiate(request, JSON)
     job = _job(form, service)
-    return await service.workers.run(request, job, lambda: job.crop(form.rendering(), media_type))
+    return await service.workers.run(request, job, job.masks)
 
 
-@photos.post("/v1/detect", operation_id="detect", response_model=DetectAnswer)
+@photos.post("/v1/detect", operation_id="detect", response_model=DetectAnswer, responses={200: {"headers": _HEADERS}})
 async def detect(
-    request: Request, form: Annotated[DetectForm, Form(media_type="multipart/form-data")], service: Served
+    request: Request, form: Annotated[FindForm, Form(media_type="multipart/form-data")], service: Served
 ) -> Response:
     """Return where the garments of a photo are, without cutting them out: a fraction of the time."""
     negotiate(request, JSON)
@@ -157,26 +114,33 @@ async def detect(
     return await service.workers.run(request, job, job.detect)
 
 
-def _job(form: DetectForm, service: Service) -> Job:
-    limits = service.settings
-    if (form.image.size or 0) > limits.max_bytes:
-        raise errors.too_many_bytes(limits.max_bytes)
+def _job(form: FindForm, service: Service) -> Job:
+    settings = service.settings
+    if (form.image.size or 0) > settings.max_bytes:
+        raise errors.too_many_bytes(settings.max_bytes)
     return Job(
         backend=service.backend(),
         image=form.image.file,
-        options=form.options(limits.max_prompts, limits.max_prompt),
-        max_pixels=limits.max_pixels,
-        max_answer=limits.max_answer,
+        name=form.image.filename or "",
+        options=form.options(settings.max_prompts, settings.max_prompt),
+        settings=settings,
+        observe=service.metrics.observe,
     )
 
 
+# Monitors ask with HEAD. It is in no schema: a program that asks for no body needs no client generated for it.
+_READ = ["GET", "HEAD"]
+
+
 @state.get("/healthz", operation_id="health")
+@state.api_route("/healthz", methods=_READ, include_in_schema=False)
 async def health() -> StateAnswer:
     """Answer that the server is running."""
     return StateAnswer(status="alive")
 
 
 @state.get("/readyz", operation_id="ready", responses=documented(503))
+@state.api_route("/readyz", methods=_READ, include_in_schema=False)
 async def ready(service: Served) -> StateAnswer:
     """Return whether the models are loaded."""
     service.backend()
@@ -185,22 +149,36 @@ async def ready(service: Served) -> StateAnswer:
 
 @state.get("/v1/info", operation_id="info", responses=documented(503))
 async def info(service: Served) -> InfoAnswer:
-    """Describe this server: its weights, packages, limits, and how its cold start went."""
+    """Describe this server: its weights, packages, limits, what a crop is made of, and how its cold start went."""
     backend, limits = service.backend(), service.settings
     return InfoAnswer(
         stand_ins=backend.stand_ins,
         weights=dict(backend.weights),
         device=backend.device,
+        segmenter=next(name.removeprefix("sam2-") for name in backend.weights if name.startswith("sam2-")),
         versions=dict(backend.versions),
         phases=dict(backend.phases),
         limits=Limits(
             max_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
             max_prompts=limits.max_prompts,
-            max_garments=_defaults["max_garments"],
+            max_garments=_defaults.max_garments,
         ),
-        defaults=Defaults.model_validate(_defaults),
+        defaults=Defaults.model_validate(_defaults, from_attributes=True),
+        rendering=RenderingDefaults.model_validate(Rendering(), from_attributes=True),
+        crops=CropInfo(),
     )
+
+
+@state.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"description": "In the text format of Prometheus.", "content": {"text/plain": {}}}},
+)
+async def read_metrics(service: Served) -> Response:
+    """Return the numbers of this process: requests, photos that wait, seconds by stage, phases of the cold start."""
+    return Response(service.metrics.as_text(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 @state.get("/", include_in_schema=False)
@@ -271,7 +249,9 @@ def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | 
     app.include_router(photos, **_key_documented(service.settings))
     paths = {route.path for route in photos.routes}
     app.add_middleware(Admission, paths=paths, settings=service.settings, check_ready=service.backend)
+    app.add_middleware(Observing, metrics=service.metrics, paths=paths)  # the last one added is around the others
     errors.install(app)
+    forms.install(app)
     return app
 
 
