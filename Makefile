@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint audit fashion scenarios simulate campaign mutants pythons oldest-modal newest-modal gvisor clean
+.PHONY: demo test lint audit fashion scenarios photos simulate campaign mutants pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -49,7 +49,10 @@ fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with st
 
 scenarios: .venv-fashion/.test ## how long the example takes to start, beside the usual way: 15 minutes, 5 GB of disk
 	./tests/prerequisites.sh
-	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.scenarios --pictures docs
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.scenarios --json .cache/scenarios.json --pictures docs
+
+photos: .venv-fashion/.test ## how long a photo takes with each segmenter: 10 minutes, 2 GB of disk
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.photos --json .cache/photos.json
 
 .venv-fashion/.app: examples/fashion_crop/requirements.txt examples/fashion_crop/requirements-without-dependencies.txt
 	test -x .venv-fashion/bin/python || $(PYTHON) -m venv .venv-fashion

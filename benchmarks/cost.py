@@ -36,6 +36,10 @@ GPUS = {
 STORAGE = 0.09  # a GiB and month, beyond the first TiB
 LEAST_CORES = 0.125  # that a container is charged for
 
+# Seconds of two cores for one photo, by `make photos`: of detection, and of segmentation with each segmenter.
+DETECTION = 10.0
+SEGMENTATION = {"large": 10.0, "base-plus": 5.0, "small": 3.0, "tiny": 2.0}
+
 DAYS = 30  # of a month
 DAY = 86_400  # seconds
 VISITS = (1, 10, 100, 300, 1000)
@@ -101,9 +105,11 @@ def break_even(app: App, visit: Visit, price: float, gpu: str | None = None) -> 
     return price / (DAYS * visit.awake(app.idle) * price_per_second(app, gpu))
 
 
-def weights_gib() -> float:
-    """Return the size of the weights on the Volume."""
-    return sum(file.size or 0 for checkpoint in Manifest.load(MANIFEST) for file in checkpoint.files) / 2**30
+def weights_gib(segmenter: str = "large") -> float:
+    """Return the size of the weights on the Volume with a segmenter: a deployment loads one of the four."""
+    others = {f"sam2-{each}" for each in SEGMENTATION if each != segmenter}
+    wanted = [checkpoint for checkpoint in Manifest.load(MANIFEST) if checkpoint.name not in others]
+    return sum(file.size or 0 for checkpoint in wanted for file in checkpoint.files) / 2**30
 
 
 def dollars(amount: float) -> str:
@@ -170,37 +176,53 @@ def break_even_table(app: App, visit: Visit, gpu: str) -> str:
     )
 
 
+def photos_table(app: App) -> str:
+    """Return the table of what a photo costs with each segmenter."""
+
+    def cents(seconds: float) -> str:
+        return f"{100 * seconds * price_per_second(app):.3f}"
+
+    head = ("`FASHION_SEGMENTER`", "detection, s", "segmentation, s", "detection, ¢", "segmentation, ¢", "a photo, ¢")
+    rows = []
+    for segmenter, seconds in SEGMENTATION.items():
+        parts = (DETECTION, seconds)
+        total = f"**{cents(sum(parts))}**"
+        rows.append([f"`{segmenter}`", *(f"{each:.1f}" for each in parts), *map(cents, parts), total])
+    return table(head, rows)
+
+
 def picture(path: Path, app: App, visit: Visit, gpu: str) -> None:
-    """Draw the cost of A over visits, and where it meets B and C; lines differ in dashes and names."""
-    import matplotlib as mpl
+    """Draw the cost of A over visits, and where it meets B and C, without a GPU and with one."""
+    from picture_style import INK, OURS, SOFT, figure, save
 
-    mpl.use("svg")
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
-    mpl.rcParams["svg.hashsalt"] = "cost"  # the same bytes at every run
-    from matplotlib import pyplot as plt
-
-    figure, panes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     days = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500, break_even(app, visit, always_awake(app)), 5000]
-    for axes, kind in zip(panes, (None, gpu), strict=True):
-        flat_b, flat_c = always_awake(app, kind), working_hours(app, visit, kind)
-        axes.plot(days, [sleeping(app, visit, each, kind) for each in days], color="black", linewidth=2)
-        for price, dash, name in ((flat_b, "--", "B always awake"), (flat_c, ":", "C working hours")):
-            axes.axhline(price, color="black", linestyle=dash, linewidth=1.4)
-            axes.text(1.1, price * 1.18, f"{name}: {dollars(price)}", fontsize=9)
-            meets = break_even(app, visit, price, kind)
-            axes.plot([meets], [price], "o", color="black", markersize=6, markerfacecolor="white")
-            axes.annotate(
-                f"{meets:,.0f} a day", (meets, price), (6, -12), textcoords="offset points", fontsize=9, ha="left"
+    told = []
+    with figure(6.2, rows=2) as (drawn, panes):
+        for axes, kind in zip(panes, (None, gpu), strict=True):
+            title = f"{app.cores:.0f} cores, {app.memory:.0f} GiB" + (f", {kind}" if kind else "")
+            axes.plot(days, [sleeping(app, visit, each, kind) for each in days], color=OURS, linewidth=2.5)
+            levels = (
+                (always_awake(app, kind), "--", "B always awake"),
+                (working_hours(app, visit, kind), ":", "C working hours"),
             )
-        axes.text(5, sleeping(app, visit, 5, kind) * 0.6, "A sleeps, and starts from the Volume", fontsize=9)
-        axes.set(xscale="log", yscale="log", xlim=(1, 5000), xlabel="lonely visits a day")
-        axes.set_title(f"{app.cores:.0f} cores, {app.memory:.0f} GiB" + (f", {kind}" if kind else ""), fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    panes[0].set(ylim=(0.1, 1500), ylabel="US dollars a month")
-    for axes in panes:
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_major_formatter("{x:,g}")
-    figure.savefig(path, metadata={"Date": None})
+            for price, dash, name in levels:
+                meets = break_even(app, visit, price, kind)
+                told.append(f"{title}, {name}: {dollars(price)} a month, as much as A with {meets:,.0f} visits a day")
+                axes.axhline(price, color=SOFT, linestyle=dash, linewidth=1.4)
+                axes.text(1.1, price * 1.15, f"{name}: {dollars(price)}", color=SOFT)
+                axes.plot([meets], [price], "o", color=INK, markersize=5)
+                where = {"textcoords": "offset points", "ha": "left", "va": "top"}
+                axes.annotate(f"{meets:,.0f} a day", (meets, price), (6, -4), color=INK, **where)
+            name = "A sleeps, and starts\nfrom the Volume"
+            axes.text(12, sleeping(app, visit, 12, kind) * 0.7, name, color=OURS, fontweight="bold", va="top")
+            axes.set(xscale="log", yscale="log", xlim=(1, 5000), ylim=(0.1, 2500))
+            axes.set_title(title, fontweight="bold")
+            axes.set_ylabel("US dollars a month")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_major_formatter("{x:,g}")
+            axes.minorticks_off()
+        panes[-1].set_xlabel("lonely visits a day")
+        save(drawn, path, title="The cost of option A over visits a day", description=f"{'; '.join(told)}.")
 
 
 def main() -> None:
@@ -215,6 +237,7 @@ def main() -> None:
     print(f"a second: ${price_per_second(app):.8f}, with {options.gpu} ${price_per_second(app, options.gpu):.8f}")
     print(f"pings every 10 minutes, day and night, that let it sleep: {dollars(useless_pings(app, visit))} a month\n")
     print("\n\n".join(each(app, visit, options.gpu) for each in (monthly_table, visits_table, break_even_table)))
+    print(f"\n{photos_table(app)}")
     if options.picture:
         picture(options.picture, app, visit, options.gpu)
 

@@ -18,6 +18,10 @@ README = (HERE / "examples" / "fashion_crop" / "README.md").read_text()
 APP, VISIT, GPU = cost.App(), cost.Visit(), "L4"
 
 
+def test_the_table_of_photos() -> None:
+    assert cost.photos_table(APP) in PAGE
+
+
 @pytest.mark.parametrize("table", [cost.monthly_table, cost.visits_table, cost.break_even_table])
 def test_the_tables_of_the_page(table: object) -> None:
     assert callable(table)
@@ -81,4 +85,11 @@ def test_by_another_way() -> None:
     assert cost.working_hours(APP, VISIT) == pytest.approx(30 * 5 / 7 * 36_606 * 0.00006172)
     manifest = Manifest.load(cost.MANIFEST)
     assert cost.weights_gib() * 2**30 == 693_997_677 + 897_952_466 + 570 + 48 + 466_062 + 231_508
-    assert len(manifest) == 3
+    assert cost.weights_gib("tiny") * 2**30 == 693_997_677 + 155_906_050 + 570 + 48 + 466_062 + 231_508
+    assert len(manifest) == 6
+
+
+def test_a_photo_by_another_way() -> None:
+    [tiny] = [line for line in cost.photos_table(APP).splitlines() if line.startswith("| `tiny`")]
+    seconds = cost.DETECTION + cost.SEGMENTATION["tiny"]
+    assert tiny.endswith(f" **{100 * seconds * 0.00006172:.3f}** |")
