@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint audit fashion scenarios photos simulate campaign mutants pythons oldest-modal newest-modal gvisor clean
+.PHONY: demo test lint audit fashion scenarios pictures photos simulate campaign mutants pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
 	$(BIN)/python examples/demo.py
@@ -47,9 +47,15 @@ audit: .venv/.audit        ## known vulnerabilities in the packages of .venv; ne
 fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with stand-in weights; WEIGHTS=real for the real ones
 	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.web.serve --port $(PORT) --weights $(or $(WEIGHTS),stand-in)
 
-scenarios: .venv-fashion/.test ## how long the example takes to start, beside the usual way: 15 minutes, 5 GB of disk
+scenarios: .venv-fashion/.test ## how long the example takes to start, beside the usual way, and a photo: 30 minutes, 5 GB of disk
 	./tests/prerequisites.sh
 	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.scenarios --json .cache/scenarios.json --pictures docs
+	$(MAKE) photos
+	PYTHONPATH=. .venv-fashion/bin/python benchmarks/cost.py --photos .cache/photos.json
+
+pictures: .venv-fashion/.test ## draw the pictures again from what `make scenarios` measured
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.scenarios --from .cache/scenarios.json --pictures docs
+	PYTHONPATH=. .venv-fashion/bin/python benchmarks/cost.py --picture docs/cost.svg
 
 photos: .venv-fashion/.test ## how long a photo takes with each segmenter: 10 minutes, 2 GB of disk
 	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.photos --json .cache/photos.json

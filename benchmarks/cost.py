@@ -1,6 +1,6 @@
 """Calculate the cost of examples/fashion_crop on Modal from the stated prices and seconds.
 
-    python benchmarks/cost.py [--start 6] [--photo 21] [--gpu L4] [--picture FILE.svg]
+    python benchmarks/cost.py [--start 6] [--photo 21] [--gpu L4] [--photos FILE.json] [--picture FILE.svg]
 
 It prints the tables of docs/cost.md. The picture needs matplotlib (``pip install -e '.[bench]'``).
 """
@@ -8,6 +8,8 @@ It prints the tables of docs/cost.md. The picture needs matplotlib (``pip instal
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING
 from weightcache import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 MANIFEST = Path(__file__).parent.parent / "examples" / "fashion_crop" / "weights.toml"
 
@@ -36,7 +38,8 @@ GPUS = {
 STORAGE = 0.09  # a GiB and month, beyond the first TiB
 LEAST_CORES = 0.125  # that a container is charged for
 
-# Seconds of two cores for one photo, by `make photos`: of detection, and of segmentation with each segmenter.
+# Seconds of two cores for one photo: of detection, and of segmentation with each segmenter. They are assumptions until
+# `make photos` has measured them on a quiet machine; `--photos` takes its figures.
 DETECTION = 10.0
 SEGMENTATION = {"large": 10.0, "base-plus": 5.0, "small": 3.0, "tiny": 2.0}
 
@@ -107,9 +110,8 @@ def break_even(app: App, visit: Visit, price: float, gpu: str | None = None) -> 
 
 def weights_gib(segmenter: str = "large") -> float:
     """Return the size of the weights on the Volume with a segmenter: a deployment loads one of the four."""
-    others = {f"sam2-{each}" for each in SEGMENTATION if each != segmenter}
-    wanted = [checkpoint for checkpoint in Manifest.load(MANIFEST) if checkpoint.name not in others]
-    return sum(file.size or 0 for checkpoint in wanted for file in checkpoint.files) / 2**30
+    loaded = Manifest.load(MANIFEST).select(["groundingdino", "bert-base-uncased", f"sam2-{segmenter}"])
+    return sum(file.size or 0 for checkpoint in loaded for file in checkpoint.files) / 2**30
 
 
 def dollars(amount: float) -> str:
@@ -176,7 +178,14 @@ def break_even_table(app: App, visit: Visit, gpu: str) -> str:
     )
 
 
-def photos_table(app: App) -> str:
+def photo_seconds(measured: Path) -> tuple[float, dict[str, float]]:
+    """Return median seconds of detection, and of segmentation with each segmenter, as `make photos` wrote them."""
+    told = json.loads(measured.read_text(encoding="utf-8"))
+    median = {name: statistics.median(each["wall"] for each in rounds) for name, rounds in told.items()}
+    return median["detection"], {each: median[f"segmentation, {each}"] for each in SEGMENTATION}
+
+
+def photos_table(app: App, detection: float = DETECTION, segmentation: Mapping[str, float] = SEGMENTATION) -> str:
     """Return the table of what a photo costs with each segmenter."""
 
     def cents(seconds: float) -> str:
@@ -184,8 +193,8 @@ def photos_table(app: App) -> str:
 
     head = ("`FASHION_SEGMENTER`", "detection, s", "segmentation, s", "detection, ¢", "segmentation, ¢", "a photo, ¢")
     rows = []
-    for segmenter, seconds in SEGMENTATION.items():
-        parts = (DETECTION, seconds)
+    for segmenter, seconds in segmentation.items():
+        parts = (detection, seconds)
         total = f"**{cents(sum(parts))}**"
         rows.append([f"`{segmenter}`", *(f"{each:.1f}" for each in parts), *map(cents, parts), total])
     return table(head, rows)
@@ -231,13 +240,14 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=visit.start, help="seconds of a cold start (%(default)s)")
     parser.add_argument("--photo", type=float, default=visit.photo, help="seconds of work for a photo (%(default)s)")
     parser.add_argument("--gpu", default="L4", choices=GPUS, help="for the second column (%(default)s)")
+    parser.add_argument("--photos", type=Path, metavar="FILE", help="the seconds that `make photos` wrote there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw it as SVG")
     options = parser.parse_args()
     app, visit = App(), Visit(options.start, options.photo)
     print(f"a second: ${price_per_second(app):.8f}, with {options.gpu} ${price_per_second(app, options.gpu):.8f}")
     print(f"pings every 10 minutes, day and night, that let it sleep: {dollars(useless_pings(app, visit))} a month\n")
     print("\n\n".join(each(app, visit, options.gpu) for each in (monthly_table, visits_table, break_even_table)))
-    print(f"\n{photos_table(app)}")
+    print(f"\n{photos_table(app, *photo_seconds(options.photos)) if options.photos else photos_table(app)}")
     if options.picture:
         picture(options.picture, app, visit, options.gpu)
 

@@ -64,7 +64,7 @@ def test_a_picture_of_the_docs(path: Path) -> None:
     assert float(re.findall(r'width="([\d.]+)pt"', text)[0]) == 72 * WIDTH
     sizes = re.findall(r"font-size: ([\d.]+)px", text)
     assert sizes
-    assert min(map(float, sizes)) >= 11  # on a phone, where a point is a pixel
+    assert min(map(float, sizes)) * 358 / (72 * WIDTH) >= 11  # on a phone
 
 
 def test_the_picture_of_costs(tmp_path: Path) -> None:

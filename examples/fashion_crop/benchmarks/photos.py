@@ -51,10 +51,15 @@ def report(seconds: dict[str, list[Seconds]]) -> str:
     """Write the medians as a Markdown table."""
     lines = ["| a photo | seconds | least | CPU seconds |", "|---|--:|--:|--:|"]
     for name, taken in seconds.items():
-        wall = [each["wall"] for each in taken]
+        least = min(each["wall"] for each in taken)
         cpu = statistics.median(each["cpu"] for each in taken)
-        lines.append(f"| {name} | {statistics.median(wall):.1f} | {min(wall):.1f} | {cpu:.1f} |")
+        lines.append(f"| {name} | {medians(seconds)[name]:.1f} | {least:.1f} | {cpu:.1f} |")
     return "\n".join(lines)
+
+
+def medians(seconds: dict[str, list[Seconds]]) -> dict[str, float]:
+    """Return the median seconds on the wall of each step."""
+    return {name: round(statistics.median(each["wall"] for each in taken), 1) for name, taken in seconds.items()}
 
 
 def steps_of(text_encoder: Path, size: Any) -> dict[str, Callable[[], object]]:
@@ -95,7 +100,7 @@ def main() -> None:
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {stamp}")
     print("load average before: {:.1f} {:.1f} {:.1f}".format(*os.getloadavg()))
     seconds = measure(steps_of(text_encoder, options.size), options.rounds)
-    print(f"\n{report(seconds)}")
+    print(f"\n{report(seconds)}\n\nfor benchmarks/cost.py: {medians(seconds)}")
     if options.json:
         options.json.write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
 

@@ -103,7 +103,7 @@ def _phases(rows: list[Bar], path: Path, title: str, result: Result, *, groups: 
 def _start(runs: list[Result]) -> Mapping[str, float]:
     """Return the parts of a start that finds its weights."""
     phases = typical(runs)
-    imports = phases["python"] + phases["download"] + phases["imports"]  # nothing is downloaded: a look at the files
+    imports = phases["python"] + phases["download"] + phases["imports"]  # nothing is downloaded: one small file is read
     return {"imports": imports, "build": phases["build"], "load": phases["load"]}
 
 

@@ -181,15 +181,8 @@ def run(program: str, *arguments: str) -> Result:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPATH": str(REPOSITORY / "examples"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command, env=environment, timeout=PATIENCE, check=False, **streams)
     if done.returncode:
         sys.exit(f"a process failed:\n{done.stderr[-4000:]}")
     lines = done.stdout.splitlines()
@@ -198,17 +191,11 @@ def run(program: str, *arguments: str) -> Result:
 
 def measure(bench: Bench, rounds: int) -> Result:
     """Let all scenarios take turns, then let both ways look at a photo."""
-    chosen = {
-        name: each
-        for name, each in SCENARIOS.items()
-        if bench.mounted is not None or each.place == "disk" or each.empty
-    }
+    chosen = {name: each for name, each in SCENARIOS.items() if bench.mounted or each.place == "disk" or each.empty}
     runs: dict[str, list[Result]] = {name: [] for name in chosen}
     for turn in range(rounds + 1):  # in the first turn Python writes its bytecode, and libraries come into the cache
         for name, scenario in chosen.items():
-            if scenario.empty and not turn:
-                continue
-            if name in ONCE and runs[name]:
+            if (scenario.empty and not turn) or (name in ONCE and runs[name]):
                 continue
             print(f"{name}: round {turn} of {rounds}", file=sys.stderr)
             told = bench.start(scenario)
@@ -222,11 +209,7 @@ def measure(bench: Bench, rounds: int) -> Result:
     differences = photos["ours"]["differences"]
     if far := {name: differences[name] for name, most in TOLERANCES.items() if not differences[name] <= most}:
         sys.exit(f"the two ways do not find the same: {far}, and at most {TOLERANCES} was expected")
-    return {
-        "runs": runs,
-        "photos": {way: told["photos"] for way, told in photos.items()},
-        "differences": differences,
-    }
+    return {"runs": runs, "photos": {way: told["photos"] for way, told in photos.items()}, "differences": differences}
 
 
 def whole(told: Result) -> float:
