@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint audit dist fashion scenarios simulate campaign mutants
+.PHONY: demo test lint audit dist fashion scenarios pictures photos simulate campaign mutants
 .PHONY: prerequisites core oldest pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
@@ -56,9 +56,18 @@ fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with st
 	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.web.serve --port $(PORT) --weights $(or $(WEIGHTS),stand-in) \
 		--segmenter $(or $(FASHION_SEGMENTER),large)
 
-scenarios: .venv-fashion/.test ## how long the example takes to start, beside the usual way: 15 minutes, 5 GB of disk
+scenarios: .venv-fashion/.test ## how long the example takes to start, beside the usual way, and a photo: 30 minutes, 5 GB of disk
 	./tests/prerequisites.sh
-	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.scenarios --pictures docs
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.scenarios --json .cache/scenarios.json --pictures docs
+	$(MAKE) photos
+	PYTHONPATH=. .venv-fashion/bin/python benchmarks/cost.py --photos .cache/photos.json
+
+pictures: .venv-fashion/.test ## draw the pictures again from what `make scenarios` measured
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.scenarios --from .cache/scenarios.json --pictures docs
+	PYTHONPATH=. .venv-fashion/bin/python benchmarks/cost.py --picture docs/cost.svg
+
+photos: .venv-fashion/.test ## how long a photo takes with each segmenter: 10 minutes, 2 GB of disk
+	PYTHONPATH=examples .venv-fashion/bin/python -m fashion_crop.benchmarks.photos --json .cache/photos.json
 
 .venv-fashion/.app: examples/fashion_crop/requirements.txt examples/fashion_crop/requirements-without-dependencies.txt
 	test -x .venv-fashion/bin/python || $(PYTHON) -m venv .venv-fashion

@@ -1,6 +1,6 @@
 """Calculate the cost of examples/fashion_crop on Modal from the stated prices and seconds.
 
-    python benchmarks/cost.py [--start 6] [--photo 21] [--gpu L4] [--picture FILE.svg]
+    python benchmarks/cost.py [--start 6] [--photo 21] [--gpu L4] [--photos FILE.json] [--picture FILE.svg]
 
 It prints the tables of docs/cost.md. The picture needs matplotlib (``pip install -e '.[bench]'``).
 """
@@ -8,6 +8,8 @@ It prints the tables of docs/cost.md. The picture needs matplotlib (``pip instal
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING
 from weightcache import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 MANIFEST = Path(__file__).parent.parent / "examples" / "fashion_crop" / "weights.toml"
 
@@ -35,6 +37,11 @@ GPUS = {
 }
 STORAGE = 0.09  # a GiB and month, beyond the first TiB
 LEAST_CORES = 0.125  # that a container is charged for
+
+# Seconds of two cores for one photo: of detection, and of segmentation with each segmenter. They are assumptions until
+# `make photos` has measured them on a quiet machine; `--photos` takes its figures.
+DETECTION = 10.0
+SEGMENTATION = {"large": 10.0, "base-plus": 5.0, "small": 3.0, "tiny": 2.0}
 
 DAYS = 30  # of a month
 DAY = 86_400  # seconds
@@ -101,9 +108,9 @@ def break_even(app: App, visit: Visit, price: float, gpu: str | None = None) -> 
     return price / (DAYS * visit.awake(app.idle) * price_per_second(app, gpu))
 
 
-def weights_gib() -> float:
-    """Return the size of the weights on the Volume."""
-    loaded = Manifest.load(MANIFEST).select(["groundingdino", "sam2-large", "bert-base-uncased"])
+def weights_gib(segmenter: str = "large") -> float:
+    """Return the size of the weights on the Volume with a segmenter: a deployment loads one of the four."""
+    loaded = Manifest.load(MANIFEST).select(["groundingdino", "bert-base-uncased", f"sam2-{segmenter}"])
     return sum(file.size or 0 for checkpoint in loaded for file in checkpoint.files) / 2**30
 
 
@@ -171,37 +178,60 @@ def break_even_table(app: App, visit: Visit, gpu: str) -> str:
     )
 
 
+def photo_seconds(measured: Path) -> tuple[float, dict[str, float]]:
+    """Return median seconds of detection, and of segmentation with each segmenter, as `make photos` wrote them."""
+    told = json.loads(measured.read_text(encoding="utf-8"))
+    median = {name: statistics.median(each["wall"] for each in rounds) for name, rounds in told.items()}
+    return median["detection"], {each: median[f"segmentation, {each}"] for each in SEGMENTATION}
+
+
+def photos_table(app: App, detection: float = DETECTION, segmentation: Mapping[str, float] = SEGMENTATION) -> str:
+    """Return the table of what a photo costs with each segmenter."""
+
+    def cents(seconds: float) -> str:
+        return f"{100 * seconds * price_per_second(app):.3f}"
+
+    head = ("`FASHION_SEGMENTER`", "detection, s", "segmentation, s", "detection, ¢", "segmentation, ¢", "a photo, ¢")
+    rows = []
+    for segmenter, seconds in segmentation.items():
+        parts = (detection, seconds)
+        total = f"**{cents(sum(parts))}**"
+        rows.append([f"`{segmenter}`", *(f"{each:.1f}" for each in parts), *map(cents, parts), total])
+    return table(head, rows)
+
+
 def picture(path: Path, app: App, visit: Visit, gpu: str) -> None:
-    """Draw the cost of A over visits, and where it meets B and C; lines differ in dashes and names."""
-    import matplotlib as mpl
+    """Draw the cost of A over visits, and where it meets B and C, without a GPU and with one."""
+    from picture_style import INK, OURS, SOFT, figure, save
 
-    mpl.use("svg")
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
-    mpl.rcParams["svg.hashsalt"] = "cost"  # the same bytes at every run
-    from matplotlib import pyplot as plt
-
-    figure, panes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     days = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500, break_even(app, visit, always_awake(app)), 5000]
-    for axes, kind in zip(panes, (None, gpu), strict=True):
-        flat_b, flat_c = always_awake(app, kind), working_hours(app, visit, kind)
-        axes.plot(days, [sleeping(app, visit, each, kind) for each in days], color="black", linewidth=2)
-        for price, dash, name in ((flat_b, "--", "B always awake"), (flat_c, ":", "C working hours")):
-            axes.axhline(price, color="black", linestyle=dash, linewidth=1.4)
-            axes.text(1.1, price * 1.18, f"{name}: {dollars(price)}", fontsize=9)
-            meets = break_even(app, visit, price, kind)
-            axes.plot([meets], [price], "o", color="black", markersize=6, markerfacecolor="white")
-            axes.annotate(
-                f"{meets:,.0f} a day", (meets, price), (6, -12), textcoords="offset points", fontsize=9, ha="left"
+    told = []
+    with figure(6.2, rows=2) as (drawn, panes):
+        for axes, kind in zip(panes, (None, gpu), strict=True):
+            title = f"{app.cores:.0f} cores, {app.memory:.0f} GiB" + (f", {kind}" if kind else "")
+            axes.plot(days, [sleeping(app, visit, each, kind) for each in days], color=OURS, linewidth=2.5)
+            levels = (
+                (always_awake(app, kind), "--", "B always awake"),
+                (working_hours(app, visit, kind), ":", "C working hours"),
             )
-        axes.text(5, sleeping(app, visit, 5, kind) * 0.6, "A sleeps, and starts from the Volume", fontsize=9)
-        axes.set(xscale="log", yscale="log", xlim=(1, 5000), xlabel="lonely visits a day")
-        axes.set_title(f"{app.cores:.0f} cores, {app.memory:.0f} GiB" + (f", {kind}" if kind else ""), fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    panes[0].set(ylim=(0.1, 1500), ylabel="US dollars a month")
-    for axes in panes:
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_major_formatter("{x:,g}")
-    figure.savefig(path, metadata={"Date": None})
+            for price, dash, name in levels:
+                meets = break_even(app, visit, price, kind)
+                told.append(f"{title}, {name}: {dollars(price)} a month, as much as A with {meets:,.0f} visits a day")
+                axes.axhline(price, color=SOFT, linestyle=dash, linewidth=1.4)
+                axes.text(1.1, price * 1.15, f"{name}: {dollars(price)}", color=SOFT)
+                axes.plot([meets], [price], "o", color=INK, markersize=5)
+                where = {"textcoords": "offset points", "ha": "left", "va": "top"}
+                axes.annotate(f"{meets:,.0f} a day", (meets, price), (6, -4), color=INK, **where)
+            name = "A sleeps, and starts\nfrom the Volume"
+            axes.text(12, sleeping(app, visit, 12, kind) * 0.7, name, color=OURS, fontweight="bold", va="top")
+            axes.set(xscale="log", yscale="log", xlim=(1, 5000), ylim=(0.1, 2500))
+            axes.set_title(title, fontweight="bold")
+            axes.set_ylabel("US dollars a month")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_major_formatter("{x:,g}")
+            axes.minorticks_off()
+        panes[-1].set_xlabel("lonely visits a day")
+        save(drawn, path, title="The cost of option A over visits a day", description=f"{'; '.join(told)}.")
 
 
 def main() -> None:
@@ -210,12 +240,14 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=visit.start, help="seconds of a cold start (%(default)s)")
     parser.add_argument("--photo", type=float, default=visit.photo, help="seconds of work for a photo (%(default)s)")
     parser.add_argument("--gpu", default="L4", choices=GPUS, help="for the second column (%(default)s)")
+    parser.add_argument("--photos", type=Path, metavar="FILE", help="the seconds that `make photos` wrote there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw it as SVG")
     options = parser.parse_args()
     app, visit = App(), Visit(options.start, options.photo)
     print(f"a second: ${price_per_second(app):.8f}, with {options.gpu} ${price_per_second(app, options.gpu):.8f}")
     print(f"pings every 10 minutes, day and night, that let it sleep: {dollars(useless_pings(app, visit))} a month\n")
     print("\n\n".join(each(app, visit, options.gpu) for each in (monthly_table, visits_table, break_even_table)))
+    print(f"\n{photos_table(app, *photo_seconds(options.photos)) if options.photos else photos_table(app)}")
     if options.picture:
         picture(options.picture, app, visit, options.gpu)
 

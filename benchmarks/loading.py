@@ -225,27 +225,26 @@ def show(case: Case, told: dict[str, dict[str, Any]], rounds: int) -> None:
 
 
 def picture(path: Path, case: Case, told: dict[str, dict[str, Any]]) -> None:
-    """Draw whole processes as bars, the load and what is before it in different patterns and greys."""
-    import matplotlib as mpl
+    """Draw whole processes as bars: what is before the load, and the load."""
+    from picture_style import Bar, bars, figure, legend, save
 
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    rows = {name: row for name, row in told.items() if row}
-    names = list(rows)[::-1]
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(names) + 1.6), layout="constrained")
-    before = [rows[name]["whole"] - rows[name]["load"] for name in names]
-    loads = [rows[name]["load"] for name in names]
-    axes.barh(names, before, color="#d0d0d0", edgecolor="black", linewidth=0.6, label="interpreter and imports")
-    axes.barh(names, loads, left=before, color="#4a7fb5", edgecolor="black", linewidth=0.6, hatch="//", label="load")
-    for index, name in enumerate(names):
-        axes.text(rows[name]["whole"] + 0.1, index, f"{rows[name]['whole']:.1f} s", va="center", fontsize=9)
-    axes.set_xlabel("seconds, median")
-    figure.suptitle(f"888 MB from a cold volume: {case.title}", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.1)
-    axes.legend(loc="lower right", frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    rows = [
+        Bar(
+            name,
+            {"interpreter and imports": row["whole"] - row["load"], "load": row["load"]},
+            ours=name.startswith("weightcache"),
+            total=f"{row['whole']:.1f} s",
+        )
+        for name, row in told.items()
+        if row
+    ]
+    title = "888 MB from a cold volume"
+    told_in_words = "; ".join(f"{row.title}: {row.total}, of which load {row.parts['load']:.1f}" for row in rows)
+    with figure(0.5 * len(rows) + 1.4) as (drawn, axes):
+        bars(axes, rows)
+        axes.set_title(title, fontsize=12.5, fontweight="bold")
+        legend(axes, list(rows[0].parts))
+        save(drawn, path, title=title, description=f"Medians. {told_in_words}. {case.title}.")
 
 
 def main() -> None:

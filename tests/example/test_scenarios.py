@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,22 +119,37 @@ def test_a_run_in_the_middle_stands_for_all() -> None:
     assert scenarios.typical(copy.deepcopy(runs))["load"] == 4.0
 
 
+def test_what_was_measured_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs.json").write_text(json.dumps(measured()))
+    monkeypatch.setattr(scenarios, "measure", lambda *_: 1 / 0)
+    arguments = ["scenarios", "--from", str(tmp_path / "runs.json"), "--pictures", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    scenarios.main()
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"headline.svg", "cold-start.svg", "before-after.svg"}
+
+
 @pytest.mark.parametrize("volume", [True, False])
 def test_the_pictures_name_and_number_their_parts(
     volume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fashion_crop.benchmarks.pictures import LOOKS, draw
+    from fashion_crop.benchmarks.pictures import draw
 
     monkeypatch.setattr(FakeBench, "mounted", Path("/volume") if volume else None)
     draw(measured(), tmp_path)
-    texts = {}
-    for name in ("cold-start", "before-after"):
-        told = (tmp_path / f"{name}.svg").read_text()
-        texts[name] = re.findall(r">([^<>\n]+)</text>", told)
-        assert "2 cores; a disk" in " ".join(texts[name])
-        assert {part[0] for part in LOOKS.values()} - {*texts[name]} <= {"one photo", "download"}
+    texts, told = {}, {}
+    for name in ("headline", "cold-start", "before-after"):
+        picture = (tmp_path / f"{name}.svg").read_text()
+        texts[name] = re.findall(r">([^<>\n]+)</text>", picture)
+        told[name] = re.findall(r"<desc[^>]*>([^<]+)</desc>", picture)[0]
+        assert told[name].endswith("2 cores; a disk.")
+    assert texts["headline"].count("10.5 s") == (2 if volume else 1)
+    assert ("2.6 s" in texts["headline"]) == volume
+    assert told["headline"].startswith("Weights in the image: 10.5 s; ")
+    assert "weightcache, container kept warm: 0 s" in told["headline"]
     assert texts["cold-start"].count("10.5 s") == (3 if volume else 2)
     assert ("weightcache, Volume filled" in texts["cold-start"]) == volume
+    assert {"download", "Python and imports", "build the models", "load the weights"} <= {*texts["cold-start"]}
+    assert "as usual, weights in the image: 10.5 s, of which download 1.0, Python and imports 4.5" in told["cold-start"]
     assert texts["before-after"].count("14 s") == (4 if volume else 2)  # a start of 10.5 s and 3 for the photo
-    assert ("after, option A: on a Volume" in texts["before-after"]) == volume
-    assert "after, option B: one container warm" in texts["before-after"]
+    assert ("After, option A: on a Volume. First visitor" in texts["before-after"]) == volume
+    assert "After, option B: one container warm. First visitor" in texts["before-after"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,10 @@ HERE = Path(__file__).resolve().parents[2]
 PAGE = (HERE / "docs" / "cost.md").read_text()
 README = (HERE / "examples" / "fashion_crop" / "README.md").read_text()
 APP, VISIT, GPU = cost.App(), cost.Visit(), "L4"
+
+
+def test_the_table_of_photos() -> None:
+    assert cost.photos_table(APP) in PAGE
 
 
 @pytest.mark.parametrize("table", [cost.monthly_table, cost.visits_table, cost.break_even_table])
@@ -79,3 +84,18 @@ def test_by_another_way() -> None:
     assert cost.sleeping(APP, VISIT, cost.break_even(APP, VISIT, 48.0)) == pytest.approx(48.0)
     assert cost.working_hours(APP, VISIT) == pytest.approx(30 * 5 / 7 * 36_606 * 0.00006172)
     assert cost.weights_gib() * 2**30 == 693_997_677 + 897_952_466 + 570 + 48 + 466_062 + 231_508
+    assert cost.weights_gib("tiny") * 2**30 == 693_997_677 + 155_906_050 + 570 + 48 + 466_062 + 231_508
+
+
+def test_the_seconds_of_photos_come_from_a_file(tmp_path: Path) -> None:
+    told = {f"segmentation, {each}": [{"wall": 3.0}] for each in cost.SEGMENTATION}
+    told["detection"] = [{"wall": 9.0}, {"wall": 4.0}, {"wall": 5.0}]
+    (tmp_path / "photos.json").write_text(json.dumps(told))
+    assert cost.photo_seconds(tmp_path / "photos.json") == (5.0, dict.fromkeys(cost.SEGMENTATION, 3.0))
+    assert "| `tiny` | 5.0 | 3.0 |" in cost.photos_table(APP, *cost.photo_seconds(tmp_path / "photos.json"))
+
+
+def test_a_photo_by_another_way() -> None:
+    [tiny] = [line for line in cost.photos_table(APP).splitlines() if line.startswith("| `tiny`")]
+    seconds = cost.DETECTION + cost.SEGMENTATION["tiny"]
+    assert tiny.endswith(f" **{100 * seconds * 0.00006172:.3f}** |")

@@ -1,118 +1,114 @@
-"""What `scenarios` measured, as pictures that read without colour: parts differ by pattern, and are named."""
+"""Draw what `scenarios` measured: the headline, the phases of each start, and what a visitor waits for."""
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
+from picture_style import Bar, bars, figure, legend, save
 
-mpl.use("svg")
-mpl.rcParams["svg.fonttype"] = "none"  # text stays text
-mpl.rcParams["svg.hashsalt"] = "fashion-crop"  # the same bytes of the same figures
-mpl.rcParams["hatch.linewidth"] = 0.7
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
-
-from .scenarios import SCENARIOS, typical  # noqa: E402
+from .scenarios import SCENARIOS, typical
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
-
-    from matplotlib.axes import Axes
 
     Result = dict[str, Any]
 
-LOOKS = {  # of each part of a bar: what it is, its grey and its pattern
-    "download": ("download", "white", "xxxx"),
-    "imports": ("Python and imports", "#d4d4d4", ""),
-    "build": ("build the models", "white", "////"),
-    "load": ("load the weights", "#707070", ""),
-    "photo": ("one photo", "white", "||"),
+HEADLINE = {  # the starts that it compares, by what it calls them
+    "usual, image": "Weights in the image",
+    "usual, volume": "On a Volume, as usual",
+    "ours, volume": "weightcache, on a Volume",
 }
-NARROW = 0.035  # of the axis: a part that is narrower has no number within
+WARM = "weightcache, container kept warm"
+STORIES = (  # title, start, whether the container sleeps between visitors
+    ("Before: weights in the image", "usual, image", True),
+    ("Before: on a Volume, as usual", "usual, volume", True),
+    ("After, option A: on a Volume", "ours, volume", True),
+    ("After, option B: one container warm", "ours, volume", False),
+)
 
 
 def draw(result: Result, folder: Path) -> None:
-    """Write ``cold-start.svg`` and ``before-after.svg``."""
+    """Write ``headline.svg``, ``cold-start.svg`` and ``before-after.svg``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in (("cold-start", cold_starts), ("before-after", before_and_after)):
-        figure = picture(result)
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        plt.close(figure)
+    pictures: dict[str, Callable[[Result, Path], None]] = {
+        "headline": headline,
+        "cold-start": cold_starts,
+        "before-after": before_and_after,
+    }
+    for name, picture in pictures.items():
+        picture(result, folder / f"{name}.svg")
 
 
-def cold_starts(result: Result) -> Any:
+def headline(result: Result, path: Path) -> None:
+    """Draw four bars: the seconds until both models are ready."""
+    rows = []
+    for name, title in HEADLINE.items():
+        if name in result["runs"]:  # a slow volume cannot be mounted everywhere
+            seconds = sum(typical(result["runs"][name]).values())
+            rows.append(Bar(title, {"": seconds}, SCENARIOS[name].ours, f"{seconds:.1f} s"))
+    rows.append(Bar(WARM, {"": 0.0}, ours=True, total="0 s"))
+    title = "Seconds until both models are ready"
+    told = "; ".join(f"{row.title}: {row.total}" for row in rows)
+    with figure(0.52 * len(rows) + 0.85) as (drawn, axes):
+        bars(axes, rows)
+        axes.set_title(title, fontsize=12.5, fontweight="bold")
+        save(drawn, path, title=title, description=f"{told}. {result['parameters']}.")
+
+
+def cold_starts(result: Result, path: Path) -> None:
     """Draw the phases of each start as a bar."""
-    names = [name for name in SCENARIOS if name in result["runs"]]
-    rows = [(SCENARIOS[name].title, _parts(result["runs"][name])) for name in names]
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.7), layout="constrained")
-    _bars(axes, rows, [f"{sum(parts.values()):.1f} s" for _, parts in rows])
-    _dress(figure, "From nothing to two models in memory", [part for part in LOOKS if part != "photo"], result)
-    return figure
-
-
-def before_and_after(result: Result) -> Any:
-    """Draw what the first, the next and a later visitor wait for, before and after."""
-    runs = result["runs"]
-    stories = [
-        ("before: weights in the image", "usual, image", True),
-        ("before: on a Volume, loaded as usual", "usual, volume", True),
-        ("after, option A: on a Volume", "ours, volume", True),
-        ("after, option B: one container warm", "ours, volume", False),
+    rows = [
+        Bar(SCENARIOS[name].title, _parts(runs), SCENARIOS[name].ours, f"{sum(_parts(runs).values()):.1f} s")
+        for name, runs in result["runs"].items()
     ]
-    rows: list[tuple[str, Mapping[str, float]]] = []
-    for title, name, sleeps in stories:
-        first, again = result["photos"]["ours" if SCENARIOS[name].ours else "usual"]
-        if sleeps and name not in runs:  # where no slow volume could be mounted
+    _phases(rows, path, "From nothing to two models in memory", result)
+
+
+def before_and_after(result: Result, path: Path) -> None:
+    """Draw what the first, the next and a later visitor wait for, before and after."""
+    rows = []
+    for title, name, sleeps in STORIES:
+        if sleeps and name not in result["runs"]:
             continue
-        cold = {**_parts(runs[name]), "photo": first} if sleeps else {"photo": again}
-        rows += [(f"{title}\nfirst visitor", cold), ("next one", {"photo": again}), ("10 minutes later", cold)]
-    figure, axes = plt.subplots(figsize=(9, 0.45 * len(rows) + 1.8), layout="constrained")
-    _bars(axes, rows, [f"{sum(parts.values()):.0f} s" for _, parts in rows], gap=3)
-    _dress(figure, "What a visitor waits for", [part for part in LOOKS if part != "download"], result)
-    return figure
+        ours = SCENARIOS[name].ours
+        first, again = result["photos"]["ours" if ours else "usual"]
+        warm = {**dict.fromkeys(("imports", "build", "load"), 0.0), "photo": again}
+        cold = {**_start(result["runs"][name]), "photo": first} if sleeps else warm
+        for visitor, parts in ((f"{title}. First visitor", cold), ("Next one", warm), ("10 minutes later", cold)):
+            rows.append(Bar(visitor, parts, ours, f"{sum(parts.values()):.0f} s"))
+    _phases(rows, path, "What a visitor waits for", result, groups=3)
+
+
+def _phases(rows: list[Bar], path: Path, title: str, result: Result, *, groups: int = 0) -> None:
+    names = {
+        "download": "download",
+        "imports": "Python and imports",
+        "build": "build the models",
+        "load": "load the weights",
+        "photo": "one photo",
+    }
+    told = "; ".join(
+        f"{row.title}: {row.total}, of which "
+        + ", ".join(f"{names[part]} {seconds:.1f}" for part, seconds in row.parts.items() if seconds)
+        for row in rows
+    )
+    with figure(0.5 * len(rows) + 1.5) as (drawn, axes):
+        bars(axes, rows, groups=groups)
+        axes.set_title(title, fontsize=12.5, fontweight="bold")
+        legend(axes, [names[part] for part in rows[0].parts])
+        save(drawn, path, title=title, description=f"{told}. {result['parameters']}.")
+
+
+def _start(runs: list[Result]) -> Mapping[str, float]:
+    """Return the parts of a start that finds its weights."""
+    phases = typical(runs)
+    imports = phases["python"] + phases["download"] + phases["imports"]  # nothing is downloaded: one small file is read
+    return {"imports": imports, "build": phases["build"], "load": phases["load"]}
 
 
 def _parts(runs: list[Result]) -> Mapping[str, float]:
-    phases = dict(typical(runs))
+    phases = typical(runs)
     return {"download": phases["download"], "imports": phases["python"] + phases["imports"]} | {
         name: phases[name] for name in ("build", "load")
     }
-
-
-def _bars(axes: Axes, rows: list[tuple[str, Mapping[str, float]]], sums: list[str], gap: int = 0) -> None:
-    """Draw a row of parts for each title; with a ``gap``, some room after so many rows."""
-    places = [-number - (0.6 * (number // gap) if gap else 0) for number in range(len(rows))]
-    most = max(sum(parts.values()) for _, parts in rows)
-    for place, (_, parts), told in zip(places, rows, sums, strict=True):
-        left = 0.0
-        for name, seconds in parts.items():
-            _, grey, pattern = LOOKS[name]
-            axes.barh(place, seconds, 0.72, left, color=grey, hatch=pattern, edgecolor="black", linewidth=0.7)
-            if seconds > NARROW * most:
-                box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
-                x = left + seconds / 2
-                axes.text(x, place, f"{seconds:.1f}", va="center", ha="center", fontsize=8, bbox=box)
-            left += seconds
-        axes.text(left + 0.01 * most, place, told, va="center", fontsize=9, fontweight="bold")
-    axes.set_yticks(places, [title for title, _ in rows], fontsize=9)
-    axes.set(xlim=(0, 1.1 * most), xlabel="seconds")
-    axes.tick_params(left=False)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _dress(figure: Any, title: str, parts: list[str], result: Result) -> None:
-    """Give a picture its title, its legend, and what its figures rest on."""
-    figure.suptitle(title, fontsize=11)
-    handles = [
-        Patch(facecolor=grey, hatch=pattern, edgecolor="black", linewidth=0.7, label=name)
-        for name, grey, pattern in (LOOKS[part] for part in parts)
-    ]
-    counted = f"Starts: the one in the middle of {result['rounds']}, and of the usual download one"
-    if "photo" in parts:
-        counted = f"Starts: the one in the middle of {result['rounds']}; photos: one of each way"
-    told = textwrap.fill(f"{counted}. {result['parameters']}.", 120)
-    legend = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
-    figure.legend(handles=handles, ncols=len(handles), title=told, title_fontsize=8, **legend)

@@ -1,6 +1,6 @@
 """What a cold start costs, measured: this app beside the usual way, on one machine.
 
-    make scenarios            # writes docs/cold-start.svg and docs/before-after.svg too
+    make scenarios            # draws docs/headline.svg, cold-start.svg and before-after.svg too
 
 Full-size checkpoints with random numbers are made once (4 GB in ``.cache/``). Each figure is a fresh process, timed
 from its start until both models are loaded and a number of every page of their weights was read. The processes take
@@ -130,7 +130,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self._disk) as empty:
             if scenario.empty:
                 root = weights = Path(empty)
-            names = sorted(path.name for path in (self.made / "files").glob("*.p*"))  # the detector's comes first
+            names = [path.name for path in self._checkpoints()]
             job = {
                 "size": self._size,
                 "urls": {name: f"{self._url}/{name}" for name in names},
@@ -146,11 +146,15 @@ class Bench:
 
     def parameters(self) -> str:
         """Return the machine and the versions behind the figures."""
-        size = sum(path.stat().st_size for path in (self.made / "files").rglob("*.p*"))
+        size = sum(path.stat().st_size for path in self._checkpoints())
         return (
             f"{os.cpu_count()} cores; {size / 1e9:.2f} GB; image and disk: this machine's, its cache dropped; "
             f"Volume: simulated, {VOLUME}; download: to the disk, {RATE} MB/s a connection, {ROUND_TRIP} ms"
         )
+
+    def _checkpoints(self) -> list[Path]:
+        """Return the two checkpoints that are loaded, the detector's first; another segmenter lies beside them."""
+        return sorted(path for path in (self.made / "files").glob("*.p*") if "tiny" not in path.name)
 
     def photo(self) -> Path:
         """Write a photo for both ways; noise, in which random numbers see something everywhere."""
@@ -177,15 +181,8 @@ def run(program: str, *arguments: str) -> Result:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPATH": str(REPOSITORY / "examples"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command, env=environment, timeout=PATIENCE, check=False, **streams)
     if done.returncode:
         sys.exit(f"a process failed:\n{done.stderr[-4000:]}")
     lines = done.stdout.splitlines()
@@ -194,17 +191,11 @@ def run(program: str, *arguments: str) -> Result:
 
 def measure(bench: Bench, rounds: int) -> Result:
     """Let all scenarios take turns, then let both ways look at a photo."""
-    chosen = {
-        name: each
-        for name, each in SCENARIOS.items()
-        if bench.mounted is not None or each.place == "disk" or each.empty
-    }
+    chosen = {name: each for name, each in SCENARIOS.items() if bench.mounted or each.place == "disk" or each.empty}
     runs: dict[str, list[Result]] = {name: [] for name in chosen}
     for turn in range(rounds + 1):  # in the first turn Python writes its bytecode, and libraries come into the cache
         for name, scenario in chosen.items():
-            if scenario.empty and not turn:
-                continue
-            if name in ONCE and runs[name]:
+            if (scenario.empty and not turn) or (name in ONCE and runs[name]):
                 continue
             print(f"{name}: round {turn} of {rounds}", file=sys.stderr)
             told = bench.start(scenario)
@@ -218,11 +209,7 @@ def measure(bench: Bench, rounds: int) -> Result:
     differences = photos["ours"]["differences"]
     if far := {name: differences[name] for name, most in TOLERANCES.items() if not differences[name] <= most}:
         sys.exit(f"the two ways do not find the same: {far}, and at most {TOLERANCES} was expected")
-    return {
-        "runs": runs,
-        "photos": {way: told["photos"] for way, told in photos.items()},
-        "differences": differences,
-    }
+    return {"runs": runs, "photos": {way: told["photos"] for way, told in photos.items()}, "differences": differences}
 
 
 def whole(told: Result) -> float:
@@ -277,18 +264,12 @@ def main() -> None:
     add("--size", choices=("full", "stand-in"), default="full", help="stand-in: only to try it (default: %(default)s)")
     add("--cache", type=Path, default=REPOSITORY / ".cache" / "fashion", help="(default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write every run there")
-    add("--pictures", type=Path, metavar="FOLDER", help="draw cold-start.svg and before-after.svg there")
+    add("--from", dest="measured", type=Path, metavar="FILE", help="measure nothing: take what --json wrote")
+    add("--pictures", type=Path, metavar="FOLDER", help="draw the pictures of docs there")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: want 1 or more")
-    if reason := available():
-        print(f"no slow volume: {reason}; measuring what is left")
-    options.cache.mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    print(f"{platform.platform()}, Python {platform.python_version()}, {stamp}")
-    print("load average before: {:.1f} {:.1f} {:.1f}".format(*os.getloadavg()))
-    with Bench(options.size, options.cache, volume=not reason) as bench:
-        result = {"rounds": options.rounds, "parameters": bench.parameters(), **measure(bench, options.rounds)}
+    result = json.loads(options.measured.read_text()) if options.measured else measured(options)
     print(f"{result['parameters']}\n\n{report(result)}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -296,6 +277,18 @@ def main() -> None:
         from .pictures import draw  # noqa: PLC0415 (matplotlib)
 
         draw(result, options.pictures)
+
+
+def measured(options: argparse.Namespace) -> Result:
+    """Measure, and say on which machine."""
+    if reason := available():
+        print(f"no slow volume: {reason}; measuring what is left")
+    options.cache.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    print(f"{platform.platform()}, Python {platform.python_version()}, {stamp}")
+    print("load average before: {:.1f} {:.1f} {:.1f}".format(*os.getloadavg()))
+    with Bench(options.size, options.cache, volume=not reason) as bench:
+        return {"rounds": options.rounds, "parameters": bench.parameters(), **measure(bench, options.rounds)}
 
 
 if __name__ == "__main__":

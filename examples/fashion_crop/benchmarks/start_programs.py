@@ -48,7 +48,8 @@ OURS = """\
 from weightcache import prefetch, timeline
 timeline()
 called = time.monotonic()
-reading = prefetch(job["manifest"], root=job["root"], into="memory")
+wanted = ["groundingdino", "bert-base-uncased", "sam2-large"]
+reading = prefetch(job["manifest"], root=job["root"], only=wanted, into="memory")
 from fashion_crop.web.backend import start
 backend = start(job["manifest"], root=job["root"], reading=reading, stand_ins=job["size"] == "stand-in")
 before, marked = backend.phases, marks["python"]
