@@ -81,6 +81,7 @@ def test_a_client_that_does_not_read_its_answer_loses_its_place(caplog: pytest.L
         with begun_whole(client, request):
             until(lambda: "too slow" in caplog.text)
             until(lambda: client.post("/v1/detect", files=image()).status_code == 200)
+        assert 'fashion_crop_requests_total{route="/v1/crops",status="499"} 1.0' in client.get("/metrics").text
 
 
 def begun_whole(client: Client, request: httpx.Request) -> socket.socket:

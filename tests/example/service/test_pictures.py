@@ -228,6 +228,17 @@ def test_masks_that_are_too_large_are_not_sent() -> None:
         assert masks(client, prompts="shirt").status_code == 200
 
 
+@pytest.mark.parametrize(("path", "picture"), [("/v1/crops", "picture"), ("/v1/masks", "mask")])
+def test_the_limit_is_for_all_pictures_of_an_answer(client: Client, path: str, picture: str) -> None:
+    sent = {"files": image(), "data": {"prompts": "shirt,dress,hat"}}
+    garments = client.post(path, **sent).json()["garments"]
+    size = sum(len(base64.b64decode(each[picture])) for each in garments)
+    assert len(garments) == 3
+    for most, status in ((size, 200), (size - 1, 422)):
+        with serving(fake_backend(), max_answer=most) as limited:
+            assert limited.post(path, **sent).status_code == status
+
+
 def test_a_crop_with_more_pixels_than_any_photo_is_not_made() -> None:
     with serving(fake_backend(FakeDetector([Detection("shirt", 0.9, Box(0, 0, 2048, 1))]))) as client:
         response = crops(client, photo(20_000, 10), aspect="1:1")
