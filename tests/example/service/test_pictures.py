@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from fakes import DIGEST, FakeDetector, fake_backend
-from fashion_crop.models.detection import Box, Detection
+from fashion_crop.models.crops import Garment
+from fashion_crop.models.detection import Box, CancelledError, Detection
+from fashion_crop.web.bodies import Pictures
 from service_requests import crops, error, image
 from serving import Client, noise, photo, serving
 
@@ -237,6 +239,15 @@ def test_the_limit_is_for_all_pictures_of_an_answer(client: Client, path: str, p
     for most, status in ((size, 200), (size - 1, 422)):
         with serving(fake_backend(), max_answer=most) as limited:
             assert limited.post(path, **sent).status_code == status
+
+
+def test_no_picture_is_made_for_a_client_that_has_left() -> None:
+    def left() -> None:
+        raise CancelledError
+
+    garment = Garment(0, "shirt", 0.9, 0.9, None, Box(0, 0, 1, 1), 1, np.zeros((1, 1), np.uint8), (0, 0, 1, 1))
+    with pytest.raises(CancelledError):
+        Pictures(1000, left).masks([garment])
 
 
 def test_a_crop_with_more_pixels_than_any_photo_is_not_made() -> None:
