@@ -47,7 +47,7 @@ export function setDefaults({defaults, rendering = {}}) {
   const isColour = all.background.startsWith("#");
   if (isColour) $("colour").value = all.background;
   form.elements.background.value = isColour ? "colour" : all.background;
-  for (const name of CHOICES) form.elements[name].value = all[name];
+  for (const name of CHOICES) if (all[name]) form.elements[name].value = all[name];
   showValues();
 }
 

@@ -39,6 +39,7 @@ function choose(files, credit) {
   hideError();
   const photos = queue.add([...files], credit);
   for (const photo of photos) addRow(photo, {select, cancel, remove, retry});
+  showTotals();
   select(photos[0]);
 }
 
