@@ -13,9 +13,8 @@ from playwright.sync_api import Browser, expect
 from browsing import Visit, file, unzipped, visiting
 from fakes import Gate
 from fashion_crop.models.detection import Box, Detection
-from serving import serving
-
 from page_server import CLOTHES, KEY, Told, backend_of
+from serving import serving
 
 # For everybody.
 
@@ -142,9 +141,7 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, width: int) -> None:
     found = [*CLOTHES, Detection(long, 0.5, Box(0, 0, 60, 40))]
     with (
         serving(backend_of(Told(found), versions={long: long})) as client,
-        visiting(
-            browser, client, viewport={"width": width, "height": 640}, has_touch=width < 800
-        ) as visit,
+        visiting(browser, client, viewport={"width": width, "height": 640}, has_touch=width < 800) as visit,
     ):
         expect(visit.state).to_contain_text("Ready")
         assert not visit.scrolls_sideways()

@@ -17,10 +17,16 @@ IPHONE = "On an iPhone, choose Settings > Camera > Formats > Most Compatible for
 OTHERS = {
     "heic": (HEIC, f"The file is HEIC, and only JPEG, PNG and WebP are taken. Export it as JPEG. {IPHONE}"),
     "heif": (HEIF, f"The file is HEIF, and only JPEG, PNG and WebP are taken. Export it as JPEG. {IPHONE}"),
-    "brand": (BY_COMPATIBLE_BRAND, f"The file is HEIC, and only JPEG, PNG and WebP are taken. Export it as JPEG. {IPHONE}"),
+    "brand": (
+        BY_COMPATIBLE_BRAND,
+        f"The file is HEIC, and only JPEG, PNG and WebP are taken. Export it as JPEG. {IPHONE}",
+    ),
     "avif": (b"\0\0\0\x18ftypavif" + bytes(100), "The file is AVIF, and only JPEG, PNG and WebP are taken. Export it"),
     "film": (b"\0\0\0\x18ftypqt  " + bytes(100), "The file is a QuickTime film, and only"),
-    "gif": (b"GIF89a" + bytes(100), "The file is a GIF, and only JPEG, PNG and WebP are taken. Save it as one of these."),
+    "gif": (
+        b"GIF89a" + bytes(100),
+        "The file is a GIF, and only JPEG, PNG and WebP are taken. Save it as one of these.",
+    ),
     "tiff": (b"II*\0" + bytes(100), "The file is a TIFF or a camera's raw photo, and only"),
     "jxl": (b"\xff\x0a" + bytes(100), "The file is JPEG XL, and only"),
     "pdf": (b"%PDF-1.7", "The file is a PDF, and only"),
