@@ -52,7 +52,7 @@ image = (
 image = cache.add_to(image).add_local_dir(
     HERE,
     "/root/fashion_crop",
-    ignore=~modal.FilePatternMatcher("models/*.py", "web/*.py", "web/page.html", "!web/serve.py", "__init__.py"),
+    ignore=~modal.FilePatternMatcher("models/*.py", "web/*.py", "web/page/*", "!web/serve.py", "__init__.py"),
 )
 
 reading = cache.prefetch(into="memory")  # in a container the Volume is read from here on, while Python imports

@@ -199,8 +199,13 @@ def test_the_image(plane: ControlPlane) -> None:
     mounted = {file.filename: file for each in plane.requests("MountGetOrCreate") for file in each.files}
     [manifest] = [file for name, file in mounted.items() if name.startswith("/etc/weightcache/fashion-models-")]
     assert manifest.sha256_hex == sha256((EXAMPLE / "weights.toml").read_bytes())
-    assert {"/root/app.py", "/root/fashion_crop/web/page.html", "/root/fashion_crop/models/sam.py"} <= set(mounted)
-    assert {Path(name).suffix for name in mounted} == {".py", ".html", ".toml"}
+    assert {
+        "/root/app.py",
+        "/root/fashion_crop/web/page/page.html",
+        "/root/fashion_crop/web/page/sample.jpg",
+        "/root/fashion_crop/models/sam.py",
+    } <= set(mounted)
+    assert {Path(name).suffix for name in mounted} == {".py", ".html", ".css", ".js", ".jpg", ".toml"}
     here = {name for name in mounted if name.startswith("/root/fashion_crop/")}
     assert not any("/benchmarks/" in name or name.endswith("serve.py") for name in here)
     assert not any(name.startswith("/root/data") for name in mounted)
