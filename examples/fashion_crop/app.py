@@ -55,7 +55,12 @@ image = cache.add_to(image).add_local_dir(
     ignore=~modal.FilePatternMatcher("models/*.py", "web/*.py", "web/page/*", "!web/serve.py", "__init__.py"),
 )
 
-reading = cache.prefetch(into="memory")  # in a container the Volume is read from here on, while Python imports
+# The manifest has smaller segmenters too. Only these are read and downloaded.
+CHECKPOINTS = ("groundingdino", "sam2-large", "bert-base-uncased")
+
+reading = cache.prefetch(
+    only=CHECKPOINTS, into="memory"
+)  # in a container the Volume is read from here on, while Python imports
 with image.imports():
     from fashion_crop.web.backend import start
     from fashion_crop.web.service import Settings, create_app
@@ -80,7 +85,7 @@ class FashionCrop:
         self.backend = start(
             cache.manifest,
             root=cache.path,
-            ensure=cache.ensure,
+            ensure=lambda: cache.ensure(only=CHECKPOINTS),
             reading=reading,
             device="cuda" if GPU else "cpu",
         )

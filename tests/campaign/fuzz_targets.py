@@ -162,7 +162,7 @@ def tag_target(folder: Path) -> Target:
     checkpoint = tags.declared("model", {"w.pt": {"sha256": DIGEST, "size": 10}}, is_directory=False)
     (folder / "tagged").mkdir()
     with announce_writing(layout.root):
-        path = Path(tags.write_publication(layout, tags.Publication(tag, checkpoint, 5, "2026-01-01", 2)))
+        path = Path(tags.write_publication(layout, tags.Publication(tag, checkpoint, 5, "2026-01-01", 2))[0])
 
     def read(data: bytes) -> str | None:
         with suppress(ValueError, RecursionError, TypeError, AttributeError):

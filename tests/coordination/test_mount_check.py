@@ -112,6 +112,11 @@ def test_the_disk_of_the_container() -> None:
     assert not subject._is_own_disk("/proc/self")
 
 
+def test_a_disk_that_cannot_be_looked_at_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "exists", lambda path: True)  # and then it is gone, or the file system fails
+    assert not subject._is_own_disk("/no/such/directory")
+
+
 def test_what_is_not_known_is_not_refused(
     mount: Path, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import random
 import shutil
 import threading
@@ -331,6 +333,21 @@ def test_a_tag_that_no_commit_took(good: int, root: Path, tmp_path: Path) -> Non
     volume = Volume(root)
     publish(tmp_path / "model.bin", name="tagger", root=root, volume=volume, tag="newest")
     assert "commit" in kinds(volume)
+    assert len(tags(root=root)) == 1
+
+
+def test_a_publication_is_not_looked_at_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is known. If it was asked for, a file system that fails then let an OSError out of `publish`."""
+    real = os.stat
+
+    def fails(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if "/.weightcache/tags/" in str(path):
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported", path)
+        return real(path, *args, **options)
+
+    (tmp_path / "model.bin").write_bytes(ONE)
+    monkeypatch.setattr(os, "stat", fails)
+    publish(tmp_path / "model.bin", name="tagger", root=root, tag="newest")
     assert len(tags(root=root)) == 1
 
 

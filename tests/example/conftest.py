@@ -32,7 +32,7 @@ class StandIns:
 
     @property
     def segmenter(self) -> Path:
-        return self.files / "sam2_stand_in.pt"
+        return self.files / "sam2_large_stand_in.pt"
 
     @property
     def text_encoder(self) -> Path:

@@ -52,6 +52,10 @@ class FakeDetector:
     found: Sequence[Detection] | None = None
     gate: Gate | None = None
     calls: list[dict[str, object]] = field(default_factory=list)
+    device: str = "cpu"
+
+    def to(self, device: str) -> None:
+        self.device = device
 
     def detect(
         self, pixels: NDArray[np.uint8], prompts: Sequence[str], *, box_threshold: float, text_threshold: float
@@ -100,6 +104,10 @@ class FakeSegmenter:
     masks: dict[Box, NDArray[np.bool_]] = field(default_factory=dict)
     gate: Gate | None = None
     calls: list[list[Box]] = field(default_factory=list)
+    device: str = "cpu"
+
+    def to(self, device: str) -> None:
+        self.device = device
 
     def segment(
         self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never_cancelled
@@ -127,7 +135,7 @@ def fake_backend(detector: FakeDetector | None = None, segmenter: FakeSegmenter 
 
     return Backend(
         pipeline=Pipeline(detector or FakeDetector(), segmenter or FakeSegmenter()),
-        weights={"groundingdino": DIGEST, "sam2": DIGEST},
+        weights={"groundingdino": DIGEST, "sam2-large": DIGEST},
         phases=dict.fromkeys(("inspect", "import", "build", "load", "other", "prefetch", "ready"), 0.0),
         versions={"weightcache": "0"},
         stand_ins=True,

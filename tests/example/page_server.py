@@ -36,10 +36,6 @@ class Told(Pipeline):
         self.asked.append(options)
         return super().segment(photo, options, **more)
 
-    def crop(self, photo: Any, options: Options, **more: Any) -> Any:
-        self.asked.append(options)
-        return super().crop(photo, options, **more)
-
 
 def backend_of(pipeline: Pipeline, **changed: Any) -> Backend:
     backend = fake_backend()

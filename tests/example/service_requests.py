@@ -26,7 +26,8 @@ def error(response: httpx.Response) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/json"
     body = response.json()
     assert set(body) == {"error"}
-    assert {"code", "message"} <= set(body["error"]) <= {"code", "message", "fields"}
+    assert {"code", "message", "request_id"} <= set(body["error"]) <= {"code", "message", "request_id", "fields"}
+    assert body["error"]["request_id"] == response.headers["x-request-id"]
     assert body["error"]["message"]
     return body["error"]
 

@@ -56,7 +56,7 @@ def detector(stand_ins: StandIns) -> grounding_dino.GroundingDino:
 @pytest.fixture(scope="module")
 def segmenter(stand_ins: StandIns) -> sam.Sam2:
     with skip_init():
-        model = sam.build("stand-in")
+        model = sam.build(size="stand-in")
     sam.load(model, stand_ins.segmenter)
     return sam.Sam2(model)
 
@@ -297,7 +297,7 @@ def test_a_weight_missing_in_the_detector(stand_ins: StandIns, damaged: Any) -> 
 def test_a_weight_missing_and_one_too_many_in_the_segmenter(stand_ins: StandIns, damaged: Any) -> None:
     path = damaged(stand_ins.segmenter, lambda weights: weights.update(other=weights.pop("no_mem_embed")))
     with pytest.raises(LoadError) as caught:
-        sam.load(sam.build("stand-in"), path)
+        sam.load(sam.build(size="stand-in"), path)
     assert [name in problem for name, problem in zip(("no_mem_embed", "other"), caught.value.problems, strict=True)]
     assert len(caught.value.problems) == 2
 
@@ -306,7 +306,7 @@ def test_a_weight_missing_and_one_too_many_in_the_segmenter(stand_ins: StandIns,
 def test_a_file_of_another_layout(content: dict[str, Any], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(LoadError, match=r"no weights under 'model'"):
-        sam.load(sam.build("stand-in"), tmp_path / "other.pt")
+        sam.load(sam.build(size="stand-in"), tmp_path / "other.pt")
 
 
 def test_the_full_architectures(stand_ins: StandIns, tmp_path: Path) -> None:
@@ -359,8 +359,8 @@ grounding_dino.load(model, pathlib.Path(sys.argv[1]) / "groundingdino_stand_in.p
 detector = grounding_dino.GroundingDino(model, size="stand-in")
 pixels = np.zeros((99, 99, 3), np.uint8)
 found = detector.detect(pixels, ["shirt"], box_threshold=0, text_threshold=0)
-segmenter = sam.build("stand-in")
-sam.load(segmenter, pathlib.Path(sys.argv[1]) / "sam2_stand_in.pt")
+segmenter = sam.build(size="stand-in")
+sam.load(segmenter, pathlib.Path(sys.argv[1]) / "sam2_large_stand_in.pt")
 sam.Sam2(segmenter).segment(pixels, [each.box for each in found])
 reached = [each for each in asked if each[0] not in ("socket.__new__", "socket.bind", "socket.gethostname")]
 print(len(found), reached, os.path.exists(os.environ["HF_HOME"]), "HF_HUB_OFFLINE" in os.environ)
@@ -405,7 +405,7 @@ def test_stand_ins_are_the_same_at_every_call(stand_ins: StandIns, tmp_path: Pat
     manifests = [Manifest.load(path) for path in (stand_ins.manifest, make_stand_ins(tmp_path, "http://127.0.0.1:9"))]
     first, second = ({entry.name: entry.digest for entry in manifest} for manifest in manifests)
     assert first == second
-    assert 'urls = ["http://127.0.0.1:9/sam2_stand_in.pt"]' in (tmp_path / "weights.toml").read_text()
+    assert 'urls = ["http://127.0.0.1:9/sam2_large_stand_in.pt"]' in (tmp_path / "weights.toml").read_text()
 
 
 def test_stand_ins_have_the_shape_of_the_real_manifest(stand_ins: StandIns) -> None:

@@ -80,7 +80,7 @@ def test_a_filled_root_is_looked_at_and_read_beside_the_imports(cache: Path) -> 
 def test_a_half_filled_root_is_completed(cache: Path, tmp_path: Path) -> None:
     cache = copied(cache, tmp_path)
     root = cache / "stand-in-root"
-    (segmenter,) = root.glob("sam2/*/*.pt")
+    (segmenter,) = root.glob("sam2-large/*/*.pt")
     segmenter.unlink()
     (detector,) = root.glob("groundingdino/*/*.pth")
     detector.write_bytes(detector.read_bytes()[:1000])  # as a copy that broke off
@@ -112,7 +112,7 @@ def test_two_starts_at_once_download_once(stand_ins: StandIns, tmp_path: Path) -
         assert [child.line() for child in children] == ["ready", "ready"]
         for child in children:
             child.say("go")
-        assert [child.line() for child in children] == ["['bert-base-uncased', 'groundingdino', 'sam2']"] * 2
+        assert [child.line() for child in children] == ["['bert-base-uncased', 'groundingdino', 'sam2-large']"] * 2
         sizes = sum(file.size or 0 for checkpoint in Manifest.load(manifest) for file in checkpoint.files)
         assert origin.sent() == sizes
 
@@ -231,5 +231,5 @@ def test_real_weights_are_those_of_the_manifest_that_is_deployed(
     monkeypatch.setattr(serve, "_serve", lambda load, *_: load() and 0)
     assert serve.main(["--weights", "real", "--port", "0", "--cache", str(tmp_path)]) == 0
     ((manifest, options),) = started
-    assert [checkpoint.name for checkpoint in manifest] == ["groundingdino", "sam2", "bert-base-uncased"]
+    assert [checkpoint.name for checkpoint in manifest] == ["groundingdino", "sam2-large", "bert-base-uncased"]
     assert options == {"root": tmp_path / "real-root"}

@@ -102,7 +102,10 @@ def _is_own_disk(root: str) -> bool:
     real = os.path.realpath(root)
     while not os.path.exists(real):
         real = os.path.dirname(real)
-    return os.stat(real).st_dev == os.stat("/").st_dev
+    try:
+        return os.stat(real).st_dev == os.stat("/").st_dev
+    except OSError:  # only what is known to be wrong is refused
+        return False
 
 
 def _in_words(volume: Any) -> str:

@@ -175,8 +175,8 @@ def move_tag(layout: Layout, volume: Volume | None, tag: Tag, checkpoint: Checkp
             store_root.make_root(layout)
             with calls.writing():
                 publication = Publication(tag, checkpoint, next_order(layout, tag), published, keep)
-                path = write_publication(layout, publication)
-            written = {os.path.relpath(path, layout.root): Wanted(os.path.getsize(path))}
+                path, size = write_publication(layout, publication)
+            written = {os.path.relpath(path, layout.root): Wanted(size)}
             if not calls.commit(written):
                 raise _not_committed(tag, checkpoint, calls)
             calls.reload()  # a prune in another container that did not see this publication committed before it

@@ -193,8 +193,8 @@ def next_order(layout: Layout, tag: Tag) -> int:
     return order
 
 
-def write_publication(layout: Layout, publication: Publication) -> str:
-    """Write the file of one publication, at once and durably, and return its path.
+def write_publication(layout: Layout, publication: Publication) -> tuple[str, int]:
+    """Write the file of one publication, at once and durably, and return its path and its size in bytes.
 
     Raises:
         StorageError: It cannot be written.
@@ -214,16 +214,17 @@ def write_publication(layout: Layout, publication: Publication) -> str:
     }
     document["check"] = _check(document)
     path = f"{layout.tag(tag)}/{_file_name(publication.order, checkpoint.digest)}"
+    data = f"{json.dumps(document, indent=1)}\n".encode()
     refuse_links(layout, layout.tag(tag), layout.partials)
     try:
         for folder in (layout.tag(tag), layout.partials):
             os.makedirs(folder, exist_ok=True)
         # Among the partials, where it is swept if this process dies first.
         fresh = f"{layout.partials}/{UNFINISHED_RECEIPT}.{Writer.new(layout.root)}"
-        replace_file(path, f"{json.dumps(document, indent=1)}\n".encode(), fresh, durable=True)
+        replace_file(path, data, fresh, durable=True)
     except OSError as error:
         raise StorageError.of(error, "write the publication", path) from None
-    return path
+    return path, len(data)
 
 
 def retention(layout: Layout, older_than: float) -> tuple[set[tuple[str, str]], list[str]]:

@@ -70,7 +70,7 @@ def load_detector(model: Any, checkpoint: Path) -> Any:
 
 def build_segmenter(size: Size = "full") -> Any:
     """Make SAM 2; there is but one way."""
-    return sam.build(size)
+    return sam.build(size=size)
 
 
 def load_segmenter(model: Any, checkpoint: Path) -> SAM2ImagePredictor:

@@ -48,9 +48,17 @@ _BERT = {  # its vocabulary, layers and widths; those of the full size are bert-
         "intermediate_size": 3072,
     },
 }
-_FILES = {  # of the detector and the segmenter
-    "stand-in": ("groundingdino_stand_in.pth", "sam2_stand_in.pt"),
-    "full": ("groundingdino_swint_ogc.pth", "sam2_hiera_large.pt"),
+_FILES = {  # by checkpoint; the stand-ins of the two segmenters have one small architecture and other numbers
+    "stand-in": {
+        "groundingdino": "groundingdino_stand_in.pth",
+        "sam2-large": "sam2_large_stand_in.pt",
+        "sam2-tiny": "sam2_tiny_stand_in.pt",
+    },
+    "full": {
+        "groundingdino": "groundingdino_swint_ogc.pth",
+        "sam2-large": "sam2_hiera_large.pt",
+        "sam2-tiny": "sam2_hiera_tiny.pt",
+    },
 }
 _SEED = 3  # one with which several prompts are found
 
@@ -61,10 +69,10 @@ def make_stand_ins(folder: Path, url: str | None = None, *, size: Size = "stand-
     Args:
         folder: Where they go: ``weights.toml``, below ``files/`` what it names, and ``published/``, a root that has it.
         url: Where ``files/`` will be found, as in ``"http://127.0.0.1:9000"``; ``None`` for where it is.
-        size: ``"full"`` for 1.6 GB, as the published ones.
+        size: ``"full"`` for 1.7 GB, as the published ones.
 
     Returns:
-        The manifest, with the names of checkpoints that ``fashion_crop/weights.toml`` has.
+        The manifest, with names of checkpoints that ``fashion_crop/weights.toml`` has too.
     """
     folder = folder.resolve()
     places = _save(folder / "files", size)
@@ -86,15 +94,16 @@ def _save(folder: Path, size: Size) -> Mapping[str, Path]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         detector = grounding_dino.build(text_encoder, size)
-        segmenter = sam.build(size)
+        segmenters = {variant: sam.build(variant, size) for variant in ("large", "tiny")}
         _spread_scores(detector)
     weights = {f"module.{name}": value for name, value in detector.state_dict().items()}
     # The published checkpoint has these two, and the model has no place for them: loading must know them.
     weights["module.label_enc.weight"] = torch.zeros(2001, 256)
     weights["module.bert.embeddings.position_ids"] = torch.arange(512)[None]
-    places = dict(zip(("groundingdino", "sam2"), (folder / name for name in _FILES[size]), strict=True))
+    places = {name: folder / file for name, file in _FILES[size].items()}
     torch.save({"model": weights}, places["groundingdino"])
-    torch.save({"model": segmenter.state_dict()}, places["sam2"])
+    for variant, segmenter in segmenters.items():
+        torch.save({"model": segmenter.state_dict()}, places[f"sam2-{variant}"])
     return {**places, "bert-base-uncased": text_encoder}
 
 

@@ -1,95 +1,196 @@
-"""Make the picture of a garment from a detection and its mask."""
+"""Render the picture of a garment: background, padding, aspect ratio and format, without another look at the photo.
+
+The box arithmetic of `crop_box` is simple on purpose: the page does the same in JavaScript.
+"""
 
 from __future__ import annotations
 
+import io
+import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
-from . import masks
-from .boxes import whole_pixels
-from .detection import Box
+from . import boxes
+from .detection import Box, OptionsError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-    from .detection import Detection
     from .photo import Photo
 
 Region = tuple[int, int, int, int]  # whole pixels: left, top, right, bottom, as of a `Box`
 
+BACKGROUNDS = "transparent|white|original|#[0-9a-fA-F]{6}"  # as a regular expression
+ASPECTS = {"original": None, "1:1": 1 / 1, "4:5": 4 / 5}  # width by height
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}  # by format
+MAX_PIXELS = 80_000_000  # of a crop, which padding and an aspect ratio can make larger than any photo
+MARGIN = 0.05  # of the longer side of a box: how far a mask goes beyond it
 
-@dataclass
-class Cut:
-    """A detection and its mask.
+# PNG: a third of the time of Pillow's own 6, for 7 % more bytes (1200 by 1600 pixels, half of them transparent).
+_ENCODING = {"png": {"compress_level": 3}, "webp": {"quality": 90}, "jpeg": {"quality": 92}}
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a garment is shown.
 
     Attributes:
-        found: What was found, its box in pixels of `Photo.pixels`.
-        region: The box with padding, in the same pixels.
-        mask: Of the region: height by width.
-        quality: How good the segmenter thinks the mask is, 0 to 1.
-        person: The person that wears it, numbered from the left; ``None`` if none was found.
+        padding: What a crop shows on each side of its box, as a share of the box's longer side, 0 to 1.
+        background: What is not garment: ``"transparent"``, ``"white"``, a colour such as ``"#f4f4f4"``, or
+            ``"original"`` for the photo itself.
+        aspect: Width by height, ``"1:1"`` or ``"4:5"``; ``"original"`` for that of the box.
+        format: ``"png"``, ``"webp"`` or ``"jpeg"``.
+
+    Raises:
+        OptionsError: A value is not one of these; the message names every wrong one.
     """
 
-    found: Detection
-    region: Region
-    mask: NDArray[np.bool_]
-    quality: float
-    person: int | None = None
+    padding: float = 0.05
+    background: str = "transparent"
+    aspect: str = "original"
+    format: str = "png"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.padding <= 1:  # which NaN is not, either
+            problems.append(("padding", f"must be from 0 to 1, got {self.padding}"))
+        if not re.fullmatch(BACKGROUNDS, self.background):
+            message = f"must be transparent, white, original or a colour as #rrggbb, got {self.background[:40]!r}"
+            problems.append(("background", message))
+        if self.aspect not in ASPECTS:
+            problems.append(("aspect", f"must be original, 1:1 or 4:5, got {self.aspect[:40]!r}"))
+        if self.format not in MEDIA_TYPES:
+            problems.append(("format", f"must be png, webp or jpeg, got {self.format[:40]!r}"))
+        if self.format == "jpeg" and self.background == "transparent":
+            problems.append(("format", "JPEG has no transparency: choose a background, or PNG or WebP"))
+        if problems:
+            raise OptionsError(problems)
 
 
 @dataclass(frozen=True)
 class Garment:
-    """One garment, cut out.
+    """One garment: where it is in the photo, and which pixels belong to it.
 
     Attributes:
         id: Its place in the result, from 0.
         label: One of the prompts.
         score: How sure the detector is, 0 to 1.
         mask_score: How good the segmenter thinks the mask is, 0 to 1.
-        box: Where it is, in pixels of the upright original.
-        crop_box: What ``image`` shows: left, top, right, bottom in whole pixels of the original.
-        area: Of its mask within the crop, in pixels of the original.
         person: The person that wears it, numbered from the left; ``None`` if none was found.
-        image: The crop: RGBA on a transparent background, else RGB. It is cut from `Photo.pixels`, so of a photo with
-            more pixels than those it is smaller than ``crop_box``.
+        box: Where it is, in pixels of the upright original.
+        area: Of its mask, in pixels of the original.
+        mask: Its opacity, 0 to 255, soft at the edge: height by width, at the resolution of `Photo.pixels`.
+        mask_box: What ``mask`` covers when it is scaled to it, in whole pixels of the original: the box and `MARGIN`.
+            Outside of it everything is background.
     """
 
     id: int
     label: str
     score: float
     mask_score: float
-    box: Box
-    crop_box: Region
-    area: int
     person: int | None
+    box: Box
+    area: int
+    mask: NDArray[np.uint8]
+    mask_box: Region
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The picture of a garment.
+
+    Attributes:
+        image: All pixels that the original has there: RGBA on a transparent background, else RGB.
+        box: What ``image`` shows, in whole pixels of the original. With an aspect ratio it may go beyond the photo.
+    """
+
     image: Image.Image
+    box: Region
 
 
-def garment(number: int, cut: Cut, photo: Photo, background: str) -> Garment:
-    """Make the picture of a garment, with its coordinates in pixels of the original.
+def render(garment: Garment, photo: Photo, rendering: Rendering) -> Crop:
+    """Make the picture of a garment from the original pixels of its photo.
+
+    Only the pixels of the crop are processed. What lies beyond the photo is transparent or has the colour of the
+    background; with the photo itself as background it is white.
+
+    Raises:
+        OptionsError: The crop would have over `MAX_PIXELS`.
+    """
+    box = crop_box(garment.box, photo.width, photo.height, rendering)
+    left, top, right, bottom = box
+    size = right - left, bottom - top
+    _refuse_large(*size)
+    shown = max(left, 0), max(top, 0), min(right, photo.width), min(bottom, photo.height)
+    pixels = Image.fromarray(photo.original[shown[1] : shown[3], shown[0] : shown[2]])
+    place = shown[0] - left, shown[1] - top
+    if rendering.background == "original":
+        if pixels.size != size:
+            ground = Image.new("RGB", size, "white")
+            ground.paste(pixels, place)
+            return Crop(ground, box)
+        return Crop(pixels, box)
+    opacity = _opacity(garment, box)
+    visible = opacity.crop((*place, place[0] + pixels.width, place[1] + pixels.height))
+    if rendering.background == "transparent":
+        # Black outside the mask: else the file would contain the background for programs that ignore opacity.
+        image = Image.new("RGB", size)
+        image.paste(pixels, place, visible.point(lambda value: 255 if value else 0))
+        image.putalpha(opacity)
+        return Crop(image, box)
+    ground = Image.new("RGB", size, rendering.background)
+    ground.paste(pixels, place, visible)
+    return Crop(ground, box)
+
+
+def crop_box(box: Box, width: int, height: int, rendering: Rendering) -> Region:
+    """Return what a crop shows, in whole pixels of a photo of that size.
+
+    The padded box grows around its centre to the aspect ratio, and is never cut, so it may go beyond the photo. Without
+    an aspect ratio it ends at the photo's borders.
+    """
+    left, top, right, bottom = boxes.padded(box, rendering.padding)
+    aspect = ASPECTS[rendering.aspect]
+    if aspect is None:
+        return boxes.whole_pixels(Box(left, top, right, bottom), width, height)
+    wide, high = right - left, bottom - top
+    if wide / high < aspect:
+        left, right = (left + right - high * aspect) / 2, (left + right + high * aspect) / 2
+    else:
+        top, bottom = (top + bottom - wide / aspect) / 2, (top + bottom + wide / aspect) / 2
+    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+
+
+def _refuse_large(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        text = f"a crop would have {width:,} by {height:,} pixels, and at most {MAX_PIXELS:,} are made: "
+        raise OptionsError([("aspect", text + "choose less padding, or the aspect ratio original")])
+
+
+def encode(image: Image.Image, format: str) -> bytes:  # noqa: A002 (it is what Rendering calls it)
+    """Write a crop as ``"png"``, ``"webp"`` or ``"jpeg"``."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **_ENCODING[format])
+    return buffer.getvalue()
+
+
+def file_name(photo_name: str, number: int, label: str, format: str) -> str:  # noqa: A002 (as above)
+    """Return the name of a crop's file, such as ``holiday_01_shirt.png``.
 
     Args:
-        number: Its index in the result.
-        cut: The detection and its mask.
-        photo: The photo.
-        background: ``"transparent"``, ``"original"`` for the photo itself, ``"white"``, or a colour as ``"#rrggbb"``.
+        photo_name: Of the file that was sent; a path before it and its extension are left out.
+        number: From 1.
+        label: What it shows.
+        format: As `encode` takes it.
     """
-    left, top, right, bottom = cut.region
-    x, y = photo.scale
-    return Garment(
-        id=number,
-        label=cut.found.label,
-        score=cut.found.score,
-        mask_score=cut.quality,
-        box=in_original(cut.found.box, photo),
-        crop_box=whole_pixels(in_original(Box(*cut.region), photo), photo.width, photo.height),
-        area=round(np.count_nonzero(cut.mask) * x * y),
-        person=cut.person,
-        image=_picture(photo.pixels[top:bottom, left:right], cut.mask, background),
-    )
+    stem = re.split(r"[/\\]", photo_name)[-1]
+    stem = stem.rpartition(".")[0] or stem
+    extension = "jpg" if format == "jpeg" else format
+    return f"{_safe(stem) or 'photo'}_{number:02}_{_safe(label) or 'garment'}.{extension}"
 
 
 def in_original(box: Box, photo: Photo) -> Box:
@@ -98,14 +199,15 @@ def in_original(box: Box, photo: Photo) -> Box:
     return Box(box.left * x, box.top * y, box.right * x, box.bottom * y)
 
 
-def _picture(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], background: str) -> Image.Image:
-    image = Image.fromarray(pixels)
-    if background == "original":
-        return image
-    opacity = Image.fromarray(masks.soften(mask))
-    if background == "transparent":
-        # Black outside the mask: else the file would contain the background for programs that ignore opacity.
-        image = Image.composite(image, Image.new("RGB", image.size), Image.fromarray(mask))
-        image.putalpha(opacity)
-        return image
-    return Image.composite(image, Image.new("RGB", image.size, background), opacity)
+def _safe(text: str) -> str:
+    """Return letters and digits of any script, and nothing that a path is made of."""
+    return re.sub(r"[^\w-]+", "_", text).strip("_")[:40]
+
+
+def _opacity(garment: Garment, box: Region) -> Image.Image:
+    """Return the mask as large as the crop, scaled to the original's pixels."""
+    left, top, right, bottom = garment.mask_box
+    mask = Image.fromarray(garment.mask).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    opacity = Image.new("L", (box[2] - box[0], box[3] - box[1]))
+    opacity.paste(mask, (left - box[0], top - box[1]))
+    return opacity

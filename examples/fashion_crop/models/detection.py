@@ -1,6 +1,6 @@
 """The types of the pipeline: boxes, detections, and the protocols of a detector and a segmenter.
 
-This module knows no model. To use another model, write a class with the method of its protocol.
+This module knows no model. To use another model, write a class with the methods of its protocol.
 """
 
 from __future__ import annotations
@@ -28,6 +28,18 @@ class CancelledError(Exception):
     """The client no longer waits for the result."""
 
 
+class OptionsError(ValueError):
+    """Options of a request are invalid.
+
+    Attributes:
+        problems: Each field that is wrong, and how.
+    """
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{field}: {message}" for field, message in problems))
+        self.problems = problems
+
+
 def never_cancelled() -> bool:
     """The default for ``cancelled``: always False."""
     return False
@@ -51,6 +63,9 @@ class Detection:
 class Detector(Protocol):
     """Finds objects that are described by words."""
 
+    def to(self, device: str) -> None:
+        """Move the model to a device, as torch names it."""
+
     def detect(
         self, pixels: NDArray[np.uint8], prompts: Sequence[str], *, box_threshold: float, text_threshold: float
     ) -> list[Detection]:
@@ -72,6 +87,9 @@ class Detector(Protocol):
 
 class Segmenter(Protocol):
     """Finds which pixels belong to the object in a box."""
+
+    def to(self, device: str) -> None:
+        """Move the model to a device, as torch names it."""
 
     def segment(
         self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never_cancelled

@@ -108,6 +108,12 @@ class GroundingDino:
         # A tokenizer that pads in one thread and not in another fails with "Already borrowed".
         self._one_photo = threading.Lock()
 
+    def to(self, device: str) -> None:
+        """Move the model to a device, as torch names it."""
+        with self._one_photo:
+            self._model.to(device)
+            self._device = device
+
     def detect(
         self, pixels: NDArray[np.uint8], prompts: Sequence[str], *, box_threshold: float, text_threshold: float
     ) -> list[Detection]:

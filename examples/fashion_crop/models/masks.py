@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PART = 0.2  # of the largest part's area: the other shoe of a pair is larger, also behind the first; a speck is smaller
+PART = 0.1  # of the largest part's area: the other shoe of a pair is larger, also behind the first; a speck is smaller
 HOLE = 0.01  # of the mask's area; a button or a print is smaller, and what a bag's handle encloses is larger and stays
 
 
@@ -49,10 +49,12 @@ def _small_holes(parts: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def soften(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return a mask as opacity, 0 to 255, smooth at its edge and 0 outside.
+    """Return a mask as opacity, 0 to 255, smooth at its edge, so that it has no steps when it is enlarged.
+
+    A straight edge is soft on its inner side only: outside, the pixels have the colours of the background.
 
     Args:
         mask: Height by width. Where it ends at a border, it is as if it went on.
     """
-    blurred = cv2.blur(mask.astype(np.uint8) * 255, (3, 3), borderType=cv2.BORDER_REPLICATE)
-    return np.where(mask, blurred, 0).astype(np.uint8)
+    blurred = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.85, borderType=cv2.BORDER_REPLICATE)
+    return np.rint(255 * np.clip((blurred - 0.25) / 0.75, 0, 1)).astype(np.uint8)

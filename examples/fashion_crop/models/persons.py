@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .crops import Cut
+    from .detection import Detection
 
 PERSON = "person"  # the prompt for persons
 WORN = 0.5  # of a garment's mask that must lie in a person's box
+
+
+@dataclass
+class Cut:
+    """A detection and its mask.
+
+    Attributes:
+        found: What was found, its box in pixels of `Photo.pixels`.
+        region: The box with a margin, in whole pixels of the same: left, top, right, bottom.
+        mask: Of the region: height by width.
+        quality: How good the segmenter thinks the mask is, 0 to 1.
+        person: The person that wears it, numbered from the left; ``None`` if none was found.
+    """
+
+    found: Detection
+    region: tuple[int, int, int, int]
+    mask: NDArray[np.bool_]
+    quality: float
+    person: int | None = None
 
 
 def is_person(label: str) -> bool:

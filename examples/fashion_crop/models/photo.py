@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-LONGEST = 2048  # pixels of the longest side that is kept: GroundingDINO looks at 1,333 of them, SAM 2 at 1,024
+LONGEST = 2048  # pixels of the longest side that the models get: GroundingDINO looks at 1,333 of them, SAM 2 at 1,024
 MAX_PIXELS = 40_000_000
+STRIP = 1_000_000  # pixels that are converted at once, so that no step makes another copy of a whole photo
 MAX_SCANS = 100  # of a progressive JPEG, which has about ten; each costs 35 ms at 40 million pixels, and 60 bytes
 
 # What Pillow warns of is metadata that it cannot read, and sizes, which are checked here. (Not warnings.catch_warnings:
@@ -45,16 +47,24 @@ class Photo:
     """A photo, upright and in sRGB.
 
     Attributes:
-        pixels: Height by width by 3; the longest side has at most `LONGEST` pixels.
-        width: Of the original, upright, in pixels.
-        height: The same.
+        pixels: For the models: height by width by 3; the longest side has at most `LONGEST` pixels.
+        original: All pixels of the photo: height by width by 3.
         sha256: Of the bytes that were sent, lower-case hex.
     """
 
     pixels: NDArray[np.uint8]
-    width: int
-    height: int
+    original: NDArray[np.uint8]
     sha256: str
+
+    @property
+    def width(self) -> int:
+        """Of the original, upright, in pixels."""
+        return self.original.shape[1]
+
+    @property
+    def height(self) -> int:
+        """Of the original, upright, in pixels."""
+        return self.original.shape[0]
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -77,7 +87,7 @@ def open_photo(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _refuse_large(*image.size, max_pixels)
-            pixels, width, height = _decode(image)
+            original = _decode(image)
     except PhotoError:
         raise
     except Image.DecompressionBombError as error:  # of Pillow, over 179 million pixels
@@ -87,7 +97,7 @@ def open_photo(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
             "undecodable",
             "the photo is damaged, cut off, or has far too much metadata: if it opens elsewhere, save it there again",
         ) from error
-    return Photo(pixels, width, height, hashlib.sha256(data).hexdigest())
+    return Photo(_small(original), original, hashlib.sha256(data).hexdigest())
 
 
 def _refuse_other_files(data: bytes) -> None:
@@ -158,31 +168,39 @@ def _refuse_large(width: int, height: int, most: int) -> None:
         )
 
 
-def _decode(image: Image.Image) -> tuple[NDArray[np.uint8], int, int]:
-    """Return pixels, and the width and height of the upright original."""
-    width, height = image.size
-    shrink = min(1, LONGEST / max(width, height))
-    small = max(1, round(width * shrink)), max(1, round(height * shrink))
-    image.draft("RGB", small)  # a JPEG is decoded at a half, a quarter or an eighth where that is enough
+def _decode(image: Image.Image) -> NDArray[np.uint8]:
+    """Return all pixels, upright and in sRGB."""
     image.load()
+    width, height = image.size
     orientation = _orientation(image)  # after load: a PNG may have it at its end
-    picture = _rgb(image, small)
-    if orientation in _TURNS:
-        picture = picture.transpose(_TURNS[orientation])
-    if orientation > 4:
-        width, height = height, width
-    return np.array(picture), width, height  # a copy: torch warns of memory that it may not write to
+    upright = np.empty((width, height, 3) if orientation > 4 else (height, width, 3), np.uint8)
+    stored = _as_stored(upright, orientation)
+    in_rgb, rows = _ToRgb(image), max(1, STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        stored[top : top + rows] = np.asarray(in_rgb(strip))
+    return upright
 
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # what makes an image upright, by what Exif calls its orientation
+def _as_stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return a view whose first row and column are those of the file, by what Exif says of them.
+
+    1 is top left, 2 top right, 3 bottom right, 4 bottom left; 5 left top, 6 right top, 7 right bottom, 8 left bottom.
+    """
+    view = upright.swapaxes(0, 1) if orientation > 4 else upright
+    if orientation in (3, 4, 6, 7):
+        view = view[::-1]
+    return view[:, ::-1] if orientation in (2, 3, 7, 8) else view
+
+
+def _small(original: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the photo as the models get it, always a copy."""
+    height, width = original.shape[:2]
+    shrink = LONGEST / max(width, height)
+    if shrink >= 1:
+        return original.copy()
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    return cv2.resize(original, size, interpolation=cv2.INTER_AREA)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -193,22 +211,37 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale, lay on white, and convert to sRGB, in this order: what comes after scaling costs little memory."""
-    profile = image.info.get("icc_profile")
-    if "transparency" in image.info:
-        image = _with_opacity(image)  # before colours are mixed, since here one of them means transparent
-    elif image.mode in ("1", "P"):
-        image = image.convert("RGB")  # indices cannot be mixed
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    if image.mode == "I;16":  # Pillow's own conversion cuts off what is over 255
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if image.mode in ("LA", "RGBA"):
-        ground = Image.new(image.mode[:-1], size, "white")
-        ground.paste(image, mask=image.getchannel("A"))
-        image = ground
-    return _in_srgb(image, profile).convert("RGB")
+class _ToRgb:
+    """Lays parts of an image on white, and converts them to sRGB."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self._profile = image.info.get("icc_profile")
+        self._transform: ImageCms.ImageCmsTransform | None = None
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if "transparency" in image.info:
+            image = _with_opacity(image)
+        elif image.mode in ("1", "P"):
+            image = image.convert("RGB")
+        if image.mode == "I;16":  # Pillow's own conversion cuts off what is over 255
+            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        if image.mode in ("LA", "RGBA"):
+            ground = Image.new(image.mode[:-1], image.size, "white")
+            ground.paste(image, mask=image.getchannel("A"))
+            image = ground
+        return self._in_srgb(image).convert("RGB")
+
+    def _in_srgb(self, image: Image.Image) -> Image.Image:
+        if not self._profile:
+            return image
+        try:
+            if self._transform is None:
+                own = ImageCms.ImageCmsProfile(io.BytesIO(self._profile))
+                self._transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), image.mode, "RGB")
+            return ImageCms.applyTransform(image, self._transform) or image
+        except Exception:  # noqa: BLE001 (a broken profile, or one of other colours, says nothing)
+            self._profile = None
+            return image
 
 
 def _with_opacity(image: Image.Image) -> Image.Image:
@@ -219,13 +252,3 @@ def _with_opacity(image: Image.Image) -> Image.Image:
     image = Image.fromarray((grey // 257).astype(np.uint8))
     image.putalpha(Image.fromarray(opaque))
     return image
-
-
-def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if not profile:
-        return image
-    try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
-    except Exception:  # noqa: BLE001 (a broken profile, or one of other colours, says nothing)
-        return image

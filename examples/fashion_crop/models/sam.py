@@ -26,6 +26,7 @@ from ._replaced import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from .grounding_dino import Size
 
+VARIANTS = {"large": "l", "base-plus": "b+", "small": "s", "tiny": "t"}  # each with what the package calls it
 AT_ONCE = 4  # boxes: each takes 8 bytes a pixel of the photo while its mask is enlarged
 
 _STAND_IN = [
@@ -56,11 +58,25 @@ _STAND_IN = [
 ]
 
 
-def build(size: Size = "full") -> torch.nn.Module:
-    """Make the architecture ``sam2_hiera_large``, without weights; ``"stand-in"`` for fewer and smaller layers."""
+def build(variant: str = "large", size: Size = "full") -> torch.nn.Module:
+    """Make the architecture of a published checkpoint, without weights.
+
+    Args:
+        variant: One of `VARIANTS`.
+        size: ``"stand-in"`` for an architecture with fewer and smaller layers, the same one for every variant.
+
+    Raises:
+        ValueError: There is no such variant.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no segmenter {variant!r}: choose one of {', '.join(VARIANTS)}")
     if size == "stand-in":
-        return build_sam2("configs/sam2/sam2_hiera_t.yaml", None, device="cpu", hydra_overrides_extra=_STAND_IN)
-    return build_sam2("configs/sam2/sam2_hiera_l.yaml", None, device="cpu")
+        return build_sam2(_config("tiny"), None, device="cpu", hydra_overrides_extra=_STAND_IN)
+    return build_sam2(_config(variant), None, device="cpu")
+
+
+def _config(variant: str) -> str:
+    return f"configs/sam2/sam2_hiera_{VARIANTS[variant]}.yaml"
 
 
 def load(model: torch.nn.Module, checkpoint: Path, *, prefetched: Prefetch | None = None) -> None:
@@ -76,7 +92,6 @@ class Sam2:
     """A loaded model as a `Segmenter`. It may be called by several threads, and serves one at a time."""
 
     def __init__(self, model: torch.nn.Module, *, device: str = "cpu") -> None:
-        self._device = device
         # It would compile two steps of its preparation, for half of the time that loading the weights takes.
         with replaced([(torch.jit, "script", lambda module: module)]):
             self._predictor: Any = SAM2ImagePredictor(model.to(device))
@@ -85,16 +100,20 @@ class Sam2:
         self._predictor._bb_feat_sizes = [(side // each, side // each) for each in (4, 8, 16)]  # noqa: SLF001
         self._one_photo = threading.Lock()  # the predictor keeps the photo's embedding
 
+    def to(self, device: str) -> None:
+        """Move the model to a device, as torch names it."""
+        with self._one_photo:
+            self._predictor.model.to(device)
+
     def segment(
         self, pixels: NDArray[np.uint8], boxes: Sequence[Box], *, cancelled: Callable[[], bool] = never_cancelled
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """See `Segmenter`. The photo is embedded once for all boxes."""
         pixels = np.require(pixels, requirements="W")  # torch warns of memory that it may not write to
         prompts = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-        half = torch.autocast("cuda", torch.bfloat16) if self._device.startswith("cuda") else nullcontext()
         masks = np.empty((len(prompts), *pixels.shape[:2]), dtype=np.bool_)
         scores = np.empty(len(prompts), dtype=np.float32)
-        with self._one_photo, torch.inference_mode(), half:
+        with self._one_photo, torch.inference_mode(), self._half():
             self._predictor.set_image(pixels)
             try:
                 for start in range(0, len(prompts), AT_ONCE):
@@ -107,3 +126,7 @@ class Sam2:
             finally:
                 self._predictor.reset_predictor()  # an embedding is 20 MB or more, and of somebody's photo
         return masks, scores
+
+    def _half(self) -> AbstractContextManager[Any]:
+        on_gpu = self._predictor.device.type == "cuda"
+        return torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext()

@@ -14,6 +14,7 @@ import anyio
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 
+from . import request_ids
 from .errors import ServiceError, too_many_bytes, too_slow
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from .service import Settings
+    from .settings import Settings
 
 FORM = 65_536  # bytes of a form beside the photo: the other fields and the lines between them
 PIECE = 65_536  # bytes of an answer that are sent at once
@@ -48,7 +49,7 @@ class Admission:
         self._key = None if settings.api_key is None else settings.api_key.strip().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or self._path(scope) not in self._paths:
+        if scope["type"] != "http" or scope["method"] != "POST" or path_in_app(scope) not in self._paths:
             await self._app(scope, receive, send)
             return
         try:
@@ -60,15 +61,9 @@ class Admission:
         try:
             await self._app(scope, self._limited(receive), self._in_pieces(send))
         except _ReadsTooSlowlyError:
-            _log.info("an answer was cancelled: the client reads too slowly")
+            _log.info("the answer to request %s was cancelled: the client reads too slowly", request_ids.current())
         finally:
             self._free += 1
-
-    @staticmethod
-    def _path(scope: Scope) -> str:
-        """Return the path within this app, which may be mounted below another one's path."""
-        path: str = scope["path"]
-        return path.removeprefix(scope.get("root_path", ""))
 
     def _check(self, headers: Headers) -> None:
         self._check_key(headers)
@@ -155,6 +150,12 @@ class Admission:
             return began + self._settings.grace + size / self._settings.slowest - anyio.current_time()
 
         return left
+
+
+def path_in_app(scope: Scope) -> str:
+    """Return the path within this app, which may be mounted below another one's path."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class _ReadsTooSlowlyError(Exception):

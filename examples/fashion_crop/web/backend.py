@@ -58,17 +58,19 @@ def start(
     reading: Prefetch | None = None,
     ensure: Callable[[], Weights] | None = None,
     device: str = "cpu",
+    segmenter: str = "large",
     stand_ins: bool = False,
 ) -> Backend:
     """Load the two models.
 
     Args:
-        manifest: As for `weightcache.ensure`, with ``groundingdino``, ``sam2`` and ``bert-base-uncased``.
+        manifest: As for `weightcache.ensure`, with the `checkpoints` of the segmenter; others are left alone.
         root: Directory of the weights, such as the mount path of a Volume.
         volume: The Modal Volume mounted at ``root``, if any.
         reading: A running prefetch ``into="memory"`` of the manifest; by default one starts here. It is closed here.
         ensure: Replaces `weightcache.ensure`, for example ``WeightVolume.ensure``.
         device: Device of the models, such as ``"cuda"``.
+        segmenter: Variant of SAM 2: ``"large"``, ``"base-plus"``, ``"small"`` or ``"tiny"``.
         stand_ins: Whether the checkpoints are those of `fashion_crop.benchmarks.stand_ins`.
 
     Raises:
@@ -76,12 +78,13 @@ def start(
         ImportError: A package of the models is not installed.
     """
     timeline = weightcache.timeline()  # that of the program, if it began one
-    manifest = Manifest.load(manifest)
+    declared = Manifest.load(manifest)
+    manifest = Manifest(declared.select(checkpoints(segmenter)), declared.source)
     reading = reading or prefetch(manifest, root=root, into="memory")
     with reading, _gc_paused():
         weights = ensure() if ensure else weightcache.ensure(manifest, root=root, volume=volume)
         size = "stand-in" if stand_ins else "full"
-        pipeline = _load_pipeline(timeline, weights, reading, size=size, device=device)
+        pipeline = _load_pipeline(timeline, weights, reading, variant=segmenter, size=size, device=device)
     timeline.ready()
     return Backend(
         pipeline=pipeline,
@@ -93,14 +96,21 @@ def start(
     )
 
 
-def _load_pipeline(timeline: Timeline, weights: Weights, reading: Prefetch, *, size: str, device: str) -> Pipeline:
+def checkpoints(segmenter: str = "large") -> tuple[str, ...]:
+    """Return the names of the checkpoints that are loaded with a variant of SAM 2."""
+    return "groundingdino", f"sam2-{segmenter}", "bert-base-uncased"
+
+
+def _load_pipeline(
+    timeline: Timeline, weights: Weights, reading: Prefetch, *, variant: str, size: str, device: str
+) -> Pipeline:
     grounding_dino, sam = _import_models()
     with skip_init():
         detector = grounding_dino.build(weights["bert-base-uncased"], size)
-        segmenter = sam.build(size)
+        segmenter = sam.build(variant, size)
     with timeline.phase("load"):
         grounding_dino.load(detector, weights["groundingdino"], prefetched=reading)
-        sam.load(segmenter, weights["sam2"], prefetched=reading)
+        sam.load(segmenter, weights[f"sam2-{variant}"], prefetched=reading)
     with timeline.phase("to device"):
         return Pipeline(
             grounding_dino.GroundingDino(detector, size=size, device=device), sam.Sam2(segmenter, device=device)

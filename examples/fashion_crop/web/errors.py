@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+
+from . import request_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ class Problem(BaseModel):
 
     code: str = Field(description="For programs; stays as it is.", examples=["image-too-large"])
     message: str = Field(description="For people: what, what was wanted, what to do. May be worded otherwise one day.")
+    request_id: str = Field(description="As in the header X-Request-ID. The server's log names it with a failure.")
     fields: list[FieldProblem] = Field(default=[], description="The fields that are to blame, if any is.")
 
 
@@ -59,7 +61,7 @@ class ServiceError(HTTPException):
 
     def response(self) -> JSONResponse:
         """Return the answer."""
-        error: dict[str, Any] = {"code": self.code, "message": self.detail}
+        error: dict[str, Any] = {"code": self.code, "message": self.detail, "request_id": request_ids.current()}
         if self.fields:
             error["fields"] = [{"field": field, "message": message} for field, message in self.fields]
         return JSONResponse({"error": error}, self.status_code, self.headers)
@@ -117,10 +119,8 @@ _DESCRIPTIONS = {
 
 
 def install(app: FastAPI) -> None:
-    """Use this format for every error of an app, also those of FastAPI."""
+    """Use this format for FastAPI's errors. `forms.install` does it for wrong fields, and `Observing` for crashes."""
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(Exception, _crash)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
@@ -136,21 +136,6 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     return ServiceError(status, code, message, headers=error.headers).response()
 
 
-async def _validation(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    problems = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"][1:])
-        # pydantic would name classes of Python.
-        message = "must be one photo, sent as a file" if name == "image" else problem["msg"]
-        problems.append((name[:200], message))
-    return of_fields(problems).response()
-
-
 def internal() -> ServiceError:
     """Return the error for a bug. Details are only in the log."""
     return ServiceError(500, "internal", "something went wrong in the server, and it is in its log: try again once")
-
-
-async def _crash(_request: Request, _error: Exception) -> JSONResponse:
-    return internal().response()

@@ -1,113 +1,35 @@
-"""The HTTP service: routes and settings.
+"""The HTTP service: its routes.
 
 `admission` checks requests, `work` processes one photo, `answers` defines the answers, `errors` the errors, and `pages`
 serves the page. Photos are only in memory while they are processed. They are not stored, written to disk or logged.
 """
 
-import logging
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response, Security
+from fastapi.responses import PlainTextResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.formparsers import MultiPartParser
 
+from fashion_crop.models.crops import Rendering
 from fashion_crop.models.pipeline import Options
-from weightcache import WeightCacheError
 
-from . import errors, pages
+from . import errors, forms, metrics, pages
 from .admission import FORM, Admission
 from .answers import JSON, ZIP, CropsAnswer, Defaults, DetectAnswer, InfoAnswer, Limits, StateAnswer, negotiate
-from .errors import ServiceError, documented
+from .errors import documented
 from .forms import CropForm, DetectForm, refuse_repeated_fields
-from .work import Job, Workers
+from .loading import Service
+from .observing import Observing
+from .settings import Settings
+from .work import Job
 
 if TYPE_CHECKING:
     from .backend import Backend
 
-LOADING = 2  # seconds after which to ask again
-
-_log = logging.getLogger(__name__)
-_defaults = Options()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the service allows.
-
-    Attributes:
-        max_bytes: Of a photo as it is sent.
-        max_pixels: Of a photo; width by height.
-        max_prompts: In a request.
-        max_prompt: Characters of one.
-        max_queue: Photos that wait; one more is refused.
-        workers: Photos that are worked on at once. Each takes all cores, so more than one gains little on a CPU.
-        api_key: What a POST must show, if it must; spaces and newlines around it do not count.
-        grace: Seconds after which an upload, or the reading of an answer, must be as far as ``slowest`` says.
-        slowest: Bytes a second.
-        max_answer: Bytes of all crops of an answer, as PNG.
-
-    Raises:
-        ValueError: The key is empty, as that of a secret that was never filled in.
-    """
-
-    max_bytes: int = 20_000_000
-    max_pixels: int = 40_000_000
-    max_prompts: int = 50
-    max_prompt: int = 200
-    max_queue: int = 16
-    workers: int = 1
-    api_key: str | None = field(default=None, repr=False)
-    grace: float = 20.0
-    slowest: int = 50_000
-    max_answer: int = 64_000_000
-
-    def __post_init__(self) -> None:
-        if self.api_key is not None and not self.api_key.strip():
-            raise ValueError("api_key is empty: give a key, or None to let everybody in")
-
-
-class Service:
-    """The models, once they are loaded, and the worker threads."""
-
-    def __init__(self, load: "Backend | Callable[[], Backend]", settings: Settings) -> None:
-        self.settings, self.workers = settings, Workers(settings.workers)
-        self._load = load if callable(load) else None
-        self._backend = None if callable(load) else load
-        self._failure = ""
-
-    def begin(self) -> None:
-        """Start to load the models, unless they are there."""
-        if self._load is not None:
-            # A daemon, so that a server that is ended while it loads does end.
-            threading.Thread(target=self.load, args=(self._load,), name="fashion-load", daemon=True).start()
-
-    def load(self, load: "Callable[[], Backend]") -> None:
-        """Load the models, or store the reason of the failure."""
-        try:
-            self._backend = load()
-        except (WeightCacheError, ImportError) as error:  # which are written for people
-            _log.error("the models cannot be loaded: %s", error)
-            self._failure = str(error)
-        except Exception as error:  # noqa: BLE001 (the server keeps running and reports it)
-            _log.exception("the models cannot be loaded")
-            self._failure = f"{type(error).__name__}, of which the server's log says more"
-
-    def backend(self) -> "Backend":
-        """Return the models.
-
-        Raises:
-            ServiceError: They are not loaded yet, or loading failed.
-        """
-        if self._failure:
-            raise ServiceError(503, "loading-failed", f"the models cannot be loaded: {self._failure}")
-        if self._backend is None:
-            text = f"the models are being loaded: try again in {LOADING} seconds"
-            raise ServiceError(503, "loading", text, headers={"Retry-After": str(LOADING)})
-        return self._backend
+_defaults = {**vars(Options()), **vars(Rendering())}
 
 
 def _service(request: Request) -> Service:
@@ -137,7 +59,7 @@ async def crop(
     """Cut every garment out of a photo: JSON, or by `Accept: application/zip` a zip of PNGs with a manifest.json."""
     media_type = negotiate(request, JSON, ZIP)
     job = _job(form, service)
-    return await service.workers.run(request, job, lambda: job.crop(media_type))
+    return await service.workers.run(request, job, lambda: job.crop(form.rendering(), media_type))
 
 
 @photos.post("/v1/detect", operation_id="detect", response_model=DetectAnswer)
@@ -163,13 +85,19 @@ def _job(form: DetectForm, service: Service) -> Job:
     )
 
 
+# Monitors ask with HEAD. It is in no schema: a program that asks for no body needs no client generated for it.
+_READ = ["GET", "HEAD"]
+
+
 @state.get("/healthz", operation_id="health")
+@state.api_route("/healthz", methods=_READ, include_in_schema=False)
 async def health() -> StateAnswer:
     """Answer that the server is running."""
     return StateAnswer(status="alive")
 
 
 @state.get("/readyz", operation_id="ready", responses=documented(503))
+@state.api_route("/readyz", methods=_READ, include_in_schema=False)
 async def ready(service: Served) -> StateAnswer:
     """Return whether the models are loaded."""
     service.backend()
@@ -190,10 +118,21 @@ async def info(service: Served) -> InfoAnswer:
             max_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
             max_prompts=limits.max_prompts,
-            max_garments=_defaults.max_garments,
+            max_garments=_defaults["max_garments"],
         ),
-        defaults=Defaults.model_validate(_defaults, from_attributes=True),
+        defaults=Defaults.model_validate(_defaults),
     )
+
+
+@state.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"description": "In the text format of Prometheus.", "content": {"text/plain": {}}}},
+)
+async def read_metrics(service: Served) -> Response:
+    """Return the numbers of this process: requests, photos that wait, seconds by stage, phases of the cold start."""
+    return Response(service.metrics.as_text(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | None = None) -> FastAPI:
@@ -229,7 +168,9 @@ def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | 
     app.include_router(photos, **_key_documented(service.settings))
     paths = {route.path for route in photos.routes}
     app.add_middleware(Admission, paths=paths, settings=service.settings, check_ready=service.backend)
+    app.add_middleware(Observing, metrics=service.metrics, paths=paths)  # the last one added is around the others
     errors.install(app)
+    forms.install(app)
     return app
 
 

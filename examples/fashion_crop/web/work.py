@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from starlette.responses import Response
 
-from fashion_crop.models.detection import CancelledError
+from fashion_crop.models.detection import CancelledError, OptionsError
 from fashion_crop.models.labels import PromptsError
 from fashion_crop.models.photo import PhotoError, open_photo
 
-from . import answers, errors
+from . import answers, errors, request_ids
 from .errors import ServiceError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from fashion_crop.models.crops import Rendering
     from fashion_crop.models.pipeline import Options
 
     from .backend import Backend
@@ -63,15 +64,15 @@ class Job:
         answer = answers.DetectAnswer(**self._head(photo), detections=detections)
         return Response(answers.to_json(answer), media_type=answers.JSON)
 
-    def crop(self, media_type: str) -> Response:
+    def crop(self, rendering: Rendering, media_type: str) -> Response:
         """Return the crops of the garments as JSON or zip."""
         photo = self._open()
-        garments = self.backend.pipeline.crop(photo, self.options, cancelled=self.disconnected.is_set)
+        garments = self.backend.pipeline.segment(photo, self.options, cancelled=self.disconnected.is_set)
         self._mark("models")
-        pictures = answers.pngs(garments, max_bytes=self.max_answer, check=self._check)
+        pictures = answers.pictures(garments, photo, rendering, max_bytes=self.max_answer, check=self._check)
         self._mark("encoding")
         answer = answers.Answer(**self._head(photo))
-        facts = [answers.of_garment(each) for each in garments]
+        facts = [answers.of_garment(each, photo, rendering) for each in garments]
         if media_type == answers.JSON:
             return Response(answers.crops_as_json(answer, facts, pictures), media_type=answers.JSON)
         saved = {"Content-Disposition": 'attachment; filename="garments.zip"'}
@@ -107,6 +108,10 @@ class Workers:
     def __init__(self, count: int) -> None:
         self._free = anyio.CapacityLimiter(count)
 
+    def statistics(self) -> anyio.CapacityLimiterStatistics:
+        """Return how many photos wait and how many are worked on. Call it on the event loop."""
+        return self._free.statistics()
+
     async def run(self, request: Request, job: Job, work: Callable[[], Response]) -> Response:
         """Do the work unless the client disconnects.
 
@@ -121,7 +126,7 @@ class Workers:
                 # Cancelling the scope ends the wait for a thread, not a running thread: no extra thread can start.
                 return await anyio.to_thread.run_sync(_with_service_errors, work, limiter=self._free)
             except CancelledError:
-                _log.info("a client disconnected: its work is stopped")
+                _log.info("the client of request %s disconnected: its work is stopped", request_ids.current())
             finally:
                 watcher.cancel()
                 job.disconnected.set()
@@ -143,8 +148,10 @@ def _with_service_errors(work: Callable[[], Response]) -> Response:
         raise errors.of_photo(error) from error
     except PromptsError as error:
         raise errors.of_fields([("prompts", str(error))]) from error
+    except OptionsError as error:
+        raise errors.of_fields(error.problems) from error
     except (ServiceError, CancelledError):
         raise
     except Exception as error:
-        _log.exception("the work on a photo failed")
+        _log.exception("the work on the photo of request %s failed", request_ids.current())
         raise errors.internal() from error

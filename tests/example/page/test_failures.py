@@ -55,7 +55,7 @@ def test_a_photo_waits_for_the_models(browser: Browser) -> None:
     def load() -> Backend:
         assert loaded.wait(60)
         phases = {"inspect": 0.5, "import": 4.0, "build": 0.25, "load": 0.25, "other": 0.5, "prefetch": 3.0}
-        return backend_of(Told(), phases={**phases, "ready": 5.5}, weights={"sam2": "7442e4e9b732" + "0" * 52})
+        return backend_of(Told(), phases={**phases, "ready": 5.5}, weights={"sam2-large": "7442e4e9b732" + "0" * 52})
 
     with serving(load) as client, visiting(browser, client, expected=[503]) as visit:
         try:
@@ -70,7 +70,7 @@ def test_a_photo_waits_for_the_models(browser: Browser) -> None:
         expect(visit.cards).to_have_count(2)
         expect(visit.state).to_have_text("Ready, on cpu")
         visit.page.get_by_text("This server was ready after 5.5 s").click()
-        for name in ("import 4.00 s", "prefetch 3.00 s", "ready 5.50 s", "sam2 sha256 7442e4e9b732…"):
+        for name in ("import 4.00 s", "prefetch 3.00 s", "ready 5.50 s", "sam2-large sha256 7442e4e9b732…"):
             expect(visit.page.get_by_role("row", name=name)).to_be_visible()
         whole, imports, beside = (
             visit.page.locator(each).bounding_box() for each in ("#phases", "#phases .import", "#beside .prefetch")

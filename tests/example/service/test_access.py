@@ -66,7 +66,7 @@ def test_of_another_failure_only_the_kind_is_told(caplog: pytest.LogCaptureFixtu
 
 def test_info_tells_what_the_server_is(client: Client) -> None:
     info = client.get("/v1/info").json()
-    assert info["weights"] == {"groundingdino": DIGEST, "sam2": DIGEST}
+    assert info["weights"] == {"groundingdino": DIGEST, "sam2-large": DIGEST}
     assert (info["stand_ins"], info["device"], info["versions"]) == (True, "cpu", {"weightcache": "0"})
     assert set(info["phases"]) == {"inspect", "import", "build", "load", "other", "prefetch", "ready"}
     assert info["limits"] == {
