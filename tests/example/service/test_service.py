@@ -8,7 +8,6 @@ import io
 import json
 import math
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from starlette.requests import Request
 
 from fakes import DIGEST, FakeSegmenter, fake_backend
 from fashion_crop.models.pipeline import GARMENTS
-from fashion_crop.web import service
 from fashion_crop.web.answers import negotiate
 from fashion_crop.web.errors import ServiceError
 from service_requests import Broken, crops, error, image
@@ -193,12 +191,3 @@ def test_of_a_crash_nothing_is_shown_and_all_is_logged(caplog: pytest.LogCapture
         assert "secret" not in response.text
         assert "at /root/secret" in caplog.text
         assert client.get("/readyz").status_code == 200
-
-
-def test_a_crash_of_a_route_has_the_same_shape(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(service, "PAGE", Path("/nowhere/page.html"))
-    with serving(fake_backend()) as client:
-        response = client.get("/")
-    assert (response.status_code, error(response)["code"]) == (500, "internal")
-    assert "nowhere" not in response.text
-    assert "/nowhere/page.html" in caplog.text
