@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 
 from fakes import FakeDetector, FakeSegmenter, ellipse
+from fashion_crop.models.crops import MARGIN, Rendering, crop_box
 from fashion_crop.models.detection import Box, CancelledError, Detection
 from fashion_crop.models.photo import Photo
 from fashion_crop.models.pipeline import GARMENTS, MAX_PERSONS, Options, OptionsError, Pipeline
@@ -21,8 +21,9 @@ BLUE = (0, 0, 255)
 
 
 def photo(width: int = 200, height: int = 100, scale: int = 1, colour: tuple[int, ...] = BLUE) -> Photo:
-    """A photo of one colour, ``scale`` times as large before it was made smaller."""
-    return Photo(np.full((height, width, 3), colour, np.uint8), width * scale, height * scale, "0" * 64)
+    """A photo of one colour, ``scale`` times as large as what the models get."""
+    pixels = [np.full((height * each, width * each, 3), colour, np.uint8) for each in (1, scale)]
+    return Photo(*pixels, "0" * 64)
 
 
 def found(label: str, score: float, *corners: float) -> Detection:
@@ -53,7 +54,7 @@ ONLY_SHOES = Options(("shoes",))
 
 def test_the_thresholds_reach_the_detector_and_a_person_is_asked_for_too() -> None:
     detector = FakeDetector()
-    Pipeline(detector, FakeSegmenter()).crop(
+    Pipeline(detector, FakeSegmenter()).segment(
         photo(), Options(("hat", "red bag"), box_threshold=0.1, text_threshold=0.2)
     )
     assert detector.calls == [
@@ -66,7 +67,7 @@ def test_boxes_alone_are_those_of_the_crops() -> None:
     detector = FakeDetector()
     both = Pipeline(detector, FakeSegmenter())
     boxes = both.detect(photo(), Options())
-    crops = both.crop(photo(), Options())
+    crops = both.segment(photo(), Options())
     assert detector.calls[0] == detector.calls[1]
     assert {(each.label, each.score, each.box) for each in boxes} == {
         (each.label, each.score, each.box) for each in crops
@@ -78,7 +79,7 @@ def test_boxes_alone_are_those_of_the_crops() -> None:
 @pytest.mark.parametrize("word", ["person", " Person "])
 def test_a_person_who_is_asked_for_is_asked_for_once_and_cut_out(word: str) -> None:
     detector = FakeDetector([found(word, 0.9, *PERSON.box), SHIRT])
-    garments = Pipeline(detector, FakeSegmenter()).crop(photo(), Options(("shirt", word)))
+    garments = Pipeline(detector, FakeSegmenter()).segment(photo(), Options(("shirt", word)))
     assert detector.calls[0]["prompts"] == ("shirt", word)
     assert {(each.label, each.person) for each in garments} == {(word, 0), ("shirt", 0)}
 
@@ -87,53 +88,53 @@ def test_persons_who_are_asked_for_come_by_their_score_as_all_else() -> None:
     both = Options(("shirt", "person"))
     assert [each.label for each in pipeline(SHIRT, PERSON).detect(photo(), both)] == ["person", "shirt"]
     one = Options(("shirt", "person"), max_garments=1)
-    assert [each.label for each in pipeline(SHIRT, PERSON).crop(photo(), one)] == ["person"]
+    assert [each.label for each in pipeline(SHIRT, PERSON).segment(photo(), one)] == ["person"]
 
 
 def test_a_person_is_that_person_whatever_the_mask() -> None:
     beside = {PERSON.box: full(Box(66, 0, 100, 100))}
-    (garment,) = pipeline(PERSON, masks=beside).crop(photo(), Options(("person",), padding=1))
+    (garment,) = pipeline(PERSON, masks=beside).segment(photo(), Options(("person",)))
     assert garment.person == 0
 
 
 def test_a_person_who_is_not_asked_for_is_no_garment() -> None:
     some = pipeline(PERSON, SHIRT)
-    assert [each.label for each in some.crop(photo(), Options())] == ["shirt"]
+    assert [each.label for each in some.segment(photo(), Options())] == ["shirt"]
     assert [each.label for each in some.detect(photo(), Options())] == ["shirt"]
 
 
 def test_a_coat_that_is_all_that_is_seen_of_a_person_stays() -> None:
-    (coat,) = pipeline(PERSON, found("coat", 0.8, *PERSON.box)).crop(photo(), Options())
+    (coat,) = pipeline(PERSON, found("coat", 0.8, *PERSON.box)).segment(photo(), Options())
     assert (coat.label, coat.person) == ("coat", 0)
 
 
 def test_doubles_are_cut_out_once() -> None:
     double = found("shirt", 0.5, 21, 10, 61, 50)
     segmenter = FakeSegmenter()
-    Pipeline(FakeDetector([double, SHIRT]), segmenter).crop(photo(), Options())
+    Pipeline(FakeDetector([double, SHIRT]), segmenter).segment(photo(), Options())
     assert segmenter.calls == [[SHIRT.box]]
     apart = found("shirt", 0.5, 40, 10, 80, 50)
     both = pipeline(SHIRT, apart)
-    assert len(both.crop(photo(), Options(nms_threshold=0.5))) == 2
-    assert len(both.crop(photo(), Options(nms_threshold=0.2))) == 1
+    assert len(both.segment(photo(), Options(nms_threshold=0.5))) == 2
+    assert len(both.segment(photo(), Options(nms_threshold=0.2))) == 1
 
 
 def test_of_too_many_garments_the_best_are_kept() -> None:
     some = pipeline(PANTS, SHIRT, BAG)
-    assert [each.label for each in some.crop(photo(), Options(max_garments=2))] == ["shirt", "pants"]
+    assert [each.label for each in some.segment(photo(), Options(max_garments=2))] == ["shirt", "pants"]
     assert [each.label for each in some.detect(photo(), Options(max_garments=1))] == ["shirt"]
 
 
 def test_all_boxes_are_cut_out_in_one_call() -> None:
     segmenter = FakeSegmenter()
-    Pipeline(FakeDetector([BAG, PERSON, SHIRT]), segmenter).crop(photo(), Options())
+    Pipeline(FakeDetector([BAG, PERSON, SHIRT]), segmenter).segment(photo(), Options())
     assert segmenter.calls == [[SHIRT.box, BAG.box, PERSON.box]]
 
 
 def test_where_nothing_is_found_nothing_is_cut_out() -> None:
     segmenter = FakeSegmenter()
     for detections in ([], [PERSON]):
-        assert Pipeline(FakeDetector(detections), segmenter).crop(photo(), Options()) == []
+        assert Pipeline(FakeDetector(detections), segmenter).segment(photo(), Options()) == []
         assert Pipeline(FakeDetector(detections), segmenter).detect(photo(), Options()) == []
     assert segmenter.calls == []
 
@@ -141,7 +142,7 @@ def test_where_nothing_is_found_nothing_is_cut_out() -> None:
 def test_of_a_crowd_only_some_persons_are_cut_out() -> None:
     crowd = [found("person", 0.9 - each / 100, 8 * each, 0, 8 * each + 8, 100) for each in range(25)]
     segmenter = FakeSegmenter()
-    Pipeline(FakeDetector([SHIRT, *crowd]), segmenter).crop(photo(), Options())
+    Pipeline(FakeDetector([SHIRT, *crowd]), segmenter).segment(photo(), Options())
     assert len(segmenter.calls[0]) == 1 + MAX_PERSONS
 
 
@@ -149,31 +150,26 @@ def test_of_a_crowd_only_some_persons_are_cut_out() -> None:
 
 
 def test_boxes_are_told_in_pixels_of_the_original() -> None:
-    options = Options(padding=0)
-    (garment,) = pipeline(BAG).crop(photo(scale=3), options)
-    (detection,) = pipeline(BAG).detect(photo(scale=3), options)
+    (garment,) = pipeline(BAG).segment(photo(scale=3), Options())
+    (detection,) = pipeline(BAG).detect(photo(scale=3), Options())
     assert garment.box == detection.box == Box(450, 60, 540, 180)
-    assert garment.crop_box == (450, 60, 540, 180)
-    assert garment.image.size == (30, 40)
     assert garment.area == 9 * np.count_nonzero(ellipse(BAG.box, 100, 200))
+    assert garment.mask_box == (444, 54, 546, 186)  # a margin of 0.05 * 40, in whole pixels of the models
+    assert garment.mask.shape == (44, 34)
 
 
-@pytest.mark.parametrize(
-    ("padding", "crop_box"),
-    [(0.0, (150, 20, 180, 60)), (0.05, (148, 18, 182, 62)), (0.25, (140, 10, 190, 70)), (1.0, (110, 0, 200, 100))],
-)
-def test_padding_ends_at_the_border(padding: float, crop_box: tuple[int, ...]) -> None:
-    (garment,) = pipeline(BAG).crop(photo(), Options(padding=padding))
-    assert garment.crop_box == crop_box
-    assert garment.image.size == (crop_box[2] - crop_box[0], crop_box[3] - crop_box[1])
-    assert garment.box == BAG.box
+def test_what_a_mask_covers_is_told_to_the_nearest_pixel_where_the_scale_is_no_whole_number() -> None:
+    small, large = (np.zeros((*size, 3), np.uint8) for size in ((100, 200), (250, 501)))
+    (garment,) = pipeline(BAG).segment(Photo(small, large, "0" * 64), Options())
+    assert garment.mask_box == (371, 45, 456, 155)  # from 370.74, 45, 455.91, 155
+    assert garment.mask.shape == (44, 34)
 
 
 def test_a_box_beyond_the_border_ends_there() -> None:
     over, outside = found("bag", 0.9, -30, -5, 50, 120), found("hat", 0.9, 210, 0, 260, 50)
-    (garment,) = pipeline(over, outside).crop(photo(), Options())
+    (garment,) = pipeline(over, outside).segment(photo(), Options())
     assert garment.box == Box(0, 0, 50, 100)
-    assert garment.crop_box == (0, 0, 55, 100)
+    assert garment.mask_box == (0, 0, 55, 100)
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,58 +178,25 @@ def test_a_box_beyond_the_border_ends_there() -> None:
         st.builds(found, st.sampled_from(["bag", "hat", "person"]), st.floats(0.4, 1), *[st.floats(-20, 70)] * 4),
         max_size=8,
     ),
-    st.floats(0, 1),
-    st.sampled_from(["transparent", "white", "original"]),
     st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(1, 4)),
 )
-def test_whatever_a_detector_says_crops_are_in_the_photo(
-    detections: list[Detection], padding: float, background: str, size: tuple[int, int, int]
+def test_whatever_a_detector_says_garments_are_in_the_photo(
+    detections: list[Detection], size: tuple[int, int, int]
 ) -> None:
     picture = photo(*size)
-    garments = pipeline(*detections).crop(picture, Options(("bag", "hat"), padding=padding, background=background))
+    garments = pipeline(*detections).segment(picture, Options(("bag", "hat")))
     assert [each.id for each in garments] == list(range(len(garments)))
     for each in garments:
-        left, top, right, bottom = each.crop_box
+        left, top, right, bottom = each.mask_box
         assert (0 <= left < right <= picture.width, 0 <= top < bottom <= picture.height) == (True, True)
-        assert each.image.size == ((right - left) / size[2], (bottom - top) / size[2])
+        assert each.mask.shape == ((bottom - top) / size[2], (right - left) / size[2])
         assert 0 < each.area <= (right - left) * (bottom - top)
         assert (0 <= each.mask_score <= 1, each.label in ("bag", "hat")) == (True, True)
+        if size[2] == 1:
+            assert each.mask_box == crop_box(each.box, *size[:2], Rendering(MARGIN))
 
 
 # What is seen
-
-
-def bag(background: str, colour: tuple[int, ...] = BLUE) -> NDArray[np.uint8]:
-    (garment,) = pipeline(BAG).crop(photo(colour=colour), Options(padding=0.5, background=background))
-    return np.asarray(garment.image)
-
-
-MASK = ellipse(BAG.box, 100, 200)[0:80, 130:200]
-
-
-def test_a_transparent_background() -> None:
-    crop = bag("transparent")
-    assert crop.shape == (80, 70, 4)
-    assert ((crop[..., 3] > 0) == MASK).all()
-    assert (crop[MASK][:, :3] == BLUE).all()
-    assert (crop[40, 35] == (*BLUE, 255)).all()
-
-
-def test_what_is_cut_off_is_not_in_the_file() -> None:
-    """Only opacity would hide it, which anybody can drop."""
-    assert (bag("transparent")[~MASK] == 0).all()
-
-
-@pytest.mark.parametrize(("background", "ground"), [("white", (255, 255, 255)), ("#20fF01", (32, 255, 1))])
-def test_a_coloured_background(background: str, ground: tuple[int, ...]) -> None:
-    crop = bag(background)
-    assert crop.shape == (80, 70, 3)
-    assert (crop[~MASK] == ground).all()
-    assert (crop[40, 35] == BLUE).all()
-
-
-def test_the_original_background() -> None:
-    assert (bag("original") == BLUE).all()
 
 
 def test_specks_and_pinholes_are_tidied() -> None:
@@ -241,14 +204,14 @@ def test_specks_and_pinholes_are_tidied() -> None:
     mask[21, 151] = mask[40, 160] = False
     mask[18, 148] = mask[25:55, 181] = True
     mask[25:55, 180] = False
-    (garment,) = pipeline(BAG, masks={BAG.box: mask}).crop(photo(), ONLY_BAGS)
+    (garment,) = pipeline(BAG, masks={BAG.box: mask}).segment(photo(), ONLY_BAGS)
     assert garment.area == 30 * 40
 
 
 def test_a_pair_of_shoes_in_one_box_keeps_both() -> None:
     shoes = found("shoes", 0.8, 20, 60, 100, 90)
     left, right = full(Box(20, 60, 55, 90)), full(Box(70, 62, 100, 88))
-    (garment,) = pipeline(shoes, masks={shoes.box: left | right}).crop(photo(), ONLY_SHOES)
+    (garment,) = pipeline(shoes, masks={shoes.box: left | right}).segment(photo(), ONLY_SHOES)
     assert garment.area == np.count_nonzero(left | right)
 
 
@@ -256,20 +219,20 @@ def test_a_pair_of_shoes_in_two_boxes_keeps_both() -> None:
     """Side by side, and one in part behind the other."""
     for right in (found("shoes", 0.7, 60, 60, 95, 90), found("shoes", 0.7, 40, 62, 75, 92)):
         left = found("shoes", 0.8, 20, 60, 55, 90)
-        garments = pipeline(left, right).crop(photo(), ONLY_SHOES)
+        garments = pipeline(left, right).segment(photo(), ONLY_SHOES)
         assert [each.box for each in garments] == [left.box, right.box]
 
 
 def test_what_is_larger_elsewhere_is_not_what_was_found() -> None:
     """The mask leaks into the other half of the photo, and there is more of it there."""
     mask = full(BAG.box) | full(Box(0, 0, 100, 100))
-    (garment,) = pipeline(BAG, masks={BAG.box: mask}).crop(photo(), ONLY_BAGS)
+    (garment,) = pipeline(BAG, masks={BAG.box: mask}).segment(photo(), ONLY_BAGS)
     assert garment.area == 30 * 40
 
 
 def test_what_the_segmenter_sees_nothing_of_is_left_out() -> None:
     nothing = np.zeros((100, 200), bool)
-    garments = pipeline(SHIRT, BAG, masks={SHIRT.box: nothing}).crop(photo(), Options())
+    garments = pipeline(SHIRT, BAG, masks={SHIRT.box: nothing}).segment(photo(), Options())
     assert [(each.id, each.label) for each in garments] == [(0, "bag")]
 
 
@@ -280,7 +243,7 @@ def test_a_mask_score_is_from_0_to_1(monkeypatch: pytest.MonkeyPatch, quality: f
     monkeypatch.setattr(
         segmenter, "segment", lambda pixels, boxes, cancelled: (full(boxes[0])[None], np.array([quality], np.float32))
     )
-    (garment,) = Pipeline(FakeDetector([BAG]), segmenter).crop(photo(), Options())
+    (garment,) = Pipeline(FakeDetector([BAG]), segmenter).segment(photo(), Options())
     assert garment.mask_score == told
 
 
@@ -293,7 +256,7 @@ LEFT, RIGHT = found("person", 0.6, 0, 0, 90, 100), found("person", 0.9, 60, 0, 2
 def test_persons_are_numbered_from_the_left_and_garments_from_the_top() -> None:
     garments = pipeline(
         RIGHT, LEFT, PANTS, found("hat", 0.5, 110, 0, 130, 20), found("shoes", 0.9, 110, 80, 130, 99), SHIRT
-    ).crop(photo(), Options())
+    ).segment(photo(), Options())
     assert [(each.id, each.label, each.person) for each in garments] == [
         (0, "shirt", 0),
         (1, "pants", 0),
@@ -304,12 +267,12 @@ def test_persons_are_numbered_from_the_left_and_garments_from_the_top() -> None:
 
 def test_what_nobody_wears_comes_last() -> None:
     higher = found("bag", 0.9, 150, 0, 180, 20)
-    garments = pipeline(PERSON, higher, PANTS).crop(photo(), Options())
+    garments = pipeline(PERSON, higher, PANTS).segment(photo(), Options())
     assert [(each.label, each.person) for each in garments] == [("pants", 0), ("bag", None)]
 
 
 def test_where_there_are_no_persons_nobody_wears_anything() -> None:
-    assert [each.person for each in pipeline(SHIRT, PANTS).crop(photo(), Options())] == [None, None]
+    assert [each.person for each in pipeline(SHIRT, PANTS).segment(photo(), Options())] == [None, None]
 
 
 @pytest.mark.parametrize(("left_has_it", "person"), [(True, 0), (False, 1)])
@@ -317,20 +280,42 @@ def test_of_two_whose_boxes_hold_it_the_one_whose_mask_does(left_has_it: bool, p
     scarf = found("scarf", 0.5, 62, 40, 88, 60)
     held, other = (LEFT, RIGHT) if left_has_it else (RIGHT, LEFT)
     masks = {held.box: full(held.box), other.box: full(other.box) & ~full(scarf.box)}
-    (garment,) = pipeline(LEFT, RIGHT, scarf, masks=masks).crop(photo(), Options())
+    (garment,) = pipeline(LEFT, RIGHT, scarf, masks=masks).segment(photo(), Options())
     assert garment.person == person
 
 
 def test_a_person_without_a_mask_has_what_is_in_the_box() -> None:
-    (garment,) = pipeline(PERSON, SHIRT, masks={PERSON.box: np.zeros((100, 200), bool)}).crop(photo(), Options())
+    (garment,) = pipeline(PERSON, SHIRT, masks={PERSON.box: np.zeros((100, 200), bool)}).segment(photo(), Options())
     assert garment.person == 0
 
 
 @pytest.mark.parametrize(("right", "person"), [(80, 0), (82, None)])
 def test_what_lies_outside_by_more_than_half_is_somebody_elses(right: float, person: int | None) -> None:
     case = found("bag", 0.8, 50, 30, right, 60)  # the person ends at 65
-    (garment,) = pipeline(PERSON, case, masks={case.box: full(case.box)}).crop(photo(), Options(padding=1))
+    (garment,) = pipeline(PERSON, case, masks={case.box: full(case.box)}).segment(photo(), Options())
     assert garment.person == person
+
+
+# Stages, and where the models are
+
+
+@pytest.mark.parametrize("detections", [[SHIRT, BAG], [PERSON], []])
+def test_the_end_of_each_stage_is_told(detections: list[Detection], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    detector, segmenter = FakeDetector(detections), FakeSegmenter()
+    for model, name in ((detector, "detect"), (segmenter, "segment")):
+        function = getattr(model, name)
+        noted = lambda *given, of=(name, function), **more: (steps.append(of[0]), of[1](*given, **more))[1]  # noqa: E731
+        monkeypatch.setattr(model, name, noted)
+    Pipeline(detector, segmenter).segment(photo(), Options(), done=steps.append)
+    assert [step for step in steps if step != "segment"] == ["detect", "detection", "segmentation"]
+    assert steps[-2:] == (["segment", "segmentation"] if BAG in detections else ["detection", "segmentation"])
+
+
+def test_both_models_move_to_a_device() -> None:
+    detector, segmenter = FakeDetector(), FakeSegmenter()
+    Pipeline(detector, segmenter).to("cuda")
+    assert (detector.device, segmenter.device) == ("cuda", "cuda")
 
 
 # When nobody waits any more
@@ -338,7 +323,7 @@ def test_what_lies_outside_by_more_than_half_is_somebody_elses(right: float, per
 
 def test_nothing_is_done_for_nobody() -> None:
     detector, segmenter = FakeDetector(), FakeSegmenter()
-    for work in (Pipeline(detector, segmenter).crop, Pipeline(detector, segmenter).detect):
+    for work in (Pipeline(detector, segmenter).segment, Pipeline(detector, segmenter).detect):
         with pytest.raises(CancelledError):
             work(photo(), Options(), cancelled=lambda: True)
     assert (detector.calls, segmenter.calls) == ([], [])
@@ -358,7 +343,7 @@ def test_work_stops_before_the_next_step() -> None:
             return asked == number
 
         try:
-            Pipeline(detector, segmenter).crop(photo(), Options(), cancelled=cancelled)
+            Pipeline(detector, segmenter).segment(photo(), Options(), cancelled=cancelled)
             return detector, segmenter, True
         except CancelledError:
             return detector, segmenter, False
@@ -377,28 +362,20 @@ def test_the_segmenter_is_told_too() -> None:
     asked, segmenter = [], FakeSegmenter()
     segment = segmenter.segment
     segmenter.segment = lambda *given, cancelled: (asked.append(cancelled()), segment(*given))[1]  # type: ignore[method-assign]
-    Pipeline(FakeDetector([SHIRT]), segmenter).crop(photo(), Options(), cancelled=lambda: False)
+    Pipeline(FakeDetector([SHIRT]), segmenter).segment(photo(), Options(), cancelled=lambda: False)
     assert asked == [False]
 
 
 # Options
 
 
-@pytest.mark.parametrize("field", ["box_threshold", "text_threshold", "nms_threshold", "padding"])
+@pytest.mark.parametrize("field", ["box_threshold", "text_threshold", "nms_threshold"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf])
 def test_a_share_is_from_0_to_1(field: str, value: float) -> None:
     with pytest.raises(OptionsError) as caught:
         Options(**{field: value})
     assert caught.value.problems == [(field, f"must be from 0 to 1, got {value}")]
     assert getattr(Options(**{field: 1}), field) == 1
-
-
-@pytest.mark.parametrize("background", ["", "red", "#fff", "#12345g", "#123456\n", "Transparent", "x" * 10_000])
-def test_a_background_that_there_is_not(background: str) -> None:
-    with pytest.raises(OptionsError) as caught:
-        Options(background=background)
-    assert [field for field, _ in caught.value.problems] == ["background"]
-    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("prompts", [(), ("",), ("shirt", " ")])
@@ -409,14 +386,8 @@ def test_prompts_without_a_word(prompts: tuple[str, ...]) -> None:
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
-    wrong: dict[str, Any] = {"prompts": (), "box_threshold": 2, "padding": -1, "background": "none", "max_garments": 0}
+    wrong: dict[str, Any] = {"prompts": (), "box_threshold": 2, "nms_threshold": -1, "max_garments": 0}
     with pytest.raises(OptionsError) as caught:
         Options(**wrong)
     assert {field for field, _ in caught.value.problems} == set(wrong)
     assert all(field in str(caught.value) for field in wrong)
-
-
-def test_a_garment_can_be_saved() -> None:
-    (garment,) = pipeline(BAG).crop(photo(), Options())
-    assert isinstance(garment.image, Image.Image)
-    assert garment.image.mode == "RGBA"

@@ -51,10 +51,13 @@ def _small_holes(parts: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def soften(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return a mask as opacity, 0 to 255, smooth at its edge, so that it has no steps when it is enlarged.
 
-    A straight edge is soft on its inner side only: outside, the pixels have the colours of the background.
+    A straight edge is soft on its inner side only: on the outer side the pixels have the colours of the background.
 
     Args:
         mask: Height by width. Where it ends at a border, it is as if it went on.
     """
-    blurred = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.85, borderType=cv2.BORDER_REPLICATE)
-    return np.rint(255 * np.clip((blurred - 0.25) / 0.75, 0, 1)).astype(np.uint8)
+    blurred = cv2.GaussianBlur(mask.astype(np.float32), (7, 7), 1.0, borderType=cv2.BORDER_REPLICATE)
+    # A straight edge has 0.3 in its outermost row and 0.7 in its innermost one. A strap of one pixel has less than the
+    # row at an edge, and would vanish.
+    opacity = np.maximum((blurred - 0.3) / 0.5, mask / np.float32(3))
+    return np.rint(255 * np.clip(opacity, 0, 1)).astype(np.uint8)

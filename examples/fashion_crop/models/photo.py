@@ -77,8 +77,8 @@ def open_photo(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Decode a JPEG, PNG or WebP; of an animation the first picture.
 
     What the camera says of its orientation and colours is applied, and what is transparent becomes white. Of a photo
-    with too many pixels only the header is read. One of 40 million takes 80 MB while it is decoded as a JPEG of today's
-    cameras, 270 as a progressive one, 400 as a PNG, and 700 as a WebP.
+    with too many pixels only the header is read. One of 40 million takes 290 MB while it is decoded, as a WebP 630, and
+    then 135: its pixels, and those for the models.
 
     Raises:
         PhotoError: They cannot be used; ``reason`` and the text say why.

@@ -1,33 +1,25 @@
-"""The answers of the service: models of their fields, and writing them as JSON or zip."""
+"""The answers of the service: models of their fields. `bodies` writes them."""
 
 from __future__ import annotations
 
-import io
-import re
-import zipfile
-from base64 import b64encode
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field
-from pydantic_core import to_json
 
-from fashion_crop.models.crops import crop_box, encode, file_name, render
-
-from .errors import ServiceError
+from fashion_crop.models.masks import PART
+from fashion_crop.models.photo import LONGEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from starlette.requests import Request
-
-    from fashion_crop.models.crops import Garment, Rendering
+    from fashion_crop.models import crops
     from fashion_crop.models.detection import Box, Detection
     from fashion_crop.models.photo import Photo
 
 JSON, ZIP = "application/json", "application/zip"
 
-Corners = Annotated[list[float], Field(min_length=4, max_length=4, description="Left, top, right, bottom, in pixels.")]
-WholeCorners = Annotated[list[int], Field(min_length=4, max_length=4, description="As box_xyxy, in whole pixels.")]
+Corners = Annotated[
+    list[float],
+    Field(min_length=4, max_length=4, description="Left, top, right, bottom, in pixels of the upright photo."),
+]
 Score = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -35,7 +27,7 @@ class ImageAnswer(BaseModel):
     """The photo, upright."""
 
     width: int = Field(description="Pixels; those in which boxes are given.")
-    height: int
+    height: int = Field(description="The same.")
     sha256: str = Field(description="Of the file that was sent, lower-case hex.")
 
 
@@ -47,19 +39,20 @@ class ModelAnswer(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds of each part."""
+    """Milliseconds of each stage; 0 for one that the route does not need. The header Server-Timing has them too."""
 
-    waiting: float = Field(description="Until a worker was free.")
-    decoding: float
-    models: float = Field(description="Finding, cutting, and what comes between.")
-    encoding: float = Field(default=0.0, description="The crops, as PNG.")
+    waiting: float = Field(default=0.0, description="Until a worker was free.")
+    decoding: float = Field(default=0.0, description="From the bytes of the file to pixels.")
+    detection: float = Field(default=0.0, description="Finding boxes.")
+    segmentation: float = Field(default=0.0, description="Finding the pixels of the garment in each box.")
+    encoding: float = Field(default=0.0, description="Making the pictures or masks, and writing them in their format.")
 
 
 class DetectionAnswer(BaseModel):
     """Something that was found."""
 
     label: str = Field(description="One of the prompts.")
-    score: Score
+    score: Score = Field(description="How sure the detector is.")
     box_xyxy: Corners
 
 
@@ -80,7 +73,7 @@ class DetectAnswer(Answer):
 class GarmentFacts(BaseModel):
     """A garment, without its picture."""
 
-    id: int
+    id: int = Field(description="Its place in the answer, from 0.")
     label: str = Field(description="One of the prompts.")
     score: Score = Field(description="How sure the detector is.")
     mask_score: Score = Field(description="How good the segmenter thinks its mask is.")
@@ -88,23 +81,63 @@ class GarmentFacts(BaseModel):
         description="The person that wears it, numbered from the left; null if no person was found."
     )
     box_xyxy: Corners
-    crop_box: WholeCorners = Field(description="What the picture shows: left, top, right, bottom, in whole pixels.")
-    area_px: int = Field(description="Of the garment, in pixels of the photo.")
+    area_px: int = Field(
+        description="Of its mask, in pixels of the photo. The mask has every part that has at least "
+        f"{PART:.0%} of the area of the largest part, so that a pair of shoes keeps both; its small holes are filled."
+    )
 
 
-class GarmentAnswer(GarmentFacts):
+class MaskAnswer(GarmentFacts):
+    """A garment, and which pixels belong to it."""
+
+    mask_box: list[int] = Field(
+        min_length=4,
+        max_length=4,
+        description="What the mask covers: left, top, right, bottom, in whole pixels of the upright photo. "
+        "Outside of it everything is background.",
+    )
+    mask: str = Field(
+        description="A PNG in base64 with one channel of 8 bits: 0 is background, 255 is garment, and the edge is "
+        "between. Scale it to the size of mask_box, and use it as the opacity of the photo's pixels there. "
+        f"It has the resolution that the models work with: {LONGEST} pixels for the longest side of the photo.",
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
+    )
+
+
+class MasksAnswer(Answer):
+    """The masks of the garments of a photo, by person from left to right, then from top to bottom."""
+
+    garments: list[MaskAnswer]
+
+
+class CropFacts(GarmentFacts):
+    """A garment and its crop, without the picture."""
+
+    crop_box: list[int] = Field(
+        min_length=4,
+        max_length=4,
+        description="What the picture shows: left, top, right, bottom, in whole pixels of the upright photo. The "
+        "picture has as many pixels. With an aspect ratio the box may go beyond the photo.",
+    )
+
+
+class CropAnswer(CropFacts):
     """A garment, cut out."""
 
-    png: str = Field(description="The picture, a PNG in base64.", json_schema_extra={"contentEncoding": "base64"})
+    picture: str = Field(
+        description="The picture in base64: the garment in the original pixels of the photo, not made smaller.",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
 
 
 class CropsAnswer(Answer):
-    """Every garment of a photo, by person from left to right, then from top to bottom."""
+    """Every garment of a photo, cut out, by person from left to right, then from top to bottom."""
 
-    garments: list[GarmentAnswer]
+    media_type: str = Field(description="Of the pictures.", examples=["image/png", "image/webp", "image/jpeg"])
+    garments: list[CropAnswer]
 
 
-class GarmentFile(GarmentFacts):
+class CropFile(CropFacts):
     """A garment whose picture lies beside the manifest."""
 
     file: str
@@ -113,7 +146,8 @@ class GarmentFile(GarmentFacts):
 class Manifest(Answer):
     """``manifest.json`` in a zip."""
 
-    garments: list[GarmentFile]
+    media_type: str
+    garments: list[CropFile]
 
 
 class Limits(BaseModel):
@@ -126,26 +160,54 @@ class Limits(BaseModel):
 
 
 class Defaults(BaseModel):
-    """What holds for the fields that a form leaves out."""
+    """What is looked for, where a form leaves out the fields."""
 
     prompts: list[str]
     box_threshold: float
     text_threshold: float
     nms_threshold: float
+
+
+class RenderingDefaults(BaseModel):
+    """How a crop is made, where a form leaves out the fields."""
+
     padding: float
     background: str
+    aspect: str
+    format: str
+
+
+class CropInfo(BaseModel):
+    """What a crop is made of."""
+
+    part_share: float = Field(
+        default=PART,
+        description="A part of a mask is kept if it has at least this share of the largest part's area. "
+        "A pair of shoes has two parts.",
+    )
+    original_pixels: bool = Field(
+        default=True, description="Whether a crop has the photo's own pixels, in their full number."
+    )
+    longest_side: int = Field(
+        default=LONGEST,
+        description="Pixels of the longest side of what the models see. A larger photo is made smaller for them, "
+        "so its masks have this resolution, and its crops do not.",
+    )
 
 
 class InfoAnswer(ModelAnswer):
     """What this server is."""
 
     device: str
+    segmenter: str = Field(description="The variant of SAM 2: large, base-plus, small or tiny.")
     versions: dict[str, str] = Field(description="Of the packages that decide what is found.")
     phases: dict[str, float] = Field(
         description="Seconds of each part of the cold start, or of the one that a snapshot was taken of; ready is all."
     )
     limits: Limits
     defaults: Defaults
+    rendering: RenderingDefaults
+    crops: CropInfo
 
 
 class StateAnswer(BaseModel):
@@ -164,8 +226,8 @@ def of_detection(found: Detection) -> DetectionAnswer:
     return DetectionAnswer(label=found.label, score=round(found.score, 4), box_xyxy=_rounded(found.box))
 
 
-def of_garment(garment: Garment, photo: Photo, rendering: Rendering) -> GarmentFacts:
-    """Describe a garment and its crop."""
+def of_garment(garment: crops.Garment) -> GarmentFacts:
+    """Describe a garment."""
     return GarmentFacts(
         id=garment.id,
         label=garment.label,
@@ -173,94 +235,9 @@ def of_garment(garment: Garment, photo: Photo, rendering: Rendering) -> GarmentF
         mask_score=round(garment.mask_score, 4),
         person=garment.person,
         box_xyxy=_rounded(garment.box),
-        crop_box=list(crop_box(garment.box, photo.width, photo.height, rendering)),
         area_px=garment.area,
     )
 
 
-def pictures(
-    garments: Sequence[Garment],
-    photo: Photo,
-    rendering: Rendering,
-    *,
-    max_bytes: int,
-    check: Callable[[], None] = lambda: None,
-) -> list[bytes]:
-    """Render and encode the garments, one at a time: crops are large; ``check`` is called before each one.
-
-    Raises:
-        ServiceError: They are over ``max_bytes`` together.
-        OptionsError: A crop would be too large.
-    """
-    made, size = [], 0
-    for garment in garments:
-        check()
-        made.append(encode(render(garment, photo, rendering).image, rendering.format))
-        size += len(made[-1])
-        if size > max_bytes:
-            raise ServiceError(
-                422,
-                "answer-too-large",
-                f"the {len(garments)} crops are over {max_bytes:,} bytes: raise a threshold, or ask for fewer things",
-            )
-    return made
-
-
-def crops_as_json(answer: Answer, garments: Sequence[GarmentFacts], pictures: Sequence[bytes]) -> bytes:
-    """Write crops as JSON, each picture within its garment."""
-    cut = [
-        GarmentAnswer(**dict(garment), png=b64encode(picture).decode())
-        for garment, picture in zip(garments, pictures, strict=True)
-    ]
-    return to_json(CropsAnswer(**dict(answer), garments=cut))
-
-
-def crops_as_zip(answer: Answer, garments: Sequence[GarmentFacts], pictures: Sequence[bytes]) -> bytes:
-    """Write crops as a zip: ``manifest.json``, and each picture as a file that the manifest names.
-
-    PNGs do not become smaller, so they are stored as they are: that is the default of `ZipInfo`.
-    """
-    files = [
-        GarmentFile(**dict(garment), file=file_name("", garment.id + 1, garment.label, "png")) for garment in garments
-    ]
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("manifest.json"), to_json(Manifest(**dict(answer), garments=files), indent=2))
-        for file, picture in zip(files, pictures, strict=True):
-            archive.writestr(zipfile.ZipInfo(file.file), picture)
-    return buffer.getvalue()
-
-
 def _rounded(box: Box) -> list[float]:
     return [round(each, 2) for each in box]
-
-
-def negotiate(request: Request, *offers: str) -> str:
-    """Choose the media type that the client likes best (RFC 9110, 12.5.1); of equals the first one offered.
-
-    Raises:
-        ServiceError: It takes none of them.
-    """
-    accept = ",".join(request.headers.getlist("accept"))
-    ranges = [_media_range(each) for each in accept.split(",") if each.strip()] or [("*/*", 1.0)]
-    best = max(offers, key=lambda offer: _quality(offer, ranges))
-    if _quality(best, ranges) <= 0:
-        raise ServiceError(406, "type-not-offered", f"the answer is {' or '.join(offers)}: let Accept have it")
-    return best
-
-
-def _media_range(text: str) -> tuple[str, float]:
-    name, *parameters = (part.strip().lower() for part in text.split(";"))
-    for parameter in parameters:
-        if match := re.fullmatch(r"q=([01](?:\.\d{0,3})?)", parameter):
-            return name, min(float(match[1]), 1.0)
-    return name, 1.0
-
-
-def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """Return how much an offer is liked: what names it counts more than what has a star."""
-    for name in (offer, offer.partition("/")[0] + "/*", "*/*"):
-        for given, quality in ranges:
-            if given == name:
-                return quality
-    return 0.0

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -35,7 +35,7 @@ WANTED = {  # the message for any wrong value of a field
 _MOST = 40  # characters of a wrong value that a message repeats
 
 
-class DetectForm(BaseModel):
+class FindForm(BaseModel):
     """The fields of a request for boxes or masks. An empty field counts as absent."""
 
     model_config = ConfigDict(extra="forbid")  # else a misspelt threshold is a default, without a word
@@ -60,7 +60,7 @@ class DetectForm(BaseModel):
             raise errors.of_fields([("prompts", f"{WANTED['prompts']}, got {_shortened(self.prompts)!r}")])
         if len(prompts) > max_prompts:
             raise errors.of_fields([("prompts", f"must be at most {max_prompts} prompts, got {len(prompts):,}")])
-        if (longest := max(map(len, prompts), default=0)) > max_prompt:  # each box that is found has one for its label
+        if (longest := max(map(len, prompts))) > max_prompt:  # each box that is found has one for its label
             text = f"must have at most {max_prompt} characters each, got {longest:,}"
             raise errors.of_fields([("prompts", text)])
         try:
@@ -69,8 +69,8 @@ class DetectForm(BaseModel):
             raise errors.of_fields(error.problems) from error
 
 
-class CropForm(DetectForm):
-    """The fields of a request for crops."""
+class CropForm(FindForm):
+    """The fields of a request for crops. An empty field counts as absent."""
 
     padding: Share = Field(
         default=_rendering.padding, description="What a crop shows around its box, as a share of the box's longer side."
@@ -78,7 +78,17 @@ class CropForm(DetectForm):
     background: str = Field(
         default=_rendering.background,
         pattern=f"^({BACKGROUNDS})$",
-        description="What is not garment: transparent, white, a colour as #rrggbb, or the photo itself.",
+        description="What is not garment: transparent, white, a colour as #rrggbb, or original for the photo itself. "
+        "JPEG cannot be transparent.",
+    )
+    aspect: Literal["original", "1:1", "4:5"] = Field(
+        default=_rendering.aspect,
+        description="Width by height of a crop. The box grows around its centre and is never cut. Beyond the photo "
+        "there is transparency or the colour of the background; with background original it is white.",
+    )
+    format: Literal["png", "webp", "jpeg"] = Field(
+        default=_rendering.format,
+        description="Of the pictures. Their pixels are the original pixels of the photo, not made smaller.",
     )
 
     def rendering(self) -> Rendering:
@@ -88,7 +98,7 @@ class CropForm(DetectForm):
             ServiceError: They cannot be shown so.
         """
         try:
-            return Rendering(self.padding, self.background)
+            return Rendering(self.padding, self.background, self.aspect, self.format)
         except OptionsError as error:
             raise errors.of_fields(error.problems) from error
 
@@ -108,7 +118,7 @@ def install(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        form = CropForm if request.scope["route"].path == "/v1/crops" else DetectForm
+        form = CropForm if request.scope["route"].path == "/v1/crops" else FindForm
         fields = list(form.model_fields)
         return errors.of_fields([_problem(each, fields) for each in error.errors()]).response()
 

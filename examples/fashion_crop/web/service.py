@@ -18,10 +18,23 @@ from fashion_crop.models.pipeline import Options
 
 from . import errors, forms, metrics, pages
 from .admission import FORM, Admission
-from .answers import JSON, ZIP, CropsAnswer, Defaults, DetectAnswer, InfoAnswer, Limits, StateAnswer, negotiate
+from .answers import (
+    JSON,
+    ZIP,
+    CropInfo,
+    CropsAnswer,
+    Defaults,
+    DetectAnswer,
+    InfoAnswer,
+    Limits,
+    MasksAnswer,
+    RenderingDefaults,
+    StateAnswer,
+)
 from .errors import documented
-from .forms import CropForm, DetectForm, refuse_repeated_fields
+from .forms import CropForm, FindForm, refuse_repeated_fields
 from .loading import Service
+from .negotiation import negotiate
 from .observing import Observing
 from .settings import Settings
 from .work import Job
@@ -29,7 +42,7 @@ from .work import Job
 if TYPE_CHECKING:
     from .backend import Backend
 
-_defaults = {**vars(Options()), **vars(Rendering())}
+_defaults = Options()
 
 
 def _service(request: Request) -> Service:
@@ -47,24 +60,47 @@ photos = APIRouter(
 )
 
 
+_HEADERS = {
+    "Server-Timing": {"description": "Milliseconds by stage, as timings_ms.", "schema": {"type": "string"}},
+}
+
+
 @photos.post(
     "/v1/crops",
     operation_id="crop",
     response_model=CropsAnswer,
-    responses={200: {"content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"headers": _HEADERS, "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def crop(
     request: Request, form: Annotated[CropForm, Form(media_type="multipart/form-data")], service: Served
 ) -> Response:
-    """Cut every garment out of a photo: JSON, or by `Accept: application/zip` a zip of PNGs with a manifest.json."""
+    """Cut every garment out of a photo, in the photo's original pixels.
+
+    The answer is JSON, or by `Accept: application/zip` a zip with the pictures and a manifest.json. A picture is named
+    by the photo, its number and its label, as in `holiday_01_shirt.png`.
+    """
     media_type = negotiate(request, JSON, ZIP)
+    job, rendering = _job(form, service), form.rendering()
+    return await service.workers.run(request, job, lambda: job.crop(rendering, media_type))
+
+
+@photos.post("/v1/masks", operation_id="masks", response_model=MasksAnswer, responses={200: {"headers": _HEADERS}})
+async def masks(
+    request: Request, form: Annotated[FindForm, Form(media_type="multipart/form-data")], service: Served
+) -> Response:
+    """Return which pixels of a photo are garments, for a client that has the photo and renders the crops.
+
+    Padding, background, aspect ratio and format then need no other request, nor does a higher `box_threshold`: leave
+    out the garments with a lower score.
+    """
+    negotiate(request, JSON)
     job = _job(form, service)
-    return await service.workers.run(request, job, lambda: job.crop(form.rendering(), media_type))
+    return await service.workers.run(request, job, job.masks)
 
 
-@photos.post("/v1/detect", operation_id="detect", response_model=DetectAnswer)
+@photos.post("/v1/detect", operation_id="detect", response_model=DetectAnswer, responses={200: {"headers": _HEADERS}})
 async def detect(
-    request: Request, form: Annotated[DetectForm, Form(media_type="multipart/form-data")], service: Served
+    request: Request, form: Annotated[FindForm, Form(media_type="multipart/form-data")], service: Served
 ) -> Response:
     """Return where the garments of a photo are, without cutting them out: a fraction of the time."""
     negotiate(request, JSON)
@@ -72,16 +108,17 @@ async def detect(
     return await service.workers.run(request, job, job.detect)
 
 
-def _job(form: DetectForm, service: Service) -> Job:
-    limits = service.settings
-    if (form.image.size or 0) > limits.max_bytes:
-        raise errors.too_many_bytes(limits.max_bytes)
+def _job(form: FindForm, service: Service) -> Job:
+    settings = service.settings
+    if (form.image.size or 0) > settings.max_bytes:
+        raise errors.too_many_bytes(settings.max_bytes)
     return Job(
         backend=service.backend(),
         image=form.image.file,
-        options=form.options(limits.max_prompts, limits.max_prompt),
-        max_pixels=limits.max_pixels,
-        max_answer=limits.max_answer,
+        name=form.image.filename or "",
+        options=form.options(settings.max_prompts, settings.max_prompt),
+        settings=settings,
+        observe=service.metrics.observe,
     )
 
 
@@ -106,21 +143,24 @@ async def ready(service: Served) -> StateAnswer:
 
 @state.get("/v1/info", operation_id="info", responses=documented(503))
 async def info(service: Served) -> InfoAnswer:
-    """Describe this server: its weights, packages, limits, and how its cold start went."""
+    """Describe this server: its weights, packages, limits, what a crop is made of, and how its cold start went."""
     backend, limits = service.backend(), service.settings
     return InfoAnswer(
         stand_ins=backend.stand_ins,
         weights=dict(backend.weights),
         device=backend.device,
+        segmenter=next(name.removeprefix("sam2-") for name in backend.weights if name.startswith("sam2-")),
         versions=dict(backend.versions),
         phases=dict(backend.phases),
         limits=Limits(
             max_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
             max_prompts=limits.max_prompts,
-            max_garments=_defaults["max_garments"],
+            max_garments=_defaults.max_garments,
         ),
-        defaults=Defaults.model_validate(_defaults),
+        defaults=Defaults.model_validate(_defaults, from_attributes=True),
+        rendering=RenderingDefaults.model_validate(Rendering(), from_attributes=True),
+        crops=CropInfo(),
     )
 
 

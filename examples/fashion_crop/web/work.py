@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from starlette.responses import Response
@@ -16,19 +16,21 @@ from fashion_crop.models.detection import CancelledError, OptionsError
 from fashion_crop.models.labels import PromptsError
 from fashion_crop.models.photo import PhotoError, open_photo
 
-from . import answers, errors, request_ids
+from . import answers, bodies, errors, request_ids
 from .errors import ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import BinaryIO
 
     from starlette.requests import Request
 
-    from fashion_crop.models.crops import Rendering
+    from fashion_crop.models.crops import Garment, Rendering
+    from fashion_crop.models.photo import Photo
     from fashion_crop.models.pipeline import Options
 
     from .backend import Backend
+    from .settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -40,17 +42,19 @@ class Job:
     Attributes:
         backend: The models.
         image: The uploaded file.
-        options: Options of the request.
-        max_pixels: Limit for the photo.
-        max_answer: Limit for all crops, in bytes.
+        name: Of the file, as the client calls it.
+        options: What is looked for.
+        settings: The limits.
+        observe: Called with each stage and its seconds.
         disconnected: Set when the client has disconnected.
     """
 
     backend: Backend
     image: BinaryIO
+    name: str
     options: Options
-    max_pixels: int
-    max_answer: int
+    settings: Settings
+    observe: Callable[[str, float], None]
     disconnected: threading.Event = field(default_factory=threading.Event)
     _milliseconds: dict[str, float] = field(default_factory=dict)
     _marked: float = field(default_factory=time.perf_counter)
@@ -59,47 +63,65 @@ class Job:
         """Return the boxes of the garments."""
         photo = self._open()
         found = self.backend.pipeline.detect(photo, self.options, cancelled=self.disconnected.is_set)
-        self._mark("models")
+        self._mark("detection")
         detections = [answers.of_detection(each) for each in found]
-        answer = answers.DetectAnswer(**self._head(photo), detections=detections)
-        return Response(answers.to_json(answer), media_type=answers.JSON)
+        answer = answers.DetectAnswer(**dict(self._head(photo)), detections=detections)
+        return self._response(answer.model_dump_json(), answers.JSON)
+
+    def masks(self) -> Response:
+        """Return the masks of the garments."""
+        photo = self._open()
+        garments = self._segment(photo)
+        masks = self._pictures().masks(garments)
+        self._mark("encoding")
+        return self._response(bodies.masks_as_json(self._head(photo), garments, masks), answers.JSON)
 
     def crop(self, rendering: Rendering, media_type: str) -> Response:
         """Return the crops of the garments as JSON or zip."""
         photo = self._open()
-        garments = self.backend.pipeline.segment(photo, self.options, cancelled=self.disconnected.is_set)
-        self._mark("models")
-        pictures = answers.pictures(garments, photo, rendering, max_bytes=self.max_answer, check=self._check)
+        garments = self._segment(photo)
+        cuts = self._pictures().crops(garments, photo, rendering)
         self._mark("encoding")
-        answer = answers.Answer(**self._head(photo))
-        facts = [answers.of_garment(each, photo, rendering) for each in garments]
+        head = self._head(photo)
         if media_type == answers.JSON:
-            return Response(answers.crops_as_json(answer, facts, pictures), media_type=answers.JSON)
-        saved = {"Content-Disposition": 'attachment; filename="garments.zip"'}
-        return Response(answers.crops_as_zip(answer, facts, pictures), media_type=answers.ZIP, headers=saved)
+            return self._response(bodies.crops_as_json(head, cuts, rendering), media_type)
+        body = bodies.crops_as_zip(head, cuts, rendering, self.name)
+        return self._response(body, media_type, {"Content-Disposition": 'attachment; filename="garments.zip"'})
 
-    def _open(self) -> Any:
+    def _open(self) -> Photo:
         self._mark("waiting")
         self._check()
-        photo = open_photo(self.image.read(), max_pixels=self.max_pixels)
+        photo = open_photo(self.image.read(), max_pixels=self.settings.max_pixels)
         self._mark("decoding")
         return photo
+
+    def _segment(self, photo: Photo) -> list[Garment]:
+        return self.backend.pipeline.segment(photo, self.options, cancelled=self.disconnected.is_set, done=self._mark)
+
+    def _pictures(self) -> bodies.Pictures:
+        return bodies.Pictures(self.settings.max_answer, self._check)
 
     def _check(self) -> None:
         if self.disconnected.is_set():
             raise CancelledError
 
-    def _mark(self, phase: str) -> None:
-        """Record the time since the last mark as this phase."""
+    def _mark(self, stage: str) -> None:
+        """Record the time since the last mark as this stage."""
         now = time.perf_counter()
-        self._milliseconds[phase], self._marked = round(1000 * (now - self._marked), 1), now
+        seconds, self._marked = now - self._marked, now
+        self._milliseconds[stage] = round(1000 * seconds, 1)
+        self.observe(stage, seconds)
 
-    def _head(self, photo: Any) -> dict[str, Any]:
-        return {
-            "image": answers.of_photo(photo),
-            "model": answers.ModelAnswer(stand_ins=self.backend.stand_ins, weights=dict(self.backend.weights)),
-            "timings_ms": answers.Timings(**self._milliseconds),
-        }
+    def _head(self, photo: Photo) -> answers.Answer:
+        return answers.Answer(
+            image=answers.of_photo(photo),
+            model=answers.ModelAnswer(stand_ins=self.backend.stand_ins, weights=dict(self.backend.weights)),
+            timings_ms=answers.Timings(**self._milliseconds),
+        )
+
+    def _response(self, body: bytes | str, media_type: str, headers: Mapping[str, str] | None = None) -> Response:
+        timing = ", ".join(f"{stage};dur={spent:.1f}" for stage, spent in self._milliseconds.items())
+        return Response(body, media_type=media_type, headers={"Server-Timing": timing, **(headers or {})})
 
 
 class Workers:

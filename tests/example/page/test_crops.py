@@ -112,7 +112,11 @@ def test_a_format_is_that_of_the_api(browser: Browser, name: str, ending: str, k
 def test_a_crop_of_another_photo_is_that_of_the_api(browser: Browser, kind: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = colourful("JPEG", quality=95, subsampling=0, exif=exif.tobytes()) if kind == "JPEG" else colourful("PNG", "RGBA")
+    data = (
+        colourful("JPEG", quality=95, subsampling=0, exif=exif.tobytes())
+        if kind == "JPEG"
+        else colourful("PNG", "RGBA")
+    )
     found = [Detection("shirt", 0.9, Box(300.25, 40.5, 900.75, 400.5))]
     with serving(backend_of(Told(found))) as client, visiting(browser, client) as visit:
         visit.choose("other.png", data)

@@ -89,6 +89,7 @@ def test_the_key_is_described_where_one_is_needed(client: Client, keyed: Client)
     ("method", "path", "options"),
     [
         ("post", "/v1/crops", {"files": image()}),
+        ("post", "/v1/masks", {"files": image()}),
         ("post", "/v1/detect", {"files": image()}),
         ("get", "/v1/info", {}),
         ("get", "/healthz", {}),

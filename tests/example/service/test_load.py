@@ -155,7 +155,7 @@ class UntilCancelled:
     def __init__(self) -> None:
         self.began, self.ended = threading.Event(), threading.Event()
 
-    def segment(self, _photo: Any, _options: Any, *, cancelled: Callable[[], bool]) -> Any:
+    def segment(self, _photo: Any, _options: Any, *, cancelled: Callable[[], bool], **_: Any) -> Any:
         self.began.set()
         until(cancelled)
         self.ended.set()
