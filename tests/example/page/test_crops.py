@@ -65,7 +65,7 @@ def weighted(image: Image.Image) -> NDArray[np.float64]:
     return pixels
 
 
-def assert_alike(one: Image.Image, other: Image.Image, at_most: float = 13) -> None:
+def assert_alike(one: Image.Image, other: Image.Image, at_most: float = 16) -> None:
     """Alike but for the edges of a mask, which browsers and Pillow scale a little differently."""
     assert one.size == other.size
     difference = np.abs(weighted(one) - weighted(other))

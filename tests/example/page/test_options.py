@@ -191,7 +191,7 @@ def test_a_field_says_what_is_wrong_with_it(browser: Browser, client: httpx.Clie
         prompts = visit.page.get_by_role("textbox", name="Look for")
         prompts.fill(",".join(f"thing {number}" for number in range(300)))
         visit.choose_all(file("one.png"), file("two.png"))
-        expect(visit.page.locator("#prompts-problem")).to_contain_text("must be 50 at most, got 300")
+        expect(visit.page.locator("#prompts-problem")).to_contain_text("must be at most 50 prompts, got 300")
         expect(prompts).to_have_attribute("aria-invalid", "true")
         expect(visit.row("one.png")).to_contain_text("Failed")
         expect(visit.row("two.png")).to_contain_text("Waiting")  # its form would be as wrong

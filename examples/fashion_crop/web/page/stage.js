@@ -14,7 +14,7 @@ export function showPhoto(photo, picture, size) {
   }
   $("photo").replaceWith(canvas);
   $("frame").style.setProperty("--ratio", size ? size.width / size.height : 1);
-  $("unseen").hidden = Boolean(picture);
+  $("unseen").hidden = Boolean(picture) || !(photo.serverRenders || photo.state === "refused");
   $("frame").hidden = false;
   $("drop").hidden = true;
   $("credit").textContent = photo.credit;
