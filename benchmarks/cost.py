@@ -103,7 +103,8 @@ def break_even(app: App, visit: Visit, price: float, gpu: str | None = None) -> 
 
 def weights_gib() -> float:
     """Return the size of the weights on the Volume."""
-    return sum(file.size or 0 for checkpoint in Manifest.load(MANIFEST) for file in checkpoint.files) / 2**30
+    loaded = Manifest.load(MANIFEST).select(["groundingdino", "sam2-large", "bert-base-uncased"])
+    return sum(file.size or 0 for checkpoint in loaded for file in checkpoint.files) / 2**30
 
 
 def dollars(amount: float) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 RATE, ROUND_TRIP = 40, 20  # MB/s of each connection, milliseconds
 THROTTLED = (6_000, 400)  # bytes a second
-ONE, BOTH = ("groundingdino",), ("groundingdino", "sam2")
+ONE, BOTH = ("groundingdino",), ("groundingdino", "sam2-large")
 
 
 @dataclass

@@ -27,7 +27,7 @@ from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 
-NAMES = {"groundingdino": "groundingdino_swint_ogc.pth", "sam2": "sam2_hiera_large.pt"}
+NAMES = {"groundingdino": "groundingdino_swint_ogc.pth", "sam2-large": "sam2_hiera_large.pt"}
 SIZE = 1_000_000
 COMMIT = "0" * 40  # of a repository on the Hub that does not exist
 

@@ -22,6 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from demo_stage import (
+    BERT,
     BIG,
     DINO,
     RATE,
@@ -66,7 +67,7 @@ print(time.perf_counter() - began, *(report.outcome for report in weights.report
 # The steps.
 
 
-def cold(manifest: Path, root: Path) -> Weights:
+def cold(manifest: Manifest | Path, root: Path) -> Weights:
     weights = ensure(manifest, root=root)
     width = max(map(len, weights))
     for name, report in weights.report.items():
@@ -244,7 +245,8 @@ def demo() -> None:
 
 def real() -> None:
     heading("Cold: the real fashion-crop checkpoints, from the network")
-    weights = cold(REAL_MANIFEST, VOLUME / "real")
+    real = Manifest(Manifest.load(REAL_MANIFEST).select([DINO, SAM, BERT]))  # and none of the smaller segmenters
+    weights = cold(real, VOLUME / "real")
     for name, path in weights.items():
         note(f"{name}: {path}")
 

@@ -29,7 +29,7 @@ VOLUME = Path("demo-volume")
 RATE = 40e6  # bytes a second; slow enough for the bars to be seen
 
 
-DINO, SAM, BERT = "groundingdino", "sam2", "bert-base-uncased"
+DINO, SAM, BERT = "groundingdino", "sam2-large", "bert-base-uncased"
 
 
 BIG = {DINO: ("groundingdino_swint_ogc.pth", 65_000_000), SAM: ("sam2_hiera_large.pt", 85_000_000)}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from fakes import FakeDetector
+from fashion_crop.models.detection import CancelledError
 from serving import Client, photo
+from support import until
 
 KEY = "s3cret-clé"
 
@@ -41,6 +45,19 @@ class Broken(FakeDetector):
 
     def detect(self, *_: Any, **__: Any) -> Any:
         raise self.error
+
+
+class UntilCancelled:
+    """A pipeline that ends when nobody waits any more."""
+
+    def __init__(self) -> None:
+        self.began, self.ended = threading.Event(), threading.Event()
+
+    def segment(self, _photo: Any, _options: Any, *, cancelled: Callable[[], bool], **_: Any) -> Any:
+        self.began.set()
+        until(cancelled)
+        self.ended.set()
+        raise CancelledError
 
 
 # How much, how fast, how many.

@@ -84,7 +84,7 @@ def test_from_an_empty_volume_to_crops(plane: ControlPlane, app: Path, origin: O
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "key-missing")
         garments = crops(web, data)
         assert garments
-        crop = Image.open(io.BytesIO(base64.b64decode(garments[0]["png"])))
+        crop = Image.open(io.BytesIO(base64.b64decode(garments[0]["picture"])))
         left, top, right, bottom = garments[0]["crop_box"]
         assert (crop.mode, crop.size) == ("RGBA", (right - left, bottom - top))
     [first] = plane.containers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import socket
@@ -181,6 +182,41 @@ def test_what_is_taken_goes_through_the_models_too(backend: Backend) -> None:
                 left, top, right, bottom = garment["crop_box"]
                 assert 0 <= left < right <= size["width"], kind
                 assert 0 <= top < bottom <= size["height"], kind
+
+
+@pytest.mark.parametrize("aspect", ["original", "1:1", "4:5"])
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_the_oddest_photos_are_rendered_or_refused(backend: Backend, aspect: str, kind: str) -> None:
+    fields = {"box_threshold": "0", "text_threshold": "0", "prompts": "shirt", "background": "#102030"}
+    with serving(backend) as client:
+        for name in ("1 by 1", "a line", "a long line"):
+            files = {"image": (name, ODD[name])}
+            response = client.post("/v1/crops", files=files, data={**fields, "aspect": aspect, "format": kind})
+            assert response.status_code in (200, 422), (name, response.text)
+            if response.status_code == 422:  # too many pixels, or too many on a side for the format
+                (problem,) = response.json()["error"]["fields"]
+                assert name == "a long line", response.text
+                assert problem["field"] in ("padding", "format")
+                continue
+            for garment in response.json()["garments"]:
+                left, top, right, bottom = garment["crop_box"]
+                with Image.open(io.BytesIO(base64.b64decode(garment["picture"]))) as picture:
+                    assert picture.size == (right - left, bottom - top), name
+
+
+def test_the_masks_of_what_is_taken_cover_a_part_of_the_photo(backend: Backend) -> None:
+    fields = {"box_threshold": "0", "text_threshold": "0"}
+    with serving(backend) as client:
+        for kind, data in ODD.items():
+            response = client.post("/v1/masks", files={"image": data}, data=fields)
+            assert response.status_code == 200, (kind, response.text)
+            size = response.json()["image"]
+            for garment in response.json()["garments"]:
+                left, top, right, bottom = garment["mask_box"]
+                assert 0 <= left < right <= size["width"], kind
+                assert 0 <= top < bottom <= size["height"], kind
+                with Image.open(io.BytesIO(base64.b64decode(garment["mask"]))) as mask:
+                    assert (mask.format, mask.mode) == ("PNG", "L"), kind
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

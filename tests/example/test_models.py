@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -321,6 +322,46 @@ def test_the_full_architectures(stand_ins: StandIns, tmp_path: Path) -> None:
     assert sam.Sam2(models[1])._predictor._bb_feat_sizes == SAM2ImagePredictor(models[1])._bb_feat_sizes
 
 
+@pytest.mark.parametrize("variant", sam.VARIANTS)
+def test_every_segmenter_fits_the_checkpoint_of_its_name(variant: str) -> None:
+    """As far as its size says: the file has little but the weights, in 4 bytes each."""
+    checkpoint = Manifest.load(REAL)[f"sam2-{variant}"]
+    with skip_init():
+        model = sam.build(variant)
+    weights = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
+    assert 0 < (checkpoint.size or 323_500_000) - weights < 400_000  # of base-plus nobody publishes it
+    assert (checkpoint.size is None) == (variant == "base-plus")
+    assert checkpoint.urls[0].endswith(f"/072824/sam2_hiera_{variant.replace('-', '_')}.pt")
+
+
+@pytest.mark.parametrize("size", ["full", "stand-in"])
+def test_a_segmenter_that_there_is_not(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"no segmenter 'huge': choose one of large, base-plus, small, tiny"):
+        sam.build("huge", size)
+
+
+def test_models_move_to_a_device(stand_ins: StandIns) -> None:
+    models = grounding_dino.build(stand_ins.text_encoder, "stand-in"), sam.build(size="stand-in")
+    detector, segmenter = grounding_dino.GroundingDino(models[0], size="stand-in"), sam.Sam2(models[1])
+    for each in (detector, segmenter):
+        each.to("meta")  # the only other device of every machine
+    assert {weight.device.type for model in models for weight in model.parameters()} == {"meta"}
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # the photo goes there too
+        detector.detect(noise(40, 40), ["shirt"], box_threshold=0, text_threshold=0)
+    assert segmenter._predictor.device.type == "meta"
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cpu", []), ("cuda", [("cuda", torch.bfloat16)])])
+def test_half_precision_is_used_where_the_model_is_now(
+    device: str, asked: list[Any], segmenter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(sam.torch, "autocast", lambda *given: (taken.append(given), nullcontext())[1])
+    monkeypatch.setattr(SAM2ImagePredictor, "device", torch.device(device))
+    with segmenter._half():
+        assert taken == asked
+
+
 # The package's functions, and the net.
 
 
@@ -410,9 +451,12 @@ def test_stand_ins_are_the_same_at_every_call(stand_ins: StandIns, tmp_path: Pat
 
 def test_stand_ins_have_the_shape_of_the_real_manifest(stand_ins: StandIns) -> None:
     ours, real = Manifest.load(stand_ins.manifest), Manifest.load(REAL)
-    assert [entry.name for entry in ours] == [entry.name for entry in real]
-    names = [{file.path for file in manifest["bert-base-uncased"].files} for manifest in (ours, real)]
-    assert names[0] == names[1]
+    names = [entry.name for entry in ours]
+    assert names == ["groundingdino", "sam2-large", "sam2-tiny", "bert-base-uncased"]
+    assert names == [entry.name for entry in real.select(names)]  # in the same order
+    files = [{file.path for file in manifest["bert-base-uncased"].files} for manifest in (ours, real)]
+    assert files[0] == files[1]
+    assert ours["sam2-large"].digest != ours["sam2-tiny"].digest
 
 
 @pytest.mark.parametrize("pixels", [noise(480, 640), np.full((600, 400, 3), 90, np.uint8)], ids=["noise", "grey"])

@@ -342,7 +342,7 @@ def test_the_digest_of_a_file_is_its_sha256() -> None:
 def test_the_real_manifest_loads() -> None:
     manifest = Manifest.load(Path(__file__).parents[2] / "examples/fashion_crop/weights.toml")
     assert manifest["groundingdino"].size == 693_997_677
-    assert manifest["sam2"].size == 897_952_466
+    assert manifest["sam2-large"].size == 897_952_466
     assert manifest["bert-base-uncased"].size == 698_188
 
 

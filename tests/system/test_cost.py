@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import cost
-from weightcache import Manifest
 
 HERE = Path(__file__).resolve().parents[2]
 PAGE = (HERE / "docs" / "cost.md").read_text()
@@ -79,6 +78,4 @@ def test_by_another_way() -> None:
     assert cost.sleeping(APP, VISIT, 10_000) == cost.always_awake(APP)  # it cannot be more than always awake
     assert cost.sleeping(APP, VISIT, cost.break_even(APP, VISIT, 48.0)) == pytest.approx(48.0)
     assert cost.working_hours(APP, VISIT) == pytest.approx(30 * 5 / 7 * 36_606 * 0.00006172)
-    manifest = Manifest.load(cost.MANIFEST)
     assert cost.weights_gib() * 2**30 == 693_997_677 + 897_952_466 + 570 + 48 + 466_062 + 231_508
-    assert len(manifest) == 3

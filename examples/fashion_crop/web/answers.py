@@ -67,7 +67,7 @@ class Answer(BaseModel):
 class DetectAnswer(Answer):
     """Where the garments of a photo are, best first."""
 
-    detections: list[DetectionAnswer]
+    detections: list[DetectionAnswer] = Field(description="At most as many as GET /v1/info says.")
 
 
 class GarmentFacts(BaseModel):
@@ -107,7 +107,7 @@ class MaskAnswer(GarmentFacts):
 class MasksAnswer(Answer):
     """The masks of the garments of a photo, by person from left to right, then from top to bottom."""
 
-    garments: list[MaskAnswer]
+    garments: list[MaskAnswer] = Field(description="With the order and the ids that crops have.")
 
 
 class CropFacts(GarmentFacts):
@@ -134,7 +134,7 @@ class CropsAnswer(Answer):
     """Every garment of a photo, cut out, by person from left to right, then from top to bottom."""
 
     media_type: str = Field(description="Of the pictures.", examples=["image/png", "image/webp", "image/jpeg"])
-    garments: list[CropAnswer]
+    garments: list[CropAnswer] = Field(description="With the order and the ids that masks have.")
 
 
 class CropFile(CropFacts):
@@ -155,26 +155,26 @@ class Limits(BaseModel):
 
     max_bytes: int = Field(description="Of the photo.")
     max_pixels: int = Field(description="Of the photo; width by height.")
-    max_prompts: int
-    max_garments: int
+    max_prompts: int = Field(description="Of a request.")
+    max_garments: int = Field(description="Of an answer: those with the best scores.")
 
 
 class Defaults(BaseModel):
     """What is looked for, where a form leaves out the fields."""
 
-    prompts: list[str]
-    box_threshold: float
-    text_threshold: float
-    nms_threshold: float
+    prompts: list[str] = Field(description="What to look for.")
+    box_threshold: float = Field(description="The least score of a box.")
+    text_threshold: float = Field(description="The least score of its label.")
+    nms_threshold: float = Field(description="How much boxes of a label may overlap.")
 
 
 class RenderingDefaults(BaseModel):
     """How a crop is made, where a form leaves out the fields."""
 
-    padding: float
-    background: str
-    aspect: str
-    format: str
+    padding: float = Field(description="What a crop shows around its box, as a share of the box's longer side.")
+    background: str = Field(description="What is not garment.")
+    aspect: str = Field(description="Width by height; original for that of the box.")
+    format: str = Field(description="Of the pictures.")
 
 
 class CropInfo(BaseModel):
@@ -198,7 +198,7 @@ class CropInfo(BaseModel):
 class InfoAnswer(ModelAnswer):
     """What this server is."""
 
-    device: str
+    device: str = Field(description="On which the models run, as torch names it.")
     segmenter: str = Field(description="The variant of SAM 2: large, base-plus, small or tiny.")
     versions: dict[str, str] = Field(description="Of the packages that decide what is found.")
     phases: dict[str, float] = Field(
@@ -213,7 +213,7 @@ class InfoAnswer(ModelAnswer):
 class StateAnswer(BaseModel):
     """That all is well."""
 
-    status: str
+    status: str = Field(examples=["alive", "ready"], description="In one word.")
 
 
 def of_photo(photo: Photo) -> ImageAnswer:

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from fashion_crop.models import crops
 
-from . import answers, errors
+from . import answers
 from .answers import Answer, CropAnswer, CropFacts, CropFile, CropsAnswer, Manifest, MaskAnswer, MasksAnswer
 from .errors import ServiceError
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from fashion_crop.models.photo import Photo
 
     Cut = tuple[CropFacts, bytes]
-
-LONGEST_SIDE = {"webp": 16_383, "jpeg": 65_500}  # pixels that the formats have at most; a PNG has two thousand million
 
 
 class Pictures:
@@ -55,14 +53,13 @@ class Pictures:
         They are rendered one after the other: a crop in original pixels may take hundreds of megabytes of memory.
 
         Raises:
-            ServiceError: They have too many bytes together, or one has more pixels than its format can have.
+            ServiceError: They have too many bytes together.
             OptionsError: One would have too many pixels.
         """
         facts: list[CropFacts] = []
 
         def picture(garment: Garment) -> bytes:
             crop = crops.render(garment, photo, rendering)
-            _refuse_long(max(crop.image.size), rendering.format)
             facts.append(CropFacts(**dict(answers.of_garment(garment)), crop_box=list(crop.box)))
             return crops.encode(crop.image, rendering.format)
 
@@ -87,12 +84,6 @@ def _grey(mask: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
-
-
-def _refuse_long(side: int, format: str) -> None:  # noqa: A002 (it is what Rendering calls it)
-    if side > (most := LONGEST_SIDE.get(format, side)):
-        text = f"must be png for a crop of {side:,} pixels on its longer side, got {format}, which has at most {most:,}"
-        raise errors.of_fields([("format", text)])
 
 
 def masks_as_json(answer: Answer, garments: Sequence[Garment], masks: Sequence[bytes]) -> bytes:

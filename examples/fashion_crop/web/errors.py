@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class FieldProblem(BaseModel):
     """What is wrong with one field of the form."""
 
-    field: str
-    message: str
+    field: str = Field(description="Its name, as it was sent.")
+    message: str = Field(description="For people: what was wanted, and what was sent.")
 
 
 class Problem(BaseModel):
@@ -101,7 +101,13 @@ def of_fields(problems: Iterable[tuple[str, str]]) -> ServiceError:
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe error answers for OpenAPI."""
-    return {status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in statuses}
+    headers = {request_ids.HEADER: REQUEST_ID}
+    return {
+        status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status], "headers": headers} for status in statuses
+    }
+
+
+REQUEST_ID = {"description": "As in the request, or made by the server.", "schema": {"type": "string"}}
 
 
 _RETRY_AFTER = "Not ready, or too many requests wait. With Retry-After, in seconds, if a retry can succeed."

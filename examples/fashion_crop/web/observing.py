@@ -12,7 +12,7 @@ from .admission import path_in_app
 from .metrics import CANCELLED, OTHER
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,8 +38,7 @@ class Observing:
             await self._app(scope, receive, send)
             return
         token = request_ids.begin(request_ids.choose(Headers(scope=scope)))
-        answer = _Answer(receive, send)
-        answer.on_end = lambda status: self._metrics.count(self._route(scope), status)
+        answer = _Answer(receive, send, lambda status: self._metrics.count(self._route(scope), status))
         try:
             await self._app(scope, answer.receive, answer.send)
         except Exception:
@@ -62,13 +61,12 @@ class Observing:
 
 
 class _Answer:
-    """Follows the answer to one request."""
+    """Follows the answer to one request, and reports its status once, at its end."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    def __init__(self, receive: Receive, send: Send, report: Callable[[int], None]) -> None:
+        self._receive, self._send, self._report = receive, send, report
         self._disconnected = self._finished = False
         self.status: int | None = None
-        self.on_end = lambda _status: None
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -89,4 +87,4 @@ class _Answer:
         """Report the status, unless one was reported before."""
         if not self._finished:
             self._finished = True
-            self.on_end(status)
+            self._report(status)

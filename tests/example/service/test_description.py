@@ -49,6 +49,34 @@ def test_the_description_has_both_types_every_error_and_the_limits_of_fields(cli
     assert "HTTPValidationError" not in described["components"]["schemas"]
 
 
+def test_every_field_is_described(client: Client) -> None:
+    for name, described in schema(client)["components"]["schemas"].items():
+        assert described["description"], name
+        for field, facts in described["properties"].items():
+            assert "$ref" in facts or facts["description"], (name, field)
+
+
+def test_the_description_says_what_is_done_to_a_crop(client: Client) -> None:
+    schemas = schema(client)["components"]["schemas"]
+    crop = schemas["CropAnswer"]["properties"]
+    assert "at least 10% of the area of the largest part" in crop["area_px"]["description"]
+    assert "original pixels" in crop["picture"]["description"]
+    assert "2048 pixels" in schemas["MaskAnswer"]["properties"]["mask"]["description"]
+    assert schemas["CropForm"]["properties"]["aspect"]["enum"] == ["original", "1:1", "4:5"]
+    assert schemas["CropForm"]["properties"]["format"]["enum"] == ["png", "webp", "jpeg"]
+    info = client.get("/v1/info").json()
+    assert info["crops"] == {"part_share": 0.1, "original_pixels": True, "longest_side": 2048}
+    assert info["rendering"] == {"padding": 0.05, "background": "transparent", "aspect": "original", "format": "png"}
+    assert info["segmenter"] == "large"
+
+
+@pytest.mark.parametrize("path", ["/v1/crops", "/v1/masks", "/v1/detect"])
+def test_the_headers_of_an_answer_are_described(client: Client, path: str) -> None:
+    responses = schema(client)["paths"][path]["post"]["responses"]
+    assert set(responses["200"]["headers"]) == {"Server-Timing", "X-Request-ID"}
+    assert all("X-Request-ID" in answer["headers"] for answer in responses.values())
+
+
 def test_a_generated_client_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(fake_backend(), settings=Settings(api_key="key"))
     (tmp_path / "openapi.json").write_text(json.dumps(app.openapi()), encoding="utf-8")

@@ -6,7 +6,6 @@ import io
 import logging
 import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,9 +16,8 @@ import pytest
 from PIL import Image
 
 from fakes import FakeDetector, Gate, fake_backend
-from fashion_crop.models.detection import CancelledError
 from fashion_crop.web.backend import Backend
-from service_requests import begun, crops, error, image
+from service_requests import UntilCancelled, begun, crops, error, image
 from serving import Client, noise, photo, serving
 from support import until
 
@@ -83,6 +81,7 @@ def test_a_client_that_does_not_read_its_answer_loses_its_place(caplog: pytest.L
         with begun_whole(client, request):
             until(lambda: "too slow" in caplog.text)
             until(lambda: client.post("/v1/detect", files=image()).status_code == 200)
+        assert 'fashion_crop_requests_total{route="/v1/crops",status="499"} 1.0' in client.get("/metrics").text
 
 
 def begun_whole(client: Client, request: httpx.Request) -> socket.socket:
@@ -147,19 +146,6 @@ def test_who_hangs_up_while_waiting_leaves_the_queue() -> None:
                 until(lambda: client.waiting() == 1)
         assert [each.result().status_code for each in (*at_work, *next_one)] == [200, 200]
     assert len(held.calls) == 2  # nothing was computed for the client that left
-
-
-class UntilCancelled:
-    """A pipeline that ends when nobody waits any more."""
-
-    def __init__(self) -> None:
-        self.began, self.ended = threading.Event(), threading.Event()
-
-    def segment(self, _photo: Any, _options: Any, *, cancelled: Callable[[], bool], **_: Any) -> Any:
-        self.began.set()
-        until(cancelled)
-        self.ended.set()
-        raise CancelledError
 
 
 def test_who_hangs_up_ends_the_work() -> None:

@@ -13,8 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import FakeDetector, Gate, fake_backend
+from fashion_crop.web.backend import Backend
 from fashion_crop.web.service import create_app
-from service_requests import KEY, Broken, begun, crops, error, image
+from service_requests import KEY, Broken, UntilCancelled, begun, crops, error, image
 from serving import Client, photo, serving
 from support import until
 
@@ -172,17 +173,16 @@ def below(path: str, inner: Any) -> Any:
 
 
 def test_a_photo_whose_client_hangs_up_is_counted() -> None:
-    held = FakeDetector(gate=Gate())
+    endless = UntilCancelled()
     body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n--b--' % photo()
-    with serving(fake_backend(held)) as client:
+    with serving(Backend(endless)) as client:
         with begun(client, f"Content-Length: {len(body)}") as connection:
             assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
         until(lambda: requests(client, "/v1/crops", 499) == 1)  # while it sent
         with begun(client, f"Content-Length: {len(body)}") as connection:
             assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
             connection.sendall(body)
-            assert held.gate.entered.acquire(timeout=60)
-        held.gate.opened.set()
+            assert endless.began.wait(60)
         until(lambda: requests(client, "/v1/crops", 499) == 2)  # while it was worked on
         assert requests(client, "/v1/crops", 200) == requests(client, "/v1/crops", 400) == 0
 

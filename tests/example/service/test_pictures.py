@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from fakes import DIGEST, FakeDetector, fake_backend
-from fashion_crop.models.detection import Box, Detection
+from fashion_crop.models.crops import Garment
+from fashion_crop.models.detection import Box, CancelledError, Detection
+from fashion_crop.web.bodies import Pictures
 from service_requests import crops, error, image
 from serving import Client, noise, photo, serving
 
@@ -228,12 +230,32 @@ def test_masks_that_are_too_large_are_not_sent() -> None:
         assert masks(client, prompts="shirt").status_code == 200
 
 
+@pytest.mark.parametrize(("path", "picture"), [("/v1/crops", "picture"), ("/v1/masks", "mask")])
+def test_the_limit_is_for_all_pictures_of_an_answer(client: Client, path: str, picture: str) -> None:
+    sent = {"files": image(), "data": {"prompts": "shirt,dress,hat"}}
+    garments = client.post(path, **sent).json()["garments"]
+    size = sum(len(base64.b64decode(each[picture])) for each in garments)
+    assert len(garments) == 3
+    for most, status in ((size, 200), (size - 1, 422)):
+        with serving(fake_backend(), max_answer=most) as limited:
+            assert limited.post(path, **sent).status_code == status
+
+
+def test_no_picture_is_made_for_a_client_that_has_left() -> None:
+    def left() -> None:
+        raise CancelledError
+
+    garment = Garment(0, "shirt", 0.9, 0.9, None, Box(0, 0, 1, 1), 1, np.zeros((1, 1), np.uint8), (0, 0, 1, 1))
+    with pytest.raises(CancelledError):
+        Pictures(1000, left).masks([garment])
+
+
 def test_a_crop_with_more_pixels_than_any_photo_is_not_made() -> None:
     with serving(fake_backend(FakeDetector([Detection("shirt", 0.9, Box(0, 0, 2048, 1))]))) as client:
         response = crops(client, photo(20_000, 10), aspect="1:1")
     assert response.status_code == 422
     (problem,) = error(response)["fields"]
-    assert problem["field"] == "aspect"
+    assert problem["field"] == "padding"
     assert "80,000,000" in problem["message"]
 
 
