@@ -29,7 +29,7 @@ CHECKPOINTS = ["groundingdino", "bert-base-uncased", f"sam2-{SEGMENTER}"]
 cache = WeightVolume("weights.toml", name="fashion-models", path="/root/data/weights")
 here, url = Path(__file__).parent, None if GPU else "https://download.pytorch.org/whl/cpu"
 alone = {"extra_options": "--no-deps --no-build-isolation", "env": {"SAM2_BUILD_CUDA": "0"}}
-code = modal.FilePatternMatcher("models/*.py", "web/*.py", "web/page*", "!web/serve.py", "__init__.py")
+code = modal.FilePatternMatcher("models/*.py", "web/*.py", "web/page/*", "!web/serve.py", "__init__.py")
 image = modal.Image.debian_slim(python_version="3.11")
 image = image.uv_pip_install("torch==2.13.0", "torchvision==0.28.0", index_url=url)
 image = image.uv_pip_install(requirements=[f"{here}/requirements.txt"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import axe_playwright_python
 from playwright.sync_api import Locator, Page, expect
 
 from serving import photo
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Download, FilePayload
 
 expect.set_options(timeout=20_000)
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 
 # What has text of its own and can be seen, with the colours of the text and of all that lies beneath it.
 CONTRASTS = """() => {
@@ -86,13 +88,30 @@ class Visit:
         self.page.on("request", lambda request: on_request(request.method, request.url))
 
     def choose(self, name: str = "photo.png", data: bytes | None = None, kind: str = "image/png") -> None:
-        self.page.get_by_label("Choose a photo").set_input_files(file(name, data, kind))
+        self.choose_all(file(name, data, kind))
+
+    def choose_all(self, *files: FilePayload) -> None:
+        self.page.get_by_label("Choose photos").set_input_files(files)
 
     def labels(self) -> list[str]:
         return self.cards.locator(".label").all_text_contents()
 
     def slide(self, name: str, value: float) -> None:
         self.page.get_by_role("slider", name=name).fill(str(value))
+
+    def show_options(self) -> None:
+        """Open all of the form, of which a narrow screen shows a heading."""
+        self.page.locator("#options details").evaluate_all("all => all.forEach((each) => { each.open = true })")
+
+    def option(self, name: str) -> None:
+        self.page.get_by_role("radio", name=name, exact=True).check()
+
+    @property
+    def rows(self) -> Locator:
+        return self.page.get_by_role("region", name="Photos").get_by_role("listitem")
+
+    def row(self, name: str) -> Locator:
+        return self.rows.filter(has=self.page.get_by_role("button", name=re.compile(f"^{re.escape(name)} ")))
 
     @property
     def cards(self) -> Locator:
@@ -108,8 +127,18 @@ class Visit:
 
     @property
     def said(self) -> Locator:
-        """Return what a screen reader says of the photo."""
-        return self.page.get_by_role("region", name="Photo").get_by_role("status")
+        """Return what a screen reader says of the photos."""
+        return self.page.locator("#status")
+
+    def problems(self) -> list[str]:
+        """Return what axe-core finds wrong, each rule with the elements that break it."""
+        self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        return [
+            f"{rule['id']}: {node['html'][:200]} {node['failureSummary']}"
+            for rule in found["violations"]
+            for node in rule["nodes"]
+        ]
 
     def contrasts(self) -> dict[str, float]:
         return dict(self.page.evaluate(CONTRASTS))

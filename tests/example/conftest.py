@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from fashion_crop.models._packages import EXPECTED_WARNINGS
 
 if TYPE_CHECKING:
     from fashion_crop.web.backend import Backend
+
+
+settings.register_profile("example", deadline=None)  # how long an input takes depends on what else the machine does
+settings.load_profile("example")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,26 +1,22 @@
-"""The HTTP service: routes, settings and the page.
+"""The HTTP service: its routes.
 
-`admission` checks requests, `work` processes one photo, `answers` defines the answers and `errors` the errors. Photos
-are only in memory while they are processed. They are not stored, written to disk or logged.
+`admission` checks requests, `work` processes one photo, `answers` defines the answers, `errors` the errors, and `pages`
+serves the page. Photos are only in memory while they are processed. They are not stored, written to disk or logged.
 """
 
-import hashlib
-import re
-from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response, Security
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.formparsers import MultiPartParser
 
 from fashion_crop.models.crops import Rendering
 from fashion_crop.models.pipeline import Options
 
-from . import errors, forms, metrics, request_ids
+from . import errors, forms, metrics, pages, request_ids
 from .admission import FORM, Admission
 from .answers import (
     JSON,
@@ -46,7 +42,6 @@ from .work import Job
 if TYPE_CHECKING:
     from .backend import Backend
 
-PAGE = Path(__file__).with_name("page.html")
 _defaults = Options()
 
 
@@ -155,7 +150,7 @@ async def info(service: Served) -> InfoAnswer:
         stand_ins=backend.stand_ins,
         weights=dict(backend.weights),
         device=backend.device,
-        segmenter=next(name.removeprefix("sam2-") for name in backend.weights if name.startswith("sam2-")),
+        segmenter=backend.segmenter,
         versions=dict(backend.versions),
         phases=dict(backend.phases),
         limits=Limits(
@@ -179,42 +174,6 @@ async def info(service: Served) -> InfoAnswer:
 async def read_metrics(service: Served) -> Response:
     """Return the numbers of this process: requests, photos that wait, seconds by stage, phases of the cold start."""
     return Response(service.metrics.as_text(), headers={"Content-Type": metrics.CONTENT_TYPE})
-
-
-@state.get("/", include_in_schema=False)
-def page() -> HTMLResponse:
-    """Show the page. It may run its own script and talk to this server, and do nothing else."""
-    text = PAGE.read_text(encoding="utf-8")
-    return HTMLResponse(text, headers={"Content-Security-Policy": _policy(text), **_PAGE_HEADERS})
-
-
-_PAGE_HEADERS = {
-    "Cache-Control": "no-cache",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-
-
-def _policy(page: str) -> str:
-    """Allow the page's own script and style by their digests."""
-    digests = {}
-    for tag in ("script", "style"):
-        inline = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
-        digests[tag] = " ".join(
-            f"'sha256-{b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in inline
-        )
-    return "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {digests['script']}",
-            f"style-src {digests['style']}",
-            "img-src 'self' blob: data:",
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        ]
-    )
 
 
 def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | None = None) -> FastAPI:
@@ -245,6 +204,7 @@ def create_app(load: "Backend | Callable[[], Backend]", *, settings: Settings | 
         redirect_slashes=False,
     )
     app.state.service = service
+    app.include_router(pages.router)
     app.include_router(state)
     app.include_router(photos, **_key_documented(service.settings))
     paths = {route.path for route in photos.routes}

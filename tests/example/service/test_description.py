@@ -1,9 +1,7 @@
-"""The page that the service sends, and its description for programs (OpenAPI)."""
+"""The description of the service for programs (OpenAPI)."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib
 import io
 import json
@@ -20,32 +18,9 @@ import pytest
 from openapi_spec_validator import validate
 
 from fakes import fake_backend
-from fashion_crop.web import service
 from fashion_crop.web.service import Settings, create_app
 from service_requests import image
 from serving import Client, photo, serving
-
-# The page, and the description for programs.
-
-
-def test_the_page_may_run_its_own_script_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, style = "\n  let x = '</b>' // ü\n", "body { color: red }"
-    page = tmp_path / "page.html"
-    page.write_text(f"<html><style>{style}</style><script type=module>{script}</script>", encoding="utf-8")
-    monkeypatch.setattr(service, "PAGE", page)
-    with serving(fake_backend()) as client:
-        response = client.get("/")
-    assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert response.text == page.read_text(encoding="utf-8")
-    policy = dict(each.split(" ", 1) for each in response.headers["content-security-policy"].split("; "))
-
-    def digest(text: str) -> str:
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-    assert policy["default-src"] == "'none'"
-    assert (policy["script-src"], policy["style-src"]) == (digest(script), digest(style))
-    assert policy["connect-src"] == "'self'"
-    assert "unsafe" not in response.headers["content-security-policy"]
 
 
 def schema(client: Client) -> dict[str, Any]:

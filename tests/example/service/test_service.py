@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from starlette.requests import Request
 
 from fakes import FakeSegmenter, fake_backend
 from fashion_crop.models.pipeline import GARMENTS
-from fashion_crop.web import service
 from fashion_crop.web.errors import ServiceError
 from fashion_crop.web.negotiation import negotiate
 from service_requests import Broken, crops, error, image
@@ -128,12 +126,3 @@ def test_of_a_crash_nothing_is_shown_and_all_is_logged(caplog: pytest.LogCapture
         assert "secret" not in response.text
         assert "at /root/secret" in caplog.text
         assert client.get("/readyz").status_code == 200
-
-
-def test_a_crash_of_a_route_has_the_same_shape(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(service, "PAGE", Path("/nowhere/page.html"))
-    with serving(fake_backend()) as client:
-        response = client.get("/")
-    assert (response.status_code, error(response)["code"]) == (500, "internal")
-    assert "nowhere" not in response.text
-    assert "/nowhere/page.html" in caplog.text
