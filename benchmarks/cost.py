@@ -1,6 +1,6 @@
 """Calculate the cost of examples/fashion_crop on Modal from the stated prices and seconds.
 
-    python benchmarks/cost.py [--start 6] [--photo 21] [--gpu L4] [--photos FILE.json] [--picture FILE.svg]
+    python benchmarks/cost.py [--start 5] [--photo 18] [--gpu L4] [--photos FILE.json] [--picture FILE.svg]
 
 It prints the tables of docs/cost.md. The picture needs matplotlib (``pip install -e '.[bench]'``).
 """
@@ -38,10 +38,10 @@ GPUS = {
 STORAGE = 0.09  # a GiB and month, beyond the first TiB
 LEAST_CORES = 0.125  # that a container is charged for
 
-# Seconds of two cores for one photo: of detection, and of segmentation with each segmenter. They are assumptions until
-# `make photos` has measured them on a quiet machine; `--photos` takes its figures.
-DETECTION = 10.0
-SEGMENTATION = {"large": 10.0, "base-plus": 5.0, "small": 3.0, "tiny": 2.0}
+# Seconds of two cores for one photo: of detection, and of segmentation with each segmenter; docs/benchmarks.md says on
+# which machine `make photos` measured them. `--photos` takes the figures of another run.
+DETECTION = 8.1
+SEGMENTATION = {"large": 9.4, "base-plus": 4.1, "small": 2.4, "tiny": 2.1}
 
 DAYS = 30  # of a month
 DAY = 86_400  # seconds
@@ -64,8 +64,8 @@ class App:
 class Visit:
     """An isolated visit: the app has stopped, and a container must start."""
 
-    start: float = 6  # seconds from the request to loaded models
-    photo: float = 21  # seconds of work
+    start: float = 5  # seconds from the request to loaded models
+    photo: float = 18  # seconds of work
 
     def awake(self, idle: float) -> float:
         """Return the seconds of a container that are charged."""
@@ -157,7 +157,7 @@ def visits_table(app: App, visit: Visit, gpu: str) -> str:
                 f"{visits:,}",
                 dollars(cost),
                 dollars(sleeping(app, visit, visits, gpu)),
-                f"${avoided:.3f}" if avoided else "none",
+                f"${avoided:.3f}" if avoided >= 0.0005 else "under $0.001" if avoided else "none",
             ]
         )
     return table(["lonely visits a day", "**A**, two cores", f"**A**, and an {gpu}", "**B** pays for each wait"], rows)

@@ -49,10 +49,14 @@ def test_the_readme() -> None:
     lonely = [cost.dollars(cost.sleeping(APP, VISIT, 1, gpu)) for gpu in (None, GPU)]
     awake = [cost.dollars(cost.always_awake(APP, gpu)) for gpu in (None, GPU)]
     hours = [cost.dollars(cost.working_hours(APP, VISIT, gpu)) for gpu in (None, GPU)]
+    second = cost.price_per_second(APP)
+    photos = [f"${1000 * second * (cost.DETECTION + each):.2f}" for each in cost.SEGMENTATION.values()]
     assert re.findall(r"\$[\d.,]*\d", section) == [
         *(each[0] for each in (lonely, awake, hours)),
+        *photos,
         *(each[1] for each in (lonely, awake, hours)),
     ]
+    assert [f"| {each:.1f} s |" in section for each in cost.SEGMENTATION.values()] == [True] * 4
 
 
 def test_the_picture() -> None:
@@ -79,10 +83,10 @@ def test_by_another_way() -> None:
     month = 30 * 24 * 3600
     assert cost.always_awake(APP) == pytest.approx(2 * 0.0000131 * month + 16 * 0.00000222 * month)
     assert cost.always_awake(APP, "L4") - cost.always_awake(APP) == pytest.approx(0.000222 * month)
-    assert cost.sleeping(APP, VISIT, 10) == pytest.approx(10 * 30 * 87 * 0.00006172)
+    assert cost.sleeping(APP, VISIT, 10) == pytest.approx(10 * 30 * 83 * 0.00006172)
     assert cost.sleeping(APP, VISIT, 10_000) == cost.always_awake(APP)  # it cannot be more than always awake
     assert cost.sleeping(APP, VISIT, cost.break_even(APP, VISIT, 48.0)) == pytest.approx(48.0)
-    assert cost.working_hours(APP, VISIT) == pytest.approx(30 * 5 / 7 * 36_606 * 0.00006172)
+    assert cost.working_hours(APP, VISIT) == pytest.approx(30 * 5 / 7 * 36_605 * 0.00006172)
     assert cost.weights_gib() * 2**30 == 693_997_677 + 897_952_466 + 570 + 48 + 466_062 + 231_508
     assert cost.weights_gib("tiny") * 2**30 == 693_997_677 + 155_906_050 + 570 + 48 + 466_062 + 231_508
 

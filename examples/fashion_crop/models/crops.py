@@ -183,9 +183,12 @@ def file_name(photo_name: str, number: int, label: str, format: str) -> str:  # 
 
 
 def in_original(box: Box, photo: Photo) -> Box:
-    """Return a box of `Photo.pixels` in pixels of the upright original."""
+    """Return a box of `Photo.pixels` in pixels of the upright original, to a hundredth.
+
+    Answers have the same digits, so a client that renders a crop computes the same whole pixels.
+    """
     x, y = photo.scale
-    return Box(box.left * x, box.top * y, box.right * x, box.bottom * y)
+    return Box(*(round(each, 2) for each in (box.left * x, box.top * y, box.right * x, box.bottom * y)))
 
 
 def _safe(text: str) -> str:
