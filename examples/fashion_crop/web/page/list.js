@@ -74,9 +74,10 @@ export function showSelected(photo) {
 
 export function showTotal(photos, running) {
   const done = photos.filter(({state, running: runs}) => state !== "waiting" && !runs);
-  const refused = photos.filter(({state}) => state === "failed" || state === "refused").length;
+  const failed = photos.filter(({state}) => state === "failed" || state === "refused").length;
+  const total = `${done.length - failed} of ${photos.length} done${failed ? `, ${failed} failed` : ""}`;
   $("queue").hidden = !photos.length;
-  $("total").textContent = photos.length < 2 ? "" : `${done.length} of ${photos.length} done${refused ? `, ${refused} failed` : ""}`;
+  $("total").textContent = photos.length < 2 ? "" : total;
   $("all").hidden = photos.length < 2 || !running;
   $("all").max = photos.length || 1;
   $("all").value = done.length + photos.reduce((sum, {running: runs, share}) => sum + (runs && share ? share / 3 : 0), 0);
