@@ -31,6 +31,9 @@ install_missing() {
     rm -f "$log"
 }
 
+# In a container of GitHub the clone belongs to another user, and git, which some tests ask, would refuse it.
+[[ -n ${GITHUB_WORKSPACE:-} ]] && git config --global --add safe.directory "$GITHUB_WORKSPACE"
+
 mapfile -t absent < <(missing)
 if [[ ${#absent[@]} -gt 0 && $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
     packages=()

@@ -71,8 +71,12 @@ class FashionCrop:
     # ## Two ways in: from Python, as `main` does, and a page with an API
     @modal.method()
     def crop(self, data: bytes, name: str, strictness: float) -> dict[str, bytes]:
-        whole, files = photo.open_photo(data), {}
-        for garment in self.pipeline.segment(whole, pipeline.Options(box_threshold=strictness)):
+        try:
+            whole, files = photo.open_photo(data), {}
+            garments = self.pipeline.segment(whole, pipeline.Options(box_threshold=strictness))
+        except ValueError as error:  # of a class that the caller's machine does not have
+            raise ValueError(str(error)) from None
+        for garment in garments:
             crop = crops.render(garment, whole, crops.Rendering())
             files[crops.file_name(name, len(files) + 1, garment.label, "png")] = crops.encode(crop.image, "png")
         return files

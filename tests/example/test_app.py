@@ -210,4 +210,5 @@ def test_what_is_no_photo_is_said(plane: ControlPlane, app: Path) -> None:
     (app.parent / "notes.txt").write_text("Dear diary")
     done = run(plane, app, "--photo", "notes.txt")
     assert done.returncode == 1
-    assert "PhotoError: the file is no JPEG, PNG or WebP" in done.stderr
+    assert "ValueError: the file is no JPEG, PNG or WebP" in done.stderr
+    assert "deserialize" not in done.stderr

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from fakes import FakeDetector, FakeSegmenter, ellipse
 from fashion_crop.models import crops
 from fashion_crop.models.crops import MAX_PIXELS, Garment, Rendering, crop_box, encode, file_name, render
 from fashion_crop.models.detection import Box, Detection, OptionsError
-from fashion_crop.models.photo import Photo
+from fashion_crop.models.photo import Photo, PhotoError
 from fashion_crop.models.pipeline import Options, Pipeline
 
 RATIOS = {"1:1": 1.0, "4:5": 0.8}
@@ -59,6 +61,7 @@ def test_the_box_of_a_crop(data: st.DataObject, padding: float, aspect: str) -> 
     left, top, right, bottom = data.draw(boxes(width, height))
     box = crop_box(Box(left, top, right, bottom), width, height, Rendering(padding, aspect=aspect))
 
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
     side = padding * max(right - left, bottom - top)
     left, top, right, bottom = left - side, top - side, right + side, bottom + side
     if aspect == "original":
@@ -79,6 +82,7 @@ def test_an_aspect_ratio_grows_the_padded_box_and_never_cuts_it(
 ) -> None:
     box = data.draw(boxes(900, 700))
     left, top, right, bottom = crop_box(box, 900, 700, Rendering(padding, aspect=aspect))
+    box = Box(box.left, box.top, max(box.right, box.left + 1), max(box.bottom, box.top + 1))
     side = padding * max(box.right - box.left, box.bottom - box.top) - 1e-6
     assert (left <= box.left - side, right >= box.right + side) == (True, True)
     assert (top <= box.top - side, bottom >= box.bottom + side) == (True, True)
@@ -234,7 +238,7 @@ def test_a_name_is_safe(name: str, number: int, label: str, form: str) -> None:
     made = file_name(name, number, label, form)
     stem, _, extension = made.rpartition(".")
     assert extension == {"jpeg": "jpg"}.get(form, form)
-    assert all(each.isalnum() or each in "-_" for each in stem)
+    assert all(each.isalnum() or each in "-_" or unicodedata.category(each)[0] == "M" for each in stem)
     assert f"_{number:02}_" in stem
     assert len(stem) <= 40 + 4 + 40
     assert not made.startswith(("_", "."))
@@ -358,3 +362,30 @@ def test_a_crop_of_40_million_pixels_has_all_of_them_and_memory_is_bounded(tmp_p
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[1] for line in lines] == ["True"] * 3
     assert max(float(line[2]) for line in lines) < 270
+
+
+@pytest.mark.parametrize("aspect", ["original", "1:1", "4:5"])
+@pytest.mark.parametrize("box", [Box(10, 100, 60, 100), Box(20, 5, 20, 5), Box(10, 99.99, 60, 100)])
+def test_a_flat_box_has_a_crop(box: Box, aspect: str) -> None:
+    left, top, right, bottom = crop_box(box, 200, 100, Rendering(padding=0, aspect=aspect))
+    assert right > left
+    assert bottom > top
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("Cafe\u0301", "Caf\u00e9"),
+        ("\u0938\u093e\u0921\u093c\u0940", "\u0938\u093e\u0921\u093c\u0940"),
+        ("a\u20e3/b", "a\u20e3_b"),
+    ],
+)
+def test_a_name_keeps_the_marks_of_its_letters(label: str, expected: str) -> None:
+    assert file_name("photo.jpg", 1, label, "png") == f"photo_01_{expected}.png"
+
+
+def test_an_error_can_leave_its_process() -> None:
+    options = pickle.loads(pickle.dumps(OptionsError([("padding", "must be less")])))
+    assert (str(options), options.problems) == ("padding: must be less", [("padding", "must be less")])
+    error = pickle.loads(pickle.dumps(PhotoError("unsupported", "the file is HEIC")))
+    assert (str(error), error.reason) == ("the file is HEIC", "unsupported")

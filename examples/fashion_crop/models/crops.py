@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,14 +147,15 @@ def crop_box(box: Box, width: int, height: int, rendering: Rendering) -> Region:
     """Return what a crop shows, in whole pixels of a photo of that size.
 
     The padded box grows around its centre to the aspect ratio, and is never cut, so it may go beyond the photo. Without
-    an aspect ratio it ends at the photo's borders.
+    an aspect ratio it ends at the photo's borders. A box counts as at least one pixel wide and high.
     """
+    box = Box(box.left, box.top, max(box.right, box.left + 1), max(box.bottom, box.top + 1))
     left, top, right, bottom = boxes.padded(box, rendering.padding)
     aspect = ASPECTS[rendering.aspect]
     if aspect is None:
         return boxes.whole_pixels(Box(left, top, right, bottom), width, height)
     wide, high = right - left, bottom - top
-    if wide / high < aspect:
+    if wide < aspect * high:
         left, right = (left + right - high * aspect) / 2, (left + right + high * aspect) / 2
     else:
         top, bottom = (top + bottom - wide / aspect) / 2, (top + bottom + wide / aspect) / 2
@@ -192,8 +194,10 @@ def in_original(box: Box, photo: Photo) -> Box:
 
 
 def _safe(text: str) -> str:
-    """Return letters and digits of any script, and nothing that a path is made of."""
-    return re.sub(r"[^\w-]+", "_", text).strip("_")[:40]
+    """Return letters, their marks and digits of any script, and nothing that a path is made of."""
+    composed = unicodedata.normalize("NFC", text)  # some systems give a letter and its accent apart
+    kept = "".join(each if each in "-_" or unicodedata.category(each)[0] in "LMN" else " " for each in composed)
+    return re.sub(" +", "_", kept).strip("_")[:40]
 
 
 def _opacity(garment: Garment, box: Region) -> Image.Image:

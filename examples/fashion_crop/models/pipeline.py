@@ -23,6 +23,7 @@ GARMENTS = (
     "shirt", "t-shirt", "jacket", "coat", "dress", "skirt", "pants", "shorts", "shoes", "hat", "bag", "scarf", "belt",
 )  # fmt: skip
 MAX_PERSONS = 20  # that are cut out to assign each garment to one
+PERSON_SCORE = 0.35  # of a person to whom garments are assigned, whatever score is asked of the garments
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,10 @@ class Pipeline:
     def _find(self, photo: Photo, options: Options) -> tuple[list[Detection], list[Detection]]:
         """Return the requested detections, best first, and the persons; without duplicates."""
         # Always detect persons: the result depends on the whole caption, and both routes must find the same.
-        prompts = options.prompts
+        prompts, least = options.prompts, options.box_threshold
         if not any(is_person(prompt) for prompt in prompts):
-            prompts = (*prompts, PERSON)
-        found = self._detector.detect(
-            photo.pixels, prompts, box_threshold=options.box_threshold, text_threshold=options.text_threshold
-        )
+            prompts, least = (*prompts, PERSON), min(least, PERSON_SCORE)
+        found = self._detector.detect(photo.pixels, prompts, box_threshold=least, text_threshold=options.text_threshold)
         height, width = photo.pixels.shape[:2]
         found = [replace(each, box=boxes.clipped(each.box, width, height)) for each in found]
         # Separately: a long coat and its wearer have nearly the same box.
@@ -141,6 +140,10 @@ class Pipeline:
         )
         if prompts == options.prompts:
             garments, persons = sorted([*garments, *persons], key=lambda each: -each.score), []
+        # The persons do not depend on the threshold of the garments. So a client that leaves out the weaker garments of
+        # an answer has the answer to a higher threshold.
+        garments = [each for each in garments if each.score >= options.box_threshold]
+        persons = [each for each in persons if each.score >= PERSON_SCORE]
         return garments[: options.max_garments], persons[:MAX_PERSONS]
 
     def _cut(self, photo: Photo, found: list[Detection], cancelled: Callable[[], bool]) -> list[Cut]:

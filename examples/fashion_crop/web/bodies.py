@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     Cut = tuple[CropFacts, bytes]
 
+MAX_PIXELS = 400_000_000  # of all crops of an answer
+_LESS = "raise a threshold, ask for fewer things, use less padding, or send a smaller photo"
+
 
 class Pictures:
     """The encoded pictures of one answer.
@@ -53,13 +56,19 @@ class Pictures:
         They are rendered one after the other: a crop in original pixels may take hundreds of megabytes of memory.
 
         Raises:
-            ServiceError: They have too many bytes together.
+            ServiceError: They have too many bytes or pixels together.
             OptionsError: One would have too many pixels.
         """
         facts: list[CropFacts] = []
+        pixels = 0
 
         def picture(garment: Garment) -> bytes:
+            nonlocal pixels
             crop = crops.render(garment, photo, rendering)
+            pixels += crop.image.width * crop.image.height
+            if pixels > MAX_PIXELS:  # plain pictures have few bytes, and each takes seconds of the only worker
+                text = f"the {len(garments)} crops have over {MAX_PIXELS:,} pixels: "
+                raise ServiceError(422, "answer-too-large", text + _LESS)
             facts.append(CropFacts(**dict(answers.of_garment(garment)), crop_box=list(crop.box)))
             return crops.encode(crop.image, rendering.format)
 
@@ -73,10 +82,8 @@ class Pictures:
             made.append(make())
             size += len(made[-1])
             if size > self._max_bytes:
-                text = f"the {len(makers)} {kind} are over {self._max_bytes:,} bytes: raise a threshold, "
-                raise ServiceError(
-                    422, "answer-too-large", text + "ask for fewer things, use less padding, or send a smaller photo"
-                )
+                text = f"the {len(makers)} {kind} are over {self._max_bytes:,} bytes: "
+                raise ServiceError(422, "answer-too-large", text + _LESS)
         return made
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from fakes import DIGEST, FakeDetector, fake_backend
 from fashion_crop.models.crops import Garment
 from fashion_crop.models.detection import Box, CancelledError, Detection
+from fashion_crop.web import bodies
 from fashion_crop.web.bodies import Pictures
 from service_requests import crops, error, image
 from serving import Client, noise, photo, serving
@@ -220,6 +221,17 @@ def test_crops_that_are_too_large_are_not_sent(kind: str) -> None:
         assert (response.status_code, error(response)["code"]) == (422, "answer-too-large")
         assert "3,000 bytes" in error(response)["message"]
         assert crops(client, photo(10, 10), **fields).status_code == 200
+
+
+def test_crops_with_too_many_pixels_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain pictures have few bytes, and each takes seconds of the worker."""
+    monkeypatch.setattr(bodies, "MAX_PIXELS", 5_000)
+    with serving(fake_backend()) as client:
+        fields = {"prompts": "shirt, pants", "background": "white"}
+        response = crops(client, photo(400, 400), **fields)
+        assert (response.status_code, error(response)["code"]) == (422, "answer-too-large")
+        assert "have over 5,000 pixels" in error(response)["message"]
+        assert crops(client, photo(40, 40), **fields).status_code == 200
 
 
 def test_masks_that_are_too_large_are_not_sent() -> None:
