@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import requests
 import urllib3
+from requests.exceptions import InvalidHeader
 
 from fuzz_inputs import json_of
 from weightcache import DownloadError, IntegrityError, LoadError, Manifest, ManifestError, StorageError, Tag
@@ -107,11 +108,18 @@ def silent(read: Callable[[Any], object]) -> Callable[[Any], str | None]:
 
 
 def response_of(headers: dict[str, str], status: int = 200, body: bytes = b"") -> requests.Response:
-    """A response as the library gets it from its client, without a network."""
+    """A response as the library gets it from its client, without a network.
+
+    Raises:
+        InvalidHeader: It has two lengths; requests then calls urllib3's error so.
+    """
     found = requests.Response()
     found.status_code, found.url, found.reason = status, "https://a.b/m.pt", "Reason"
     found.headers.update(headers)
-    found.raw = urllib3.HTTPResponse(io.BytesIO(body), headers=headers, status=status, preload_content=False)
+    try:
+        found.raw = urllib3.HTTPResponse(io.BytesIO(body), headers=headers, status=status, preload_content=False)
+    except urllib3.exceptions.InvalidHeader as error:
+        raise InvalidHeader(error) from None
     found.request = requests.Request("GET", "https://a.b/m.pt").prepare()
     return found
 
@@ -310,7 +318,7 @@ def header_targets() -> list[Target]:
     return [
         Target("Content-Range", "text", ("bytes 10-59/100", "bytes 10-59/*"), content_range, (SourceError,), (
             (b"bytes ", b"1", b"-2/3"), (b"", b"gzip,", b""), (b'"', b"!", b""))),
-        Target("heads of files", "text", ("100", "gzip", "text/html"), whole, (SourceError,)),
+        Target("heads of files", "text", ("100", "gzip", "text/html"), whole, (SourceError, InvalidHeader)),
         Target("Retry-After", "text", ("120", "Fri, 31 Dec 1999 23:59:59 GMT", "1.5, 3"), waits("Retry-After"), pumps=(
             (b"", b"1", b""), (b"", b" ", b"x"), (b"", b"(", b""), (b"", b"Mon,", b""), (b"1 Jan 2000 ", b"0:", b""))),
         Target("RateLimit", "text", ('"a";r=0;t=55', "limit=9, remaining=0, reset=55"), waits("RateLimit"), pumps=(

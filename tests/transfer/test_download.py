@@ -9,6 +9,7 @@ import email.utils
 import logging
 import pickle
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,21 @@ def test_nobody_there(root: Path) -> None:
 def test_a_host_that_no_request_can_be_made_to(root: Path) -> None:
     with pytest.raises(DownloadError, match="the request cannot be made"):
         quiet(one(DATA, f"http://{'x' * 300}/a"), root)
+
+
+def test_an_answer_with_two_lengths(root: Path) -> None:
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1,00\r\n\r\nx")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=answer, args=(listener,))
+        server.start()
+        with pytest.raises(DownloadError, match="Content-Length that is wrong: several numbers that differ"):
+            quiet(one(DATA, f"http://127.0.0.1:{listener.getsockname()[1]}/a"), root)
+        server.join()
 
 
 @pytest.mark.parametrize(

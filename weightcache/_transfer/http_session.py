@@ -216,6 +216,8 @@ def _failure(error: Exception, proxy: Proxy | None, connect_timeout: float, seco
         return TransientError(f"no answer within {float(limit[1]) if limit else seconds:g} s{through}")
     if isinstance(error, requests.exceptions.ConnectionError):
         return TransientError(in_words(error, "the connection failed") + through)
+    if any(isinstance(each, urllib3.exceptions.InvalidHeader) for each in error.args):  # as requests passes it on
+        return SourceError("the answer has a Content-Length that is wrong: several numbers that differ")
     if isinstance(error, _NO_PROXY_URL) or (proxy and proxy.has_unknown_scheme):
         return proxy_mistake(proxy)
     if isinstance(error, UnicodeError) and (problem := netrc_problem()):
