@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -38,6 +39,30 @@ def test_a_server_that_is_away(browser: Browser, client: httpx.Client) -> None:
         expect(visit.page.get_by_role("button", name=re.compile("^one.png"))).to_be_focused()  # the button is gone
         assert [each for each in visit.wrong if "ERR_CONNECTION_REFUSED" not in each] == []
         visit.wrong.clear()
+
+
+def test_the_others_go_on_when_the_photo_that_failed_is_removed(browser: Browser, client: httpx.Client) -> None:
+    with visiting(browser, client, expected=[502]) as visit:
+        expect(visit.state).to_contain_text("Ready")
+        visit.page.route("**/v1/masks", lambda route: route.fulfill(status=502, body=""))
+        visit.choose_all(file("one.png"), file("two.png"))
+        expect(visit.row("one.png")).to_contain_text("Failed")
+        visit.page.unroute("**/v1/masks")
+        visit.page.get_by_role("button", name="Remove one.png").click()
+        expect(visit.row("two.png")).to_contain_text("2 garments")
+
+
+def test_a_key_is_waited_for_when_a_photo_is_removed(browser: Browser) -> None:
+    with serving(backend_of(Told()), api_key=KEY) as client, visiting(browser, client, expected=[401]) as visit:
+        visit.choose_all(file("one.png"), file("two.png"))
+        field = visit.page.get_by_label("API key", exact=True)
+        field.fill(KEY)
+        visit.page.get_by_role("button", name="Remove one.png").click()
+        visit.page.wait_for_timeout(500)
+        expect(field).to_have_value(KEY)  # it would be empty after another request
+        field.press("Enter")
+        expect(visit.row("two.png")).to_contain_text("2 garments")
+        assert len(visit.posts) == 2
 
 
 def test_an_answer_that_is_not_the_servers(browser: Browser, client: httpx.Client) -> None:
@@ -80,6 +105,48 @@ def test_a_photo_waits_for_the_models(browser: Browser) -> None:
         assert beside is not None
         assert imports["width"] == pytest.approx(whole["width"] * 4.0 / 5.5, abs=12)  # there are gaps between the parts
         assert beside["width"] == pytest.approx(whole["width"] * 3.0 / 5.5, abs=3)
+
+
+def test_one_loop_waits_for_the_models_however_often_it_is_begun(browser: Browser) -> None:
+    loaded = threading.Event()
+
+    def load() -> Backend:
+        assert loaded.wait(60)
+        return backend_of(Told())
+
+    with serving(load) as client, visiting(browser, client, expected=[503]) as visit:
+        try:
+            expect(visit.state).to_have_text("The models are being loaded")
+            visit.page.clock.install(time=0)
+            visit.page.clock.pause_at(1)
+            visit.page.evaluate(
+                """async () => {
+                    const {connect, forgetServer} = await import("/page/facts.js");
+                    window.waiting = [];
+                    for (let count = 0; count < 4; count++) {
+                        forgetServer();
+                        window.waiting.push(connect(() => {}));
+                    }
+                }"""
+            )
+            visit.page.wait_for_timeout(500)
+            asked: list[str] = []
+            visit.page.on("request", lambda request: asked.append(request.url))
+            for _ in range(3):
+                visit.page.clock.run_for(10_000)
+                visit.page.wait_for_timeout(500)
+            assert len(asked) == 3
+        finally:
+            loaded.set()
+        client_ready(client)
+        visit.page.clock.run_for(10_000)
+        expect(visit.state).to_have_text("Ready, on cpu")
+        assert visit.page.evaluate("Promise.all(window.waiting).then((all) => all.length)") == 4
+
+
+def client_ready(client: httpx.Client) -> None:
+    while client.get("/readyz").status_code != 200:
+        time.sleep(0.05)
 
 
 def test_models_that_cannot_be_loaded(browser: Browser) -> None:

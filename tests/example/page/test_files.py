@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import struct
+
 import httpx
 import pytest
+from PIL import Image, PngImagePlugin
 from playwright.sync_api import Browser, expect
 
 from browsing import Visit, file, visiting
@@ -73,6 +77,58 @@ def test_a_photo_of_too_many_bytes_is_not_sent(browser: Browser) -> None:
         expect(visit.row("large.png")).to_contain_text("Refused")
         expect(visit.row("large.png")).to_contain_text(reason)
         assert visit.posts == []
+
+
+def exif(kind: int, turned: int, order: str) -> bytes:
+    """Exif data whose only entry is an orientation, of this type."""
+    value = struct.pack(f"{order}HH" if kind == 3 else f"{order}I", *([turned, 0] if kind == 3 else [turned]))
+    entry = struct.pack(f"{order}HHI", 0x0112, kind, 1) + value
+    start = struct.pack(f"{order}2sHI", b"MM" if order == ">" else b"II", 42, 8)
+    return b"Exif\0\0" + start + struct.pack(f"{order}H", 1) + entry + bytes(4)
+
+
+def with_xmp(chunk: str) -> bytes:
+    """A PNG with compressed XMP."""
+    info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_itxt("Comment", "nothing of interest", zip=True)
+    xmp = '<rdf:Description tiff:Orientation="3"/>'
+    if chunk == "iTXt":
+        info.add_itxt("XML:com.adobe.xmp", xmp, zip=True)
+    else:
+        info.add_text("XML:com.adobe.xmp", xmp, zip=True)
+    Image.open(io.BytesIO(photo())).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+LONG, SHORT = 4, 3
+TURNED = {
+    f"{kind}, {name} of 32 bits": photo(60, 40, kind, exif=exif(LONG, 3, order))
+    for kind in ("JPEG", "PNG", "WEBP")
+    for order, name in {">": "big-endian", "<": "little-endian"}.items()
+} | {f"PNG, XMP in {chunk}": with_xmp(chunk) for chunk in ("iTXt", "zTXt")}
+UPRIGHT = {
+    f"{kind}, {name}": photo(60, 40, kind, exif=exif(of, turned, ">"))
+    for kind in ("JPEG", "PNG", "WEBP")
+    for name, of, turned in (("1 of 16 bits", SHORT, 1), ("1 of 32 bits", LONG, 1))
+} | {"JPEG, 3 of 16 bits": photo(60, 40, "JPEG", exif=exif(SHORT, 3, ">"))}
+
+
+@pytest.mark.parametrize("case", TURNED)
+def test_what_browsers_do_not_turn_is_left_to_the_server(visit: Visit, case: str) -> None:
+    with Image.open(io.BytesIO(TURNED[case])) as image:
+        assert image.getexif()[0x0112] == 3  # as the server reads it
+    visit.choose("photo", TURNED[case])
+    expect(visit.cards).to_have_count(2)
+    garments = visit.page.get_by_role("region", name="Garments")
+    expect(garments).to_contain_text("The file says that the photo must be turned")
+    assert [each.rpartition("/")[2] for each in visit.posts] == ["crops"]
+
+
+@pytest.mark.parametrize("case", UPRIGHT)
+def test_what_browsers_show_upright_is_not(visit: Visit, case: str) -> None:
+    visit.choose("photo", UPRIGHT[case])
+    expect(visit.cards).to_have_count(2)
+    assert [each.rpartition("/")[2] for each in visit.posts] == ["masks"]
 
 
 def test_a_file_that_cannot_be_read_is_refused(browser: Browser, client: httpx.Client) -> None:

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from browsing import Visit, file, visiting
+from fakes import Gate
 from fashion_crop.models.detection import Box, Detection
 from fashion_crop.models.pipeline import GARMENTS, Options
 from page_server import CLOTHES, Told, backend_of
@@ -175,6 +176,28 @@ def test_many_changes_are_one_request(visit: Visit) -> None:
         visit.page.clock.run_for(1000)
     expect(visit.row("photo.png")).to_contain_text("2 garments")
     assert len(visit.posts) == 2
+
+
+def test_an_answer_that_comes_while_somebody_types_is_no_request(browser: Browser) -> None:
+    pipeline = Told(gate=(gate := Gate()))
+    with serving(backend_of(pipeline)) as client, visiting(browser, client) as visit:
+        try:
+            expect(visit.state).to_contain_text("Ready")
+            visit.page.clock.install(time=0)
+            visit.page.clock.pause_at(1)
+            visit.choose()
+            assert gate.entered.acquire(timeout=20)
+            visit.page.get_by_role("textbox", name="Look for").fill("shi")
+            gate.opened.set()
+            expect(visit.row("photo.png")).to_contain_text("2 garments")
+            assert len(visit.posts) == 1
+            visit.page.get_by_role("textbox", name="Look for").fill("shirt, pants")
+            with visit.page.expect_response("**/v1/masks"):
+                visit.page.clock.run_for(1000)
+        finally:
+            gate.opened.set()
+        expect(visit.row("photo.png")).to_contain_text("2 garments")
+        assert [each.prompts for each in pipeline.asked] == [GARMENTS, ("shirt", "pants")]
 
 
 def test_the_defaults_are_those_of_the_server(visit: Visit) -> None:

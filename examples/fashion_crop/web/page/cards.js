@@ -1,6 +1,6 @@
 // The crops: small ones on the page, and full ones when they are downloaded.
 
-import {TYPES, cropBox, encode, fileName, fromBase64, opacityOf, render, stemOf, unique} from "./crops.js";
+import {TYPES, cropBox, encode, fileName, fileNames, fromBase64, opacityOf, render, stemOf} from "./crops.js";
 import {$, announce, copyOf, element, plural, save, showError} from "./dom.js";
 import {decode} from "./files.js";
 import {read, strictEnough} from "./options.js";
@@ -10,11 +10,13 @@ const PREVIEW = 2048;  // pixels of the longer side of the photo that the small 
 const CARD = 480;      // of a small crop
 
 // What is needed to render the crops of a photo. `source` is null where the server renders them.
+//
+// `photo` is a copy, so that the answer is the one that all else was made of when the photo has another already.
 class Opened {
   opacities = new Map();
 
   constructor(photo, {source = null, small = null} = {}) {
-    Object.assign(this, {photo, answer: photo.answer, source, small});
+    Object.assign(this, {photo: {...photo}, answer: photo.answer, source, small});
   }
 
   async load() {
@@ -35,14 +37,8 @@ class Opened {
     return {...garment, opacity: this.opacities.get(garment.id)};
   }
 
-  // How its crops are rendered: as the options are now, or as they were when the server rendered them.
-  get rendering() {
-    return this.photo.serverRenders ? this.photo.asked.rendering : read().rendering;
-  }
-
   // Returns the crop as a file, and the box of what it shows.
-  async full(garment) {
-    const {rendering} = this;
+  async full(garment, rendering) {
     if (this.photo.serverRenders) {
       return {blob: new Blob([fromBase64(garment.picture)], {type: TYPES[rendering.format]}), box: garment.crop_box};
     }
@@ -51,6 +47,11 @@ class Opened {
     const {width, height} = this.source;
     return {blob: await encode(canvas, rendering.format), box: cropBox(garment.box_xyxy, rendering, width, height)};
   }
+}
+
+// How the crops of a photo are rendered: as the options are now, or as they were when the server rendered them.
+function renderingOf({serverRenders, asked}, now = read().rendering) {
+  return serverRenders ? asked.rendering : now;
 }
 
 // `earlier` is what was opened of the same photo, if anything was: its file is not decoded again.
@@ -73,6 +74,7 @@ function smaller(image) {
 // The cards of the selected photo
 
 let shown = null;  // an Opened with an answer
+let made = null;   // the answer that the cards were made of
 
 export function showCards(opened) {
   shown = opened;
@@ -83,23 +85,29 @@ export function showCards(opened) {
 export function drawCards() {
   const garments = shown ? strictEnough(shown.photo) : [];
   const names = [...$("list").querySelectorAll(".card")].map(({dataset}) => dataset.garment).join();
-  if (names !== garments.map(({id}) => id).join() || $("list").dataset.photo !== shown?.photo.name) makeCards(garments);
-  $("list").classList.toggle("opaque", shown?.rendering.background !== "transparent");
+  if (names !== garments.map(({id}) => id).join() || made !== (shown?.answer ?? null)) makeCards(garments);
+  if (!shown) return;
+  const rendering = renderingOf(shown.photo);
+  $("list").classList.toggle("opaque", rendering.background !== "transparent");
   garments.forEach((garment, number) => {
     const item = $("list").querySelector(`[data-garment="${garment.id}"]`);
-    const name = fileName(stemOf(shown.photo.name), number + 1, garment.label, shown.rendering.format);
+    const name = nameOf(shown, garment, number, rendering);
     const button = item.querySelector("button");
     button.title = `Download ${name}`;
     button.setAttribute("aria-label", `Download ${name}`);
-    button.onclick = () => download(garment, name);
-    drawCrop(item.querySelector(".checks").firstElementChild, garment);
+    button.onclick = () => download(garment, number);
+    drawCrop(item.querySelector(".checks").firstElementChild, garment, rendering);
   });
+}
+
+function nameOf({photo}, {label}, number, {format}) {
+  return fileName(stemOf(photo.name), number + 1, label, format);
 }
 
 function makeCards(garments) {
   const focused = $("list").contains(document.activeElement);
   const persons = [...new Set(garments.map(({person}) => person))];
-  $("list").dataset.photo = shown?.photo.name ?? "";
+  made = shown?.answer ?? null;
   $("list").replaceChildren(...persons.flatMap((person) => {
     const grid = element("ul", {className: "grid"});
     grid.append(...garments.filter((garment) => garment.person === person).map(card));
@@ -121,17 +129,19 @@ function card({id, label, score}) {
   return item;
 }
 
-function drawCrop(picture, garment) {
+function drawCrop(picture, garment, rendering) {
   if (shown.photo.serverRenders) {
-    picture.src = `data:${TYPES[shown.rendering.format]};base64,${garment.picture}`;
+    picture.src = `data:${TYPES[rendering.format]};base64,${garment.picture}`;
   } else {
-    render(picture, shown.small, shown.with(garment), shown.rendering, CARD);
+    render(picture, shown.small, shown.with(garment), rendering, CARD);
   }
 }
 
-async function download(garment, name) {
+async function download(garment, number) {
+  const rendering = renderingOf(shown.photo);  // the options may have changed since the card was drawn
+  const name = nameOf(shown, garment, number, rendering);
   try {
-    const {blob} = await shown.full(garment);
+    const {blob} = await shown.full(garment, rendering);
     save(blob, name);
   } catch (error) {
     showError(`${name}: ${error.message}`);
@@ -142,25 +152,28 @@ async function download(garment, name) {
 // A zip of the crops of all photos
 
 export async function downloadZip(photos) {
-  const full = photos.filter((photo) => strictEnough(photo).length);
-  const total = full.reduce((sum, photo) => sum + strictEnough(photo).length, 0);
-  const files = [], listed = [], stems = new Set();
+  // As all is now: an option or an answer can change while the zip is made.
+  const now = read().rendering;
+  const full = photos.map((photo) => ({...photo, found: strictEnough(photo)})).filter(({found}) => found.length);
+  const total = full.reduce((sum, {found}) => sum + found.length, 0);
+  const files = [], listed = [], taken = new Set();
   $("zip").disabled = true;
   try {
     for (const photo of full) {
-      const opened = shown?.photo === photo ? shown : await open(photo);
-      const stem = unique(stemOf(photo.name), stems);
+      const opened = shown?.answer === photo.answer ? shown : await open(photo);
+      const rendering = renderingOf(photo, now);
+      const names = fileNames(photo.name, photo.found.map(({label}) => label), rendering.format, taken);
       const garments = [];
-      for (const [index, garment] of strictEnough(photo).entries()) {
+      for (const [index, garment] of photo.found.entries()) {
         $("zip-text").textContent = `Making ${files.length + 1} of ${total}`;
-        const {blob, box} = await opened.full(garment);
-        const name = fileName(stem, index + 1, garment.label, opened.rendering.format);
+        const {blob, box} = await opened.full(garment, rendering);
+        const name = names[index];
         const {mask, mask_box, picture, ...facts} = garment;
         garments.push({...facts, crop_box: box, file: name});
         files.push({name, blob});
       }
       const {image, model, timings_ms} = photo.answer;
-      listed.push({photo: photo.name, image, model, timings_ms, rendering: opened.rendering, garments});
+      listed.push({photo: photo.name, image, model, timings_ms, rendering, garments});
     }
     const manifest = JSON.stringify({photos: listed}, null, 2);
     const archive = await zip([{name: "manifest.json", blob: new Blob([manifest])}, ...files]);

@@ -9,6 +9,8 @@ const QUALITIES = {png: undefined, webp: 0.9, jpeg: 0.92};
 
 // Returns left, top, right and bottom of a crop, in whole pixels of the photo. It can reach beyond the photo.
 export function cropBox([left, top, right, bottom], {padding, aspect}, width, height) {
+  right = Math.max(right, left + 1);
+  bottom = Math.max(bottom, top + 1);
   const side = padding * Math.max(right - left, bottom - top);
   left -= side;
   top -= side;
@@ -21,7 +23,7 @@ export function cropBox([left, top, right, bottom], {padding, aspect}, width, he
     return [left, top, Math.min(Math.max(Math.ceil(right), left + 1), width), Math.min(Math.max(Math.ceil(bottom), top + 1), height)];
   }
   const wide = right - left, high = bottom - top;
-  if (wide / high < ratio) {
+  if (wide < ratio * high) {
     [left, right] = [(left + right - high * ratio) / 2, (left + right + high * ratio) / 2];
   } else {
     [top, bottom] = [(top + bottom - wide / ratio) / 2, (top + bottom + wide / ratio) / 2];
@@ -85,7 +87,7 @@ export async function encode(canvas, format) {
 export const fromBase64 = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
 
-// Names of files: letters and digits of any script, and nothing that a path is made of.
+// Names of files: letters, digits and marks of any script, and nothing that a path is made of.
 
 export function fileName(stem, number, label, format) {
   return `${stem}_${String(number).padStart(2, "0")}_${safe(label) || "garment"}.${EXTENSIONS[format]}`;
@@ -96,16 +98,20 @@ export function stemOf(name) {
 }
 
 function safe(text) {
-  return [...text.replace(/[^\p{L}\p{N}_-]+/gu, "_").replace(/^_+|_+$/g, "")].slice(0, 40).join("");
+  return [...text.normalize("NFC").replace(/[^\p{L}\p{N}\p{M}_-]+/gu, "_").replace(/^_+|_+$/g, "")].slice(0, 40).join("");
 }
 
-// Returns the stem, or another if it is taken: two photos can have one name. Some systems ignore case in names.
-export function unique(stem, taken) {
-  let other = stem;
-  for (let count = 2; taken.has(other.toLowerCase()); count++) {
-    const end = `-${count}`;
-    other = [...stem].slice(0, 40 - end.length).join("") + end;
+// Returns the names of the crops of a photo, and notes them and their stem in `taken`, of which it uses none: two photos
+// can have one name. Some systems ignore case in names.
+export function fileNames(photoName, labels, format, taken) {
+  const stem = [...stemOf(photoName)];
+  for (let count = 1; ; count++) {
+    const end = count > 1 ? `-${count}` : "";
+    const own = stem.slice(0, 40 - end.length).join("") + end;
+    const names = labels.map((label, index) => fileName(own, index + 1, label, format));
+    const lower = [own, ...names].map((name) => name.toLowerCase());
+    if (lower.some((name) => taken.has(name))) continue;
+    for (const name of lower) taken.add(name);
+    return names;
   }
-  taken.add(other.toLowerCase());
-  return other;
 }

@@ -1,39 +1,45 @@
 // What the server says of itself: whether it is ready, its limits, how its cold start went.
 
 import {$, element} from "./dom.js";
-import {Refusal, get} from "./server.js";
+import {Refusal, get, sleep} from "./server.js";
 
 let server = null;  // a promise of what /v1/info says, kept once the models are loaded
+let controller = new AbortController();  // of what waits for the server
 
 // Waits until the models are loaded. `onInfo` is called with what /v1/info says, before the promise ends.
 export function connect(onInfo) {
-  server ??= untilReady(onInfo).catch((refusal) => {
-    server = null;
+  if (server) return server;
+  const mine = server = untilReady(onInfo, controller.signal).catch((refusal) => {
+    if (server === mine) server = null;
     throw refusal;
   });
-  return server;
+  return mine;
 }
 
+// Asks the server anew at the next connect(). Who waits for it already gets that answer.
 export function forgetServer() {
   server = null;
+  controller.abort();
+  controller = new AbortController();
 }
 
-async function untilReady(onInfo) {
+async function untilReady(onInfo, signal) {
   for (;;) {
     try {
-      await get("readyz");
-      const info = await get("v1/info");
+      await get("readyz", signal);
+      const info = await get("v1/info", signal);
       showServer(info);
       onInfo(info);
       return info;
     } catch (refusal) {
+      if (signal.aborted) return connect(onInfo);
       if (!(refusal instanceof Refusal)) throw refusal;
       if (refusal.code === "loading-failed") {
         showState("failed", "Not ready");
         throw refusal;
       }
       showState("loading", refusal.code === "loading" ? "The models are being loaded" : "The server cannot be reached");
-      await new Promise((next) => setTimeout(next, 1000 * (refusal.seconds || 2)));
+      await sleep(1000 * (refusal.seconds || 2), signal);
     }
   }
 }

@@ -20,6 +20,8 @@ const BEGINNINGS = {
 };
 const WANTED = "only JPEG, PNG and WebP are taken";
 const IPHONE = "Export it as JPEG. On an iPhone, choose Settings > Camera > Formats > Most Compatible for the next photos.";
+const SHORT = 3;  // a type of Exif
+const XMP = "XML:com.adobe.xmp";
 const READ = 100_000_000;  // bytes; a larger file is never sent, and is not read into memory
 
 // Returns {problem}, a text, if the server does not take such a file; else {turned}, whether the file says that the
@@ -60,38 +62,59 @@ function problemOf(bytes) {
   return `The file is no JPEG, PNG or WebP, whatever its name says, and ${WANTED}. Save it as one of these.`;
 }
 
-// Browsers turn a JPEG as its Exif data say. Some ignore those of a PNG or WebP, and all ignore what only XMP says;
-// the server does what each of them says, and two photos of the same size can be upside down to each other.
+// Browsers turn a JPEG as its Exif data say, if these have 16 bits for it. Some ignore those of a PNG or WebP, and all
+// ignore what only XMP says; the server does what each of them says, and two photos of the same size can be upside down
+// to each other. Nothing is unpacked here: XMP that a PNG has compressed may say so, and the server knows.
 function isTurned(kind, bytes) {
   const all = new TextDecoder("latin1").decode(bytes);
   const xmp = /tiff:Orientation(?:="|>)([0-9])/.exec(all);
   if (xmp && xmp[1] !== "1") return true;
-  if (kind === "PNG") return all.includes("Raw profile type exif") || orientation(chunk(bytes, 8, false, "eXIf")) > 1;
-  return kind === "WebP" && orientation(chunk(bytes, 12, true, "EXIF")) > 1;
+  if (kind === "JPEG") return exifOfJpeg(bytes).some((exif) => exifTurns(exif, SHORT));
+  if (kind === "WebP") return chunks(bytes, 12, true, "EXIF").some((exif) => exifTurns(exif));
+  return all.includes("Raw profile type exif") || chunks(bytes, 8, false, "eXIf").some((exif) => exifTurns(exif))
+    || chunks(bytes, 8, false, "iTXt").some((data) => text(data, 0, XMP.length + 2) === `${XMP}\0\x01`)
+    || chunks(bytes, 8, false, "zTXt").some((data) => text(data, 0, XMP.length + 1) === `${XMP}\0`);
 }
 
-// The data of a chunk of a PNG (length, name, data, checksum) or WebP (name, length, data, filled up to two bytes).
-function chunk(bytes, at, little, name) {
+// The data of the chunks of a PNG (length, name, data, checksum) or WebP (name, length, data, filled up to two bytes).
+function chunks(bytes, at, little, name) {
+  const found = [];
   while (at + 8 <= bytes.length) {
     const length = view(bytes).getUint32(little ? at + 4 : at, little);
-    const data = bytes.subarray(at + 8, at + 8 + length);
-    if (text(bytes, little ? at : at + 4, 4) === name) return data;
+    if (text(bytes, little ? at : at + 4, 4) === name) found.push(bytes.subarray(at + 8, at + 8 + length));
     at += 8 + length + (little ? length % 2 : 4);
   }
-  return new Uint8Array();
+  return found;
 }
 
-function orientation(exif) {
+function exifOfJpeg(bytes) {
+  const found = [];
+  for (let at = 2; at + 4 <= bytes.length && bytes[at] === 0xff && bytes[at + 1] !== 0xda;) {
+    if (bytes[at + 1] === 0xff) {  // before a marker there may be more of these
+      at++;
+      continue;
+    }
+    const end = at + 2 + view(bytes).getUint16(at + 2);
+    if (bytes[at + 1] === 0xe1 && text(bytes, at + 4, 6) === "Exif\0\0") found.push(bytes.subarray(at + 4, end));
+    at = end;
+  }
+  return found;
+}
+
+// Whether Exif data say that the photo must be turned, in another type than `honoured`.
+function exifTurns(exif, honoured) {
   if (text(exif, 0, 6) === "Exif\0\0") exif = exif.subarray(6);
   const data = view(exif), little = text(exif, 0, 2) === "II";
   try {
     const first = data.getUint32(4, little);
     for (let entry = 0; entry < data.getUint16(first, little); entry++) {
       const at = first + 2 + 12 * entry;
-      if (data.getUint16(at, little) === 0x0112) return data.getUint16(at + 8, little);
+      const type = data.getUint16(at + 2, little);
+      if (data.getUint16(at, little) !== 0x0112 || type === honoured) continue;
+      if (type === SHORT ? data.getUint16(at + 8, little) > 1 : data.getUint32(at + 8, little) !== 1) return true;
     }
   } catch { /* data that end early say nothing */ }
-  return 1;
+  return false;
 }
 
 const view = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.length);

@@ -132,7 +132,7 @@ async function openSelected() {
 }
 
 function showSelectedBoxes() {
-  if (opened?.answer) showBoxes(selected, options.strictEnough(selected), selected.answer.image);
+  if (opened?.answer) showBoxes(selected, options.strictEnough(opened), opened.answer.image);
 }
 
 function announceFound() {

@@ -1,7 +1,7 @@
 // The photos: what each one waits for, and the requests, one photo at a time. Nothing here knows the page's elements.
 
 import {decode, inspect} from "./files.js";
-import {Refusal, post, tooManyBytes} from "./server.js";
+import {Refusal, post, sleep, tooManyBytes} from "./server.js";
 
 const RUNNING = ["connecting", "sending", "looking", "receiving", "retrying"];
 const THUMBNAIL = 96;  // pixels of the longer side
@@ -30,7 +30,7 @@ export class Photo {
 export class Queue {
   photos = [];
   first = null;       // the photo that comes before the others
-  #paused = false;    // until something is done about an error that all photos would have
+  #paused = null;     // the photo with an error that all photos would have, until something is done about it
   #current = null;    // {photo, asked, controller}
   #inspections = Promise.resolve();
 
@@ -58,6 +58,8 @@ export class Queue {
   remove(photo) {
     this.photos = this.photos.filter((each) => each !== photo);
     this.#abort(photo);
+    // Nothing to click is left. Without a key, the form for it is.
+    if (this.#paused === photo && photo.state !== "waiting") this.resume();
   }
 
   cancel(photo) {
@@ -79,7 +81,7 @@ export class Queue {
 
   // Goes on after a pause, such as one for the API key.
   resume() {
-    this.#paused = false;
+    this.#paused = null;
     this.#run();
   }
 
@@ -180,7 +182,7 @@ export class Queue {
       return;
     }
     Object.assign(photo, {answer, asked});
-    this.#set(photo, covers(photo, asked, this.options()) ? "done" : "waiting");
+    this.#set(photo, "done");  // refresh() asks again if the options have changed, once they have settled
   }
 
   #fail(photo, error) {
@@ -188,7 +190,7 @@ export class Queue {
     const ofPhoto = fields.some(({field}) => field === "image");
     photo.ofOptions = fields.length > 0 && !ofPhoto;
     // All other photos would have the same error.
-    this.#paused = photo.ofOptions || [0, 401, 502, 503, 504].includes(status);
+    this.#paused = photo.ofOptions || [0, 401, 502, 503, 504].includes(status) ? photo : null;
     if (status === 401) {
       this.#set(photo, "waiting");
     } else {
@@ -220,11 +222,4 @@ function thumbnail(image) {
   context.imageSmoothingQuality = "high";
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
   return canvas;
-}
-
-function sleep(milliseconds, signal) {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); });
-  });
 }

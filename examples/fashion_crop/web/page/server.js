@@ -20,8 +20,8 @@ export function tooManyBytes(size, most) {
   return new Refusal(413, {code: "image-too-large", message, fields: [{field: "image", message}]});
 }
 
-export async function get(path) {
-  const response = await fetch(path, {cache: "no-store"}).catch(() => { throw unreachable(); });
+export async function get(path, signal) {
+  const response = await fetch(path, {cache: "no-store", signal}).catch(() => { throw unreachable(); });
   return parse(response.status, await response.text(), response.headers.get("Retry-After"));
 }
 
@@ -65,4 +65,17 @@ function parse(status, text, retryAfter) {
 
 function unreachable(why = "") {
   return new Refusal(0, {code: "away", message: `the server cannot be reached${why}`});
+}
+
+// Ends early, and without an error, when the signal is aborted.
+export function sleep(milliseconds, signal) {
+  return new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, milliseconds);
+    signal.addEventListener("abort", end);
+  });
 }
