@@ -243,6 +243,16 @@ def test_many_points_that_are_no_key(tmp_path: Path) -> None:
     assert len(Manifest.load(tmp_path / "w.toml")["c"].urls) == 50
 
 
+@pytest.mark.timeout(30)
+def test_a_list_that_contains_another_one_many_times() -> None:
+    """Its text has 2 ** 100 parts."""
+    value: list[Any] = []
+    for _ in range(100):
+        value = [value, value]
+    with pytest.raises(ManifestError, match="this weightcache reads version 1, got an array"):
+        Manifest.load({"version": value})
+
+
 def test_a_value_that_is_nested_deeply() -> None:
     value: Any = []
     for _ in range(100_000):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from weightcache.errors import ManifestError
 
@@ -12,7 +12,7 @@ from .validate import auth_problem, clashes, digest_problem, is_size, name_probl
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 
@@ -174,6 +174,8 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Mapping | Collection) and not isinstance(value, str | bytes):
+        return _kind(value)  # its text may take minutes: a list in a program can contain another one many times
     try:
         return f"{value!r:.40}"
     except (ValueError, RecursionError):  # an int with more digits than str() writes, or a value that is nested deeply
