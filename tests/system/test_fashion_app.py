@@ -244,6 +244,11 @@ def test_the_image(plane: ControlPlane) -> None:
     assert not any(name.startswith("/root/data") for name in mounted)
 
 
+def test_the_app_is_as_short_as_the_readme_says() -> None:
+    [limit] = re.findall(r"whole idea in under (\d+) lines", (EXAMPLE / "README.md").read_text())
+    assert len((EXAMPLE / "app.py").read_text().splitlines()) < int(limit)
+
+
 def test_deploying_it_imports_nothing_that_it_serves() -> None:
     code = f"""
 import runpy, sys

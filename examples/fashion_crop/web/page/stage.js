@@ -4,7 +4,7 @@ import {$, element} from "./dom.js";
 
 let shown = null;  // {photo, garments, image: {width, height}}
 
-// Shows a photo; `picture` is a canvas with it, or null while there is none.
+// Show a photo. `picture` is a canvas that has its pixels, or null before the photo is decoded.
 export function showPhoto(photo, picture, size) {
   const canvas = picture ?? element("canvas", {width: 1, height: 1});
   canvas.id = "photo";
