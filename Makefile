@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: demo test lint audit dist fashion scenarios pictures photos simulate campaign mutants
+.PHONY: demo test lint docs audit dist fashion scenarios pictures photos simulate campaign mutants
 .PHONY: prerequisites core oldest pythons oldest-modal newest-modal gvisor clean
 
 demo: .venv/.core          ## the main job on this machine, offline; WEIGHTS=real for the real one
@@ -27,6 +27,9 @@ lint: .venv/.test          ## formatting, rules, types, layers, words
 	$(BIN)/lint-imports
 	$(BIN)/python tests/shared/check_words.py
 
+docs: .venv/.docs          ## the site, in .cache/site: strict, with its links checked
+	$(BIN)/python docs/site/build_site.py
+
 audit: .venv/.audit        ## known vulnerabilities in the packages of .venv; needs the advisories of PyPI or OSV from the internet
 	$(BIN)/python tests/system/audit_packages.py
 
@@ -39,13 +42,17 @@ dist: .venv/.dist          ## the wheel and the sdist in dist/, checked, the whe
 	touch $@
 
 .venv/.test: pyproject.toml .venv/.core
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint,dist]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint,dist,docs]'
 	$(BIN)/python -m pip install --quiet torch==2.13.0  # first, exactly so: its wheel may be a local one
 	$(BIN)/python -m pip install --quiet --editable '.[transformers,libraries]'
 	touch $@
 
 .venv/.dist: pyproject.toml .venv/.core
 	$(BIN)/python -m pip install --quiet --editable '.[dist]'
+	touch $@
+
+.venv/.docs: pyproject.toml .venv/.core
+	$(BIN)/python -m pip install --quiet --editable '.[docs,modal]'
 	touch $@
 
 .venv/.audit: pyproject.toml .venv/.core

@@ -22,8 +22,10 @@ from weightcache.cli.main import main
 if TYPE_CHECKING:
     from control_plane import ControlPlane
 
-if find_spec("groundingdino") is None:
-    collect_ignore = ["example"]  # it needs the example's own environment: `make test` runs it there, after the others
+# Tests that need an environment of their own: `make test` runs those of the example in its environment, after the
+# others, and those of the site in .venv, which has the extra `docs`.
+NEEDS = {"example": "groundingdino", "site": "sphinx"}
+collect_ignore = [folder for folder, package in NEEDS.items() if find_spec(package) is None]
 
 # A shell starts a command in the background (`make test &`) with SIGINT ignored, and every child inherits that: Python
 # then raises no KeyboardInterrupt, and a test that interrupts a child waits until it times out. With a handler set
