@@ -180,7 +180,7 @@ def summary_of(text: str) -> str:
     for paragraph in text.partition("# ")[2].split("\n\n")[1:]:
         if re.match(r"[\w`*\[\"]", paragraph) and not paragraph.startswith("```"):
             words = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split()))
-            return re.split(r"(?<=[.:?])\s", words)[0].rstrip(":")
+            return re.split(r"(?<=[.?])\s(?=\W*[A-Z])", words)[0].replace("**", "").rstrip(":")
     return ""
 
 
