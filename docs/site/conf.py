@@ -25,6 +25,7 @@ html_theme = "furo"
 html_title = f"weightcache {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 html_copy_source = False  # each page lies beside its HTML as .md
 html_show_sphinx = False
 copybutton_prompt_text = r"\$ |>>> "

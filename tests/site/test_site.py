@@ -158,6 +158,39 @@ def test_the_keyboard_reaches_the_content(page: Page, address: str) -> None:
     expect(code).to_be_focused()  # so that the arrow keys scroll what is wider than the page
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_keyboard_meets_nothing_that_is_out_of_sight(page: Page, address: str, width: int) -> None:
+    page.goto(f"{address}/quickstart.html")
+    hidden = """() => {
+        const box = document.activeElement.getBoundingClientRect();
+        return box.right <= 0 || box.left >= innerWidth ? document.activeElement.outerHTML.slice(0, 200) : "";
+    }"""
+    met = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        assert page.evaluate(hidden) == ""
+        met.append(page.evaluate("document.activeElement.className"))
+    assert ("nav-overlay-icon" in met) == (width < 1000)
+
+
+def test_the_keyboard_opens_the_menu_of_a_narrow_page(page: Page, address: str) -> None:
+    page.set_viewport_size({"width": WIDTHS[1], "height": 900})
+    page.goto(f"{address}/quickstart.html")
+    drawer = page.get_by_role("complementary", name="Pages")
+    expect(drawer).to_be_hidden()
+    button = page.get_by_role("button", name="Toggle site navigation sidebar")
+    for key in ("Space", "Enter", "Space"):
+        button.focus()
+        page.keyboard.press(key)
+        expect(button).to_have_attribute("aria-expanded", "false" if key == "Enter" else "true")
+    expect(drawer).to_be_visible()
+    assert violations(page) == []
+    link = drawer.get_by_role("link", name="Glossary")
+    link.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/glossary.html")
+
+
 def test_code_has_a_copy_button(page: Page, address: str) -> None:
     page.goto(address)
     button = page.get_by_role("button", name="Copy")
