@@ -6,6 +6,7 @@ import base64
 import errno
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,28 @@ def test_every_error_is_among_the_examples() -> None:
     named = {getattr(errors, name) for name in errors.__all__} - {Attempt}
     assert {type(error) for error in EXAMPLES} == named
     assert all(name in weightcache.__all__ for name in errors.__all__ if name != "Attempt")
+
+
+PAGE = (Path(__file__).parents[1] / "docs/reference/errors.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name not in ("Attempt", "WeightCacheError")])
+def test_the_page_says_how_each_error_comes_about_and_what_to_do(name: str) -> None:
+    section = PAGE.partition(f"\n## `{name}`\n")[2].partition("\n## ")[0]
+    [table] = re.findall(r"^\| cause \| what to do \|\n\|---\|---\|\n((?:\|.*\n?)+)", section, re.MULTILINE)
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()]
+    assert [row for row in rows if len(row) != 2 or min(len(cell) for cell in row) < 5] == []
+    assert len(rows) >= 2
+    attributes = getattr(errors, name).__annotations__
+    assert [each for each in attributes if f"`{each}`" not in section] == []
+
+
+def test_the_page_has_each_operation_of_a_volume_error() -> None:
+    package = Path(errors.__file__).parent
+    used = {found for path in package.rglob("*.py") for found in re.findall(r'operation="(\w+)"', path.read_text())}
+    table = PAGE.partition("\n## `VolumeError`\n")[2].partition("| cause |")[2]
+    assert len(used) >= 4
+    assert [each for each in used if f'`"{each}"`' not in table] == []
 
 
 @pytest.mark.parametrize(

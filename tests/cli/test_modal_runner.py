@@ -431,12 +431,29 @@ def test_the_probes_answer_and_leave_nothing(tmp_path: Path, monkeypatch: pytest
         "commit": "ok",
         "bytes_committed": "PermissionError: [Errno 1] not from here",
     }
+    listing = "PermissionError EPERM: not from here"
+    assert found["empty_directory"] == {
+        "commit": "ok",
+        "reload": "ok",
+        "kept_here": True,
+        "listing": listing,
+        "listed": False,
+    }
+    assert "on_the_volume" in found["sandbox"]
+    bounds = [each["ahead_of_the_other_clock_at_most"] for each in (found, *seen)]
+    assert [type(bound) for bound in bounds] == [float, float]
     assert seen[0]["counts_seen"][-1] == 200
     assert not (tmp_path / folder).exists()
     assert probe_volume_behavior.read_only(volume, folder)["write"] == "ok"
     assert list((tmp_path / ".weightcache").iterdir()) == []
     assert probe_volume_behavior._answers(lambda: {}["lost"]) == {"broke": "KeyError: 'lost'"}
     json.dumps([found, seen])
+
+
+def test_the_bound_of_a_clock_is_the_time_since_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clock").write_text("1000.5")
+    monkeypatch.setattr(probe_volume_behavior.time, "time", lambda: 1003.75)
+    assert probe_volume_behavior._since(tmp_path / "clock") == 3.25
 
 
 def test_doctor_probes(plane: ControlPlane, manifest: Path, root: Path) -> None:
@@ -452,6 +469,9 @@ def test_doctor_probes(plane: ControlPlane, manifest: Path, root: Path) -> None:
         "mtime_and_inode",
         "reload_with",
         "open_writer",
+        "empty_directory",
+        "sandbox",
+        "ahead_of_the_other_clock_at_most",
         "visibility_of_one_commit",
         "read_only",
         "commit_outside_a_container",

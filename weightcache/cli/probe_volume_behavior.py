@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import weightcache
 
 from . import modal_app
+from .probe_sandbox import sandbox
 
 if TYPE_CHECKING:
     import argparse
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import modal
 
 FILES_IN_COMMIT = 200  # in one commit, while another container counts the files that it sees
+CLOCK = "clock"  # name of the file beside them that has the writer's time
 KEEP_FOR = 5.0  # seconds until they are removed
 WAIT_FOR = 90.0  # seconds for the other container to start, and for a commit to be seen
 
@@ -79,15 +81,17 @@ def write(volume: modal.Volume, folder: str) -> dict[str, Any]:
     home = Path(modal_app.MOUNT, folder)
     home.mkdir(parents=True)
     try:
-        found = {
+        found: dict[str, Any] = {
             "mount": _answers(_mount),
             "flock_within_one_container": _answers(lambda: _flock(home)),
             "hard_link": _answers(lambda: _hard_link(volume, home)),
             "mtime_and_inode": _answers(lambda: _mtime(volume, home)),
             "reload_with": _answers(lambda: _reloads(volume, home)),
             "open_writer": _answers(lambda: _open_writer(volume, home, folder)),
+            "empty_directory": _answers(lambda: _empty_directory(volume, home, folder)),
+            "sandbox": _answers(lambda: sandbox(home)),
         }
-        _publish_at_once(volume, home / "seen")
+        found["ahead_of_the_other_clock_at_most"] = _publish_at_once(volume, home / "seen")
         return found
     finally:
         os.chdir("/")
@@ -99,20 +103,28 @@ def watch(volume: modal.Volume, folder: str) -> dict[str, Any]:
     """Return how many files of one commit another container sees while they appear."""
     home, end = Path(modal_app.MOUNT, folder), time.monotonic() + WAIT_FOR
     seen: list[int] = []
+    ahead: float | None = None
     failed = "ok"
     ready = Path(modal_app.MOUNT, f"{folder}.ready")
     while time.monotonic() < end and (not seen or seen[-1] < FILES_IN_COMMIT):
         failed = _outcome(volume.reload)
         if not ready.exists() and home.parent.exists():
-            ready.touch()
+            ready.write_text(repr(time.time()), encoding="utf-8")
             _outcome(volume.commit)
             end = time.monotonic() + WAIT_FOR
-        with suppress(OSError):
-            count = sum(1 for path in home.iterdir() if path.stat().st_size)
+        with suppress(OSError, ValueError):
+            ahead = ahead or _since(home / CLOCK)
+            count = sum(1 for path in home.iterdir() if path.name != CLOCK and path.stat().st_size)
             if not seen or seen[-1] != count:
                 seen.append(count)
     partly = [count for count in seen if 0 < count < FILES_IN_COMMIT]
-    return {"files": FILES_IN_COMMIT, "counts_seen": seen, "seen_in_part": bool(partly), "last_reload": failed}
+    return {
+        "files": FILES_IN_COMMIT,
+        "counts_seen": seen,
+        "seen_in_part": bool(partly),
+        "last_reload": failed,
+        "ahead_of_the_other_clock_at_most": ahead,
+    }
 
 
 def read_only(volume: modal.Volume, folder: str) -> dict[str, Any]:
@@ -246,14 +258,41 @@ def _open_writer(volume: modal.Volume, home: Path, folder: str) -> dict[str, Any
     return found
 
 
-def _publish_at_once(volume: modal.Volume, home: Path) -> None:
-    """When the other container is ready, commit many files at once, and keep them until it has counted them."""
+def _empty_directory(volume: modal.Volume, home: Path, folder: str) -> dict[str, Any]:
+    """Whether an empty directory survives a commit and a reload here, and whether the server lists it."""
+    (home / "empty").mkdir()
+    found: dict[str, Any] = {"commit": _outcome(volume.commit), "reload": _outcome(volume.reload)}
+    found["kept_here"] = (home / "empty").is_dir()
+    names: list[str] = []
+    found["listing"] = _outcome(lambda: names.extend(Path(each.path).name for each in volume.listdir(folder)))
+    return {**found, "listed": "empty" in names}
+
+
+def _since(path: Path) -> float:
+    """Return the seconds between the time in a file, by the clock of the other container, and now by this one.
+
+    They contain the time that the file took to get here. So this clock is ahead of the other one by that much at most.
+    """
+    return round(time.time() - float(path.read_text(encoding="utf-8")), 3)
+
+
+def _publish_at_once(volume: modal.Volume, home: Path) -> float | None:
+    """When the other container is ready, commit many files at once, and keep them until it has counted them.
+
+    Returns:
+        How many seconds this clock is ahead of the other container's at most; ``None`` if the other did not start.
+    """
     ready, end = home.with_name(f"{home.name}.ready"), time.monotonic() + WAIT_FOR
     while not ready.exists() and time.monotonic() < end:
         time.sleep(0.2)
         _outcome(volume.reload)
+    ahead: float | None = None
+    with suppress(OSError, ValueError):
+        ahead = _since(ready)
     home.mkdir()
+    (home / CLOCK).write_text(repr(time.time()), encoding="utf-8")
     for number in range(FILES_IN_COMMIT):
         (home / f"{number:04}").write_bytes(b"%d" % number)
     _outcome(volume.commit)
     time.sleep(KEEP_FOR)
+    return ahead
