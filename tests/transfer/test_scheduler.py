@@ -27,6 +27,7 @@ from weightcache._transfer.scheduler import Scheduler
 from weightcache._transfer.transfer_types import Block, Job
 
 BLOCK, PART, LIMIT = 16, 64, 6
+EXAMPLES = settings().max_examples  # 100, unless `make mutants` asks for fewer
 
 
 @pytest.fixture
@@ -338,7 +339,7 @@ SET_ASIDE[3]["mirrors"] = [{**GOOD, "etag": '"a"', "flaky": 0.2, "stalls": 0.5, 
 LONGER = {"size": BLOCK, "declared": False, "mirrors": [{**GOOD, "kind": "short"}], "spoiled": False}
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES * 5 // 2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(chosen=[{**LONGER, "there": {0}, "lost": {0}}], seed=0, limit=1)  # the partial has more than the mirror
 @example(chosen=[{**LONGER, "there": {0}, "lost": set()}], seed=0, limit=1)
 @example(chosen=SET_ASIDE, seed=1254, limit=LIMIT)
@@ -377,7 +378,7 @@ def test_whatever_the_order_of_events(chosen: list[dict[str, Any]], seed: int, l
         assert job.source in servers
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bad=st.lists(mirrors, min_size=1, max_size=3), seed=st.integers(0, 2**32))
 def test_without_a_good_mirror_it_ends_with_the_first_error(bad: list[dict[str, Any]], seed: int, small: None) -> None:
     dice, data = random.Random(seed), blob(5 * PART + 7)
@@ -398,7 +399,7 @@ def test_without_a_good_mirror_it_ends_with_the_first_error(bad: list[dict[str, 
         assert not isinstance(error, IntegrityError)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES * 3 // 5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bears=st.integers(1, 3),
     sizes=st.lists(st.sampled_from([1, BLOCK, PART + 5, 9 * PART + 3, 25 * PART]), min_size=1, max_size=5),
