@@ -23,7 +23,6 @@ ELSEWHERE = {
     "_engine/stale_lock_files": "tests/coordination/test_lock.py",
     "_engine/ensure_options": "tests/test_api.py",
     "_engine/plan": "tests/engine/test_dry_run.py",
-    "_engine/miss_protocol": "tests/simulation/test_simulation.py",
     "_engine/status": "tests/store/test_inspect.py",
     "_engine/checkpoint_task": "tests/engine/test_dry_run.py",
     "_engine/verify": "tests/store/test_file_operations.py",

@@ -398,7 +398,11 @@ def path_of_another(tmp_path: Path) -> Iterator[tuple[str, FileLock]]:
 def test_a_lock_that_is_let_go_after_some_polls_is_acquired(path_of_another: tuple[str, FileLock]) -> None:
     path, other = path_of_another
     polls = iter([lambda: None, lambda: None, other.release])
-    lock = coordination_lock._kernel_lock(path, lambda: next(polls)(), 0.001)
+
+    def tick() -> None:
+        next(polls)()
+
+    lock = coordination_lock._kernel_lock(path, tick, 0.001)
     assert lock is not None
     assert lock.is_locked
     assert next(polls, None) is None
