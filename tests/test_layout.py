@@ -41,8 +41,6 @@ ELSEWHERE = {
     "_transfer/byte_tracking": "tests/transfer/test_scheduler.py",
     "_transfer/file_states": "tests/transfer/test_scheduler.py",
     "_transfer/slow_connection": "tests/transfer/test_workers.py",
-    "_transfer/response_head": "tests/transfer/test_read_deadline.py",
-    "_transfer/shared_state": "tests/transfer/test_workers_end.py",
     "_views/weights": "tests/test_api.py",
     "cli/add_from_dir": "tests/cli/test_add.py",
     "cli/dry_run": "tests/engine/test_dry_run.py",

@@ -49,8 +49,8 @@ DECLARED = frozenset({"__slots__", "__all__", "__match_args__"})
 class Mutant(NamedTuple):
     """One change of one file; offsets are in bytes of it.
 
-    ``lines`` are those that run where it is. There are none if they run at the import: that one of all tests of a
-    process that imports the module first says nothing.
+    ``lines`` are those that run where it is, in a call. What runs at the import has no lines here, since it runs in
+    whichever test of a process comes first.
     """
 
     module: str

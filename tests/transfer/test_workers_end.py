@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import signal
 import subprocess
@@ -20,11 +19,10 @@ import weightcache
 from origin import Exchange, Origin, broken
 from origin import status as answer
 from schedule import answered, read, scheduler_of_a_file
-from support import MB, PRELUDE, blob, change_settings, child, finish, one, partials, quiet, until, visible
+from support import MB, PRELUDE, blob, child, finish, one, partials, quiet, until, visible
 from weightcache import DownloadError
 from weightcache._runtime.cancel import Cancel
 from weightcache._store.partial_directory import BLOCK
-from weightcache._transfer import file_transfer, scheduler, transfer_types
 from weightcache._transfer.shared_state import WorkerState
 from weightcache._transfer.workers import Connection, Hasher
 
@@ -153,22 +151,6 @@ def test_fewer_threads_than_wanted(origin: Origin, root: Path, monkeypatch: pyte
     left[0] = 1
     with pytest.raises(DownloadError, match="can't start new thread"):
         quiet(one(data, origin.url("/a"), name="b"), root / "b")
-
-
-def test_several_connections_are_served_at_once(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    change_settings(monkeypatch, connections=4, slow_after=0.0, fast_rate=1e15)  # any link is slow
-    for module in (transfer_types, scheduler, file_transfer):
-        monkeypatch.setattr(module, "PART", BLOCK)
-    data, numbers, met = DATA[: 12 * BLOCK], itertools.count(), threading.Barrier(3)
-
-    def together(exchange: Exchange) -> None:
-        if 1 <= next(numbers) <= 3:
-            met.wait(4.0)  # a stall is longer
-        exchange.good()
-
-    origin.put("/a", data, always=together)
-    assert quiet(one(data, origin.url("/a")), root)["sam2"].read_bytes() == data
-    assert not met.broken
 
 
 def state_of(scheduler: Any) -> WorkerState:
