@@ -24,7 +24,6 @@ ELSEWHERE = {
     "_engine/ensure_options": "tests/test_api.py",
     "_engine/plan": "tests/engine/test_dry_run.py",
     "_engine/status": "tests/store/test_inspect.py",
-    "_engine/checkpoint_task": "tests/engine/test_dry_run.py",
     "_engine/verify": "tests/store/test_file_operations.py",
     "_frozen": "tests/test_errors.py",
     "_pinning/bounds": "tests/pinning/test_api.py",
