@@ -150,7 +150,7 @@ def test_a_move_that_was_interrupted_goes_on(run: Any, hub: Hub, root: Path, tmp
     for source in (snapshot, tmp_path / "hub"):
         blob_path.rename(blob_path.with_name(f".{blob_path.name}.weightcache"))
         assert not (snapshot / "model.safetensors").exists()
-        assert "3 file(s) moved" in adopted(run, source, "--root", root, "--move")
+        assert "acme--bert: 3 file(s) moved (" in adopted(run, source, "--root", root, "--move")
         assert (snapshot / "model.safetensors").samefile(weights["acme--bert"] / "model.safetensors")
     (snapshot / ".config.json.weightcache").symlink_to("before the first of them")
     adopted(run, tmp_path / "hub", "--root", root, "--move")

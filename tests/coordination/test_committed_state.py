@@ -207,6 +207,10 @@ def test_a_mapped_file_counts_as_open(tmp_path: Path) -> None:
     assert open_files.open_files(str(tmp_path)) == ""
 
 
+def test_a_process_that_ended_meanwhile_has_no_name() -> None:
+    assert open_files._name("0") == "?"  # no process has this number
+
+
 def test_what_keeps_a_reload_away_is_logged_once(handle: Handle, caplog: pytest.LogCaptureFixture) -> None:
     root = handle.view.root
     write(root, {**FILES, "log": Wanted(1)})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +262,30 @@ def test_a_dict_that_hangs_has_an_end(monkeypatch: pytest.MonkeyPatch, found: Fa
     with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
         run_sync(store.get("x"))
     answered.set()
+
+
+def test_the_first_container_makes_the_dict_of_its_volume(
+    monkeypatch: pytest.MonkeyPatch, found: FakeDict, clock: Time
+) -> None:
+    class Volume:
+        object_id = ""
+
+        def hydrate(self) -> None:
+            self.object_id = "vo-1"
+
+    opened: list[tuple[str, bool]] = []
+
+    def from_name(name: str, *, create_if_missing: bool = False) -> FakeDict:
+        opened.append((name, create_if_missing))
+        return found
+
+    modal = SimpleNamespace(Volume=Volume, Dict=SimpleNamespace(from_name=from_name))
+    monkeypatch.setitem(sys.modules, "modal", modal)
+    store = kv.open_store("auto", Volume())  # type: ignore[arg-type]
+    assert store is not None
+    assert opened == [("weightcache-vo-1", True)]
+    assert run_sync(store.put("x", 1, new=True))
+    assert run_sync(store.get("x")) == 1
 
 
 def test_waits_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch, found: FakeDict, clock: Time) -> None:

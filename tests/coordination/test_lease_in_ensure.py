@@ -95,7 +95,7 @@ def test_another_container_is_waited_for(origin: Origin, root: Path, tmp_path: P
 
     weights = quiet(manifest, root, lease=found, volume=Publishing())
     assert origin.requests == []
-    assert weights.report["sam2"].outcome == "waited"
+    assert (weights.report["sam2"].outcome, weights.report["sam2"].bytes_fetched) == ("waited", 0)
     assert weights.report.waited_for == "container ta-123 (process 7)"
     assert weights.report.waited > 0
     assert (notes[-1]["doing"], notes[-1]["done"]) == ("waiting for container ta-123 (process 7)", 17)

@@ -8,10 +8,13 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import weightcache
 from origin import Origin, gate, stalled
@@ -380,3 +383,42 @@ def test_notes_of_processes_that_ended_are_removed_and_marks_of_roots_that_exist
     remove_old_notes(str(root))
     left = [key for key, note in notes.items() if note.exists()]
     assert left == [(root, "holder"), (root, "unpushed"), (tmp_path / "other", "unpushed")]
+
+
+@pytest.fixture
+def path_of_another(tmp_path: Path) -> Iterator[tuple[str, FileLock]]:
+    """The path of a lock that somebody else holds, and that lock."""
+    path = str(tmp_path / "held")
+    other = FileLock(path)
+    other.acquire()
+    yield path, other
+    other.release(force=True)
+
+
+def test_a_lock_that_is_let_go_after_some_polls_is_acquired(path_of_another: tuple[str, FileLock]) -> None:
+    path, other = path_of_another
+    polls = iter([lambda: None, lambda: None, other.release])
+
+    def tick() -> None:
+        next(polls)()
+
+    lock = coordination_lock._kernel_lock(path, tick, 0.001)
+    assert lock is not None
+    assert lock.is_locked
+    assert next(polls, None) is None
+    lock.release()
+
+
+def test_a_try_does_not_wait(path_of_another: tuple[str, FileLock], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("time.sleep", lambda seconds: pytest.fail(f"it waits {seconds} s"))
+        with coordination_lock.try_lock(path_of_another[0]) as is_free:
+            assert not is_free
+
+
+def test_a_commit_that_does_not_end_is_waited_for_for_a_minute(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1000.0, 1059.0, 1060.0, 1061.0])
+    monkeypatch.setattr(coordination_lock, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    change_settings(monkeypatch, lock_poll=0.001)
+    with FileLock(note_path(str(root), "gate")), coordination_lock.reload_lock(str(root)):
+        assert list(times) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3.util.connection  # noqa: F401 - before `dry`: its import opens a socket, to see whether there is IPv6
 
 import weightcache
 from origin import Origin, broken
@@ -140,6 +141,19 @@ def test_another_name_of_the_same_bytes(held: dict[str, Any], root: Path, monkey
     os.truncate(quiet(held, root)["sam2"], 5)
     shutil.rmtree(root / "other")
     assert actions(dry(one(DATA, name="third"), root, monkeypatch)) == {"third": ["fetch"]}
+
+
+def test_what_has_no_receipt_is_copied_to_another_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = one(DATA, URL, name="a")
+    manifest["checkpoints"] |= one(DATA, URL, name="b")["checkpoints"]
+    path = dry(manifest, root, monkeypatch)["a"].path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(DATA)
+    plan = dry(manifest, root, monkeypatch)
+    assert actions(plan) == {"a": ["adopt"], "b": ["copy"]}
+    assert plan["b"].files[0].sources == (str(path),)
+    weights = quiet(manifest, root, offline=True)
+    assert [weights.report[name].outcome for name in "ab"] == ["adopted", "copied"]
 
 
 def test_the_same_bytes_are_fetched_once(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from weightcache import DownloadError, Manifest, ManifestError, ensure, status
 from weightcache._store.partial_directory import BLOCK
 from weightcache.manifest.validate import path_problem
 
+EXAMPLES = settings().max_examples  # 100, unless `make mutants` asks for fewer
+
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -30,7 +32,7 @@ entry = st.dictionaries(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=EXAMPLES)
 @given(
     st.dictionaries(st.text(max_size=5) | st.just("version"), json_like)
     | st.builds(
@@ -47,7 +49,7 @@ def test_any_mapping_is_a_manifest_or_a_manifest_error(data: dict[str, object]) 
         assert manifest.checkpoints
 
 
-@settings(max_examples=100)
+@settings(max_examples=EXAMPLES)
 @given(
     st.text(max_size=30) | st.lists(st.sampled_from(["a", "..", ".", "", "b\\c", "ä", "\0", "x" * 300])).map("/".join)
 )
@@ -72,7 +74,7 @@ faults = st.one_of(
 harm = st.tuples(st.sampled_from(["data", "journal"]), st.sampled_from(["flip", "cut", "zero"]), places)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES * 3 // 5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sequence=st.lists(faults, max_size=6),
     ranges=st.booleans(),

@@ -21,6 +21,7 @@ from origin import Origin
 from support import blob, child, directory, finish, kill_after_every_step, one, partials, start_together, visible
 from trained import DATA, FILES, receipts, write
 from weightcache import Manifest, ManifestError, StorageError, ensure, publish, status
+from weightcache._engine.publish_local_weights import hashed
 from weightcache._store import file_operations as store_files
 from weightcache._store import receipts as store_receipts
 from weightcache._store.partial_directory import BLOCK
@@ -57,6 +58,30 @@ def test_all_that_speaks_against_a_directory_is_said_at_once(folder: Path, root:
     assert "nothing was published" in caught.value.hint
     assert not root.exists()
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_file_that_vanishes_before_it_is_hashed_is_named(folder: Path) -> None:
+    class Holder:
+        def phase(self, doing: str, total: int = 0) -> None:
+            (folder / "config.json").unlink()
+
+        def advance(self, count: int) -> None:
+            pass
+
+    with pytest.raises(StorageError, match="changed while it was read") as caught:
+        hashed(str(folder), "x", Holder())  # type: ignore[arg-type]
+    assert caught.value.path == str(folder / "config.json")
+
+
+@pytest.mark.parametrize("inner", ["model.bin", "sub/model.bin"])
+def test_a_pointer_of_git_lfs_is_refused_wherever_it_lies(inner: str, root: Path, tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    write(tmp_path / "clone", {inner: pointer.encode(), "config.json": b"{}"})
+    with pytest.raises(ManifestError, match="is a Git LFS pointer") as caught:
+        publish(tmp_path / "clone", name="x", root=root)
+    assert caught.value.problems == (
+        f"{inner!r} is a Git LFS pointer, and not the file itself: run `git lfs pull` in its clone",
+    )
 
 
 def test_nothing_to_publish(root: Path, tmp_path: Path) -> None:

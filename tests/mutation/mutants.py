@@ -47,7 +47,11 @@ DECLARED = frozenset({"__slots__", "__all__", "__match_args__"})
 
 
 class Mutant(NamedTuple):
-    """One change of one file; offsets are in bytes of it, and ``lines`` are those that run where it is."""
+    """One change of one file; offsets are in bytes of it.
+
+    ``lines`` are those that run where it is, in a call. What runs at the import has no lines here, since it runs in
+    whichever test of a process comes first.
+    """
 
     module: str
     line: int
@@ -155,7 +159,8 @@ class _Finder(ast.NodeVisitor):
         end = self._starts[node.end_lineno - 1] + node.end_col_offset
         lines = range(min(self._statement.lineno, node.lineno), node.end_lineno + 1)
         if not self._left_out.intersection(lines):
-            self.found.append(Mutant(self.module, node.lineno, operator, start, end, text, lines))
+            runs = lines if self._function else range(0)
+            self.found.append(Mutant(self.module, node.lineno, operator, start, end, text, runs))
 
     def visit(self, node: ast.AST) -> None:
         before = self._statement

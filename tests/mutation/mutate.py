@@ -6,9 +6,10 @@
 
 Everything happens in a copy of the project, in a temporary directory. A first run of the tests that mirror the four
 folders records how long each takes and which lines it runs. It is repeated for the test files that have changed, or for
-all if the library has. A mutant meets the tests that run its line, the fastest first, as many as take `--seconds`
-together. Where there are no such tests (a constant of a module, a line that runs in another process), it meets those
-that run any line of its module. A test that hangs counts as one that fails.
+all if the library has. A mutant meets the tests that run its line: first those of the test file of its module, then
+the others, the fastest first, as many as take `--seconds` together. Where there are no such tests (a line that runs in
+another process) or where a line runs at the import (a constant of a module), it meets those that run any line of its
+module. A test that hangs counts as one that fails. Tests with hypothesis run with few examples, always the same.
 
 Each run of tests is a fork of a process that has imported pytest, because that import takes longer than most tests.
 """
@@ -20,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import runpy
 import select
 import shutil
 import signal
@@ -31,11 +33,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-import hypothesis  # noqa: F401 - for the forks, as is what follows
+import hypothesis
 import pytest
-import requests  # noqa: F401
+import requests  # noqa: F401 - for the forks, as is what follows
 import trustme  # noqa: F401
 from coverage import CoverageData
+from hypothesis import Phase
 from mutants import FOLDERS, PACKAGE, Mutant, path_of, sampled
 
 if TYPE_CHECKING:
@@ -50,8 +53,10 @@ TESTS = (
     "tests/cli/test_adopt.py",
     "tests/prefetch/test_pause.py",
 )
+ELSEWHERE: dict[str, str] = runpy.run_path(str(PROJECT / "tests/test_layout.py"))["ELSEWHERE"]
 SURVIVED = "survived"
 SLOW = 1.5  # seconds: tests that take longer are left out
+EXAMPLES = 2  # of a test with hypothesis, which makes 100 else, or a multiple of it; ended by SLOW, it would be flaky
 PATIENCE = 20.0  # seconds that a run may take beside five times its usual time
 DURATION = re.compile(r"^\s*([\d.]+)s (?:call|setup|teardown)\s+(\S.*)$", re.MULTILINE)
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (\S+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
@@ -103,6 +108,11 @@ class Copy:
             sys.dont_write_bytecode = not compiled
             if not compiled:
                 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            few = hypothesis.settings(
+                max_examples=EXAMPLES, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+            )
+            hypothesis.settings.register_profile("mutants", few)
+            hypothesis.settings.load_profile("mutants")
             status = int(pytest.main(arguments))
         except BaseException:
             traceback.print_exc()
@@ -178,15 +188,18 @@ def run_profile(copy: Copy, file: str) -> dict[str, tuple[float, list[str]]]:
 
 
 def tests_for(mutant: Mutant, tests: list[Test], seconds: float) -> list[Test]:
-    """Return the tests that run the line of ``mutant``, else those that run its module, else all; the fastest first.
+    """Return the tests that run the line of ``mutant``, else those that run its module, else all.
 
-    Only as many as take ``seconds`` together, on the library as it is.
+    Those of the module's own test file come first, and then the fastest. Only as many as take ``seconds`` together, on
+    the library as it is.
     """
     wanted = {f"{mutant.module}:{line}" for line in mutant.lines}
     found = [test for test in tests if test.lines & wanted]
     found = found or [test for test in tests if any(line.startswith(f"{mutant.module}:") for line in test.lines)]
     chosen, left = list[Test](), seconds
-    for test in sorted(found or tests, key=lambda test: (test.seconds, test.name)):
+    folder, _, name = mutant.module.partition("/")
+    own = f"{ELSEWHERE.get(mutant.module, f'tests/{folder[1:]}/test_{name}.py')}::"
+    for test in sorted(found or tests, key=lambda test: (not test.name.startswith(own), test.seconds, test.name)):
         left -= test.seconds
         if left >= 0:
             chosen.append(test)

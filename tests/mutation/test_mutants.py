@@ -65,3 +65,15 @@ def test_a_sample_is_even_valid_and_the_same_for_the_same_seed() -> None:
     sources = {each.module: path_of(each.module).read_bytes() for each in mutants}
     assert all(is_valid(each.applied(sources[each.module])) for each in mutants)
     assert all(each.applied(sources[each.module]) != sources[each.module] for each in mutants)
+
+
+def test_only_what_runs_in_a_call_has_lines() -> None:
+    """The lines of an import are those of whatever test comes first."""
+    found = mutants_of("_store/x", b"A = 1\ndef a(b=True):\n    return b < 2.0\n")
+    assert {(each.operator, each.line, tuple(each.lines)) for each in found} == {
+        ("constant", 1, ()),
+        ("constant", 2, ()),
+        ("constant", 3, (3,)),
+        ("compare", 3, (3,)),
+        ("return", 3, (3,)),
+    }

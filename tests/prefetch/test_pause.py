@@ -193,3 +193,12 @@ def test_a_pause_that_is_interrupted_ends(files: list[Path], monkeypatch: pytest
     gate.go_on.set()
     assert first.wait(60)
     assert second.wait(60)
+
+
+def test_a_fork_in_the_middle_of_a_pause_lets_the_child_go_on() -> None:
+    """Another thread held the lock and was about to go on. It is not in the child."""
+    with coordination_readers.pause_all(), coordination_readers._changing:
+        process = os.fork()
+        if not process:
+            os._exit(coordination_readers._changing.locked() + 2 * bool(coordination_readers._pauses))
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0

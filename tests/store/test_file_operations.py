@@ -21,7 +21,7 @@ from origin import status as answer
 from support import blob, directory, one, partials, quiet, sha256, until, visible
 from weightcache import DownloadError, Manifest, NotCachedError, StorageError, prune, status, verify
 from weightcache._runtime.writer_identity import Writer
-from weightcache._store.file_operations import copy_file, hash_file, link_or_copy
+from weightcache._store.file_operations import copy_file, hash_file, link_or_copy, remove_file
 from weightcache._store.layout import Layout
 from weightcache._store.partial_directory import BLOCK, block_checksum
 
@@ -85,10 +85,13 @@ def test_adoption(origin: Origin, root: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(DATA)
     assert status(manifest, root=root)[0].state == "unverified"
-    assert verify(manifest, root=root)[0].state == "unverified"
+    [seen] = verify(manifest, root=root)
+    assert (seen.state, seen.detail) == ("unverified", "the bytes are right, without a receipt")
     weights = quiet(manifest, root, offline=True)
     assert weights.report["sam2"].outcome == "adopted"
     assert status(manifest, root=root)[0].state == "ready"
+    [seen] = verify(manifest, root=root)
+    assert (seen.state, seen.detail) == ("ready", "")
     assert origin.requests == []
 
 
@@ -425,3 +428,12 @@ def test_a_link_is_hashed_only_where_it_may_be_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("a")
     assert hash_file(str(tmp_path / "link"), lambda: None) is None
     assert hash_file(str(tmp_path / "link"), lambda: None, follow=True) == (sha256(DATA), len(DATA))
+
+
+def test_what_cannot_be_deleted_is_an_error(tmp_path: Path) -> None:
+    """Else a `prune` would count as deleted what is still there."""
+    (tmp_path / "file").mkdir()
+    with pytest.raises(StorageError, match="delete") as caught:
+        remove_file(str(tmp_path / "file"))
+    assert caught.value.path == str(tmp_path / "file")
+    remove_file(str(tmp_path / "gone"))

@@ -16,6 +16,7 @@ import pytest
 from origin import Origin
 from support import blob, directory, forbidden, lacking, one, site_hooks, toml_of
 from weightcache import Manifest, ensure, status
+from weightcache._store import inspect as inspect_module
 from weightcache._store.inspect import inspect, read_bytes
 from weightcache._store.layout import Layout
 
@@ -272,3 +273,30 @@ def test_the_format_of_a_receipt_stays_as_it_is(filled: dict[str, Any], root: Pa
     """Else another version of the library would not believe it."""
     receipts = [json.loads(path.read_text()) for path in root.glob(".weightcache/receipts/*/*.json")]
     assert [receipt["format"] for receipt in receipts] == [1] * len(filled["checkpoints"])
+
+
+def test_an_interrupt_at_any_line_of_an_open_leaves_no_descriptor(tmp_path: Path) -> None:
+    path, line, done = tmp_path / "receipt", 0, False
+    path.write_bytes(b"{}")
+
+    def trace(frame: Any, event: str, _argument: object) -> Any:
+        nonlocal passed
+        if frame.f_code is not inspect_module._open.__code__:
+            return None
+        passed += event == "line"
+        if event == "line" and passed == line:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()  # coverage's
+    open_before = set(os.listdir("/proc/self/fd"))
+    while not done:
+        line, passed = line + 1, 0
+        sys.settrace(trace)
+        try:
+            done = read_bytes(str(path), 100) == b"{}"
+        except KeyboardInterrupt:
+            assert set(os.listdir("/proc/self/fd")) == open_before, line
+        finally:
+            sys.settrace(before)
+    assert line > 3

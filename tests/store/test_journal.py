@@ -122,6 +122,21 @@ def test_a_short_write_is_an_error_and_not_ignored(root: Path, monkeypatch: pyte
     assert Journal(str(path)).blocks == {}
 
 
+def test_what_is_taken_over_from_a_dead_writer_is_no_source_beside_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path leads nowhere then."""
+    layout = Layout(root)
+    with Writer.new(str(root)) as writer, Partial(layout, checkpoint(), writer) as partial:
+        file = partial.file(checkpoint().files[0])
+        file.open()
+        file.write(0, memoryview(DATA)[:BLOCK])
+    monkeypatch.setattr(Writer, "is_dead_here", lambda writer, root: True)
+    with Writer.new(str(root)) as writer, Partial(layout, checkpoint(), writer) as partial:
+        assert list(partial.adopted) == [checkpoint().files[0].sha256]
+        assert partial.reusable == []
+
+
 def test_a_line_is_written_whole_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:3]))

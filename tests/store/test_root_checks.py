@@ -17,6 +17,7 @@ from origin import Origin, broken
 from origin import status as answer_with
 from support import blob, directory, one, quiet, sha256
 from weightcache import StorageError, ensure, prune, publish, status, verify
+from weightcache._store import receipts
 
 DATA = blob(3000)
 FILES = {"x": b"x" * 10, "deep/y": b"y" * 20}
@@ -177,6 +178,28 @@ def test_what_is_no_partial_is_not_swept(name: str, kind: str, victim: Path, roo
     assert tree(victim) == before
     parses = name.startswith("ab") and kind == "directory"  # then it is a partial, of an old day
     assert planted.exists() is not parses
+
+
+def test_a_link_that_is_planted_at_the_last_moment_is_not_swept_through(
+    origin: Origin, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a", DATA)
+    theirs = tmp_path / f"theirs/{'ab' * 32}.0123456789ab-1-1-00000000"  # another root's partials, of an old day
+    theirs.mkdir(parents=True)
+    (theirs / "precious").write_bytes(b"precious")
+    os.utime(theirs, (1, 1))
+    real = receipts.write_receipt
+
+    def write_receipt(*arguments: Any) -> None:
+        real(*arguments)
+        partial = root / ".weightcache/partial"
+        partial.rename(root / "aside")
+        partial.symlink_to(theirs.parent)
+
+    monkeypatch.setattr(receipts, "write_receipt", write_receipt)
+    with pytest.raises(StorageError, match="symbolic link"):
+        quiet(one(DATA, origin.url("/a")), root)
+    assert (theirs / "precious").read_bytes() == b"precious"
 
 
 def test_a_dead_writers_partial_that_is_a_link_is_not_taken_over(victim: Path, origin: Origin, root: Path) -> None:

@@ -86,6 +86,15 @@ def test_publish_says_it(run: Any, root: Path, tmp_path: Path, caplog: pytest.Lo
     assert len(json.loads(out)[0]["warnings"]) == 1
 
 
+def test_only_a_file_that_is_called_an_index_is_read_as_one(root: Path, tmp_path: Path, caplog: Any) -> None:
+    folder = tmp_path / "llm"
+    folder.mkdir()
+    (folder / "notes.json").write_bytes(index(*SHARDS))
+    with caplog.at_level(logging.WARNING, "weightcache"):
+        publish(folder, name="llm", root=root)
+    assert caplog.messages == []
+
+
 def test_another_format_beside_it_is_enough() -> None:
     data = index("pytorch_model-1.bin", "pytorch_model-2.bin")
     name = "pytorch_model.bin.index.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 
 from support import sha256
 from weightcache import StorageError, Tag, ensure, prune, publish, set_tag, status, tags
+from weightcache._runtime.unannounced_write_check import announce_writing
 from weightcache._store.layout import Layout, needs_reload
 from weightcache._store.tags import _check, history, newest, next_order, retention, write_publication
 
@@ -69,6 +71,23 @@ LIES: dict[str, Callable[[Path], object]] = {
         json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "keep"})
     ),
 }
+
+
+def test_a_time_may_have_forty_characters(two: Path, root: Path) -> None:
+    lie(two, published="2" * 40)
+    assert newest(Layout(root), TAG).published == "2" * 40
+    lie(two, published="2" * 41)
+    with pytest.raises(StorageError):
+        newest(Layout(root), TAG)
+
+
+def test_a_tag_that_cannot_be_written_says_where(two: Path, root: Path) -> None:
+    publication = newest(Layout(root), TAG)
+    shutil.rmtree(two.parent)
+    two.parent.write_bytes(b"in the way")
+    with announce_writing(str(root)), pytest.raises(StorageError, match="cannot write the publication") as caught:
+        write_publication(Layout(root), publication)
+    assert caught.value.path == str(two)
 
 
 @pytest.mark.parametrize("tell", LIES.values(), ids=LIES)

@@ -15,7 +15,7 @@ import pytest
 from origin import Origin
 from support import blob, in_gvisor, one, partials, quiet, sha256, until, visible
 from weightcache import StorageError, aensure, publish
-from weightcache._store import writeback
+from weightcache._store import partial_file, writeback
 from weightcache._store.partial_directory import BLOCK
 from weightcache._store.writeback import WAIT_BEFORE, WRITE, WriteBack
 
@@ -106,6 +106,25 @@ def test_an_error_of_the_disk_is_one_of_the_download(
     calls.made.clear()
     report = quiet(one(DATA, origin.url("/a")), root).report["sam2"]
     assert report.bytes_fetched == len(DATA)  # which blocks the disk has is not known: none of them is believed
+
+
+@pytest.mark.usefixtures("one_connection")
+def test_no_block_is_believed_either_where_the_journal_cannot_say_so(
+    origin: Origin, root: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.put("/a", DATA)
+    calls.answers[2] = errno.EIO
+
+    def full(sha256: str) -> bytes:
+        raise OSError(errno.ENOSPC, "No space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial_file, "wiped_line", full)
+        with pytest.raises(StorageError):
+            quiet(one(DATA, origin.url("/a")), root)
+    assert [path.stat().st_size for path in partials(root)[0].iterdir() if path.name == sha256(DATA)] == [0]
+    calls.answers.clear()
+    assert quiet(one(DATA, origin.url("/a")), root).report["sam2"].bytes_fetched == len(DATA)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])

@@ -6,6 +6,7 @@ In every failing case nothing is published and nothing returned.
 from __future__ import annotations
 
 import email.utils
+import itertools
 import logging
 import pickle
 import socket
@@ -17,11 +18,12 @@ from typing import Any
 import pytest
 import trustme
 
-from origin import Fault, Origin, broken, hang_up, other_bytes, redirect, stalled, wrong_part
+from origin import Exchange, Fault, Origin, broken, hang_up, other_bytes, redirect, stalled, wrong_part
 from origin import status as answer
 from support import blob, change_settings, one, partials, quiet, sha256, visible
 from weightcache import DownloadError, IntegrityError
 from weightcache._store.partial_directory import BLOCK
+from weightcache._transfer import file_transfer, scheduler, transfer_types
 
 DATA = blob(2 * BLOCK + 77_777)
 FLIPPED = DATA[:1_000_000] + bytes([DATA[1_000_000] ^ 1]) + DATA[1_000_001:]
@@ -498,3 +500,19 @@ def test_the_body_of_a_redirect_is_not_read(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, always=endless)
     origin.put("/b", DATA)
     assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+
+
+def test_several_connections_are_served_at_once(origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_settings(monkeypatch, connections=4, slow_after=0.0, fast_rate=1e15)  # any link is slow
+    for module in (transfer_types, scheduler, file_transfer):
+        monkeypatch.setattr(module, "PART", BLOCK)
+    data, numbers, met = blob(12 * BLOCK), itertools.count(), threading.Barrier(3)
+
+    def together(exchange: Exchange) -> None:
+        if 1 <= next(numbers) <= 3:
+            met.wait(4.0)  # a stall is longer
+        exchange.good()
+
+    origin.put("/a", data, always=together)
+    assert quiet(one(data, origin.url("/a")), root)["sam2"].read_bytes() == data
+    assert not met.broken

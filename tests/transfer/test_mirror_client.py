@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from origin import Origin
+from origin import Origin, redirect
 from support import blob, one
 from weightcache import DownloadError, ensure
 from weightcache._store.partial_directory import BLOCK
@@ -65,3 +65,12 @@ def test_an_answer_that_no_server_should_give(
     assert str(caught.value).replace("\n", "").isprintable()
     weights = ensure(one(DATA, origin.url("/a"), mirror.url("/b"), size=size), root=root, progress=False)
     assert weights["sam2"].read_bytes() == DATA
+
+
+def test_ten_redirects_are_followed_and_no_eleventh(origin: Origin, root: Path) -> None:
+    origin.put("/11", DATA)
+    for number in range(11):
+        origin.put(f"/{number}", DATA, always=redirect(f"/{number + 1}"))
+    assert ensure(one(DATA, origin.url("/1")), root=root, progress=False)["sam2"].read_bytes() == DATA
+    with pytest.raises(DownloadError, match=r"more than 10 redirects, the last to .*/11 "):
+        ensure(one(DATA, origin.url("/0")), root=root / "other", progress=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import itertools
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -150,3 +152,20 @@ def test_a_file_of_another_length_is_not_joined(origin: Origin, root: Path) -> N
     with pytest.raises(DownloadError):
         fetched(root, origin.url("/a"), size=False)
     assert origin.sent() <= 2.6 * len(DATA)
+
+
+def test_a_read_of_a_local_file_that_fails_once_is_tried_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system."""
+    (tmp_path / "local.pt").write_bytes(DATA)
+    real, failures = os.readv, [errno.EIO]
+
+    def readv(descriptor: int, buffers: Any) -> int:
+        if failures:
+            raise OSError(failures.pop(), "Input/output error")
+        return real(descriptor, buffers)
+
+    monkeypatch.setattr(os, "readv", readv)
+    assert fetched(root, (tmp_path / "local.pt").as_uri()) == DATA
+    assert failures == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -14,7 +15,7 @@ import pytest
 
 from origin import Origin, broken
 from support import blob, change_settings, directory, one
-from weightcache import ensure
+from weightcache import Manifest, ensure
 from weightcache._store.partial_directory import BLOCK
 from weightcache._transfer import progress as transfer_progress
 
@@ -36,8 +37,6 @@ def test_lines(origin: Origin, root: Path, capsys: pytest.CaptureFixture[str], m
 def test_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr("weightcache._transfer.progress.time.monotonic", lambda: now[0])
-    from weightcache import Manifest
-
     checkpoint = Manifest.load(one(bytes(100_000_000 // 1000), name="x"))["x"]
     progress = transfer_progress.LineProgress([(checkpoint, checkpoint.files[0])])
     track = progress.open("x", "x.pt", 100_000)
@@ -123,3 +122,26 @@ def test_bars_on_a_terminal(count: int, origin: Origin, root: Path) -> None:
     assert "bert: file-0.bin" in text
     assert ("all" in text) is (count > 1)
     assert "100%" in text
+
+
+class Screen(io.StringIO):
+    """A terminal without a size."""
+
+    def fileno(self) -> int:
+        return 2
+
+
+def test_a_bar_counts_in_thousands(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((0, 0)))
+    checkpoint = Manifest.load(one(bytes(10), name="x"))["x"]
+    progress = transfer_progress.BarProgress([(checkpoint, checkpoint.files[0])])
+    track = progress.open("x", "weights.pt", 2_000_000)
+    progress.advance(track, 1_000_000)
+    track.bar.refresh()
+    progress.close(track)
+    progress.end()
+    shown = screen.getvalue()
+    assert "x: weights.pt:   0%" in shown
+    assert "1.00M/2.00M" in shown

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from weightcache._runtime import tuning_constants
 from weightcache._runtime.cancel import Cancel
 from weightcache._store.partial_directory import BLOCK
 from weightcache._transfer import mirror_client as transfer_client
+from weightcache._transfer import read_deadline
 from weightcache._transfer.mirror_stream import SourceError
 
 DATA = blob(BLOCK + 777)
@@ -258,3 +260,42 @@ def test_an_interim_answer_is_no_answer(origin: Origin, root: Path) -> None:
 
     origin.put("/a", DATA, always=patient)
     assert ensure(one(DATA, origin.url("/a")), root=root, progress=False)["sam2"].read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("scheme", "timeout", "timers"),
+    [("", 5.0, []), ("http", 5.0, []), ("https", None, []), ("https", 5.0, [5.0])],
+)
+def test_only_tls_within_tls_costs_a_thread(
+    scheme: str, timeout: float | None, timers: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[float] = []
+
+    class Timer:
+        daemon = False
+
+        def __init__(self, seconds: float, _work: object) -> None:
+            self.seconds = seconds
+
+        def start(self) -> None:
+            started.append(self.seconds)
+
+        def cancel(self) -> None:
+            pass
+
+    class Connection:
+        def __init__(self) -> None:
+            self.proxy, self.timeout, self.is_connected = (
+                SimpleNamespace(scheme=scheme) if scheme else None,
+                timeout,
+                False,
+            )
+
+        def connect(self) -> None:
+            self.is_connected = True
+
+    monkeypatch.setattr(read_deadline.threading, "Timer", Timer)
+    connection = read_deadline.timed(Connection)()
+    connection.connect()
+    assert connection.is_connected
+    assert started == timers

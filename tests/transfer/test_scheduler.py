@@ -27,6 +27,7 @@ from weightcache._transfer.scheduler import Scheduler
 from weightcache._transfer.transfer_types import Block, Job
 
 BLOCK, PART, LIMIT = 16, 64, 6
+EXAMPLES = settings().max_examples  # 100, unless `make mutants` asks for fewer
 
 
 @pytest.fixture
@@ -255,6 +256,7 @@ class World:
                 live += sum(len(segment.block.buffer) for segment in transfer.segments if segment.block)
                 live += sum(len(task.segment.block.buffer) for task in transfer.tasks if task.segment.block)
                 covers_once(transfer)
+                counts_once(transfer)
         live += sum(map(len, self.scheduler._buffers.free))
         self.most = max(self.most, self.scheduler.allowed)
         # One block a connection more: a file that is begun again moves the window back below blocks that are held.
@@ -293,6 +295,15 @@ def covers_once(transfer: FileTransfer) -> None:
         assert start == position, (spans, transfer.length)
         position = end
     assert position == transfer.length
+
+
+def counts_once(transfer: FileTransfer) -> None:
+    """The progress counts what is hashed or in memory, and of two connections that fetch one block only one."""
+    if transfer._recovery:
+        return
+    held = [task.segment for task in transfer.tasks if not task.is_hedge]
+    blocks = [*transfer.buffered.values(), *(each.block for each in [*transfer.segments, *held] if each.block)]
+    assert transfer.counts.present == transfer.hashed + sum(block.filled for block in blocks)
 
 
 mirrors = st.fixed_dictionaries(
@@ -336,11 +347,14 @@ SET_ASIDE[1]["mirrors"] = [
 SET_ASIDE[2]["mirrors"] = [{**GOOD, "etag": '"b"', "flaky": 0.9, "stalls": 0.1, "refuses": 0.2}]
 SET_ASIDE[3]["mirrors"] = [{**GOOD, "etag": '"a"', "flaky": 0.2, "stalls": 0.5, "refuses": 0.2}]
 LONGER = {"size": BLOCK, "declared": False, "mirrors": [{**GOOD, "kind": "short"}], "spoiled": False}
+# The partial has every block, with its checksum, and the digest is another one.
+SPOILED = {"size": BLOCK, "declared": True, "mirrors": [], "there": {0}, "lost": set(), "spoiled": True}
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES * 5 // 2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(chosen=[{**LONGER, "there": {0}, "lost": {0}}], seed=0, limit=1)  # the partial has more than the mirror
 @example(chosen=[{**LONGER, "there": {0}, "lost": set()}], seed=0, limit=1)
+@example(chosen=[SPOILED], seed=0, limit=1)
 @example(chosen=SET_ASIDE, seed=1254, limit=LIMIT)
 @given(
     chosen=st.lists(files, min_size=1, max_size=5) | st.just(SET_ASIDE),
@@ -377,7 +391,7 @@ def test_whatever_the_order_of_events(chosen: list[dict[str, Any]], seed: int, l
         assert job.source in servers
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bad=st.lists(mirrors, min_size=1, max_size=3), seed=st.integers(0, 2**32))
 def test_without_a_good_mirror_it_ends_with_the_first_error(bad: list[dict[str, Any]], seed: int, small: None) -> None:
     dice, data = random.Random(seed), blob(5 * PART + 7)
@@ -398,7 +412,7 @@ def test_without_a_good_mirror_it_ends_with_the_first_error(bad: list[dict[str, 
         assert not isinstance(error, IntegrityError)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES * 3 // 5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bears=st.integers(1, 3),
     sizes=st.lists(st.sampled_from([1, BLOCK, PART + 5, 9 * PART + 3, 25 * PART]), min_size=1, max_size=5),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from schedule import SIZE, Answer, Nowhere
+import pytest
+
+from schedule import Answer, Nowhere, scheduler_of_a_file
 from weightcache import Manifest
 from weightcache._runtime.tuning_constants import Settings
 from weightcache._transfer.file_transfer import FileTask
@@ -19,11 +21,7 @@ class Line:
     """One file of one server that allows so many connections, and the requests that it refused."""
 
     def __init__(self, bears: int, limit: int = 24, refusal: SourceError | None = None) -> None:
-        manifest = {"checkpoints": {"c": {"urls": ["http://h/a"], "sha256": "0" * 64, "size": SIZE}}}
-        checkpoint = Manifest.load(manifest)["c"]
-        disk: Any = Nowhere()
-        job = Job(checkpoint, checkpoint.files[0], disk)
-        self.scheduler = Scheduler([job], Settings(backoff=0.0, connections=limit), 180.0, random.uniform)
+        self.scheduler = scheduler_of_a_file(backoff=0.0, connections=limit)
         self.bears, self.refused, self.now = bears, 0, 0.0
         self.refusal = refusal or SourceError("HTTP 403 Forbidden")
         self.serving: list[FileTask] = []
@@ -123,6 +121,18 @@ def test_a_server_that_answers_nobody_is_asked_by_one_and_then_by_all() -> None:
     line.ask()
     line.ask()
     assert len(line.serving) == 24
+
+
+@pytest.mark.parametrize(
+    ("refusal", "is_silent"), [(TransientError("HTTP 500"), True), (SourceError("HTTP 404 Not Found"), False)]
+)
+def test_a_first_refusal_that_may_pass_lets_the_server_rest(refusal: SourceError, is_silent: bool) -> None:
+    """One that says that this file is not there says nothing of the others."""
+    line = Line(0, refusal=refusal)
+    server = line.server
+    line.ask()
+    assert line.refused == 1
+    assert server.is_silent is is_silent
 
 
 def test_two_servers_are_judged_each_for_itself() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -9,14 +10,21 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import weightcache
 from origin import Exchange, Origin, broken
 from origin import status as answer
+from schedule import answered, read, scheduler_of_a_file
 from support import MB, PRELUDE, blob, child, finish, one, partials, quiet, until, visible
 from weightcache import DownloadError
+from weightcache._runtime.cancel import Cancel
+from weightcache._store.partial_directory import BLOCK
+from weightcache._transfer.shared_state import WorkerState
+from weightcache._transfer.workers import Connection, Hasher
 
 DATA = blob(40 * MB)
 SLOW = 8e6  # bytes a second for each connection
@@ -143,3 +151,53 @@ def test_fewer_threads_than_wanted(origin: Origin, root: Path, monkeypatch: pyte
     left[0] = 1
     with pytest.raises(DownloadError, match="can't start new thread"):
         quiet(one(data, origin.url("/a"), name="b"), root / "b")
+
+
+def state_of(scheduler: Any) -> WorkerState:
+    client: Any = None
+    return WorkerState(scheduler, client, Cancel())
+
+
+def test_the_end_of_a_task_wakes_the_hasher() -> None:
+    """A block whose task was revoked meanwhile is hashed, too, and nothing else may follow."""
+    blocks, hashed = list[Any](), list[Any]()
+
+    class Scheduler:
+        files = SimpleNamespace(next_verified=lambda: None)
+        error = None
+
+        @property
+        def is_done(self) -> bool:
+            return bool(hashed)
+
+        def next_blocks(self) -> Any:
+            return blocks.pop() if blocks else None
+
+        def on_hashed(self, *arguments: Any) -> None:
+            hashed.append(arguments)
+
+    state = state_of(Scheduler())
+    hasher = Hasher(state)
+    waits = threading.Event()
+    monitored = state.hash.wait
+    state.hash.wait = lambda timeout=None: (waits.set(), monitored(timeout))[1]  # type: ignore[method-assign]
+    hasher.start()
+    assert waits.wait(30)
+    with state.lock:  # it waits, since it has let go of the lock
+        digest = hashlib.sha256()
+        blocks.append((SimpleNamespace(digest=digest), [SimpleNamespace(data=b"x")]))
+        state.wake()
+    hasher.join(5)
+    assert not hasher.is_alive()
+    assert digest.digest() == hashlib.sha256(b"x").digest()
+
+
+def test_a_connection_whose_segment_was_taken_while_it_wrote_goes_no_further() -> None:
+    state = state_of(scheduler_of_a_file())
+    task = answered(state.scheduler)
+    read(state.scheduler, task, BLOCK, 1.0)
+    task.transfer.claim(task)
+    task.revoke()
+    with state.lock:
+        assert not Connection(state, 0)._may_go_on(task, None)
+    assert [block.filled for block in task.transfer.buffered.values()] == [BLOCK]
