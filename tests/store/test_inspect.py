@@ -278,6 +278,7 @@ def test_the_format_of_a_receipt_stays_as_it_is(filled: dict[str, Any], root: Pa
 def test_an_interrupt_at_any_line_of_an_open_leaves_no_descriptor(tmp_path: Path) -> None:
     path, line, done = tmp_path / "receipt", 0, False
     path.write_bytes(b"{}")
+    assert read_bytes(str(path), 100) == b"{}"
 
     def trace(frame: Any, event: str, _argument: object) -> Any:
         nonlocal passed
