@@ -79,3 +79,13 @@ def test_the_app_can_be_deployed(page: str, name: str, plane: ControlPlane, tmp_
     assert function.function_name == f"{name}.*"
     [mount] = function.volume_mounts
     assert (mount.mount_path, plane.volumes[mount.volume_id].name) == ("/root/data/weights", "fashion-models")
+
+
+def test_one_page_says_that_there_is_no_release_yet() -> None:
+    """The README, whose line works without one. CONTRIBUTING.md quotes it, to say when to delete it."""
+    says = re.compile(r"(?:not|until|yet)\b[^.\n]{0,20} on PyPI|on PyPI yet", re.IGNORECASE)
+    pages = [*HERE.glob("*.md"), *HERE.glob("docs/**/*.md"), *HERE.glob("examples/**/*.md")]
+    found = {str(page.relative_to(HERE)) for page in pages if says.search(page.read_text())}
+    assert found - {"CONTRIBUTING.md", README} == set()
+    assert says.search("The library is not on PyPI yet")
+    assert says.search("until it is on PyPI")

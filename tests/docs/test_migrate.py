@@ -1,4 +1,4 @@
-"""The page about moving from another way: the old code, the commands, the new code, and the old code again run."""
+"""The pages about moving from another way: the old code, the commands, the new code, and the old code again run."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from shell import commands, shell
 from support import blob, sha256
 
 HERE = Path(__file__).resolve().parents[2]
-PAGE = (HERE / "docs/how-to/migrate.md").read_text()
+PAGES = [path.read_text() for path in sorted((HERE / "docs/how-to").glob("from-*.md"))]
 DATA = blob(100_000)
 HOSTS = re.compile(r"https://(?:dl\.fbaipublicfiles|download\.pytorch)\.[^ \"]*/([^ /\"]+)(?=[ \"\n])")
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]  # each test starts modal several times
 
 
-def section(title: str) -> tuple[str, str, str]:
-    """Return the code before, the commands and the code after of one section."""
-    [text] = [each for each in PAGE.split("\n## ") if each.startswith(title + "\n")]
+def blocks(title: str) -> tuple[str, str, str]:
+    """Return the code before, the commands and the code after of one page."""
+    [text] = [each for each in PAGES if each.startswith(f"# {title}\n")]
     [before, after] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     [between] = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return before, between, after
 
 
 class Move:
-    """One section of the page, in a folder and on a control plane of its own."""
+    """One of the pages, in a folder and on a control plane of its own."""
 
     def __init__(self, title: str, plane: ControlPlane, folder: Path, local: Callable[[str], str]) -> None:
         needs_namespaces()
         self._plane, self._folder = plane, folder
-        self._before, self._between, self._after = (local(each) for each in section(title))
+        self._before, self._between, self._after = (local(each) for each in blocks(title))
         tools = commands(folder / "bin", "modal", "weightcache")
         self._environment = plane.outside() | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(HERE)}
 

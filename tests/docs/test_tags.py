@@ -17,7 +17,8 @@ from support import directory, until
 from weightcache import Manifest
 
 HERE = Path(__file__).resolve().parents[2]
-PAGE = (HERE / "docs/how-to/serve-what-was-trained-last.md").read_text()
+PAGES = ("serve-what-was-trained-last.md", "roll-back-a-tag.md")
+PAGE = "".join((HERE / "docs/how-to" / name).read_text() for name in PAGES)
 
 
 def blocks(language: str) -> list[str]:

@@ -160,7 +160,8 @@ def test_what_a_deployment_asks_for(plane: ControlPlane, tmp_path: Path) -> None
 def test_the_how_to_can_be_deployed(plane: ControlPlane, tmp_path: Path) -> None:
     pages = Path(__file__).parents[2] / "docs/how-to"
     (tmp_path / "weights.toml").write_text(MANIFEST)
-    for page in ("use-it-in-your-modal-app", "fill-a-volume-before-the-first-request"):
+    in_an_app = ("use-it-in-your-modal-app", "a-memory-snapshot", "servers-that-only-read")
+    for page in (*in_an_app, "fill-a-volume-before-the-first-request"):
         blocks = re.findall(r"```python\n(.*?)```", (pages / f"{page}.md").read_text(), re.DOTALL)
         (tmp_path / "app.py").write_text("\n".join(blocks))
         done = client(plane, "-m", "modal", "deploy", "app.py", directory=tmp_path)
