@@ -78,9 +78,7 @@ def test_the_wait_for_another_container() -> None:
         now[0] = at
         waiting.update(4_006_000_000, done, "container ta-1")
     [warning] = said  # the bytes that were there before the wait say nothing about the rate
-    assert (
-        "2.0 GB are still to be downloaded by container ta-1, which takes 2000 s at 1.0 MB/s (measured)" in warning
-    )
+    assert "2.0 GB are still to be downloaded by container ta-1, which takes 2000 s at 1.0 MB/s (measured)" in warning
     said.clear()
     WaitCheck(start).update(60_000_000_000, 0, "another container")
     assert "60.0 GB are still to be downloaded by another container, which takes 600 s" in said[0]
