@@ -27,6 +27,9 @@ UNIT = re.compile(r"^ ?[kMGT]B\b")  # after a number; whole bytes and MiB are ex
         (99_949, "99.9 kB"),
         (99_950, "0.1 MB"),
         (897_952_466, "898.0 MB"),
+        (999_949_999, "999.9 MB"),
+        (999_950_000, "1.0 GB"),
+        (1_240_000_000, "1.2 GB"),
     ],
 )
 def test_a_size(size: float, text: str) -> None:

@@ -7,7 +7,9 @@ def size_text(size: float) -> str:
     """Return a number of bytes in the largest unit that does not round it to 0.0, as in "1.5 MB" or "12.3 kB"."""
     if size < 999.5:
         return "1 byte" if round(size) == 1 else f"{size:.0f} bytes"
-    return f"{size / 1e3:.1f} kB" if size < 99_950 else f"{size / 1e6:.1f} MB"
+    if size < 99_950:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:.1f} MB" if size < 999_950_000 else f"{size / 1e9:.1f} GB"
 
 
 def rate_text(rate: float) -> str:

@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 
+_NAMES_SHOWN = 10  # of the declared names, in a message; the closest of a longer list
+
+
 def printable(text: str) -> str:
     """Return ``text`` with escapes for what is not printable but a newline: control characters rewrite a terminal."""
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
@@ -133,8 +136,14 @@ class UnknownCheckpointError(WeightCacheError, LookupError):
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = tuple(known)
+        shown = ", ".join(names)
+        if len(names) > _NAMES_SHOWN:
+            from difflib import get_close_matches  # not at the top: only a long list needs it
+
+            close = get_close_matches(name, names, _NAMES_SHOWN) or names[:_NAMES_SHOWN]
+            shown = f"{', '.join(close)} and {len(names) - len(close)} more"
         super().__init__(
-            f"no checkpoint is called {name!r}; declared are: {', '.join(names)}",
+            f"no checkpoint is called {name!r}; declared are: {shown}",
             hint="use one of the declared names, or add the checkpoint to the manifest",
             name=name,
             known=names,

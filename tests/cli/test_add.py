@@ -25,7 +25,7 @@ def test_add_makes_a_manifest_that_ensure_takes(run: Any, origin: Origin, root: 
     assert code == 0, err
     assert out == (
         "sam2: added to weights.toml\n"
-        f"  a b.pt  300,001 bytes  {sha256(DATA)}\n    computed here from {origin.url('/w/a%20b.pt')}\n"
+        f"  a b.pt  300,001 bytes\n    sha256 {sha256(DATA)}\n    computed here from {origin.url('/w/a%20b.pt')}\n"
     )
     assert text() == (
         "version = 1\n\n[checkpoints.sam2]\n"
@@ -90,7 +90,7 @@ def test_add_prints_and_writes_nothing(run: Any, origin: Origin) -> None:
     assert out.startswith("[checkpoints.b]\nurls = [")
     assert "b: pinned\n" in err
     assert os.listdir() == []
-    [told] = json.loads(run("add", "b", origin.url("/b.pt"), "--json", "-q")[1])
+    [told] = json.loads(run("add", "b", origin.url("/b.pt"), "--json", "-q")[1])["checkpoints"]
     assert (told["digest"], told["entry"]) == (sha256(DATA), out)
     assert told["files"]["b.pt"]["from"] == f"computed here from {origin.url('/b.pt')}"
 

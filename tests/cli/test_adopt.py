@@ -178,9 +178,11 @@ def test_copies_instead_of_links_a_local_dir_and_plain_files(run: Any, hub: Hub,
     (tmp_path / "sam.pt").write_bytes(DATA[1:])
     adopted(run, tmp_path / "sam.pt", "--root", root)
     assert hit(root)["sam"].samefile(tmp_path / "sam.pt")
-    [row] = json.loads(run("adopt", tmp_path / "sam.pt", "segmenter", "--root", root, "--json")[1])
+    [row] = json.loads(run("adopt", tmp_path / "sam.pt", "segmenter", "--root", root, "--json")[1])["checkpoints"]
     assert (row["name"], row["linked"], row["digest"]) == ("segmenter", 1, sha256(DATA[1:]))
-    again = json.loads(run("adopt", tmp_path / "sam.pt", "segmenter", "--root", root, "--move", "--json")[1])
+    again = json.loads(run("adopt", tmp_path / "sam.pt", "segmenter", "--root", root, "--move", "--json")[1])[
+        "checkpoints"
+    ]
     assert again == [row]  # it is ready, so nothing is moved
 
 

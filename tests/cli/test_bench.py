@@ -76,7 +76,7 @@ def test_a_file_that_is_gone_is_a_storage_error(filled: Path) -> None:
         (
             [100, 100, 400, 800, 810, 805, 300, 700],
             8,
-            "prefetch(..., threads=8): all 1000.0 MB take 1.2 s, one stream takes",
+            "prefetch(..., threads=8): all 1.0 GB take 1.2 s, one stream takes",
         ),
         ([100, 110, 400, 500, 900, 950, 300, 700], 16, "threads=16"),
         ([500, 510, 505, 500, 480, 470, 500, 500], 1, "one stream is as fast as several here (500.0 MB/s)"),

@@ -106,8 +106,8 @@ def test_doctor_checks_every_manifest(
     (tmp_path / "one.toml").write_text(manifest("https://h/x.pt", name="one", auth="NOT_SET"))
     (tmp_path / "two.toml").write_text(manifest(name="two"))
     code, out, _ = run(capsys, "doctor", "-m", "one.toml", "-m", "two.toml", "--root", root, "--json")
-    texts = {each["check"]: "" for each in json.loads(out)}
-    for each in json.loads(out):
+    texts = {each["check"]: "" for each in json.loads(out)["findings"]}
+    for each in json.loads(out)["findings"]:
         texts[each["check"]] += each["text"]
     assert code == 3
     assert "one.toml: 1 checkpoint(s)" in texts["manifest"]

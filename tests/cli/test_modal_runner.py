@@ -18,6 +18,7 @@ from control_plane import ControlPlane
 from hub import Hub, pointer
 from origin import Origin
 from origin import status as answer
+from output_schema import checked
 from support import blob, directory, one, sha256, toml_of
 from weightcache import Manifest
 from weightcache._environment import VOLUME_FLAGS
@@ -117,6 +118,11 @@ def test_the_container_commits_and_answers(manifest: Path, root: Path, tmp_path:
     assert (code, heard) == (0, "")
     assert json.loads(said)["checkpoints"][0]["outcome"] == "downloaded"
     assert volume.calls == ["reload", "commit", "commit"]
+    lines = main_in_container(volume, ["status", *where], True, 60)[1].splitlines()  # for a terminal of 60 columns
+    assert len(lines) == 1
+    assert len(lines[0]) <= 60
+    assert "…" in lines[0]
+    assert "committed" not in main_in_container(volume, ["ensure", *where], True)[2]
     assert main_in_container(volume, ["status", "nonsense", *where], True)[0] == 2
     assert main_in_container(volume, ["nonsense"], True)[0] == 2
     other = toml_of(one(b"other"), tmp_path / "other.toml")
@@ -230,7 +236,7 @@ def test_the_verbs_on_a_volume(plane: ControlPlane, origin: Origin, manifest: Pa
     code, out, err = tool(plane, "ensure", *where, "sam2", "--quiet", "--offline")
     assert (code, out.split()[:2]) == (0, ["sam2", "hit"])
     assert tool(plane, "status", *where)[:2] == (0, f"sam2  ready  0.2 MB  {path}\n")
-    assert json.loads(tool(plane, "verify", *where, "--json")[1])[0]["state"] == "ready"
+    assert json.loads(tool(plane, "verify", *where, "--json")[1])["checkpoints"][0]["state"] == "ready"
     told = json.loads(tool(plane, "bench", "--volume", "v", "--size", 10, "--json")[1])
     assert (told["root"], told["bytes"]) == ("/mnt/weights", len(DATA))
     both = ("--volume", "v", "-m", other, "-m", manifest, "--older-than", 0)
@@ -314,7 +320,7 @@ def test_push(plane: ControlPlane, manifest: Path, root: Path, tmp_path: Path, v
     where = ("--volume", "v", "-m", everything, "--root", root)
     code, out, err = tool(plane, "push", *where, "--create", "--version", version, "--json")
     assert code == 1
-    outcomes = {row["name"]: (row["outcome"], row["bytes"]) for row in json.loads(out)}
+    outcomes = {row["name"]: (row["outcome"], row["bytes"]) for row in checked(out)["checkpoints"]}
     assert outcomes == {"sam2": ("uploaded", 200_000), "bert": ("uploaded", 50_002), "absent": ("missing", 0)}
     assert "0.3 MB in all to Volume v" in err
     assert err.index("in all to Volume") < err.index("sam2: uploaded")
@@ -387,7 +393,7 @@ def test_doctor_tells_the_version(plane: ControlPlane, manifest: Path, root: Pat
     words = ("--volume", "v", "--create", "--version", version, "-m", manifest, "--root", root)
     assert tool(plane, "push", *words)[0] == 1
     code, out, _ = tool(plane, "doctor", "--volume", "v", "--json")
-    [finding] = json.loads(out)
+    [finding] = json.loads(out)["findings"]
     assert (code, finding["check"], finding["ok"]) == (0, "modal", True)
     assert finding["text"].endswith(f", version {version}")
     code, out, _ = tool(plane, "doctor", "--volume", "absent")
@@ -460,7 +466,7 @@ def test_doctor_probes(plane: ControlPlane, manifest: Path, root: Path) -> None:
     assert tool(plane, "push", "--volume", "v", "--create", "-m", manifest, "--root", root)[0] == 1
     code, out, err = tool(plane, "doctor", "--volume", "v", "--probe")
     assert code == 0, err
-    told = json.loads(out)
+    told = checked(out)
     assert (told["volume_version"], told["weightcache"]) == (1, weightcache.__version__)
     assert set(told["answers"]) == {
         "mount",

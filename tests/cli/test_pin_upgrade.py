@@ -109,7 +109,7 @@ def test_check_changes_nothing_and_says_with_its_code_whether_something_would_ch
     hub.push("acme/bert", "main", {"config.json": b"[]"})
     code, out, _ = run("pin", "--upgrade", "--check")
     assert (code, "bert: would change" in out, f"hf://acme/bert@{first} → " in out) == (1, True, True)
-    [row] = json.loads(run("pin", "--upgrade", "--check", "--json")[1])
+    [row] = json.loads(run("pin", "--upgrade", "--check", "--json")[1])["checkpoints"]
     assert (row["changed"], row["old_digest"] != row["digest"]) == (True, True)
     assert row["old_files"]["config.json"] == {"sha256": sha256(b"{}\n"), "size": 3}
     assert row["files"]["config.json"]["sha256"] == sha256(b"[]")

@@ -21,7 +21,7 @@ def test_the_command(folder: Path, made: Path, root: Path, tmp_path: Path, capsy
     code, more, err = run(capsys, "publish", made, "seg", "--root", root, "--json")
     assert (code, err) == (0, "")
     told = json.loads(more)
-    assert set(told) == {"name", "path", "digest", "files", "warnings", "entry"}
+    assert set(told) == {"name", "path", "digest", "files", "warnings", "entry", "version", "command"}
     assert (told["name"], told["digest"]) == ("seg", sha256(DATA))
     assert told["files"] == {"model.bin": {"sha256": sha256(DATA), "size": len(DATA)}}
     assert Path(told["path"]).read_bytes() == DATA

@@ -93,7 +93,7 @@ def test_doctor_shows_it_and_needs_no_root(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "theirs.toml"
     path.write_text(f'[checkpoints.a]\nurls = ["http://h.example/x"]\nauth = "PATH"\nsha256 = "{"0" * 64}"\n')
     code, out, _ = run("doctor", "--json", "-m", path)
-    [asked, unsized] = [each for each in json.loads(out) if each["check"] == "requests"]
+    [asked, unsized] = [each for each in json.loads(out)["findings"] if each["check"] == "requests"]
     assert (code, asked["ok"], asked["code"], unsized["ok"]) == (0, False, 0, True)
     assert asked["text"].startswith("http://h.example is asked for a, and gets PATH")
     assert run("doctor")[0] == 2  # without a manifest, a root or a Volume there is nothing to check

@@ -64,9 +64,9 @@ def test_a_signed_repository(run: Any, hub: Hub, root: Path) -> None:
 
 def test_the_result_says_who_signed(run: Any, hub: Hub) -> None:
     publish(hub)
-    [row] = json.loads(run(*ADD, "--json")[1])
+    [row] = json.loads(run(*ADD, "--json")[1])["checkpoints"]
     assert (row["signed_by"], row["files"]["config.json"]["from"][-8:]) == (signer(), "; signed")
-    [unsigned] = json.loads(run("add", "other", "hf://acme/bert", "-q", "--json")[1])
+    [unsigned] = json.loads(run("add", "other", "hf://acme/bert", "-q", "--json")[1])["checkpoints"]
     assert (unsigned["signed_by"], Manifest.load("weights.toml")["other"].signed_by) == (None, None)
 
 
@@ -407,7 +407,7 @@ def test_verify(run: Any, hub: Hub, root: Path) -> None:
     words = ("verify", "--root", root, "--signed-by", "release.pem")
     code, out, _ = run(*words)
     assert (code, out.splitlines()[0].endswith(f"  signed by {signer()}")) == (0, True), out
-    [row] = json.loads(run(*words, "--json")[1])
+    [row] = json.loads(run(*words, "--json")[1])["checkpoints"]
     assert (row["state"], row["detail"]) == ("ready", f"signed by {signer()}")
     Path("kept.sig").write_bytes(bundle(FILES))
     before = len(hub.seen)

@@ -31,7 +31,7 @@ def published(run: Any, root: Path) -> None:
 def versions(run: Any, *words: str) -> list[tuple[str, str, bool]]:
     code, out, err = run("tag", *words, "--json")
     assert code == 0, err
-    return [(each["version"], each["tag"], each["current"]) for each in json.loads(out)]
+    return [(each["version"], each["tag"], each["current"]) for each in json.loads(out)["publications"]]
 
 
 @pytest.mark.usefixtures("published")

@@ -32,7 +32,7 @@ def check(limit: TimeLimit, total: int, steps: list[tuple[float, int]]) -> list[
 def test_too_much_for_the_assumed_rate_is_said_before_the_first_byte() -> None:
     [warning] = check(TimeLimit(290, "startup_timeout", used=10), 60_000_000_000, [])
     assert warning == (
-        "60000.0 MB are still to be downloaded, which takes 600 s at 100.0 MB/s (assumed), and this container is "
+        "60.0 GB are still to be downloaded, which takes 600 s at 100.0 MB/s (assumed), and this container is "
         "stopped in 290 s: raise startup_timeout to 1260 s"
     )
     assert check(TimeLimit(600, "startup_timeout"), 60_000_000_000, []) == []
@@ -42,7 +42,7 @@ def test_a_slow_mirror_is_noticed_after_five_seconds() -> None:
     limit = TimeLimit(300, "timeout")
     slow = [(1.0, 500_000_000), (2.0, 1_000_000), (5.5, 3_500_000), (6.0, 500_000), (9.0, 3_000_000)]
     [warning] = check(limit, 2_000_000_000, slow)  # the blocks of an earlier download come first
-    assert "1495.0 MB are still to be downloaded, which takes 1495 s at 1.0 MB/s (measured)" in warning
+    assert "1.5 GB are still to be downloaded, which takes 1495 s at 1.0 MB/s (measured)" in warning
     assert "stopped in 294 s: raise timeout to 3000 s" in warning
     assert check(limit, 2_000_000_000, [(1.0, 0), (6.0, 100_000_000)]) == []
 
@@ -78,12 +78,10 @@ def test_the_wait_for_another_container() -> None:
         now[0] = at
         waiting.update(4_006_000_000, done, "container ta-1")
     [warning] = said  # the bytes that were there before the wait say nothing about the rate
-    assert (
-        "2000.0 MB are still to be downloaded by container ta-1, which takes 2000 s at 1.0 MB/s (measured)" in warning
-    )
+    assert "2.0 GB are still to be downloaded by container ta-1, which takes 2000 s at 1.0 MB/s (measured)" in warning
     said.clear()
     WaitCheck(start).update(60_000_000_000, 0, "another container")
-    assert "60000.0 MB are still to be downloaded by another container, which takes 600 s" in said[0]
+    assert "60.0 GB are still to be downloaded by another container, which takes 600 s" in said[0]
     WaitCheck(lambda total, by: None).update(60_000_000_000, 0, "another container")
     assert len(said) == 1
 

@@ -48,7 +48,7 @@ def test_one_file_is_added_and_fetched(path: str, run: Any, hub: Hub, root: Path
     commit = hub.push("acme/w", "main", {path: File(DATA, lfs=ODD.index(path) % 2 == 0)})
     code, out, err = run("add", "w", f"hf://acme/w@main/{path}", "--json", "-q")
     assert code == 0, err
-    [row] = json.loads(out)
+    [row] = json.loads(out)["checkpoints"]
     assert row["urls"] == [f"hf://acme/w@{commit}/{path}"]
     assert list(row["files"]) == [path.rpartition("/")[2]]
     weights = published(root)

@@ -32,7 +32,7 @@ def test_what_moved_upstream(run: Any, origin: Origin, hub: Hub) -> None:
     )
     hub.push("acme/bert", "main", {"config.json": None})
     origin.put("/a.pt", b"", always=answer(404))
-    rows = json.loads(run("pin", "--check-upstream", "--json")[1])
+    rows = json.loads(run("pin", "--check-upstream", "--json")[1])["checkpoints"]
     assert "does not deliver a.pt: HTTP 404" in rows[0]["moved"][0]
     assert "has no config.json at main" in rows[1]["moved"][0]
     del hub.repositories["acme/bert"]

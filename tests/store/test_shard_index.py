@@ -33,7 +33,7 @@ def test_add_says_which_shards_were_not_chosen(run: Any, hub: Hub) -> None:
     words = ["add", "llm", "hf://acme/llm", "--include", "*.json", "--include", "*-00001-*", "--json", "-q"]
     code, out, err = run(*words)
     assert code == 0
-    assert json.loads(out)[0]["warnings"] == [f"{LACKING}{', '.join(SHARDS[1:])}"]
+    assert json.loads(out)["checkpoints"][0]["warnings"] == [f"{LACKING}{', '.join(SHARDS[1:])}"]
     assert err == f"weightcache: llm: {LACKING}{', '.join(SHARDS[1:])}\n"
     assert len(Manifest.load("weights.toml")["llm"].files) == 3
     assert run("add", "all", "hf://acme/llm", "-q")[::2] == (0, "")
@@ -83,7 +83,7 @@ def test_publish_says_it(run: Any, root: Path, tmp_path: Path, caplog: pytest.Lo
     assert (code, json.loads(out)["warnings"]) == (0, [f"{LACKING}{', '.join(SHARDS[1:])}"])
     code, out, err = run("add", "llm", "--from-dir", folder, "--json")
     assert (code, err) == (0, f"weightcache: llm: {LACKING}{', '.join(SHARDS[1:])}\n")
-    assert len(json.loads(out)[0]["warnings"]) == 1
+    assert len(json.loads(out)["checkpoints"][0]["warnings"]) == 1
 
 
 def test_only_a_file_that_is_called_an_index_is_read_as_one(root: Path, tmp_path: Path, caplog: Any) -> None:

@@ -109,7 +109,7 @@ def test_add_takes_the_name_where_the_url_ends_in_none(run: Any, origin: Origin,
         "add", "w", origin.url("/api/download/models/138296?type=Model&token=${CIVITAI_TOKEN}"), "--root", root
     )
     assert code == 0, err
-    assert f"  B V1.pt  5,000 bytes  {sha256(DATA)}\n" in out
+    assert f"  B V1.pt  5,000 bytes\n    sha256 {sha256(DATA)}\n" in out
     assert "; the file name is the server's" in out
     assert "hush" not in out + err + Path("weights.toml").read_text()
     assert file_of("w") == "B V1.pt"
@@ -120,7 +120,7 @@ def test_add_offers_another_name(run: Any, origin: Origin) -> None:
     origin.put("/latest.pt", b"", always=named('attachment; filename="B\'s V1.pt"'))
     code, out, err = run("add", "w", origin.url("/latest.pt"), "--json", "-q")
     assert (code, file_of("w")) == (0, "latest.pt")
-    [warning] = json.loads(out)[0]["warnings"]
+    [warning] = json.loads(out)["checkpoints"][0]["warnings"]
     assert warning == """the server calls it B's V1.pt; to use that name, give --file 'B'"'"'s V1.pt'"""
     assert err == f"weightcache: w: {warning}\n"
     code, _, err = run("add", "v", origin.url("/latest.pt"), "--file", "B's V1.pt", "-q")

@@ -48,6 +48,7 @@ class TimeChecks(Protocol):
 OFFLINE = "offline=True"
 READ_ONLY = "the root is read-only here"
 WITHOUT_URL = "it declares no URL"
+_SHOWN = 10  # checkpoints in a message; the number of the others is given
 
 
 class Installer:
@@ -247,7 +248,9 @@ class Installer:
 def not_cached(layout: Layout, tasks: Sequence[CheckpointTask], why: str, volume: Volume | None) -> NotCachedError:
     """Return the error for checkpoints that are missing and cannot be fetched."""
     names = tuple(task.checkpoint.name for task in tasks)
-    listed = "; ".join(f"{task.checkpoint.name} {task.seen.detail or 'has wrong bytes'}" for task in tasks)
+    shown = tasks[:_SHOWN]
+    listed = "; ".join(f"{task.checkpoint.name} {task.seen.detail or 'has wrong bytes'}" for task in shown)
+    listed += f"; and {len(tasks) - len(shown)} more" if len(tasks) > len(shown) else ""
     own = next((task.checkpoint for task in tasks if not task.checkpoint.urls), None)
     if own:
         upload = f", and then {command(f'push {own.name}', volume=volume)} there" if in_modal_container() else ""
@@ -256,7 +259,8 @@ def not_cached(layout: Layout, tasks: Sequence[CheckpointTask], why: str, volume
             f"{'DIR' if upload else layout.root}` where its bytes are{upload}, or put them at {layout.published(own)}"
         )
     else:
-        run = command(f"ensure {' '.join(names)}", layout.root, volume)
+        several = len(names) > _SHOWN  # then the command is that for all of the manifest: hits cost it nothing
+        run = command("ensure" if several else f"ensure {' '.join(names)}", layout.root, volume)
         hint = f"run {run} with this manifest (-m) where the root is writable and the network reachable"
         if in_modal_container():
             hint = f"run {run} with this manifest (-m) on your own machine: it fills the Volume from outside"

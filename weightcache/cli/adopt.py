@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
             if found.note:
                 echo(f"{adopted.checkpoint.name}: {found.note}")
     if options.json:
-        print_json(rows)
+        print_json(options, {"checkpoints": rows})
     return 0
 
 

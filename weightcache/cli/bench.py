@@ -26,6 +26,7 @@ from weightcache.errors import NotCachedError, StorageError, WeightCacheError
 from .command_spec import Command, Flag, Remote
 from .output import print_json, print_table
 from .shared_flags import ENV, JSON, ROOT, VOLUME
+from .terminal import Cell
 
 if TYPE_CHECKING:
     import argparse
@@ -229,10 +230,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--size is a number of MB, 1 or more")
     result = bench(options.root, options.size * 10**6)
     if options.json:
-        print_json(result)
+        print_json(options, result)
     else:
-        print_table(_table(result))
-        print(result["advice"])
+        print_table(_table(result), (Cell.NUMBER,) * 5)
+        print_table([[result["advice"]]], (Cell.TEXT,))
     return 0
 
 

@@ -26,6 +26,7 @@ from .modal_app import connect, version_of
 from .output import print_json, print_table
 from .request_check import check_requests
 from .shared_flags import DEFAULT_MANIFEST, ENV, JSON, MANIFESTS, NO_ROOT, ROOT, VOLUME, manifests_of
+from .terminal import Cell
 
 if TYPE_CHECKING:
     import argparse
@@ -63,15 +64,16 @@ def run(options: argparse.Namespace) -> int:
     if options.probe:
         from .probe_volume_behavior import probe
 
-        print_json(probe(options))
+        print_json(options, probe(options))
         return 0
     findings = examine(manifests_of(options), options.root) if options.root or _has_manifest(options) else []
     if options.volume is not None:
         findings += examine_volume(options)
     if options.json:
-        print_json([asdict(finding) for finding in findings])
+        print_json(options, {"findings": [asdict(finding) for finding in findings]})
     else:
-        print_table([[_label(finding), finding.check, finding.text] for finding in findings])
+        rows = [[_label(finding), finding.check, finding.text] for finding in findings]
+        print_table(rows, (Cell.WORD, Cell.WORD, Cell.TEXT))
     return max((finding.code for finding in findings if not finding.ok), default=0)
 
 

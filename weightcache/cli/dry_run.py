@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import weightcache
 
-from .output import print_json
+from .output import print_json, print_lines
 from .shared_flags import source_of
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def dry_run(options: argparse.Namespace) -> int:
         dry_run=True,
     )
     if options.json:
-        print_json(to_json(plan))
+        print_json(options, {"dry_run": True, **to_json(plan)})
     else:
-        print(plan)
+        print_lines(str(plan))
     return 1 if any(each.blocked for each in plan.values()) else 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,10 @@ from weightcache._size_text import size_text
 
 from .command_spec import Command, Flag, Group, Remote
 from .dry_run import dry_run
-from .output import print_json, print_table
+from .output import MOST_ON_TERMINAL, echo, print_json, print_table
 from .shared_flags import CREATE, ENV, JSON, MANIFEST, NAMES, QUIET, ROOT, TAG, VERSION, VOLUME, source_of
+from .summary import summary
+from .terminal import Cell, terminal_columns
 
 if TYPE_CHECKING:
     import argparse
@@ -23,29 +27,43 @@ def run(options: argparse.Namespace) -> int:
     """Make the named checkpoints ready and print where they are."""
     if options.dry_run:
         return dry_run(options)
-    source, names = source_of(options)
+    source, selected = source_of(options)
+    began = time.perf_counter()  # the report of a hit has no seconds: to measure them would cost a hit time
     weights = weightcache.ensure(
         source,
         root=options.root,
         volume=options.mounted,
-        only=names,
+        only=selected,
         offline=options.offline,
         rehash=options.rehash,
         wait=options.wait,
         patience=options.patience,
         progress=False if options.quiet else None,
     )
+    seconds = time.perf_counter() - began
     if options.json:
-        print_json(_to_json(weights))
-    else:
-        print_table([_row(weights, name) for name in weights])
+        print_json(options, _to_json(weights))
+        return 0
+    names = [*weights]
+    hidden = 0
+    if terminal_columns(sys.stdout) is not None and len(names) > MOST_ON_TERMINAL:
+        names = [name for name in names if weights.report[name].outcome != "hit"][:MOST_ON_TERMINAL]
+        hidden = len(weights) - len(names)
+    print_table([_row(weights, name) for name in names], (Cell.NAME, Cell.WORD, Cell.NUMBER, Cell.NUMBER, Cell.PATH))
+    if hidden and names:
+        print(f"and {hidden} more, which `weightcache status` lists")
+    if not options.quiet:
+        echo(summary(weights.report, options.root, seconds, has_volume=options.mounted is not None))
     return 0
 
 
 def _to_json(weights: Weights) -> dict[str, object]:
     report = weights.report
     return {
+        "dry_run": False,
         "checkpoints": [{"name": name, "path": str(weights[name]), **asdict(report[name])} for name in weights],
+        "bytes_fetched": report.bytes_fetched,
+        "committed": report.committed,
         "seconds": report.seconds,
         "waited": report.waited,
         "waited_for": report.waited_for,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -23,9 +22,10 @@ from weightcache.errors import (
 
 from . import modal_runner
 from .commands import COMMANDS
-from .output import echo
+from .output import echo, log_shown, print_json
 from .parser import build_parser
 from .shared_flags import NO_ROOT
+from .terminal import Captured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
         argv: The arguments; those of this process if ``None``.
         mounted: In a container, the Volume that is mounted at ``--root``.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal in another encoding cannot show every name
     parser = build_parser(COMMANDS)
     options, unknown = parser.parse_known_args(argv, argparse.Namespace(mounted=mounted))
     usage_error: Callable[[str], NoReturn] = options.usage_error  # names the verb, which the parser's own does not
@@ -68,11 +70,12 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
         if command.needs_root and not options.root and not remotely:
             usage_error(NO_ROOT)
     try:
-        code = modal_runner.run(command, options, main_in_container) if remotely else command.run(options)
+        with log_shown():
+            code = modal_runner.run(command, options, main_in_container) if remotely else command.run(options)
         sys.stdout.flush()
         return code
     except WeightCacheError as error:
-        return _report(error, as_json="json" in options and options.json)
+        return _report(error, options)
     except ValueError as error:
         usage_error(str(error))
     except BrokenPipeError:  # `weightcache status | head`
@@ -83,13 +86,15 @@ def main(argv: Sequence[str] | None = None, *, mounted: Volume | None = None) ->
         return 130
 
 
-def main_in_container(volume: modal.Volume, argv: list[str], quiet: bool) -> tuple[int, str, str]:
+def main_in_container(
+    volume: modal.Volume, argv: list[str], quiet: bool, columns: int | None = None
+) -> tuple[int, str, str]:
     """Run a command line in a container; return its exit code, stdout and stderr.
 
     Its stderr goes to the log of the container, which the command on the user's machine shows. With ``quiet`` that log
-    is not shown, so stderr is returned instead.
+    is not shown, so stderr is returned instead. ``columns`` is the width of the user's terminal, if stdout is one.
     """
-    stdout, stderr = io.StringIO(), io.StringIO()
+    stdout, stderr = Captured(columns), io.StringIO()
     with redirect_stdout(stdout), redirect_stderr(stderr if quiet else sys.stderr):
         try:
             code = main(argv, mounted=volume)
@@ -98,8 +103,8 @@ def main_in_container(volume: modal.Volume, argv: list[str], quiet: bool) -> tup
     return code, stdout.getvalue(), stderr.getvalue()
 
 
-def _report(error: WeightCacheError, *, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps({"error": type(error).__name__, "message": str(error.args[0]), "hint": error.hint}))
-    echo(str(error))
+def _report(error: WeightCacheError, options: argparse.Namespace) -> int:
+    if "json" in options and options.json:
+        print_json(options, {"error": type(error).__name__, "message": str(error.args[0]), "hint": error.hint})
+    echo(f"error: {error}")
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 5)

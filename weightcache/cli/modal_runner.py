@@ -13,6 +13,7 @@ from .command_spec import Group, Remote
 from .modal_app import MOUNT, connect, in_app, open_secrets
 from .output import echo
 from .shared_flags import manifests_of
+from .terminal import terminal_columns
 
 if TYPE_CHECKING:
     import argparse
@@ -71,9 +72,10 @@ def run(
             image = add_manifest(image, source, path)
         return image
 
+    columns = terminal_columns(sys.stdout)  # here: while the app runs, stdout is redirected
     code, stdout, stderr = in_app(
         options,
-        lambda start: start(main_in_container).remote(volume, argv, getattr(options, "quiet", False)),
+        lambda start: start(main_in_container).remote(volume, argv, getattr(options, "quiet", False), columns),
         {main_in_container: volume},
         secrets=open_secrets(options, secrets),
         image=with_manifests,

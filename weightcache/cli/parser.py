@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import weightcache
+from weightcache.errors import printable
 
 from .command_spec import Group
+from .terminal import message_lines, terminal_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import NoReturn
 
     from .command_spec import Command, Flag
 
+WIDTH = 80  # of help texts, on every terminal: docs/reference/cli.md shows the same
 EXIT_CODES = """\
 exit codes:
   0  success
-  1  a checkpoint is not ready (missing, partial, unverified, damaged, or not cached with --offline)
+  1  a checkpoint is not ready (missing, partial, unverified, damaged, or not
+     cached with --offline)
   2  invalid usage or manifest
   3  a download failed, or delivered wrong bytes
   4  waited too long for another process
@@ -29,7 +36,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Print the same help on every Python: 3.13 writes options with values differently than 3.12."""
 
     def __init__(self, prog: str, **_: Any) -> None:
-        super().__init__(prog, max_help_position=26, width=100)
+        super().__init__(prog, max_help_position=26, width=WIDTH)
         self._action_max_length = 14  # of the longest verb, indented: some versions forget the indentation
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -37,6 +44,19 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
             return super()._format_action_invocation(action)
         metavar = self._format_args(action, self._get_default_metavar_for_optional(action))
         return f"{', '.join(action.option_strings)} {metavar}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage in one line and a hint, not below the usage of all flags, which may fill the screen."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.color = False  # Python 3.14 colours help texts on a terminal, and not every terminal has its background
+
+    def error(self, message: str) -> NoReturn:
+        lines = f"{self.prog}: error: {message}\n  hint: `{self.prog} --help` lists what it takes"
+        columns = terminal_columns(sys.stderr)
+        self.exit(2, "\n".join([lines] if columns is None else message_lines(printable(lines), columns)) + "\n")
 
 
 class _Version(argparse.Action):
@@ -66,7 +86,7 @@ def build_parser(
             usage of that verb with a problem and exits.
         completions: What shtab completes for each value of `Flag.completes`; ``None`` outside of shell completion.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="weightcache",
         description="Pinned, verified model weights in one root directory.",
         epilog=EXIT_CODES,
@@ -78,7 +98,7 @@ def build_parser(
         sub = verbs.add_parser(
             command.name,
             help=command.summary,
-            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            description=textwrap.fill(f"{command.summary[0].upper()}{command.summary[1:]}.", WIDTH),
             epilog=EXIT_CODES,
             formatter_class=_Formatter,
         )

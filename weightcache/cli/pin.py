@@ -19,6 +19,7 @@ from .output import echo, print_json, print_table
 from .pin_staging import open_staging
 from .pinning import check_digest_argument, check_expected, complete_draft, print_pins, require_one, to_json
 from .shared_flags import EXPECT, JSON, MANIFEST, NAMES, PRINT, QUIET, ROOT, SIGNATURE, SIGNED_BY
+from .terminal import Cell
 from .toml_edit import ManifestFile, require_tomlkit
 
 if TYPE_CHECKING:
@@ -79,9 +80,10 @@ def _check(wanted: Sequence[Draft], options: argparse.Namespace) -> int:
         rows = [{"name": draft.name, key: changes(draft)} for draft in wanted]
     findings = [["WARN", row["name"], text] for row in rows for text in row[key]]
     if options.json:
-        print_json(rows)
+        print_json(options, {"checkpoints": rows})
     else:
-        print_table(findings or [["ok", all_well]])
+        print_table(findings, (Cell.WORD, Cell.NAME, Cell.TEXT))
+        print_table([] if findings else [["ok", all_well]], (Cell.WORD, Cell.TEXT))
     return 1 if findings else 0
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from weightcache._pinning.upgrade import is_change, newest
 
-from .output import print_json
+from .output import print_json, print_lines
 from .pin_staging import open_staging
 from .pinning import check_expected, complete_draft, require_one, to_json
 from .shared_flags import signing_key
@@ -61,11 +61,11 @@ def upgrade(file: ManifestFile, wanted: Sequence[Draft], options: argparse.Names
         if staging is not None:
             staging.publish([each.result.checkpoint() for each in found], quiet=options.quiet)
     if options.json:
-        print_json([_to_json(each) for each in found])
+        print_json(options, {"checkpoints": [_to_json(each) for each in found]})
     elif options.print:
         print("\n".join(f"{each.after.checkpoint()}\n" for each in changed), end="")
     else:
-        print("\n".join(line for each in found for line in _lines(each, check=options.check)))
+        print_lines("\n".join(line for each in found for line in _lines(each, check=options.check)))
     return 1 if options.check and changed else 0
 
 

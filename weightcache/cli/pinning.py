@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from weightcache.errors import IntegrityError, redacted
 from weightcache.manifest.validate import digest_problem
 
-from .output import print_json
+from .output import MOST_ON_TERMINAL, counted, print_json, print_lines
+from .terminal import terminal_columns
 
 if TYPE_CHECKING:
     import argparse
@@ -111,16 +112,20 @@ def print_pins(rows: Sequence[dict[str, Any]], options: argparse.Namespace, *, a
         added: Whether the entries are new in the manifest.
     """
     if options.json:
-        print_json(rows)
+        print_json(options, {"checkpoints": rows})
         return
     if options.print:
         print("\n".join(row["entry"] for row in rows if row["changed"] or added), end="")
     stream = sys.stderr if options.print else sys.stdout
     done = "pinned" if options.print else f"{'added to' if added else 'pinned in'} {options.manifest}"
+    known = [row for row in rows if not row["changed"]]
+    if len(known) > MOST_ON_TERMINAL and terminal_columns(stream) is not None:
+        rows = [row for row in rows if row["changed"]]
+        print_lines(f"{counted(len(known), 'entry', 'entries')} pinned already", stream)
     for row in rows:
-        print(f"{row['name']}: {done if row['changed'] else 'was pinned already'}", file=stream)
+        print_lines(f"{row['name']}: {done if row['changed'] else 'was pinned already'}", stream)
         if row["signed_by"]:
-            print(f"  signed by {row['signed_by']}", file=stream)
+            print_lines(f"  signed by {row['signed_by']}", stream)
         for path, file in row["files"].items():
             size = "unknown length" if file["size"] is None else f"{file['size']:,} bytes"
-            print(f"  {path}  {size}  {file['sha256']}\n    {file['from']}", file=stream)
+            print_lines(f"  {path}  {size}\n    sha256 {file['sha256']}\n    {file['from']}", stream)

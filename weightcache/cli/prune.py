@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import weightcache
 
 from .command_spec import Command, Flag, Remote
-from .output import echo, print_json
+from .output import echo, print_json, print_table
 from .shared_flags import ENV, JSON, MANIFESTS, ROOT, VOLUME, manifests_of
+from .terminal import Cell
 
 if TYPE_CHECKING:
     import argparse
@@ -28,14 +29,13 @@ def run(options: argparse.Namespace) -> int:
     )
     done = "deleted" if options.yes else "would delete"
     if options.json:
-        print_json({done: [str(path) for path in paths]})
+        print_json(options, {done: [str(path) for path in paths]})
         return 0
-    for path in paths:
-        print(f"{done}  {path}")
+    print_table([[done, str(path)] for path in paths], (Cell.WORD, Cell.PATH))
     if not paths:
         print("nothing to delete")
     elif not options.yes:
-        echo("nothing was deleted; --yes deletes")
+        echo(f"nothing was deleted; --yes deletes {'it' if len(paths) == 1 else f'these {len(paths)}'}")
     return 0
 
 

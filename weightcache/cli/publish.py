@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         files = {file.path: {"sha256": file.sha256, "size": file.size} for file in checkpoint.files}
         document = {"name": checkpoint.name, "path": path, "digest": checkpoint.digest, "files": files}
         document["warnings"] = shard_warnings(checkpoint, own)
-        print_json({**document, "entry": f"{checkpoint}\n"})
+        print_json(options, {**document, "entry": f"{checkpoint}\n"})
     else:
         # Only the entry, so that `>> weights.toml` declares it; first a line end, because that file may lack one.
         print(f"\n{checkpoint}")

@@ -22,6 +22,7 @@ from .command_spec import Command, Flag
 from .modal_app import connect, translated
 from .output import echo, print_json, print_table
 from .shared_flags import CREATE, ENV, JSON, MANIFEST, NAMES, ROOT, VERSION, VOLUME
+from .terminal import Cell
 
 if TYPE_CHECKING:
     import argparse
@@ -47,9 +48,10 @@ def run(options: argparse.Namespace) -> int:
     """Upload the named checkpoints and print what became of each; return 1 if one is missing here."""
     rows = push(options)
     if options.json:
-        print_json(rows)
+        print_json(options, {"checkpoints": rows})
     else:
-        print_table([[row["name"], row["outcome"], size_text(row["bytes"]), row["path"]] for row in rows])
+        table = [[row["name"], row["outcome"], size_text(row["bytes"]), row["path"]] for row in rows]
+        print_table(table, (Cell.NAME, Cell.WORD, Cell.NUMBER, Cell.PATH))
     return 0 if all(row["outcome"] != "missing" for row in rows) else 1
 
 

@@ -19,7 +19,7 @@ FLAGS = (NAMES, MANIFEST, TAG, ROOT, JSON, VOLUME, ENV)
 def run(options: argparse.Namespace) -> int:
     """Print the state of the named checkpoints."""
     source, names = source_of(options)
-    return print_statuses(weightcache.status(source, root=options.root, only=names), as_json=options.json)
+    return print_statuses(weightcache.status(source, root=options.root, only=names), options)
 
 
 COMMAND = Command(

@@ -12,6 +12,7 @@ from weightcache._size_text import size_text
 from .command_spec import Command, Flag, Remote
 from .output import echo, print_json, print_table
 from .shared_flags import ENV, JSON, KEEP, ROOT, TAG, VOLUME
+from .terminal import Cell
 
 if TYPE_CHECKING:
     import argparse
@@ -49,9 +50,11 @@ def run(options: argparse.Namespace) -> int:
     ]
     current = {each.tag: each for each in reversed(found)}
     if options.json:
-        print_json([_to_json(each, is_current=current[each.tag] is each) for each in found])
+        rows = [_to_json(each, is_current=current[each.tag] is each) for each in found]
+        print_json(options, {"publications": rows})
     else:
-        print_table([_row(each, is_current=current[each.tag] is each) for each in found])
+        table = [_row(each, is_current=current[each.tag] is each) for each in found]
+        print_table(table, (Cell.NAME, Cell.NAME, Cell.WORD, Cell.NUMBER, Cell.WORD, Cell.TEXT))
     return 0
 
 
@@ -71,8 +74,8 @@ def _to_json(publication: Publication, *, is_current: bool) -> dict[str, object]
 
 def _row(publication: Publication, *, is_current: bool) -> list[str]:
     size = size_text(publication.checkpoint.size or 0)
-    keep = "keep all" if publication.keep is None else f"keep {publication.keep}"
-    mark = f"current, {keep}" if is_current else ""
+    keep = "" if publication.keep is None else f", keep {publication.keep}"
+    mark = f"current{keep}" if is_current else ""
     tag = publication.tag
     return [tag.name, tag.tag, publication.checkpoint.version, size, publication.published, mark]
 

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     statuses = weightcache.verify(source, root=options.root, only=names)
     if key:
         statuses = [_with_signer(each, key) for each in statuses]
-    return print_statuses(statuses, as_json=options.json)
+    return print_statuses(statuses, options)
 
 
 def _check_signatures(options: argparse.Namespace, key: PublicKey) -> weightcache.Manifest:
