@@ -195,6 +195,7 @@ def test_a_pause_that_is_interrupted_ends(files: list[Path], monkeypatch: pytest
     assert second.wait(60)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_fork_in_the_middle_of_a_pause_lets_the_child_go_on() -> None:
     """Another thread held the lock and was about to go on. It is not in the child."""
     with coordination_readers.pause_all(), coordination_readers._changing:
