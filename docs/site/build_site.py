@@ -45,23 +45,23 @@ def main() -> int:
         return 1
     except subprocess.CalledProcessError as error:
         return error.returncode
-    if problems := dead_links(output):
-        print(*problems, sep="\n", file=sys.stderr)
-        return 1
     print(f"{len(pages)} pages in {output}: open {output / 'index.html'}")
     return 0
 
 
 def build(output: Path) -> list[Page]:
-    """Write the site into a directory, which is replaced; return its pages.
+    """Write the site into a directory, which is replaced once the new site is whole; return its pages.
 
     Raises:
-        StagingError: See `stage`.
+        StagingError: See `stage`; a link of the built site is dead; or the directory holds something else than a site.
         subprocess.CalledProcessError: Sphinx has warned; it has printed why.
     """
-    shutil.rmtree(output, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as folder:
-        sources = Path(folder, "sources")
+    target = output
+    if target.exists() and not (target / "llms.txt").is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise StagingError(f"{target}: is there, and is no site that this program has built; name another directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".site-", dir=target.parent) as folder:  # beside it, for the rename
+        sources, output = Path(folder, "sources"), Path(folder, "site")
         pages, others = stage(sources)
         texts = {page: (sources / page.path).read_text() for page in pages}
         for path, menu in menus(pages).items():
@@ -79,7 +79,11 @@ def build(output: Path) -> list[Page]:
             (output / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(sources / path, output / path)
         (output / f"{DOCSTRINGS}.md").write_text(_docstrings(sources))
-    (output / "llms.txt").write_text(index_of(pages, texts))
+        (output / "llms.txt").write_text(index_of(pages, texts))
+        if problems := dead_links(output):
+            raise StagingError("\n".join(problems))
+        shutil.rmtree(target, ignore_errors=True)
+        output.rename(target)
     return pages
 
 
@@ -99,7 +103,14 @@ def _docstrings(sources: Path) -> str:
 def index_of(pages: list[Page], texts: dict[Page, str]) -> str:
     """Return `llms.txt` (https://llmstxt.org): the pages with what each is about, by section."""
     home = " ".join(texts[pages[0]].split("\n\n")[1].split())
-    lines = ["# weightcache", "", f"> {home}", "", "Each link leads to the Markdown of a page."]
+    lines = [
+        "# weightcache",
+        "",
+        f"> {home}",
+        "",
+        "Each link leads to the Markdown of a page. Begin with the quickstart.",
+    ]
+    lines += ["", f"- [{title_of(texts[pages[0]])}]({pages[0].path}): the shortest app, and where to go from there"]
     section = ""
     for page in pages[1:]:
         if page.section != section:

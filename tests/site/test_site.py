@@ -17,8 +17,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import build_site
-from check_links import dead_links
-from stage_pages import REPOSITORY
+from stage_pages import REPOSITORY, Staged, StagingError
+from stage_pages import Page as PageOfSite
 from weightcache import ensure, errors
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
@@ -219,7 +219,7 @@ def test_llms_txt_lists_every_page_once(site: Path) -> None:
     listed = re.findall(r"^- \[.+?\]\((.+?)\)", text, re.MULTILINE)
     there = {file.relative_to(site).as_posix() for file in site.rglob("*.md")}
     assert len(set(listed)) == len(listed)
-    assert set(listed) == there - {"index.md"}
+    assert set(listed) == there
 
 
 def test_the_docstrings_are_written_out(site: Path) -> None:
@@ -229,16 +229,33 @@ def test_the_docstrings_are_written_out(site: Path) -> None:
         assert [name for name in errors.__all__ if name not in text] == [], file
 
 
-def test_a_warning_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def staged(target: Path) -> tuple[list[object], dict[str, str]]:
-        target.mkdir()
-        (target / "index.md").write_text("# Home\n\n[to nothing](#nothing)\n")
-        return [], {}
+def stage_home(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def staged(target: Path) -> Staged:
+        (target / "reference").mkdir(parents=True)
+        (target / "index.md").write_text(f"# Home\n\n{text}\n")
+        (target / "reference/docstrings.md").write_text("---\norphan: true\n---\n\n# Docstrings\n")
+        return Staged([PageOfSite("docs/index.md", "index.md", "")], {})
 
     monkeypatch.setattr(build_site, "stage", staged)
+
+
+def test_a_warning_ends_the_build_and_the_old_site_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_home(monkeypatch, "Text.")
+    build_site.build(tmp_path / "out/site")
+    assert "Text." in (tmp_path / "out/site/index.html").read_text()
+    stage_home(monkeypatch, "[to nothing](#nothing)")
     with pytest.raises(subprocess.CalledProcessError):
-        build_site.build(tmp_path / "site")
+        build_site.build(tmp_path / "out/site")
+    stage_home(monkeypatch, '<a href="nothing.html">to nothing</a>')
+    with pytest.raises(StagingError, match=r"index.html: nothing.html leads to no file"):
+        build_site.build(tmp_path / "out/site")
+    assert "Text." in (tmp_path / "out/site/index.html").read_text()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["site"]
 
 
-def test_no_link_is_dead(site: Path) -> None:
-    assert dead_links(site) == []
+def test_only_a_site_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    for output in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(StagingError, match="is no site that this program has built"):
+            build_site.build(output)
+    assert (tmp_path / "thesis.txt").read_text() == "years"
