@@ -43,9 +43,6 @@ __all__ = [
 ]
 
 
-_NAMES_SHOWN = 10  # of the declared names, in a message; the closest of a longer list
-
-
 def printable(text: str) -> str:
     """Return ``text`` with escapes for what is not printable but a newline: control characters rewrite a terminal."""
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
@@ -60,10 +57,9 @@ def redacted(url: str) -> str:
     url = "".join(filter(str.isprintable, url))
     if url.startswith("hf://"):
         return url
-    url = url.partition("#")[0].partition("?")[0]
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = url.partition("#")[0].partition("?")[0].partition("://")
     if not separator:
-        return url
+        return scheme
     authority, slash, path = rest.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
@@ -136,18 +132,13 @@ class UnknownCheckpointError(WeightCacheError, LookupError):
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = tuple(known)
-        shown = ", ".join(names)
-        if len(names) > _NAMES_SHOWN:
-            from difflib import get_close_matches  # not at the top: only a long list needs it
+        from difflib import get_close_matches  # not at the top: a hit does without
 
-            close = get_close_matches(name, names, _NAMES_SHOWN) or names[:_NAMES_SHOWN]
-            shown = f"{', '.join(close)} and {len(names) - len(close)} more"
-        super().__init__(
-            f"no checkpoint is called {name!r}; declared are: {shown}",
-            hint="use one of the declared names, or add the checkpoint to the manifest",
-            name=name,
-            known=names,
-        )
+        shown = names if len(names) <= 10 else get_close_matches(name, names, 10) or names[:10]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        message = f"no checkpoint is called {name!r}; declared are: {', '.join(shown)}{more}"
+        hint = "use one of the declared names, or add the checkpoint to the manifest"
+        super().__init__(message, hint=hint, name=name, known=names)
 
 
 class NotCachedError(WeightCacheError, FileNotFoundError):

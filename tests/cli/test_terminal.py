@@ -121,10 +121,18 @@ def test_ensure_ends_with_a_summary(project: Project) -> None:
     assert hits.lines[-1].endswith(" ms") or hits.lines[-1].endswith(" s")
     assert len(hits.lines) == (4 if project.count == 3 else 1)
     assert len(shown.lines) < 30
+    assert "groundingdino-s…" in shown.text  # what its bar is called
     _, out, err = piped(*project.words("ensure"))
     assert len(out.splitlines()) == project.count
     assert err.splitlines()[-1].startswith(f"weightcache: {project.count} checkpoints ready: all hits, ")
     assert piped(*project.words("ensure", "-q"))[2] == ""
+
+
+def test_pin_counts_what_was_pinned_already(project: Project) -> None:
+    shown = in_terminal("pin", "-m", project.manifest)
+    assert len(shown.lines) == (12 if project.count == 3 else 1)
+    assert ("300 entries pinned already" in shown.text) == (project.count == 300)
+    assert len(piped("pin", "-m", project.manifest)[1].splitlines()) == 4 * project.count
 
 
 def test_status_ends_with_a_count(project: Project) -> None:
@@ -137,18 +145,16 @@ def test_status_ends_with_a_count(project: Project) -> None:
     assert piped(*project.words("status"))[2] == ""
 
 
+@pytest.mark.parametrize("project", [3], indirect=True)
 @pytest.mark.parametrize("columns", [40, 60, 100, 0])
 def test_other_widths(project: Project, columns: int) -> None:
-    if project.count > 3:
-        pytest.skip("3 are enough")
     shown = in_terminal(*project.words("status"), columns=columns)
     assert [line for line in shown.lines if display_width(line) > (columns or 80)] == []
     assert "sam2" in shown.text
 
 
+@pytest.mark.parametrize("project", [3], indirect=True)
 def test_a_terminal_that_knows_no_wide_letters(project: Project) -> None:
-    if project.count > 3:
-        pytest.skip("3 are enough")
     code, out, err = piped(*project.words("status"), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (code, err) == (1, "")
     assert "\\u6a21\\u578b" in out
@@ -223,9 +229,8 @@ def test_300_missing_checkpoints_are_a_short_error(project: Project) -> None:
     assert ("and 290 more" in err) == (project.count == 300)
 
 
+@pytest.mark.parametrize("project", [3], indirect=True)
 def test_a_warning_of_the_library_is_a_message(project: Project) -> None:
-    if project.count > 3:
-        pytest.skip("3 are enough")
     manifest = project.manifest
     manifest.write_text(manifest.read_text().replace('urls = ["', f'urls = ["{project.origin.url("/gone")}", "', 1))
     code, _, err = piped(*project.words("ensure"))

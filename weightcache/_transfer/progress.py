@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ProgressCallback: TypeAlias = Callable[[str, int, "int | None"], object]
 
 _BARS_SHOWN = 6  # most bars of files at once
+_LABEL = 30  # most characters of what a bar is called
 
 _log = logging.getLogger("weightcache")
 
@@ -174,7 +175,7 @@ class BarProgress(Progress):
         if self._rows:  # two bars in one row would overwrite each other
             track.row = min(self._rows)
             self._rows.remove(track.row)
-            track.bar = self._bar(label[-40:], total, track.row)
+            track.bar = self._bar(_shortened(label), total, track.row)
         return track
 
     def advance(self, track: Track, count: int) -> None:
@@ -194,6 +195,11 @@ class BarProgress(Progress):
 
     def say(self, text: str) -> None:
         self._tqdm.write(f"weightcache: {text}", file=sys.stderr)
+
+
+def _shortened(label: str) -> str:
+    """Return a label that leaves room for the bar; of a long one, the beginning and the end."""
+    return label if len(label) <= _LABEL else f"{label[: _LABEL // 2]}…{label[1 - _LABEL // 2 :]}"
 
 
 def make_progress(
