@@ -92,6 +92,7 @@ Traceback (most recent call last):
 """
         return SimpleNamespace(returncode=5, stdout="", stderr=said)
 
+    monkeypatch.setenv("HOME", str(HERE.parent))  # of which the repository is a part
     pretend(monkeypatch, fail)
     out = tmp_path / "out.json"
     assert script.main(["--out", str(out)]) == 1
