@@ -462,6 +462,28 @@ def test_the_bound_of_a_clock_is_the_time_since_it_was_written(tmp_path: Path, m
     assert probe_volume_behavior._since(tmp_path / "clock") == 3.25
 
 
+def test_a_writer_compares_clocks_before_it_asks_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    volume: Any = Recorder()
+    monkeypatch.setattr(modal_app, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(probe_volume_behavior, "_publish_at_once", lambda *_: asked.append("clock"))
+    monkeypatch.setattr(probe_volume_behavior, "_mount", lambda: asked.append("mount"))
+    probe_volume_behavior.write(volume, "probe")
+    assert asked == ["clock", "mount"]
+
+
+def test_a_watcher_that_cannot_write_still_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    volume: Any = Recorder()
+    monkeypatch.setattr(modal_app, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(probe_volume_behavior, "WAIT_FOR", 0.1)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    (tmp_path / "probe").mkdir()
+    assert probe_volume_behavior.watch(volume, "probe/seen")["counts_seen"] == []
+
+
 def test_doctor_probes(plane: ControlPlane, manifest: Path, root: Path) -> None:
     assert tool(plane, "push", "--volume", "v", "--create", "-m", manifest, "--root", root)[0] == 1
     code, out, err = tool(plane, "doctor", "--volume", "v", "--probe")

@@ -22,6 +22,7 @@ def test_the_answers_of_this_machine(tmp_path: Path) -> None:
         assert found[place]["links_of_a_removed_file"] == 0
         assert found[place]["sync_file_range"] == "ok"
         assert found[place]["bytes_used_by_a_gap"] < probe_sandbox.GAP
+        assert found[place]["symlink"] == "ok"
         assert found[place]["link_opened_without_following"] in ("ELOOP", "ENOTDIR")
         assert isinstance(found[place]["lease"], str)
 
@@ -32,3 +33,25 @@ def test_a_call_that_fails_is_an_answer(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("os.memfd_create", refuse)
     assert sandbox(tmp_path)["memfd_create"] == "ENOSYS"
+
+
+def test_a_refused_call_on_a_file_leaves_the_other_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.symlink", refuse)
+    monkeypatch.setattr("os.ftruncate", refuse)
+    monkeypatch.delattr("os.memfd_create", raising=False)
+    found = sandbox(tmp_path)
+    json.dumps(found)
+    assert found["memfd_create"] == "AttributeError"
+    for place in ("on_the_volume", "on_its_own_disk"):
+        assert (found[place]["symlink"], found[place]["bytes_used_by_a_gap"]) == ("EPERM", "EPERM")
+        assert found[place]["link_opened_without_following"] == "ENOENT"
+        assert (found[place]["links_of_a_removed_file"], found[place]["sync_file_range"]) == (0, "ok")
+
+
+def test_a_directory_that_cannot_be_made_is_an_answer(tmp_path: Path) -> None:
+    found = sandbox(tmp_path / "missing")
+    assert found["on_the_volume"] == "ENOENT"
+    assert found["on_its_own_disk"]["links_of_a_removed_file"] == 0

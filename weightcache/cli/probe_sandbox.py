@@ -20,38 +20,52 @@ GAP = 1 << 20  # bytes of a file without a block
 
 
 def sandbox(home: Path) -> dict[str, Any]:
-    """Return the answers in a directory of the Volume, and in one of the container's own disk."""
+    """Return the answers in a directory of the Volume, and in one of the container's own disk.
+
+    Each call that the sandbox refuses is an answer of its own: the name of its error. The others are still asked.
+    """
+    return {
+        "kernel": _first_line("/proc/version"),
+        "boot_id": os.path.exists("/proc/sys/kernel/random/boot_id"),
+        "pid_namespace_has_an_id": _call(lambda: os.stat("/proc/self/ns/pid").st_ino > 0),
+        "cgroup_files": _call(lambda: len(os.listdir("/sys/fs/cgroup"))),
+        "memfd_create": _call(lambda: os.close(os.memfd_create("probe")), "ok"),
+        "on_the_volume": _call(lambda: _files(home / "sandbox")),
+        "on_its_own_disk": _call(_files_of_its_own),
+    }
+
+
+def _files_of_its_own() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as own:
-        return {
-            "kernel": _first_line("/proc/version"),
-            "boot_id": os.path.exists("/proc/sys/kernel/random/boot_id"),
-            "pid_namespace_has_an_id": _call(lambda: os.stat("/proc/self/ns/pid").st_ino > 0),
-            "cgroup_files": len(os.listdir("/sys/fs/cgroup")) if os.path.isdir("/sys/fs/cgroup") else None,
-            "memfd_create": _call(lambda: os.close(os.memfd_create("probe")), "ok"),
-            "on_the_volume": _files(home / "sandbox"),
-            "on_its_own_disk": _files(Path(own, "sandbox")),
-        }
+        return _files(Path(own, "sandbox"))
 
 
 def _files(folder: Path) -> dict[str, Any]:
     folder.mkdir()
-    path = folder / "file"
+    path, link = folder / "file", folder / "link"
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.ftruncate(descriptor, GAP)
-        found = {
-            "bytes_used_by_a_gap": os.fstat(descriptor).st_blocks * 512,
-            "sync_file_range": _sync_file_range(descriptor),
-            "lease": _lease(path),
+        return {
+            "bytes_used_by_a_gap": _call(lambda: _gap(descriptor)),
+            "sync_file_range": _call(lambda: _sync_file_range(descriptor)),
+            "lease": _call(lambda: _lease(path)),
+            "links_of_a_removed_file": _call(lambda: _links_without_a_name(path, descriptor)),
+            "symlink": _call(lambda: link.symlink_to(folder), "ok"),  # if it is refused, there is no link to open
+            "link_opened_without_following": _call(lambda: os.close(os.open(link, flags)), "ok"),
         }
-        path.unlink()
-        found["links_of_a_removed_file"] = os.fstat(descriptor).st_nlink
     finally:
         os.close(descriptor)
-    (folder / "link").symlink_to(folder)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-    found["link_opened_without_following"] = _call(lambda: os.close(os.open(folder / "link", flags)), "ok")
-    return found
+
+
+def _gap(descriptor: int) -> int:
+    os.ftruncate(descriptor, GAP)
+    return os.fstat(descriptor).st_blocks * 512
+
+
+def _links_without_a_name(path: Path, descriptor: int) -> int:
+    path.unlink()
+    return os.fstat(descriptor).st_nlink
 
 
 def _lease(path: Path) -> object:
@@ -77,7 +91,7 @@ def _sync_file_range(descriptor: int) -> object:
 
 def _first_line(path: str) -> str:
     with suppress(OSError):
-        return Path(path).read_text(encoding="utf-8").strip()
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     return ""
 
 
@@ -85,6 +99,6 @@ def _call(act: Callable[[], object], otherwise: object = None) -> object:
     """Return what ``act`` returns, or ``otherwise`` if that is given; the name of its error if it fails."""
     try:
         found = act()
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, type(error).__name__)
+    except Exception as error:  # noqa: BLE001 (any error is an answer)
+        return errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
     return found if otherwise is None else otherwise
