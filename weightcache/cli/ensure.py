@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         hidden = len(weights) - len(names)
     print_table([_row(weights, name) for name in names], (Cell.NAME, Cell.WORD, Cell.NUMBER, Cell.NUMBER, Cell.PATH))
     if hidden and names:
-        print(f"and {hidden} more, which `weightcache status` lists")
+        print(f"and {hidden} more; the command `status` lists them")
     if not options.quiet:
         echo(summary(weights.report, options.root, seconds, has_volume=options.mounted is not None))
     return 0
