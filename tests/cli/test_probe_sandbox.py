@@ -39,7 +39,7 @@ def test_a_refused_call_on_a_file_leaves_the_other_answers(tmp_path: Path, monke
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("os.symlink", refuse)
+    monkeypatch.setattr(Path, "symlink_to", refuse)  # pathlib of Python 3.10 has its own os.symlink
     monkeypatch.setattr("os.ftruncate", refuse)
     monkeypatch.delattr("os.memfd_create", raising=False)
     found = sandbox(tmp_path)
