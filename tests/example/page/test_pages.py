@@ -71,7 +71,7 @@ def test_the_sample_is_small() -> None:
 
 def test_every_file_is_used(visit: Visit) -> None:
     visit.page.get_by_role("button", name="Try a photo").click()
-    visit.page.wait_for_function("() => document.querySelector('.card')")
+    visit.cards.first.wait_for()
     loaded = visit.page.evaluate("performance.getEntriesByType('resource').map((each) => each.name.split('/').pop())")
     assert {name for name in FILES if name != "page.html"} <= set(loaded)
 
