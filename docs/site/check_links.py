@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from stage_pages import CODE
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 LOADED = {"img": "src", "script": "src", "link": "href", "source": "srcset", "iframe": "src"}
 MARKDOWN_LINK = re.compile(r"\]\(([^)\s]+)\)")
-CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 
 
 class _Document(HTMLParser):

@@ -176,7 +176,7 @@ def title_of(text: str) -> str:
 
 
 def summary_of(text: str) -> str:
-    """Return the first sentence of the first paragraph below the title, without links; "" if there is none."""
+    """Return the first sentence below the title, without its links. A page without text has the summary ""."""
     for paragraph in text.partition("# ")[2].split("\n\n")[1:]:
         if re.match(r"[\w`*\[\"]", paragraph) and not paragraph.startswith("```"):
             words = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split()))
