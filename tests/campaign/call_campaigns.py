@@ -16,9 +16,9 @@ from types import MappingProxyType
 from typing import Any
 
 from campaign_table import Limit, Row
-from crash_campaign import Crash, Survey, crash, sampled, surveyed, torn
-from errno_injection import BrokenError, world_here
-from error_campaign import NAMES, attempted, cases
+from crash_campaign import Crash, Point, Survey, crash, sampled, surveyed, torn
+from errno_injection import BrokenError, returned, world_here
+from error_campaign import NAMES, TOGETHER, attempted_together, cases
 from forked_child import side_by_side
 from origin import Origin
 from scenarios import SCENARIOS, Scenarios
@@ -46,7 +46,7 @@ class CallCampaigns:
         """Try every point of each scenario, or so many of those in ``few``, until the limit."""
         points = {name: survey.points(name) for name, survey in self.surveys.items()}
         chosen = {name: sampled(each, few[name], self.seed) if name in few else each for name, each in points.items()}
-        tried = self._tried("crash", crash, [point for each in chosen.values() for point in each], limit)
+        tried = self._crashed((point for each in chosen.values() for point in each), limit)
         rows = []
         for name, survey in self.surveys.items():
             outcomes = [outcome for point, outcome in tried if point.scenario == name]
@@ -62,7 +62,7 @@ class CallCampaigns:
         many = [each for each in found if each.torn > 2]
         points = [each for each in found if each.torn <= 2] + sampled(many, RANDOM, self.seed)
         shuffled = sampled(points, len(points), self.seed, ordered=False)
-        outcomes = [each for _, each in self._tried("crash", crash, shuffled[self.first :], limit)]
+        outcomes = [each for _, each in self._crashed(shuffled[self.first :], limit)]
         names, pairs = len({point.scenario for point, _ in dirty}), len(points) - min(len(many), RANDOM)
         note = f"of {pairs} with one file or two, and {len(points) - pairs} with more (of {len(many)})"
         return [Row("torn", f"{names} scenarios", len(outcomes), outcomes.count(None), note)]
@@ -70,26 +70,42 @@ class CallCampaigns:
     def error(self, limit: Limit, names: Iterable[str] = NAMES) -> list[Row]:
         """Let each call fail once with an error that the seed decides, then with others, until the limit."""
         calls, turns = cases(self.world, self.seed, list(names))
-        outcomes = self._tried("error", attempted, list(turns)[self.first :], limit)
+        left = list(turns)[self.first :]
+        groups = [left[first : first + TOGETHER] for first in range(0, len(left), TOGETHER)]
+        outcomes = self._tried("error", attempted_together, groups, limit)
         tried = Counter(case.scenario for case, _ in outcomes)
         failed = Counter(case.scenario for case, outcome in outcomes if outcome is None)
         return [Row("error", name, tried[name], failed[name], f"{calls[name]} calls") for name in calls if tried[name]]
 
+    def _crashed(self, points: Iterable[Point], limit: Limit) -> list[tuple[Point, Any]]:
+        def work(world: Scenarios, group: Sequence[Point]) -> list[object]:
+            return [returned(crash, world, each) for each in group]
+
+        return self._tried("crash", work, [[each] for each in points], limit)
+
     def _tried(
-        self, kind: str, work: Callable[[Scenarios, Any], object], items: list[Any], limit: Limit
+        self,
+        kind: str,
+        work: Callable[[Scenarios, Sequence[Any]], Sequence[object]],
+        groups: Sequence[Sequence[Any]],
+        limit: Limit,
     ) -> list[tuple[Any, Any]]:
-        """Return each item that was tried, with what came of it, or ``None`` where it failed."""
+        """Return each item of the groups that was tried, with what came of it, or ``None`` where it failed."""
 
-        def attempt(item: Any) -> tuple[Any, str]:
-            try:
-                return work(self.world, item), ""
-            except BrokenError as error:
-                print(f"FAILED {kind} {item}: {error}", file=sys.stderr, flush=True)
-                return None, f"--repeat '{kind} {item}'"
+        def attempt(group: Sequence[Any]) -> Sequence[object]:
+            outcomes = work(self.world, group)
+            for item, outcome in zip(group, outcomes, strict=True):
+                if isinstance(outcome, BrokenError):
+                    print(f"FAILED {kind} {item}: {outcome}", file=sys.stderr, flush=True)
+            return outcomes
 
-        found = side_by_side(attempt, items, limit)
-        self.failures += [failure for _, (_, failure) in found if failure]
-        return [(item, outcome) for item, (outcome, _) in found]
+        found = list[tuple[Any, Any]]()
+        for group, outcomes in side_by_side(attempt, groups, limit):
+            for item, outcome in zip(group, outcomes, strict=True):
+                broken = isinstance(outcome, BrokenError)
+                self.failures += [f"--repeat '{kind} {item}'"] * broken
+                found.append((item, None if broken else outcome))
+        return found
 
 
 @contextmanager

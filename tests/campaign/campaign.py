@@ -59,7 +59,7 @@ def run_sample(seed: int) -> tuple[list[Row], list[str]]:
     with scenarios_here() as world:
         campaigns = CallCampaigns(world, seed)
         rows = campaigns.crash(Limit(), few={name: 1 for name in SCENARIOS if name != WHOLE})
-        rows += campaigns.torn(Limit(most=5)) + campaigns.error(Limit(most=5), ["copy", "tags", "move"])
+        rows += campaigns.torn(Limit(most=5)) + campaigns.error(Limit(most=1), ["copy", "tags", "move"])
         return rows, campaigns.failures
 
 

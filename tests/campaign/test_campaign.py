@@ -105,6 +105,46 @@ def test_a_file_that_is_written_in_two_steps_is_found() -> None:
     assert found["synced"][:2] == ["fsync", 0]
 
 
+# The second of the cases lets an `OSError` out, and the fourth ends the child if another one came before it.
+TOGETHER = """
+import json, os, tempfile
+from types import SimpleNamespace
+from error_campaign import attempted_together
+from errno_injection import Case
+
+folder, before = tempfile.mkdtemp(), []
+
+def prepared(scenario):
+    return tempfile.mkdtemp(dir=folder) + "/root"
+
+def act(scenario, root):
+    if scenario == "ends" and before:
+        os._exit(3)
+    before.append(scenario)
+    try:
+        os.mkdir(root)
+    except OSError:
+        if scenario == "loose":
+            raise
+    return []
+
+world = SimpleNamespace(prepared=prepared, act=act, judge=lambda scenario, root: None)
+names = ["caught", "loose", "caught", "ends", "caught"]
+found = attempted_together(world, [Case(name, "mkdir", "EIO", 1) for name in names])
+print(json.dumps([str(each) for each in found]))
+"""
+
+
+def test_cases_that_share_a_child_are_judged_one_by_one() -> None:
+    done = campaign(code=TOGETHER)
+    assert done.returncode == 0, done.stderr
+    first, loose, *others = json.loads(done.stdout)
+    ok = "Outcome(said='ok', calls=1, text='')"
+    assert [first, *others] == [ok] * 4
+    assert "not ours" in loose
+    assert "Input/output error" in loose
+
+
 def test_points_and_what_they_leave() -> None:
     point = Point("file", 3, after=True)
     assert Point.parse(str(point)) == point

@@ -29,7 +29,7 @@ import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from weightcache import WeightCacheError, ensure, prune, publish, status, verify
 from weightcache._runtime import tuning_constants
@@ -94,6 +94,7 @@ SYSTEM_CALLS = [
 
 
 HANG = 60.0  # seconds
+W, T, R = TypeVar("W"), TypeVar("T"), TypeVar("R")
 
 
 class BrokenError(Exception):
@@ -379,6 +380,14 @@ def attempt(world: World, case: Case) -> Outcome:
         world.judge(case.scenario, root)
     shutil.rmtree(os.path.dirname(root), ignore_errors=True)
     return Outcome(said, calls[0], text)
+
+
+def returned(work: Callable[[W, T], R], world: W, item: T) -> R | BrokenError:
+    """Return what ``work`` returns, or the `BrokenError` that it raises."""
+    try:
+        return work(world, item)
+    except BrokenError as error:
+        return error
 
 
 def short_waits() -> None:
