@@ -102,7 +102,7 @@ class ManifestError(WeightCacheError, ValueError):
 
     Attributes:
         source: The file it came from, or ``"manifest"`` for a mapping.
-        problems: All problems; each begins with its key, as in ``checkpoints.sam2.sha256: …``.
+        problems: All problems; each begins with its key, as in ``checkpoints.sam2.sha256: …``. The message has 100.
     """
 
     source: str
@@ -110,9 +110,9 @@ class ManifestError(WeightCacheError, ValueError):
 
     def __init__(self, source: str, problems: Iterable[str]) -> None:
         listed = tuple(problems)
-        noun = "problem" if len(listed) == 1 else "problems"
+        lines = [f"{source}: {len(listed)} problem{'s' * (len(listed) != 1)}", *(f"  {each}" for each in listed[:100])]
         super().__init__(
-            "\n".join([f"{source}: {len(listed)} {noun}", *(f"  {problem}" for problem in listed)]),
+            "\n".join([*lines, *[f"  and {len(listed) - 100} more"] * (len(listed) > 100)]),
             hint="mend the lines named above; docs/reference/manifest.md lists every key",
             source=source,
             problems=listed,

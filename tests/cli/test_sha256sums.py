@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hub import File, Hub
 from origin import Origin
 from pins import DATA
 from support import quiet, sha256
-from weightcache import Manifest
+from weightcache import Manifest, ManifestError
+from weightcache.cli.sha256sums import read_sha256sums
 
 
 def test_a_list_of_digests_is_believed_and_nothing_fetched(run: Any, origin: Origin, root: Path) -> None:
@@ -96,3 +98,24 @@ def test_a_list_that_cannot_be_used(lines: str, said: str, run: Any, origin: Ori
 def test_a_list_without_end(run: Any, origin: Origin) -> None:
     code, _, err = run("add", "b", origin.url("/w"), "--from-sha256sums", "/dev/zero")
     assert (code, "has more than 67,108,864 characters" in err) == (2, True), err
+
+
+def test_what_is_no_list_is_not_told_line_by_line(run: Any, origin: Origin) -> None:
+    """The campaign of random inputs found that the error of 40,000 short lines took 23 MB."""
+    Path("SUMS").write_text(",\n" * 40_000)
+    tracemalloc.start()
+    with pytest.raises(ManifestError) as caught:
+        read_sha256sums("SUMS")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(caught.value.problems) == 100
+    assert caught.value.problems[-1] == "line 100 and those after it were not read"
+    assert peak < 4 << 20
+    code, _, err = run("add", "b", origin.url("/w"), "--from-sha256sums", "SUMS")
+    assert (code, err.count("\n") < 110, "line 100 and those after" in err) == (2, True, True), err
+
+
+def test_only_a_newline_ends_a_line(run: Any, origin: Origin) -> None:
+    Path("SUMS").write_text(f"{'a' * 64}  a\u2028b\n", encoding="utf-8")
+    code, _, err = run("add", "b", origin.url("/w"), "--from-sha256sums", "SUMS")
+    assert (code, "line 1: 'a\\u2028b' " in err, "line 2" in err) == (2, True, False), err

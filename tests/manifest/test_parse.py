@@ -174,6 +174,16 @@ def test_all_problems_at_once() -> None:
     ]
 
 
+def test_of_very_many_problems_the_message_has_the_first_hundred() -> None:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.load({"checkpoints": {f"c{number:03}": {"urls": []} for number in range(250)}})
+    assert len(caught.value.problems) == 250
+    first, *lines = str(caught.value).splitlines()
+    assert first == "manifest: 250 problems"
+    assert lines[99].startswith("  checkpoints.c099.sha256: ")
+    assert lines[100] == "  and 150 more"
+
+
 def test_numbers_that_no_file_has_and_that_cannot_be_printed() -> None:
     largest = (1 << 63) - 1
     assert Manifest.load(entry(size=largest))["c"].size == largest

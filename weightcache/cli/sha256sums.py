@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from itertools import islice
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _GNU = re.compile(r"([0-9A-Fa-f]{64}) [ *](.+)")
 _CHUNK = 1 << 16  # characters
 _LONGEST = 64 << 20  # characters, about 500,000 files; a path may name /dev/zero
+_MOST_PROBLEMS = 99  # what is no list, such as a binary file, has one in each of millions of lines
 _BSD = re.compile(r"SHA256 \((.+)\) = ([0-9A-Fa-f]{64})")
 
 
@@ -25,12 +27,15 @@ def read_sha256sums(path: str) -> dict[str, str]:
     Both formats are read: ``DIGEST  PATH`` and, with ``--tag`` or on a Mac, ``SHA256 (PATH) = DIGEST``.
 
     Raises:
-        ManifestError: It cannot be read, or a line or path is invalid; the message lists all such lines.
+        ManifestError: It cannot be read, or a line or path is invalid; the message lists the first 99 such lines.
     """
-    text = _read(path)
     digests: dict[str, str] = {}
-    problems = []
-    for number, line in enumerate(text.splitlines(), 1):
+    problems = list[str]()
+    for number, text in enumerate(io.StringIO(_read(path)), 1):
+        if len(problems) == _MOST_PROBLEMS:
+            problems.append(f"line {number} and those after it were not read")
+            break
+        line = text.rstrip("\n")
         if not line.strip() or line.startswith("#"):
             continue
         if match := _GNU.fullmatch(line):
