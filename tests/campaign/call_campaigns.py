@@ -46,7 +46,7 @@ class CallCampaigns:
         """Try every point of each scenario, or so many of those in ``few``, until the limit."""
         points = {name: survey.points(name) for name, survey in self.surveys.items()}
         chosen = {name: sampled(each, few[name], self.seed) if name in few else each for name, each in points.items()}
-        tried = self._crashed((point for each in chosen.values() for point in each), limit)
+        tried = self._crashed("crash", (point for each in chosen.values() for point in each), limit)
         rows = []
         for name, survey in self.surveys.items():
             outcomes = [outcome for point, outcome in tried if point.scenario == name]
@@ -62,7 +62,7 @@ class CallCampaigns:
         many = [each for each in found if each.torn > 2]
         points = [each for each in found if each.torn <= 2] + sampled(many, RANDOM, self.seed)
         shuffled = sampled(points, len(points), self.seed, ordered=False)
-        outcomes = [each for _, each in self._crashed(shuffled[self.first :], limit)]
+        outcomes = [each for _, each in self._crashed("torn", shuffled[self.first :], limit)]
         names, pairs = len({point.scenario for point, _ in dirty}), len(points) - min(len(many), RANDOM)
         note = f"of {pairs} with one file or two, and {len(points) - pairs} with more (of {len(many)})"
         return [Row("torn", f"{names} scenarios", len(outcomes), outcomes.count(None), note)]
@@ -72,16 +72,16 @@ class CallCampaigns:
         calls, turns = cases(self.world, self.seed, list(names))
         left = list(turns)[self.first :]
         groups = [left[first : first + TOGETHER] for first in range(0, len(left), TOGETHER)]
-        outcomes = self._tried("error", attempted_together, groups, limit)
+        outcomes = self._tried("error", attempted_together, groups, limit, "error")
         tried = Counter(case.scenario for case, _ in outcomes)
         failed = Counter(case.scenario for case, outcome in outcomes if outcome is None)
         return [Row("error", name, tried[name], failed[name], f"{calls[name]} calls") for name in calls if tried[name]]
 
-    def _crashed(self, points: Iterable[Point], limit: Limit) -> list[tuple[Point, Any]]:
+    def _crashed(self, title: str, points: Iterable[Point], limit: Limit) -> list[tuple[Point, Any]]:
         def work(world: Scenarios, group: Sequence[Point]) -> list[object]:
             return [returned(crash, world, each) for each in group]
 
-        return self._tried("crash", work, [[each] for each in points], limit)
+        return self._tried("crash", work, [[each] for each in points], limit, title)
 
     def _tried(
         self,
@@ -89,6 +89,7 @@ class CallCampaigns:
         work: Callable[[Scenarios, Sequence[Any]], Sequence[object]],
         groups: Sequence[Sequence[Any]],
         limit: Limit,
+        title: str,
     ) -> list[tuple[Any, Any]]:
         """Return each item of the groups that was tried, with what came of it, or ``None`` where it failed."""
 
@@ -100,7 +101,7 @@ class CallCampaigns:
             return outcomes
 
         found = list[tuple[Any, Any]]()
-        for group, outcomes in side_by_side(attempt, groups, limit):
+        for group, outcomes in side_by_side(attempt, groups, limit, title):
             for item, outcome in zip(group, outcomes, strict=True):
                 broken = isinstance(outcome, BrokenError)
                 self.failures += [f"--repeat '{kind} {item}'"] * broken

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,20 +34,24 @@ def forked(work: Callable[[int], Any]) -> Ended:
     return _ended(*_started(work, HANG))
 
 
-def side_by_side(work: Callable[[T], Any], items: Sequence[T], limit: Limit) -> list[tuple[T, Any]]:
+def side_by_side(work: Callable[[T], Any], items: Sequence[T], limit: Limit, title: str = "") -> list[tuple[T, Any]]:
     """Do ``work`` for the items, in their order, in `PROCESSES` forked children; return each with what it returned.
 
-    A child takes every n-th item, until the limit is reached.
+    A child takes every n-th item, until the limit is reached. With a title, the first one prints once a minute how far
+    it is.
 
     Raises:
         RuntimeError: An exception of ``work``, as text.
     """
 
     def part(first: int) -> list[tuple[int, Any]]:
-        found = list[tuple[int, Any]]()
+        found, began, minutes = list[tuple[int, Any]](), time.monotonic(), 0
         for index in range(first, len(items), PROCESSES):
             if limit.reached(index):
                 break
+            if title and first == 0 and (now := int(time.monotonic() - began) // 60) > minutes:
+                minutes = now
+                print(f"{title}: {index / len(items):.1%} after {now} min", file=sys.stderr, flush=True)
             found.append((index, work(items[index])))
         return found
 

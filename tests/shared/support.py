@@ -93,7 +93,7 @@ import json, logging, os, sys
 from dataclasses import replace
 from weightcache._runtime import tuning_constants as settings
 from weightcache import ensure
-settings.DEFAULT = replace(settings.DEFAULT, backoff=0.01, volume_backoff=(0.01, 0.01))
+settings.DEFAULT = replace(settings.DEFAULT, backoff=0.01, refusal_timeout=0.0, volume_backoff=(0.01, 0.01))
 """
 
 
