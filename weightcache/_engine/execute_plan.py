@@ -6,7 +6,7 @@ Nothing here commits or reloads, and no file of the root is open when it returns
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from weightcache._environment import command, in_modal_container
@@ -242,7 +242,8 @@ class Installer:
                 task.lost()
                 raise
         store_root.refuse_links(self.layout, self.layout.partials)
-        sweep(self.layout, {task.checkpoint.digest for task in tasks})
+        with suppress(StorageError):  # what cannot be swept now is swept later; the weights are there
+            sweep(self.layout, {task.checkpoint.digest for task in tasks})
 
 
 def not_cached(layout: Layout, tasks: Sequence[CheckpointTask], why: str, volume: Volume | None) -> NotCachedError:

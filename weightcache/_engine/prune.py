@@ -17,7 +17,7 @@ from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._store.file_operations import remove_file
 from weightcache._store.layout import Layout, version_path
 from weightcache._store.partial_directory import stale_partials, sweep
-from weightcache._store.receipts import iter_receipts, receipt_files, receipts_of_directory
+from weightcache._store.receipts import iter_receipts, receipt_files, receipted_places
 from weightcache._store.root_checks import check_root, find_symlink, refuse_links, refuse_read_only
 from weightcache._store.tags import retention
 from weightcache.errors import StorageError, VolumeError
@@ -65,7 +65,8 @@ def prune(
     Raises:
         ManifestError: A manifest has problems; nothing is deleted.
         LockTimeoutError: Another process of this container holds the lock of the root and makes no progress.
-        StorageError: Something cannot be deleted, root is no directory, or a tag is torn; then nothing is deleted.
+        StorageError: Root is no directory, or a tag is torn or cannot be read; then nothing is deleted. Or something
+            cannot be read or deleted; the next call deletes what is left.
         VolumeError: The volume could not be reloaded or committed, or a manifest is on a Volume that is not reloaded.
         ValueError: No manifest is given, or ``older_than`` is no number of seconds.
     """
@@ -78,8 +79,7 @@ def prune(
         check_manifest(work.layout.root, each, volume)
     work.kept()  # a manifest with problems is reported before anything else happens
     calls = VolumeSession(work.layout.root, volume)
-    check_root(work.layout)
-    if not os.path.isdir(work.layout.root):
+    if not check_root(work.layout):
         return []
     with root_lock(work.layout.root, wait=WAIT, say=lambda _: None, check=lambda: None):
         calls.sync()
@@ -114,7 +114,7 @@ class _Prune:
         begun = [
             (name, digest) for name, digest, _ in iter_receipts(layout, BEGUN) if not _is_link(layout, name, digest)
         ]
-        return doomed, [each for each in begun if each not in tagged], expired
+        return doomed, [each for each in begun if each not in kept], expired
 
     def plan_only(self) -> list[Path]:
         """Return what `delete` would delete."""
@@ -140,23 +140,30 @@ class _Prune:
                 remove_file(path)
         _commit(calls)  # no container may serve a hit from a version directory that is half deleted
         calls.reload()
-        saved = self._restore(set(doomed), calls)
+        saved = self._restore(calls)
+        left = [each for each in iter_receipts(layout, BEGUN) if each[:2] not in saved]
+        published_again = receipted_places(layout, {name for name, *_ in left})
+        deleted = set[tuple[str, str]]()
         with calls.writing():
-            for name, digest, receipt in list(iter_receipts(layout, BEGUN)):
-                if (name, digest) not in saved:
-                    _delete(layout, name, digest, receipt)
+            for name, digest, receipt in left:
+                if not _is_link(layout, name, digest):
+                    if version_path(name, digest) not in published_again:
+                        _delete_files(layout, name, digest, receipt)
+                        deleted.add((name, digest))
+                    remove_file(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
         _commit(calls)
-        places = self._places([each for each in [*doomed, *begun] if each not in saved])
+        places = self._places([each for each in [*doomed, *begun] if each in deleted])
         return [*places, *map(Path, expired), *swept]
 
-    def _restore(self, doomed: set[tuple[str, str]], calls: VolumeSession) -> set[tuple[str, str]]:
-        """Give a version its receipt back if another container tagged or declared it meanwhile.
+    def _restore(self, calls: VolumeSession) -> set[tuple[str, str]]:
+        """Give a version its receipt back if a tag keeps it or a manifest declares it.
 
-        A container that tags a version checks its receipt after its own commit. So one of the two sees what the other
-        committed.
+        Another container tagged or declared it meanwhile, or a prune that was killed withdrew it and the manifest is an
+        older one again. A container that tags a version checks its receipt after its own commit. So one of the two sees
+        what the other committed.
         """
         tagged, _ = retention(self.layout, self._older_than)
-        kept = tagged | (doomed & self.kept())
+        kept = tagged | self.kept()
         saved = {(name, digest) for name, digest, _ in iter_receipts(self.layout, BEGUN)} & kept
         with calls.writing():
             for name, digest in saved:
@@ -182,16 +189,12 @@ def _withdraw(receipt: str) -> None:
         raise StorageError.of(error, "withdraw", f"{receipt}.json") from None
 
 
-def _delete(layout: Layout, name: str, digest: str, receipt: dict[str, object]) -> None:
+def _delete_files(layout: Layout, name: str, digest: str, receipt: dict[str, object]) -> None:
     place = f"{layout.root}/{version_path(name, digest)}"
-    if find_symlink(layout, place):
-        return
-    if not receipts_of_directory(layout, name, digest):  # else it was published again
-        for path in receipt_files(receipt):
-            if not find_symlink(layout, os.path.dirname(f"{place}/{path}")):  # what a link leads to is outside the root
-                remove_file(f"{place}/{path}")
-        _remove_empty(place, layout.root)
-    remove_file(f"{layout.receipts}/{name}/{digest}.{BEGUN}")
+    for path in receipt_files(receipt):
+        if not find_symlink(layout, os.path.dirname(f"{place}/{path}")):  # what a link leads to is outside the root
+            remove_file(f"{place}/{path}")
+    _remove_empty(place, layout.root)
 
 
 def _age(receipt: dict[str, object]) -> float:

@@ -24,10 +24,11 @@ def remove_old_notes(root: str) -> None:
     """
     try:
         folder, own = local_directory(root), os.path.basename(note_path(root, "")).rstrip(".")
+        names = list_names(folder)
     except StorageError:
         return
     notes: dict[str, list[re.Match[str]]] = defaultdict(list)
-    for name in list_names(folder):
+    for name in names:
         if name.startswith("container."):
             with suppress(OSError):
                 if time.time() - os.stat(f"{folder}/{name}").st_mtime > OLD:

@@ -36,7 +36,7 @@ from weightcache.manifest.validate import MODAL_VOLUMES
 from .commit_evidence import CommitEvidence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from weightcache._coordination.volume import Volume
     from weightcache.manifest import Checkpoint, WeightSource
@@ -131,7 +131,7 @@ def _refresh(layout: Layout, volume: Volume, poll: float, check: Callable[[], No
 
 def no_publication(layout: Layout, tag: Tag, warnings: tuple[str, ...]) -> NotCachedError:
     """Return the error for a tag that stands for nothing. ``warnings``: what failed before."""
-    others = ", ".join(str(each) for each in iter_tags(layout))
+    others = _some(str(each) for each in iter_tags(layout))
     after = f" ({'; '.join(warnings)})" if warnings else ""
     return NotCachedError(
         f"the {tag} has no publication in {layout.root}{after}; published there: {others or 'nothing'}",
@@ -139,6 +139,12 @@ def no_publication(layout: Layout, tag: Tag, warnings: tuple[str, ...]) -> NotCa
         "pass volume=, so that this container sees what others committed",
         checkpoints=(tag.name,),
     )
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return the first ten names, for a message: everybody with write access to the Volume can make thousands."""
+    found = list(names)
+    return ", ".join(found[:10]) + f" and {len(found) - 10} more" * (len(found) > 10)
 
 
 def incomplete(tag: Tag, layout: Layout, checkpoint: Checkpoint, why: NotCachedError) -> NotCachedError:
@@ -258,13 +264,14 @@ def _version(layout: Layout, name: str, version: str) -> Checkpoint:
                 single = len(files) == 1 and all(pin["sha256"] == digest for pin in files.values())
                 with suppress(ManifestError):  # a receipt that another program wrote
                     checkpoint = declared(name, files, is_directory=not single)
-                    if inspect(layout, checkpoint).state == "ready":
+                    # The digest first: a receipt may list the files of another version.
+                    if checkpoint.digest == digest and inspect(layout, checkpoint).state == "ready":
                         return checkpoint
     raise _no_version(layout, name, version)
 
 
 def _no_version(layout: Layout, name: str, version: str) -> NotCachedError:
-    known = ", ".join(digest[:16] for each, digest, _ in iter_receipts(layout) if each == name)
+    known = _some(digest[:16] for each, digest, _ in iter_receipts(layout) if each == name)
     return NotCachedError(
         f"{layout.root} has no complete version {version!r:.100} of {name}; there are: {known or 'none'}",
         hint=f"name one of these versions, or publish the files again with `weightcache publish PATH {name}`",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from weightcache._runtime.owned_descriptors import close_on_interrupt
 from weightcache._store.file_operations import verified_sizes
+from weightcache._store.root_checks import find_symlink
+from weightcache.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,11 +26,21 @@ def verify_places(layout: Layout, checkpoints: Sequence[Checkpoint], seen: list[
         (checkpoint, file)
         for checkpoint in checkpoints
         for file in checkpoint.files
-        if os.path.isfile(layout.file(checkpoint, file))
+        if _is_there(layout.file(checkpoint, file))
     ]
     right = verified_sizes(layout, present, lambda: None)
     wrong = {(checkpoint.name, file.path) for checkpoint, file in present} - right.keys()
     return [_judged(layout, *pair, wrong) for pair in zip(checkpoints, seen, strict=True)]
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # else it would count as missing, and a receipt would speak for it
+        raise StorageError.of(error, "read", path) from None
+    return True
 
 
 def _judged(layout: Layout, checkpoint: Checkpoint, seen: Status, wrong: set[tuple[str, str]]) -> Status:
@@ -42,6 +54,8 @@ def _judged(layout: Layout, checkpoint: Checkpoint, seen: Status, wrong: set[tup
 
 def _extra_files(layout: Layout, checkpoint: Checkpoint) -> tuple[str, ...]:
     place = layout.version_dir(checkpoint)
+    if find_symlink(layout, place):
+        return ()  # what a link leads to is outside the root
     known = {file.path for file in checkpoint.files}
     found = (
         os.path.relpath(os.path.join(folder, name), place) for folder, _, names in os.walk(place) for name in names

@@ -53,11 +53,11 @@ def hash_file(path: str, check: Callable[[], None], *, follow: bool = False, ret
     try:
         found = os.stat(path, follow_symlinks=follow)
         return _read(path, lambda _: check(), follow=follow) if stat.S_ISREG(found.st_mode) else None
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
-        if error.errno == errno.ESTALE and retry:  # a reload put another file in the place of the one being read
+        if error.errno in (errno.ESTALE, errno.ENOENT) and retry:  # a reload put another file in the place of this one
             return hash_file(path, check, follow=follow, retry=False)
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return None
         raise StorageError.of(error, "read", path) from None
 
 

@@ -7,6 +7,7 @@ alone: another file of the same size under another name would be a hit.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from typing import Any
 
+    from weightcache.errors import StorageError
     from weightcache.manifest import Checkpoint, File
     from weightcache.reports import State
 
@@ -64,13 +66,20 @@ class Inspection(Frozen):
 
 READY = Inspection("ready", receipt=True)
 
+# Errors that say that there is no regular file at a path. Any other one says nothing of what is there: a caller that
+# took it for "nothing" would delete what it must keep, or report what is there as missing.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+
 _reading: set[FileIO] = set()  # what is open at the moment
 
 
 def read_bytes(path: str, limit: int) -> bytes | None:
-    """Return the first ``limit`` bytes of a regular file, or ``None`` if it is another kind of file or cannot be read.
+    """Return the first ``limit`` bytes of a regular file, or ``None`` if there is no such file.
 
     A link is not followed: it could lead to ``/dev/zero``. The limit is for a planted file of many gigabytes.
+
+    Raises:
+        StorageError: It cannot be read.
     """
     try:
         with open(path, "rb", buffering=0, opener=_open) as stream:
@@ -85,8 +94,16 @@ def read_bytes(path: str, limit: int) -> bytes | None:
                 return b"".join(chunks)
             finally:
                 _reading.discard(stream)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise _unreadable(error, path) from None
+
+
+def _unreadable(error: OSError, path: str) -> StorageError:
+    from weightcache.errors import StorageError  # not at the top: a hit does without
+
+    return StorageError.of(error, "read", path)
 
 
 def _open(path: str, flags: int) -> int:
@@ -110,6 +127,9 @@ def read_receipt(path: str, limit: int = RECEIPT_BYTES) -> dict[str, Any] | None
     """Return what a receipt of at most ``limit`` bytes says if it is one of this format, else ``None``.
 
     Anybody who can write to the Volume can write a receipt: nothing in it is believed before it is checked.
+
+    Raises:
+        StorageError: It cannot be read.
     """
     try:
         data = json.loads(read_bytes(path, limit) or b"")
@@ -121,53 +141,86 @@ def read_receipt(path: str, limit: int = RECEIPT_BYTES) -> dict[str, Any] | None
 
 
 def list_names(path: str) -> list[str]:
-    """Return the sorted names in a directory; none if it cannot be listed."""
+    """Return the sorted names in a directory; none if it does not exist.
+
+    Raises:
+        StorageError: It cannot be listed.
+    """
     try:
         return sorted(os.listdir(path))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise _unreadable(error, path) from None
 
 
 def list_directories(path: str) -> list[str]:
-    """Return the sorted names of the directories in a directory; links to directories are left out."""
+    """Return the sorted names of the directories in a directory; links to directories are left out.
+
+    Raises:
+        StorageError: It cannot be listed.
+    """
     try:
         with os.scandir(path) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise _unreadable(error, path) from None
 
 
 def inspect(layout: Layout, checkpoint: Checkpoint) -> Inspection:
-    """Return the state of ``checkpoint`` in the root: one receipt is read, and one stat is made for each file."""
-    expected = _receipted_sizes(layout, checkpoint)
-    wrong, present = [], 0
+    """Return the state of ``checkpoint`` in the root: one receipt is read, and one stat is made for each file.
+
+    What cannot be read is no error: a download may replace it. The detail says so.
+    """
+    expected, unread = None, ""
+    try:
+        expected = _receipted_sizes(layout, checkpoint)
+    except OSError as error:  # `StorageError`
+        unread = f"; {_first_line(error)}"
+    wrong, present, sized = [], 0, False
     for file in checkpoint.files:
         size = file.size if expected is None else expected[file.path]
         try:
             found = os.lstat(layout.file(checkpoint, file))  # what is behind a link may change without a receipt
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             wrong.append((file, f"{file.path} is missing"))
+            continue
+        except OSError as error:
+            wrong.append((file, f"{file.path} cannot be examined: {error.strerror}"))
+            present, sized = present + 1, True  # it may be there
             continue
         present += 1
         if not stat.S_ISREG(found.st_mode):
             wrong.append((file, f"{file.path} is not a regular file"))
+            sized = True
         elif size is not None and found.st_size != size:
             wrong.append((file, f"{file.path} has {found.st_size} bytes instead of {size}"))
+            sized = True
     if not wrong:
-        return READY if expected is not None else Inspection("unverified", "is there, without a receipt")
-    detail = wrong[0][1] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+        return READY if expected is not None else Inspection("unverified", f"is there, without a receipt{unread}")
+    detail = wrong[0][1] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "") + unread
     files = tuple(file for file, _ in wrong)
     if expected is not None:
         return Inspection("damaged", f"has a receipt, but {detail}", receipt=True, wrong=files, sizes=expected)
     if present > 0:
-        sized = any("instead of" in why or "regular" in why for _, why in wrong)
         return Inspection("damaged" if sized else "partial", detail, wrong=files)
-    started = any(name.startswith(checkpoint.digest) for name in list_names(layout.partials))
+    started = False
+    try:
+        started = any(name.startswith(checkpoint.digest) for name in list_names(layout.partials))
+    except OSError as error:  # `StorageError`
+        unread += f"; {_first_line(error)}"
     return Inspection(
         "partial" if started else "missing",
-        "a download was begun" if started else "is not there",
+        f"{'a download was begun' if started else 'is not there'}{unread}",
         wrong=files,
     )
+
+
+def _first_line(error: OSError) -> str:
+    """Return an error's message without its hint, for a detail of one line."""
+    return str(error).partition("\n")[0]
 
 
 def _receipted_sizes(layout: Layout, checkpoint: Checkpoint) -> dict[str, int] | None:

@@ -14,6 +14,8 @@ import re
 import time
 import zlib
 
+from weightcache.errors import StorageError
+
 from .inspect import read_bytes
 
 BLOCK = 1 << 20  # bytes; what a SIGKILL may cost a connection (docs/design.md, G4)
@@ -39,7 +41,11 @@ class Journal:
         self.path = path
         self.opened = 0.0
         self.blocks: dict[str, Blocks] = {}
-        for line in _LINE.finditer(_text(path)):  # findall would take ten times the memory of the text
+        try:
+            text = _text(path)
+        except StorageError:
+            text = b""  # no block counts, and all of them are fetched again
+        for line in _LINE.finditer(text):  # findall would take ten times the memory of the text
             opened, wiped, sha256, block, length, checksum = line.groups()
             if opened:
                 self.opened = max(self.opened, _credible(opened))
@@ -56,17 +62,15 @@ class Journal:
 def partial_age(path: str) -> float:
     """Return how many seconds ago a writer opened a partial, by its journal: a reload may change modification times.
 
-    Without a credible line it is the age of the directory itself, and 0 if that is gone.
+    Without a credible line it is the age of the directory itself. It is 0 if neither can be read: then it may be new.
     """
-    opened = max(
-        (_credible(match[1]) for match in re.finditer(rb"^opened ([0-9]{1,12})\n", _text(path), re.M)), default=0
-    )
-    if not opened:
-        try:
-            opened = os.lstat(path).st_mtime
-        except OSError:
-            return 0.0
-    return time.time() - opened
+    try:
+        opened = max(
+            (_credible(match[1]) for match in re.finditer(rb"^opened ([0-9]{1,12})\n", _text(path), re.M)), default=0
+        )
+        return time.time() - (opened or os.lstat(path).st_mtime)
+    except OSError:
+        return 0.0
 
 
 def _text(path: str) -> bytes:

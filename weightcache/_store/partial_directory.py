@@ -57,6 +57,9 @@ def _writers(layout: Layout) -> Iterator[tuple[str, str, Writer]]:
     """Yield (path, full digest, writer) of every partial in the root.
 
     Anything else there is not ours: a stranger's directory, or a link that leads out of the root.
+
+    Raises:
+        StorageError: Their directory cannot be listed.
     """
     for name in list_names(layout.partials):
         digest, _, text = name.partition(".")
@@ -77,9 +80,10 @@ class Partial:
         self.path = f"{layout.partials}/{checkpoint.digest}.{writer}"
         dead = list[Journal]()
         self.reusable = list[Journal]()
-        for path, digest, other in _writers(layout):
-            if digest == checkpoint.digest and path != self.path:
-                (dead if other.is_dead_here(layout.root) else self.reusable).append(Journal(path))
+        with suppress(StorageError):  # what an earlier download left is then fetched again
+            for path, digest, other in _writers(layout):
+                if digest == checkpoint.digest and path != self.path:
+                    (dead if other.is_dead_here(layout.root) else self.reusable).append(Journal(path))
         self.adopted = dict[str, Blocks]()
         self._files = dict[str, PartialFile]()
         self._journal = Descriptor()
@@ -100,11 +104,12 @@ class Partial:
 
     def _take_over(self, journal: Journal) -> bool:
         try:
+            names = list_names(journal.path)  # before the rename: without them, what must go would stay
             os.rename(journal.path, self.path)
         except OSError:
-            return False  # somebody else was first
+            return False  # somebody else was first, or it cannot be read
         self.adopted = journal.blocks
-        for name in list_names(self.path):
+        for name in names:
             # Copies that were not published share their bytes with a published file: they are never written to.
             # So does a journal with another name elsewhere, which somebody planted.
             if not _DIGEST.fullmatch(name) and not (name == "journal" and _has_single_link(f"{self.path}/{name}")):

@@ -22,7 +22,7 @@ from .partial_file import VanishedError
 from .root_checks import find_symlink, refuse_links
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from weightcache.manifest import Checkpoint
@@ -42,7 +42,11 @@ def receipt_files(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
 
 
 def iter_receipts(layout: Layout, ending: str = "json") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (name, full digest, receipt) of every version in the root that has a receipt with this ending."""
+    """Yield (name, full digest, receipt) of every version in the root that has a receipt with this ending.
+
+    Raises:
+        StorageError: A directory of them, or one of them, cannot be read.
+    """
     for name in list_directories(layout.receipts):
         for entry in list_names(f"{layout.receipts}/{name}"):
             digest, _, suffix = entry.partition(".")
@@ -56,9 +60,10 @@ def iter_receipts(layout: Layout, ending: str = "json") -> Iterator[tuple[str, s
 def files_by_digest(layout: Layout) -> dict[str, list[str]]:
     """Return sha256 → paths of the files in the root that have a receipt; their bytes are still to be hashed."""
     held: dict[str, list[str]] = {}
-    for name, digest, receipt in iter_receipts(layout):
-        for path, (sha256, _) in receipt_files(receipt).items():
-            held.setdefault(sha256, []).append(f"{layout.root}/{version_path(name, digest)}/{path}")
+    with suppress(StorageError):  # what is not found here is fetched
+        for name, digest, receipt in iter_receipts(layout):
+            for path, (sha256, _) in receipt_files(receipt).items():
+                held.setdefault(sha256, []).append(f"{layout.root}/{version_path(name, digest)}/{path}")
     return held
 
 
@@ -117,6 +122,9 @@ def receipts_of_directory(layout: Layout, name: str, digest: str) -> list[str]:
 
     There is at most one, unless two files were made whose digests begin with the same 16 digits. What is behind a link
     is no receipt.
+
+    Raises:
+        StorageError: Their directory cannot be read.
     """
     folder = f"{layout.receipts}/{name}"
     if find_symlink(layout, folder):
@@ -125,6 +133,21 @@ def receipts_of_directory(layout: Layout, name: str, digest: str) -> list[str]:
     digests = (file.removesuffix(".json") for file in list_names(folder) if file.endswith(".json"))
     valid = (each for each in digests if digest_problem(each) is None)
     return [f"{folder}/{each}.json" for each in valid if version_path(name, each) == place]
+
+
+def receipted_places(layout: Layout, names: Iterable[str]) -> set[str]:
+    """Return the version directories of checkpoints of these names that have a receipt, as paths below the root.
+
+    Raises:
+        StorageError: A directory of receipts cannot be read.
+    """
+    return {
+        version_path(name, digest)
+        for name in names
+        if not find_symlink(layout, f"{layout.receipts}/{name}")
+        for digest, _, suffix in (entry.partition(".") for entry in list_names(f"{layout.receipts}/{name}"))
+        if suffix == "json" and digest_problem(digest) is None
+    }
 
 
 def withdraw_receipt(layout: Layout, path: str) -> None:

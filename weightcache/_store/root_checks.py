@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from .layout import Layout
 
 
-def check_root(layout: Layout) -> None:
+def check_root(layout: Layout) -> bool:
     """Check the root itself after a miss: in a root that cannot be read, every file seems to be missing.
+
+    Returns:
+        Whether it is there.
 
     Raises:
         StorageError: It is there and no directory, leads nowhere, or may not be read.
@@ -26,21 +29,32 @@ def check_root(layout: Layout) -> None:
         if os.path.islink(root):
             why = f"it is a link to {os.readlink(root)}, which is not there"
             raise StorageError(f"cannot use root {root}: {why}", hint=hint, path=root) from None
-        return
+        return False
     except OSError as error:
         raise StorageError.of(error, "read", root) from None
     if not is_directory:
         raise StorageError(f"cannot use root {root}: it is a file", hint=hint, path=root)
     if not os.access(root, os.R_OK | os.X_OK):
         raise StorageError.of(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "read", root)
+    return True
 
 
 def find_symlink(layout: Layout, path: str) -> str:
-    """Return the first directory on the way from the root to ``path``, itself included, that is a link; or nothing."""
+    """Return the first directory on the way from the root to ``path``, itself included, that is a link; or nothing.
+
+    Raises:
+        StorageError: One of them cannot be examined, so it may be a link.
+    """
     at = layout.root
     for name in path[len(at) + 1 :].split("/"):
         at = f"{at}/{name}"
-        if os.path.islink(at):
+        try:
+            mode = os.lstat(at).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return ""  # and so is nothing below it
+        except OSError as error:
+            raise StorageError.of(error, "read", at) from None
+        if stat.S_ISLNK(mode):
             return at
     return ""
 

@@ -88,7 +88,11 @@ def history(layout: Layout, tag: Tag) -> list[Publication]:
 
 
 def iter_tags(layout: Layout) -> Iterator[Tag]:
-    """Yield every tag of the root that has a publication, by checkpoint and name."""
+    """Yield every tag of the root that has a publication, by checkpoint and name.
+
+    Raises:
+        StorageError: A directory of them cannot be read: what they keep would be deleted.
+    """
     refuse_links(layout, layout.tags)
     for name in list_directories(layout.tags):
         for tag in list_directories(f"{layout.tags}/{name}"):
@@ -234,13 +238,13 @@ def retention(layout: Layout, older_than: float) -> tuple[set[tuple[str, str]], 
     ``older_than`` seconds ago is kept as well: a container may still load it.
 
     Raises:
-        StorageError: A file is torn or is no publication of its tag, so what it keeps is not known.
+        StorageError: A file is torn, cannot be read or is no publication of its tag, so what it keeps is not known.
     """
     kept: set[tuple[str, str]] = set()
     expired: list[str] = []
     for tag in iter_tags(layout):
         publications = history(layout, tag)
-        mine = _kept(publications, older_than)
+        mine = _kept(publications, older_than) if publications else []  # they may be gone since
         kept |= {(tag.name, each.checkpoint.digest) for each in mine}
         names = {_file_name(each.order, each.checkpoint.digest) for each in mine}
         expired += [path for path in publication_files(layout, tag) if os.path.basename(path) not in names]
