@@ -13,7 +13,7 @@ from errno_injection import CALLS, ERRORS, BrokenError, Case, Outcome, attempt, 
 from forked_child import forked
 from scenarios import SCENARIOS, Scenarios
 
-NAMES = (*SCENARIOS, "status", "verify")
+NAMES = (*SCENARIOS, "status", "verify", "tag_reads")  # the last three write nothing
 ALL_ERRORS = (*ERRORS, "ENAMETOOLONG", "EXDEV", "ENOTSUP")
 WITHOUT_ERROR = ("short", "start")  # which fail in one way
 TOGETHER = 20  # cases that one child runs: with a child for each, a third of the time goes into copies of its pages

@@ -110,7 +110,7 @@ TOGETHER = """
 import json, os, tempfile
 from types import SimpleNamespace
 from error_campaign import attempted_together
-from errno_injection import Case
+from errno_injection import Case, Done
 
 folder, before = tempfile.mkdtemp(), []
 
@@ -126,7 +126,7 @@ def act(scenario, root):
     except OSError:
         if scenario == "loose":
             raise
-    return []
+    return Done(None, [])
 
 world = SimpleNamespace(prepared=prepared, act=act, judge=lambda scenario, root: None)
 names = ["caught", "loose", "caught", "ends", "caught"]

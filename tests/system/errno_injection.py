@@ -26,11 +26,13 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from success_check import WrongSuccessError, check_success
 from weightcache import WeightCacheError, ensure, prune, publish, status, verify
 from weightcache._runtime import tuning_constants
 from weightcache._runtime.writer_identity import Writer, container_id
@@ -119,6 +121,13 @@ class Case(NamedTuple):
         return cls(scenario, call, error, int(when.rstrip("+")), when.endswith("+"))
 
 
+class Done(NamedTuple):
+    """What a scenario returned, and what was open in the root at a commit or reload."""
+
+    result: Any
+    open: list[str]
+
+
 class Volume:
     """Commits and reloads nothing, and notes what is open in the root then."""
 
@@ -132,14 +141,16 @@ class Volume:
 
 
 def open_in(root: str) -> list[str]:
-    """Return what this process has open in a root."""
+    """Return what this process has open in a root, or for ``/`` all that it has open, sockets among it."""
     found = []
     for number in _listdir("/proc/self/fd"):
         try:
             target = _readlink(f"/proc/self/fd/{number}")
         except OSError:
             continue
-        if target.startswith(f"{root}/"):
+        if root == "/" and not target.startswith("/proc/"):
+            found.append(target.partition(":[")[0])  # of a socket or pipe without its number
+        elif target.startswith(f"{root}/"):
             found.append(target)
     return found
 
@@ -162,7 +173,8 @@ class World:
             dice.randbytes(70_001),
             dice.randbytes(9000),
         )
-        self._known = (self.large, self.small, self.shared, b"")
+        by_name = {"a.bin": self.large, "large": self.large, "a": self.large, "s": self.shared, "shared": self.shared}
+        self._by_name = {**by_name, "x": self.small, "empty": b""}
         for path, data in {
             "large": self.large,
             "shared": self.shared,
@@ -174,7 +186,7 @@ class World:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
         url = url or f"file://{folder}/source"
-        pins = {path: {"sha256": digest(data), "size": len(data)} for path, data in self._directory().items()}
+        pins = {path: {"sha256": digest(data), "size": len(data)} for path, data in self.directory().items()}
         self.manifest: dict[str, Any] = {
             "checkpoints": {
                 "a": {"urls": [f"{url}/large"], "file": "a.bin", "sha256": digest(self.large), "size": len(self.large)},
@@ -188,7 +200,8 @@ class World:
         self._templates: dict[str, str] = {}
         self.rotten = self.large[:7] + bytes([self.large[7] ^ 1]) + self.large[8:]
 
-    def _directory(self) -> dict[str, bytes]:
+    def directory(self) -> dict[str, bytes]:
+        """Return the files of the checkpoint ``d``."""
         return {"x": self.small, "sub/empty": b"", "shared": self.shared}
 
     # How each scenario begins.
@@ -232,28 +245,29 @@ class World:
 
     # What happens in each.
 
-    def act(self, scenario: str, root: str) -> list[str]:
-        """Do it; return what was open in the root at a commit or reload."""
-        volume, beside = Volume(root), os.path.dirname(root)
+    def act(self, scenario: str, root: str) -> Done:
+        """Do it."""
+        volume, beside, result = Volume(root), os.path.dirname(root), None
         shared: dict[str, Any] = {"root": root, "volume": volume, "lease": None, "progress": False}
         if scenario in ("cold", "resume", "adopt"):
-            ensure(self.manifest, **shared)
+            result = ensure(self.manifest, **shared)
         elif scenario == "heal":
-            ensure(self.manifest, **shared, rehash=True)
+            result = ensure(self.manifest, **shared, rehash=True)
         elif scenario == "prune":
-            prune(self.other, root=root, volume=volume, dry_run=False, older_than=0)
+            result = prune(self.other, root=root, volume=volume, dry_run=False, older_than=0)
         elif scenario == "publish":
-            publish(f"{self.folder}/source/d", name="d", root=root, volume=volume)
+            result = publish(f"{self.folder}/source/d", name="d", root=root, volume=volume)
         elif scenario == "link":
-            weights = ensure(self.manifest, root=root, progress=False)
-            weights.link({"a": f"{beside}/links/x/a", "d": f"{beside}/links/d"})
+            result = ensure(self.manifest, root=root, progress=False)
+            result.link({"a": f"{beside}/links/x/a", "d": f"{beside}/links/d"})
         elif scenario == "hf_cache":
-            ensure(self.of_hub, root=root, progress=False).hf_cache(f"{beside}/hub")
+            result = ensure(self.of_hub, root=root, progress=False)
+            result.hf_cache(f"{beside}/hub")
         elif scenario == "status":
-            status(self.manifest, root=root)
+            result = status(self.manifest, root=root)
         else:
-            verify(self.manifest, root=root)
-        return volume.open
+            result = verify(self.manifest, root=root)
+        return Done(result, volume.open)
 
     # What must be true afterwards.
 
@@ -264,7 +278,7 @@ class World:
             BrokenError: A promise is broken.
         """
         self._only_right_files(root, *([self.rotten] if scenario == "heal" else []))
-        if scenario not in ("heal", "prune"):  # where a receipt is withdrawn first
+        if scenario not in ("heal", "prune", "prune_tags"):  # where a receipt is withdrawn first
             self._receipts_have_data(root)
         self.act(scenario, root)
         if scenario == "prune" and (left := [name for _, _, names in os.walk(root) for name in names]):
@@ -283,16 +297,17 @@ class World:
             if folder != root and (odd := [name for name in [*names, *folders] if name.startswith(".weightcache-")]):
                 raise BrokenError(f"left in {folder}: {odd}")
 
-    def is_known(self, data: bytes, *also: bytes) -> bool:
-        """Whether a file of the scenarios, or one of ``also``, has this content."""
-        return any(data == each for each in (*self._known, *also))  # many times as fast as hashing it
+    def is_right(self, path: str, *also: bytes) -> bool:
+        """Whether a file has the content that belongs to its name, or one of ``also``."""
+        data = Path(path).read_bytes()  # to compare is many times as fast as to hash
+        return data in (self._by_name[os.path.basename(path)], *also)
 
     def _only_right_files(self, root: str, *also: bytes) -> None:
         for folder, folders, names in os.walk(root):
             if folder == root and ".weightcache" in folders:
                 folders.remove(".weightcache")
             for name in names:
-                if not self.is_known(Path(folder, name).read_bytes(), *also):
+                if not self.is_right(f"{folder}/{name}", *also):
                     raise BrokenError(f"visible, and not right: {folder}/{name}")
 
     def _receipts_have_data(self, root: str) -> None:
@@ -359,12 +374,14 @@ def attempt(world: World, case: Case) -> Outcome:
         BrokenError: A promise is broken.
     """
     root = world.prepared(case.scenario)
-    said, text, problem, open_then = "ok", "", "", list[str]()
+    said, text, problem, done, before = "ok", "", "", Done(None, []), open_in("/")
     with failing(case) as calls:
         try:
-            open_then = world.act(case.scenario, root)
+            done = world.act(case.scenario, root)
         except WeightCacheError as error:
             said, text = type(error).__name__, str(error)
+            if not (str(error.args[0]).strip() and error.hint):
+                problem = f"the error does not say what to do: {text!r}"
         except BaseException:
             problem = f"an exception that is not ours: {traceback.format_exc()[-1500:]}"
     for thread in threading.enumerate():
@@ -372,10 +389,15 @@ def attempt(world: World, case: Case) -> Outcome:
             thread.join(5)
     if not problem and (left := [each.name for each in threading.enumerate() if each.name.startswith("weightcache")]):
         problem = f"threads are left: {left}"
-    if not problem and (left := open_in(root) or open_then):
-        problem = f"open in the root: {left}"
+    if not problem and (left := list((Counter(open_in("/")) - Counter(before)).elements()) or done.open):
+        problem = f"open: {left}"
     if problem:
         raise BrokenError(problem)
+    if said == "ok":
+        try:
+            check_success(world, case, root, done.result)
+        except WrongSuccessError as error:
+            raise BrokenError(str(error)) from None
     if calls[0] >= case.when:
         world.judge(case.scenario, root)
     shutil.rmtree(os.path.dirname(root), ignore_errors=True)

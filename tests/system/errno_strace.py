@@ -98,7 +98,7 @@ def _wait_for(process: int, line: str, unless: str = "", tracer: subprocess.Pope
 def _act(world: World, scenario: str, root: str) -> list[object]:
     said, text, open_then = "ok", "", list[str]()
     try:
-        open_then = world.act(scenario, root)
+        open_then = world.act(scenario, root).open
     except WeightCacheError as error:
         said, text = type(error).__name__, str(error)
     except BaseException:

@@ -8,13 +8,15 @@ import os
 import random
 import resource
 import shutil
+import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from errno_injection import CALLS, ERRORS, SCENARIOS, BrokenError, Case, World, attempt, drawn, world_here
+from errno_injection import CALLS, ERRORS, SCENARIOS, BrokenError, Case, Done, World, attempt, drawn, world_here
 from errno_strace import Traced
 from support import blob, forbidden, lacking, one, sha256, visible
 from weightcache import StorageError, ensure, publish
@@ -75,21 +77,63 @@ def test_a_case_can_be_written_down_and_read_again() -> None:
 def test_a_broken_promise_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness itself: it finds a raw error, an open file and a partial that stays."""
 
-    def act(scenario: str, root: str) -> list[str]:
+    def act(scenario: str, root: str) -> Done:
         os.makedirs(root)
         kept.append(os.open(f"{root}/file", os.O_CREAT))
         if scenario == "raw":
             raise ValueError
-        return []
+        return Done(None, [])
 
     kept: list[int] = []
     monkeypatch.setattr(world, "prepared", lambda scenario: f"{world.folder}/{scenario}")
     monkeypatch.setattr(world, "act", act)
-    for scenario, what in (("raw", "not ours"), ("open", "open in the root")):
+    for scenario, what in (("raw", "not ours"), ("open", "open: ")):
         with pytest.raises(BrokenError, match=what):
             attempt(world, Case(scenario, "fsync", "EIO", 1))
     for number in kept:
         os.close(number)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_success_that_is_none_is_found(scenario: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness itself: what a call promises is looked at before another call heals it."""
+    act = world.act
+
+    def lose_files(scenario: str, root: str) -> Done:
+        if scenario == "prune":
+            return Done([Path(root)], [])
+        done = act(scenario, root)
+        if scenario in ("status", "verify"):
+            return Done([replace(each, state="missing", detail="is not there") for each in done.result], [])
+        for name in visible(Path(root)):
+            os.unlink(f"{root}/{name}")
+        return done
+
+    monkeypatch.setattr(world, "act", lose_files)
+    with pytest.raises(BrokenError, match=r"there is no |and left|and not missing|is not there"):
+        attempt(world, Case(scenario, "fsync", "EIO", 1 << 30))
+
+
+def test_an_error_that_does_not_say_what_to_do_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def act(scenario: str, root: str) -> Done:
+        raise StorageError("cannot read it", hint="", path=root)
+
+    monkeypatch.setattr(world, "act", act)
+    with pytest.raises(BrokenError, match="does not say what to do"):
+        attempt(world, Case("cold", "fsync", "EIO", 1))
+
+
+def test_a_socket_that_stays_open_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, act = list[socket.socket](), world.act
+
+    def leaking(scenario: str, root: str) -> Done:
+        kept.append(socket.socket())
+        return act(scenario, root)
+
+    monkeypatch.setattr(world, "act", leaking)
+    with pytest.raises(BrokenError, match=r"open: .*socket"):
+        attempt(world, Case("cold", "fsync", "EIO", 1 << 30))
+    kept.pop().close()
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
