@@ -14,6 +14,7 @@ import argparse
 import builtins
 import errno
 import faulthandler
+import fcntl
 import hashlib
 import json
 import logging
@@ -62,6 +63,8 @@ CALLS: dict[str, list[tuple[Any, str]]] = {
     "stat": [(os, "stat"), (os, "lstat"), (os, "fstat")],
     "list": [(os, "listdir"), (os, "scandir")],
     "seek": [(os, "lseek")],
+    "flock": [(fcntl, "flock")],
+    "fcntl": [(fcntl, "fcntl")],
     "close": [(os, "close")],
     "start": [(threading.Thread, "start")],
 }
