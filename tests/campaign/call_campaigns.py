@@ -68,14 +68,21 @@ class CallCampaigns:
         return [Row("torn", f"{names} scenarios", len(outcomes), outcomes.count(None), note)]
 
     def error(self, limit: Limit, names: Iterable[str] = NAMES) -> list[Row]:
-        """Let each call fail once with an error that the seed decides, then with others, until the limit."""
-        calls, turns = cases(self.world, self.seed, list(names))
-        left = list(turns)[self.first :]
+        """Let each call fail with each plausible error, then with the other errors, until the limit.
+
+        The seed decides the order.
+        """
+        plausible, found = cases(self.world, self.seed, list(names))
+        left = found[self.first :]
         groups = [left[first : first + TOGETHER] for first in range(0, len(left), TOGETHER)]
         outcomes = self._tried("error", attempted_together, groups, limit, "error")
         tried = Counter(case.scenario for case, _ in outcomes)
         failed = Counter(case.scenario for case, outcome in outcomes if outcome is None)
-        return [Row("error", name, tried[name], failed[name], f"{calls[name]} calls") for name in calls if tried[name]]
+        return [
+            Row("error", name, tried[name], failed[name], f"of {count} plausible cases")
+            for name, count in plausible.items()
+            if tried[name]
+        ]
 
     def _crashed(self, title: str, points: Iterable[Point], limit: Limit) -> list[tuple[Point, Any]]:
         def work(world: Scenarios, group: Sequence[Point]) -> list[object]:

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from errno_injection import CALLS, ERRORS, BrokenError, Case, Outcome, attempt, failing, returned
@@ -15,7 +15,34 @@ from scenarios import SCENARIOS, Scenarios
 
 NAMES = (*SCENARIOS, "status", "verify", "tag_reads")  # the last three write nothing
 ALL_ERRORS = (*ERRORS, "ENAMETOOLONG", "EXDEV", "ENOTSUP")
-WITHOUT_ERROR = ("short", "start")  # which fail in one way
+# Which errors a call can give, by the manual pages of Linux (sections 2 and 3); a network file system, or FUSE as for a
+# Volume, gives those of `_ANY` for each. The others are tried as well, after these.
+_ANY = ("EIO", "ESTALE", "ETIMEDOUT")
+_PATH = (*_ANY, "EACCES", "ENOENT", "ENOTDIR", "ENAMETOOLONG", "ENOMEM")
+_SPACE = ("ENOSPC", "EDQUOT", "EROFS")
+_ENTRY = (*_PATH, *_SPACE, "EPERM")  # of a call that makes or moves a name
+PLAUSIBLE: dict[str, tuple[str, ...]] = {
+    "open": (*_ENTRY, "EMFILE", "EINTR"),
+    "mkdir": _ENTRY,
+    "rename": (*_ENTRY, "EXDEV"),
+    "unlink": (*_PATH, "EROFS", "EPERM"),
+    "rmdir": (*_PATH, "EROFS", "EPERM"),
+    "link": (*_ENTRY, "EXDEV", "ENOTSUP"),
+    "symlink": (*_ENTRY, "ENOTSUP"),
+    "readlink": _PATH,
+    "write": (*_ANY, *_SPACE, "EINTR", "EAGAIN", "ENOMEM", "EPERM"),
+    "fsync": (*_ANY, *_SPACE, "EINTR"),
+    "truncate": (*_ANY, *_SPACE, "EINTR", "EPERM", "ENOTSUP"),
+    "read": (*_ANY, "EINTR", "EAGAIN", "ENOMEM", "EACCES"),
+    "stat": _PATH,
+    "list": (*_PATH, "EMFILE"),
+    "seek": _ANY,
+    "close": (*_ANY, "ENOSPC", "EDQUOT", "EINTR"),
+    "flock": (*_ANY, "EAGAIN", "EINTR", "ENOMEM", "ENOTSUP"),
+    "fcntl": (*_ANY, "EAGAIN", "EACCES", "EINTR", "EMFILE", "ENOTSUP"),
+    "short": ("EIO",),  # these two fail in one way
+    "start": ("EIO",),
+}
 TOGETHER = 20  # cases that one child runs: with a child for each, a third of the time goes into copies of its pages
 
 
@@ -73,24 +100,25 @@ def counts(world: Scenarios, scenario: str) -> dict[str, int]:
     return found
 
 
-def cases(world: Scenarios, seed: int, names: Iterable[str]) -> tuple[dict[str, int], Iterator[Case]]:
-    """Return how many calls each scenario makes, and each of them with one error, then each with another one.
+def cases(world: Scenarios, seed: int, names: Iterable[str]) -> tuple[dict[str, int], list[Case]]:
+    """Return how many plausible cases each scenario has, and all cases, those first.
 
-    The seed decides the order of the calls, and of the errors of each.
+    A case is a call that fails with one error. The seed decides the order.
     """
-    points = [
+    calls = [
         (scenario, call, when + 1)
         for scenario in names
         for call, number in counts(world, scenario).items()
         for when in range(number)
     ]
-    return Counter(scenario for scenario, *_ in points), _turns(points, random.Random(seed))
-
-
-def _turns(points: list[tuple[str, str, int]], dice: random.Random) -> Iterator[Case]:
-    dice.shuffle(points)
-    order = {point: dice.sample(ALL_ERRORS, len(ALL_ERRORS)) for point in points}
-    for turn in range(len(ALL_ERRORS)):
-        for scenario, call, when in points:
-            if turn == 0 or call not in WITHOUT_ERROR:
-                yield Case(scenario, call, order[scenario, call, when][turn], when)
+    plausible = [Case(*each[:2], error, each[2]) for each in calls for error in PLAUSIBLE[each[1]]]
+    others = [
+        Case(scenario, call, error, when)
+        for scenario, call, when in calls
+        for error in ALL_ERRORS
+        if len(PLAUSIBLE[call]) > 1 and error not in PLAUSIBLE[call]
+    ]
+    dice = random.Random(seed)
+    for each in (plausible, others):
+        dice.shuffle(each)
+    return Counter(case.scenario for case in plausible), [*plausible, *others]
