@@ -30,7 +30,7 @@ lint: .venv/.test          ## formatting, rules, types, layers, words
 docs: .venv/.docs          ## the site, in .cache/site: strict, with its links checked
 	$(BIN)/python docs/site/build_site.py
 
-audit: .venv/.audit        ## known vulnerabilities in the packages of .venv; needs the advisories of PyPI or OSV from the internet
+audit: .venv/.audit        ## known vulnerabilities in the requirements, with those of all extras for users; needs the advisories of PyPI or OSV
 	$(BIN)/python tests/system/audit_packages.py
 
 dist: .venv/.dist          ## the wheel and the sdist in dist/, checked, the wheel also with tests; TAG=v1.2.3 for a release
@@ -56,7 +56,7 @@ dist: .venv/.dist          ## the wheel and the sdist in dist/, checked, the whe
 	touch $@
 
 .venv/.audit: pyproject.toml .venv/.core
-	$(BIN)/python -m pip install --quiet --editable '.[audit]'
+	$(BIN)/python -m pip install --quiet --editable '.[audit,hf,modal,completion,tool,sign]'
 	touch $@
 
 fashion: .venv-fashion/.app ## the example, on http://127.0.0.1:$(PORT), with stand-in weights; WEIGHTS=real for the real ones

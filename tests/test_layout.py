@@ -29,7 +29,6 @@ ELSEWHERE = {
     "_pinning/bounds": "tests/pinning/test_api.py",
     "_pinning/new_entry": "tests/pinning/test_api.py",
     "_pinning/upgrade": "tests/cli/test_pin_upgrade.py",
-    "_pinning/signed_pins": "tests/cli/test_signed_by.py",
     "_prefetch/api": "tests/prefetch/test_prefetcher.py",  # called by its public name
     "_prefetch/blocks": "tests/torch/test_tensor_selection.py",  # which plans them
     "_prefetch/range_reader": "tests/torch/test_iter_tensors.py",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -208,6 +209,45 @@ def test_somebody_elses_directory_is_not_used(root: Path, tmp_path: Path, monkey
     Path(os.environ["TMPDIR"], f"weightcache-{os.geteuid()}").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StorageError, match="belongs to somebody else"):
         local_directory(str(root))
+
+
+@pytest.fixture
+def made_by_another(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory for locks, as another user makes it before this one does."""
+    path = Path(os.environ["TMPDIR"], f"weightcache-{os.geteuid()}").resolve()
+    path.mkdir()
+    lstat = os.lstat
+
+    def lstat_of_another(each: Any, **options: Any) -> os.stat_result:
+        found = lstat(each, **options)
+        is_it = os.fspath(each) == str(path)
+        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if is_it else found
+
+    try:
+        os.chown(path, os.geteuid() + 1, -1)
+    except OSError:  # only root may give a directory away, and not in every sandbox
+        monkeypatch.setattr(os, "lstat", lstat_of_another)
+    return path
+
+
+def test_a_directory_that_another_user_made_first_is_not_used(
+    made_by_another: Path, origin: Origin, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(StorageError, match="belongs to somebody else"):
+        local_directory(str(root))
+    origin.put("/a", DATA)
+    assert quiet(one(DATA, origin.url("/a")), root)["sam2"].read_bytes() == DATA
+    assert list(made_by_another.iterdir()) == []
+    assert "going on without" in caplog.text
+
+
+def test_no_other_user_may_enter_the_directory(root: Path) -> None:
+    before = os.umask(0)
+    try:
+        made = local_directory(str(root))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(made).st_mode) == 0o700
 
 
 def test_locks_are_never_in_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

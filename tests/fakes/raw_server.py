@@ -28,9 +28,11 @@ def raw_server(answer: Callable[[socket.socket, threading.Event], object], *, gr
     with socket.create_server(("127.0.0.1", 0)) as listener:
         accepting = threading.Thread(target=accept)
         accepting.start()
-        yield listener.getsockname()[1]
-        stopping.set()
-        listener.shutdown(socket.SHUT_RDWR)
-        accepting.join()
-    for thread in threads:
-        thread.join()
+        try:
+            yield listener.getsockname()[1]
+        finally:  # after a failure too: else the process of the tests would wait for these threads at its end
+            stopping.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+            for thread in threads:
+                thread.join()

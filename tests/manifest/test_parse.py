@@ -42,6 +42,7 @@ REFUSED = {
     "url twice": (entry(urls=["https://h/x", "https://h/x"]), "checkpoints.c.urls[1]: repeats"),
     "ftp": (entry(urls=["ftp://h/x"]), "checkpoints.c.urls[0]: want https, http, file or hf"),
     "variable in a host": (entry(urls=["https://${HOST}/x"]), "checkpoints.c.urls[0]: ${VARIABLE} may stand only in"),
+    "variable in a path": (entry(urls=["https://h/${HOME}/x"]), "checkpoints.c.urls[0]: ${VARIABLE} may stand only in"),
     "variable in a file": (entry(urls=["file:///${HOME}"]), "checkpoints.c.urls[0]: ${VARIABLE} may stand only in"),
     "no host": (entry(urls=["https:///x"]), "checkpoints.c.urls[0]: is not a URL with a host"),
     "space": (entry(urls=["https://h/a b"]), "checkpoints.c.urls[0]: holds a space"),
@@ -196,8 +197,9 @@ def test_numbers_that_no_file_has_and_that_cannot_be_printed() -> None:
     assert size == "checkpoints.c.size: want a number of bytes, 0 or more, got a number"
 
 
-def test_a_pasted_token_is_not_echoed() -> None:
-    token = "hf_" + "Sx9" * 10
+@pytest.mark.parametrize("beginning", ["hf_", "sk-"])
+def test_a_pasted_token_is_not_echoed(beginning: str) -> None:
+    token = beginning + "Sx9" * 10
     assert token not in str(problems(entry(auth=token)))
 
 

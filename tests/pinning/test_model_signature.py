@@ -14,10 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from origin import Origin
 from signing import KEY, OTHER, bundle, envelope, pem, signer, statement, write_key
 from support import sha256
 from weightcache._pinning.model_signature import MAX_BYTES, PublicKey, SignedFiles, read_local, signed_files
-from weightcache.errors import IntegrityError, ManifestError, StorageError
+from weightcache._pinning.signed_pins import read_signature
+from weightcache._pinning.unpinned_entries import Draft
+from weightcache.errors import DownloadError, IntegrityError, ManifestError, StorageError
 from weightcache.manifest import Manifest
 
 REAL = Path(__file__).resolve().parents[1] / "data" / "model_signing"
@@ -294,6 +297,24 @@ def test_keys_that_are_refused(made: Callable[[], bytes], problem: str, tmp_path
 def test_a_key_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot read .*release\.pem"):
         PublicKey(str(tmp_path / "release.pem"))
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_bundle_of_a_server_is_bounded(beside: bool, announced: bool, key: PublicKey, origin: Origin) -> None:
+    sent: list[int] = []
+
+    def endless(exchange: Any) -> None:
+        exchange.head(200, {"Content-Length": 1 << 40} if announced else {"Connection": "close"})
+        while not exchange.origin.stopping.is_set() and len(sent) < 64:
+            exchange.body(b"{" * (1 << 20))
+            sent.append(1)
+
+    origin.put("/m/model.sig", b"", always=endless)
+    draft = Draft("m", [origin.url("/m")], None, True, {})
+    with pytest.raises(DownloadError, match=f"it has more than {MAX_BYTES} bytes"):
+        read_signature(draft, key, None if beside else origin.url("/m/model.sig"))
+    assert len(sent) < 64
 
 
 def test_a_bundle_on_disk_is_bounded(tmp_path: Path) -> None:

@@ -390,6 +390,31 @@ def test_a_partial_without_a_readable_journal_has_the_age_of_its_directory(origi
     assert not stray.exists()
 
 
+@pytest.mark.timeout(30)
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="pipe: it is not a regular file"):
+        copy_file(str(tmp_path / "pipe"), str(tmp_path / "copy"), lambda: None)
+
+
+def test_a_link_that_takes_the_place_of_a_file_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, outside, stat = tmp_path / "file", tmp_path / "outside", os.stat
+    path.write_bytes(b"ours")
+    outside.write_bytes(b"theirs")
+
+    def replaced(each: Any, **options: Any) -> os.stat_result:
+        found = stat(each, **options)
+        if each == str(path):
+            path.unlink()
+            path.symlink_to(outside)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", replaced)
+        with pytest.raises(StorageError, match="cannot read"):
+            hash_file(str(path), lambda: None)
+
+
 def test_a_device_that_takes_the_place_of_a_file_is_not_read(tmp_path: Path) -> None:
     """Between the look at the file and its opening: such a device has no end."""
     with pytest.raises(StorageError, match="cannot read /dev/zero: it is not a regular file"):

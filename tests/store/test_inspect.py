@@ -156,6 +156,7 @@ LIES = {
     "another name": lambda path: lie(path, name="other"),
     "another digest": lambda path: lie(path, digest="0" * 64),
     "no files": lambda path: lie(path, files={}),
+    "a file too many": lambda path: lie(path, files={**json.loads(path.read_text())["files"], "b": {}}),
     "files a list": lambda path: lie(path, files=[]),
     "another file's digest": lambda path: lie(path, files={"weights.pt": {"sha256": "0" * 64, "size": len(DATA)}}),
     "another size": lambda path: lie(

@@ -111,7 +111,8 @@ def test_a_directory_with_the_name_of_a_receipt(name: str, root: Path, tmp_path:
     assert planted.is_dir()
 
 
-def test_a_directory_inside_a_place_that_is_a_link(victim: Path, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_receipt", [True, False])
+def test_a_directory_inside_a_place_that_is_a_link(has_receipt: bool, victim: Path, root: Path, tmp_path: Path) -> None:
     for path, data in FILES.items():
         (tmp_path / "out" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / path).write_bytes(data)
@@ -121,8 +122,9 @@ def test_a_directory_inside_a_place_that_is_a_link(victim: Path, root: Path, tmp
     (place / "deep").rmdir()
     (place / "deep").symlink_to(victim)
     before = tree(victim)
-    with pytest.raises(StorageError, match="symbolic link"):
-        ensure(manifest, root=root, progress=False)
+    if not has_receipt:  # a miss withdraws it
+        with pytest.raises(StorageError, match="symbolic link"):
+            ensure(manifest, root=root, progress=False)
     prune(one(b"other"), root=root, older_than=0, dry_run=False)
     assert tree(victim) == before
 
@@ -144,6 +146,35 @@ def test_a_file_in_a_place_that_is_a_link_is_replaced_and_not_believed(root: Pat
     assert status(manifest, root=root)[0].state == "damaged"
     assert not ensure(manifest, root=root, progress=False)["sam2"].is_symlink()
     assert outside.read_bytes() == DATA
+
+
+def test_right_bytes_behind_a_directory_that_is_a_link_are_not_believed(root: Path, tmp_path: Path) -> None:
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    source.write_bytes(DATA)
+    outside.mkdir()
+    (outside / "weights.pt").write_bytes(DATA)
+    place = root / "sam2" / sha256(DATA)[:16]
+    place.parent.mkdir(parents=True)
+    place.symlink_to(outside)
+    manifest = one(DATA, source.as_uri())
+    assert verify(manifest, root=root)[0].state == "damaged"
+    with pytest.raises(StorageError, match="symbolic link"):
+        ensure(manifest, root=root, progress=False)
+    assert list(root.glob(".weightcache/receipts/*/*")) == []
+
+
+def test_a_receipt_that_is_a_link_is_not_believed(root: Path, tmp_path: Path) -> None:
+    """Its target may say another thing at each read, and no prune of this root would delete it."""
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    manifest = one(DATA, source.as_uri())
+    ensure(manifest, root=root, progress=False)
+    receipt = root / f".weightcache/receipts/sam2/{sha256(DATA)}.json"
+    receipt.rename(tmp_path / "outside.json")
+    receipt.symlink_to(tmp_path / "outside.json")
+    assert status(manifest, root=root)[0].state == "unverified"
+    assert ensure(manifest, root=root, progress=False).report["sam2"].outcome == "adopted"
+    assert not receipt.is_symlink()
 
 
 def test_what_is_behind_a_link_is_no_source_for_another_checkpoint(root: Path, tmp_path: Path) -> None:
@@ -215,6 +246,20 @@ def test_a_dead_writers_partial_that_is_a_link_is_not_taken_over(victim: Path, o
     assert tree(victim) == before
 
 
+def test_a_journal_that_is_also_a_file_outside_is_not_written_to(root: Path, origin: Origin, tmp_path: Path) -> None:
+    data, outside = blob(3 << 20), tmp_path / "outside"
+    origin.put("/a", data, faults=[broken(2 << 20)], always=answer_with(404))
+    with pytest.raises(weightcache.DownloadError):
+        ensure(one(data, origin.url("/a")), root=root, progress=False)
+    [journal] = root.glob(".weightcache/partial/*/journal")
+    os.link(journal, outside)
+    before = outside.read_bytes()
+    origin.files["/a"].always = None
+    weights = ensure(one(data, origin.url("/a")), root=root, progress=False)
+    assert (weights["sam2"].read_bytes(), weights.report["sam2"].outcome) == (data, "resumed")
+    assert outside.read_bytes() == before
+
+
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("has_receipt", [True, False])
 def test_what_is_no_file_in_the_place_of_one_is_never_opened(
@@ -268,6 +313,18 @@ def test_what_is_planted_in_a_partial_that_is_taken_over(
     assert ensure(manifest, root=root, progress=False)["sam2"].read_bytes() == blob(3 << 20)
     assert tree(victim) == before
     assert list((root / ".weightcache/partial").iterdir()) == []
+
+
+def test_receipts_behind_a_link_are_not_pruned(root: Path, tmp_path: Path) -> None:
+    """Their names would be changed, which is outside of the root."""
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    source.write_bytes(DATA)
+    place = ensure(one(DATA, source.as_uri()), root=root, progress=False)["sam2"]
+    (root / ".weightcache/receipts/sam2").rename(outside)
+    (root / ".weightcache/receipts/sam2").symlink_to(outside)
+    before = tree(outside)
+    assert prune(one(b"other"), root=root, older_than=0, dry_run=False) == []
+    assert (tree(outside), place.read_bytes()) == (before, DATA)
 
 
 def test_a_planted_receipt_for_a_place_that_is_a_link_prunes_nothing(victim: Path, root: Path) -> None:

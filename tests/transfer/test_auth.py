@@ -21,6 +21,7 @@ from origin import Origin, broken, redirect
 from origin import status as answer
 from support import blob, change_settings, one, quiet
 from weightcache import DownloadError, ensure
+from weightcache._runtime.writer_identity import write_note
 from weightcache._store.partial_directory import BLOCK
 from weightcache.cli.main import main
 
@@ -59,10 +60,11 @@ def test_the_token_is_sent(origin: Origin, root: Path, token: str, netrc: None) 
     assert authorization(origin) == [f"Bearer {TOKEN}"] * 3
 
 
+@pytest.mark.parametrize("query", ["", "?sig=1"])  # no token is sent to a signed URL of any host
 def test_the_token_is_not_sent_to_another_host(
-    origin: Origin, cdn: Origin, root: Path, token: str, netrc: None
+    query: str, origin: Origin, cdn: Origin, root: Path, token: str, netrc: None
 ) -> None:
-    origin.put("/a", DATA, always=redirect(cdn.url("/b?sig=1")))
+    origin.put("/a", DATA, always=redirect(cdn.url(f"/b{query}")))
     cdn.put("/b", DATA, faults=[broken(500)])
     quiet(one(DATA, origin.url("/a"), auth=token), root)
     assert authorization(origin) == [f"Bearer {TOKEN}"]  # asked once where it leads
@@ -164,6 +166,10 @@ def test_the_token_is_in_nothing_that_anybody_reads(
     change_settings(monkeypatch, line_interval=0.0)
     caplog.set_level(logging.DEBUG)
     said: list[str] = []
+    notes: list[str] = []  # of the temporary directory: the last one is gone at the end
+    monkeypatch.setattr(
+        "weightcache._coordination.lock.write_note", lambda path, text: (notes.append(text), write_note(path, text))
+    )
     url = origin.url("/a?sig=query-secret").replace("//", "//user:url-secret@")
     origin.put("/a", DATA, faults=[broken(500), answer(503)], always=answer(401))
     with pytest.raises(DownloadError) as caught:
@@ -173,6 +179,9 @@ def test_the_token_is_in_nothing_that_anybody_reads(
     origin.files["/a"].always = None
     said.append(repr(ensure(one(DATA, url, auth=token), root=root).report))
     said += [path.read_bytes().decode("latin-1") for path in (root / ".weightcache").rglob("*") if path.is_file()]
+    said += [path.read_bytes().decode("latin-1") for path in Path(os.environ["TMPDIR"]).rglob("*") if path.is_file()]
+    said += notes
+    assert any("downloading" in note for note in notes)
     said += [record.getMessage() for record in caplog.records if record.name.startswith("weightcache")]
     shown = capsys.readouterr()
     assert "weightcache: sam2" in shown.err

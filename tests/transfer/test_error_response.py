@@ -375,6 +375,28 @@ def test_a_netrc_file_that_cannot_be_parsed(text: bytes, netrc: Path, origin: Or
     assert "secretword" not in str(error)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_with_a_certificate_that_is_not_trusted(
+    scheme: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    asked: list[bytes] = []
+
+    def proxy(connection: socket.socket, _: object) -> None:
+        with context.wrap_socket(connection, server_side=True) as client:
+            asked.append(client.recv(65536))
+
+    with raw_server(proxy, greeted=False) as port:
+        monkeypatch.setenv(f"{scheme}_proxy", f"https://me:hush@127.0.0.1:{port}")
+        error = failing(root, f"{scheme}://weights.invalid/w.pt")
+    assert f"the proxy 127.0.0.1:{port} ({scheme}_proxy): TLS: certificate verify failed" in str(error)
+    assert "hush" not in str(error)
+    assert asked == []  # no CONNECT, and no request: both have the password of the proxy
+
+
 def test_no_user_name_is_sent_to_a_signed_url(origin: Origin, cdn: Origin, root: Path, netrc: Path) -> None:
     origin.put("/w.pt", DATA)
     ensure(one(DATA, origin.url(f"/w.pt{SIGNED}")), root=root, progress=False)

@@ -30,6 +30,7 @@ DATA = blob(1000)
         ("168.63.129.16", True),
         ("64:ff9b::a9fe:a9fe", True),  # through a NAT64 gateway
         ("fd20:ce::254", True),
+        ("fd00:c1::a9fe:a9fe", True),
         ("2852039166", True),  # 169.254.169.254, as the operating system accepts it too
         ("0xa9fea9fe", True),
         ("169.254.43518", True),
@@ -66,10 +67,12 @@ def test_nothing_is_sent_there(metadata: str, origin: Origin, root: Path) -> Non
     assert (origin.requests, e.value.attempts[0].tries) == ([], 1)
 
 
-def test_no_redirect_leads_there(metadata: str, root: Path) -> None:
+@pytest.mark.parametrize("by", ["name", "address"])
+def test_no_redirect_leads_there(by: str, metadata: str, root: Path) -> None:
     with Origin(host="127.0.0.2") as mirror, Origin() as origin:
         origin.put("/a", DATA)
-        mirror.put("/a", DATA, always=redirect(origin.url("/a")))
+        target = origin.url("/a") if by == "address" else f"http://{metadata}:{origin.port}/a"
+        mirror.put("/a", DATA, always=redirect(target))
         with pytest.raises(DownloadError, match="only services for this machine"):
             quiet(one(DATA, mirror.url("/a")), root)
         assert (mirror.gets(), origin.requests) == (1, [])

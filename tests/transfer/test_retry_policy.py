@@ -115,6 +115,22 @@ def test_it_is_left_alone_as_long_as_it_asks(
     assert origin.gets() == 2
 
 
+@pytest.mark.parametrize("header", ["Retry-After: {}", 'RateLimit: "api";r=0;t={}'])
+def test_a_server_that_asks_for_more_than_two_minutes_is_given_up(
+    header: str, origin: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("weightcache._runtime.cancel.Cancel.sleep", lambda self, seconds: slept.append(seconds))
+    name, value = header.split(": ")
+    origin.put("/a", DATA, faults=[answer(429, {name: value.format(120)})])
+    assert ensure(one(DATA, origin.url("/a")), root=root, progress=False)["sam2"].read_bytes() == DATA
+    assert [round(each) for each in slept] == [120]
+    origin.put("/b", DATA[1:], always=answer(429, {name: value.format(121)}))
+    with pytest.raises(DownloadError, match=r"asks to wait 121 s\) \(1 request"):
+        ensure(one(DATA[1:], origin.url("/b"), name="other"), root=root, progress=False)
+    assert len(slept) == 1
+
+
 def test_a_refusal_without_a_limit_is_final(origin: Origin, root: Path) -> None:
     origin.put("/a", DATA, always=answer(403, {"X-RateLimit-Remaining": "12", "X-RateLimit-Reset": "60"}))
     with pytest.raises(DownloadError, match=r"HTTP 403 Forbidden.*\(1 request"):
