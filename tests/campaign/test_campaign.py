@@ -238,7 +238,10 @@ def test_points_and_what_they_leave() -> None:
 
 def test_only_fates_that_leave_different_bytes_are_tried() -> None:
     assert cuts(b"data", Unsynced(0, [(0, 4, b"")])) == {"missing": b"", "zero": b"\0\0\0\0", "half": b"da\0\0"}
-    assert [*cuts(b"data", Unsynced(4, [(0, 4, b"\0\0\0\0")]))] == ["missing", "half"]  # as `zero`: it was allocated before
+    assert [*cuts(b"data", Unsynced(4, [(0, 4, b"\0\0\0\0")]))] == [
+        "missing",
+        "half",
+    ]  # as `zero`: it was allocated before
     assert [*cuts(b"datamore", Unsynced(4, [(0, 4, b"atad"), (4, 4, b"")]))] == list(FATES)
     assert cuts(b"\0\0\0\0", Unsynced(4, [(0, 4, b"")])) == {}  # no byte changes
     assert cuts(b"", Unsynced(4, [(0, 4, b"data")])) == {}  # it was made empty later
