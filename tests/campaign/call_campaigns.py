@@ -16,15 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 from campaign_table import Limit, Row
-from crash_campaign import Crash, Point, Survey, crash, sampled, surveyed, torn
+from crash_campaign import Crash, Point, Survey, crash, sampled, surveyed, tear_all
 from errno_injection import BrokenError, returned, world_here
 from error_campaign import NAMES, TOGETHER, attempted_together, cases
 from forked_child import side_by_side
 from origin import Origin
 from scenarios import SCENARIOS, Scenarios
 from weightcache._runtime import tuning_constants
-
-RANDOM = 1000  # combinations in which more than two files are torn
 
 
 @dataclass
@@ -56,16 +54,30 @@ class CallCampaigns:
         return rows
 
     def torn(self, limit: Limit) -> list[Row]:
-        """Try combinations of what was not synced, in an order that the seed decides, until the limit."""
-        dirty = [each for survey in self.surveys.values() for each in survey.unsynced]
-        found = [each for point, fates in dirty for each in torn(point, fates)]
-        many = [each for each in found if each.torn > 2]
-        points = [each for each in found if each.torn <= 2] + sampled(many, RANDOM, self.seed)
-        shuffled = sampled(points, len(points), self.seed, ordered=False)
-        outcomes = [each for _, each in self._crashed("torn", shuffled[self.first :], limit)]
-        names, pairs = len({point.scenario for point, _ in dirty}), len(points) - min(len(many), RANDOM)
-        note = f"of {pairs} with one file or two, and {len(points) - pairs} with more (of {len(many)})"
-        return [Row("torn", f"{names} scenarios", len(outcomes), outcomes.count(None), note)]
+        """Try combinations of what is not synced at each moment, in an order that the seed decides, until the limit."""
+        moments = [point for name, survey in self.surveys.items() for point in survey.moments(name)]
+        shuffled = sampled(moments, len(moments), self.seed, ordered=False)
+        # Those at which the survey saw nothing to tear come last: in another run there may be something.
+        shuffled.sort(key=lambda each: (each.call, each.after) not in self.surveys[each.scenario].dirty)
+
+        def work(world: Scenarios, group: Sequence[Point]) -> list[object]:
+            return [returned(lambda world, point: tear_all(world, point, self.seed, limit.most), world, group[0])]
+
+        outcomes = self._tried("crash", work, [[each] for each in shuffled[self.first :]], limit, "torn")
+        killed = [(point, each) for point, each in outcomes if each is not None]
+        for point, text in [pair for _, each in killed for pair in each.broken]:
+            print(f"FAILED crash {point}: {text}", file=sys.stderr, flush=True)
+            self.failures.append(f"--repeat 'crash {point}'")
+        dirty = [(point, each) for point, each in killed if each.files]
+        few, many = (sum(getattr(each, name) for _, each in dirty) for name in ("few", "many"))
+        note = (
+            f"{len(outcomes)} of {len(moments)} moments, {len(dirty)} of them with files that are not synced (at most "
+            f"{max([each.files for _, each in dirty], default=0)}); {few} combinations of one or two, "
+            f"and {many} of {sum(each.of_many for _, each in dirty)} with more"
+        )
+        failed = len(outcomes) - len(killed) + sum(len(each.broken) for _, each in killed)
+        names = len({point.scenario for point, _ in dirty})
+        return [Row("torn", f"{names} scenarios", few + many + len(outcomes) - len(killed), failed, note)]
 
     def error(self, limit: Limit, names: Iterable[str] = NAMES) -> list[Row]:
         """Let each call fail with each plausible error, then with the other errors, until the limit.

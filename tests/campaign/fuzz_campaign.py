@@ -9,6 +9,7 @@ An input may be ignored or refused with the documented error. Time and memory mu
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from fuzz_inputs import bytes_from, json_of, text_from, value_from
 from fuzz_targets import Pump, Target, all_targets
 
 SECONDS = 1.0  # of CPU for an input; all of them are shorter than a megabyte
+ENDLESS = 60.0  # seconds after which an input counts as one that never ends, also on a busy machine
 MEMORY = (4 << 20, 50)  # bytes for an input, and for each of its bytes
 IN_HEADERS = 250  # and for each byte of a header, which the HTTP client bounds at 64 KiB
 TRACED = 20  # one input of so many has its memory measured, which takes time
@@ -55,6 +57,36 @@ def input_of(target: Target, seed: int, number: int) -> Any:
     return bytes_from(random, valid)
 
 
+def valid_input(target: Target, index: int) -> Any:
+    valid = target.valid[index]
+    return json_of(valid) if target.kind == "json" else valid
+
+
+class EndlessError(BaseException):
+    """An input does not end; the library must not catch it as an error of its own."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """End what does not end.
+
+    Raises:
+        EndlessError: It is ended.
+    """
+
+    def end(*_: object) -> None:
+        raise EndlessError(f"it did not end within {ENDLESS:g} s")
+
+    handler = signal.signal(signal.SIGALRM, end)
+    timer = signal.setitimer(signal.ITIMER_REAL, ENDLESS, 1.0)  # again, where the first one was swallowed
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)  # that of pytest
+
+
 def length_of(data: Any) -> int:
     return len(data) if isinstance(data, (bytes, str)) else len(json_of(data))
 
@@ -65,9 +97,12 @@ def problem_of(target: Target, data: Any, *, traced: bool = False) -> str:
         tracemalloc.start()
     began = time.process_time()
     try:
-        wrong = target.read(data)
+        with bounded():
+            wrong = target.read(data)
         if wrong:
             return wrong
+    except EndlessError as error:
+        return str(error)
     except target.allowed as error:
         told = len(str(error))
         # The length last: a value can contain another one many times, and to write it then takes minutes.
@@ -101,7 +136,7 @@ def cost(target: Target, data: Any) -> float:
     best = float("inf")
     for _ in range(3):
         began = time.process_time()
-        with suppress(Exception):  # judged elsewhere
+        with suppress(Exception, EndlessError), bounded():  # judged elsewhere
             target.read(data)
         best = min(best, time.process_time() - began)
         if best < NOTICED:
@@ -123,10 +158,13 @@ def steepness(target: Target, pump: Pump) -> str:
 def fuzz(targets: list[Target], seed: int, limit: Limit) -> tuple[dict[str, int], list[Found]]:
     """Feed inputs to all targets in turn; return how many each got, and what was wrong."""
     tried, found = dict.fromkeys((each.name for each in targets), 0), list[Found]()
-    for target in targets:  # the first input also pays for imports
-        for valid in target.valid:
-            with suppress(target.allowed):
-                target.read(json_of(valid) if target.kind == "json" else valid)
+    for target in targets:
+        for index in range(len(target.valid)):
+            data = valid_input(target, index)
+            with suppress(*target.allowed, EndlessError), bounded():
+                target.read(data)  # the first one also pays for imports
+            if wrong := problem_of(target, data):
+                found.append(Found(target.name, f"valid-{index}", wrong))
     number = 0
     while not limit.reached(number):
         for target in targets:
@@ -184,6 +222,8 @@ def repeat(text: str) -> str:
         if number.startswith("pump-"):
             pump = target.pumps[int(number.removeprefix("pump-"))]
             data, wrong = pumped(target, pump, SHORT), steepness(target, pump)
+        elif number.startswith("valid-"):
+            data, wrong = valid_input(target, int(number.removeprefix("valid-"))), ""
         else:
             data, wrong = input_of(target, int(seed), int(number)), ""
         wrong = wrong or problem_of(target, data, traced=True)

@@ -8,13 +8,16 @@ import json
 import math
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 import urllib3
@@ -29,6 +32,7 @@ from weightcache._pinning.hub_client import snapshot
 from weightcache._pinning.model_signature import signed_files
 from weightcache._pinning.unpinned_entries import HubUrl
 from weightcache._runtime import tuning_constants
+from weightcache._runtime.cancel import Cancel
 from weightcache._runtime.unannounced_write_check import announce_writing
 from weightcache._runtime.writer_identity import Writer, note_path
 from weightcache._store import receipts, shard_index, tags
@@ -39,7 +43,7 @@ from weightcache._store.layout import Layout
 from weightcache._transfer.content_disposition import suggested_name
 from weightcache._transfer.error_response import RequestInfo, error_from
 from weightcache._transfer.file_response import HttpBody
-from weightcache._transfer.http_session import Cookies, Session
+from weightcache._transfer.mirror_client import Client
 from weightcache._transfer.mirror_stream import SourceError
 from weightcache._transfer.retry_policy import seconds_to_wait
 from weightcache._transfer.server_message import reason
@@ -76,6 +80,9 @@ TENSORS = {
 }
 REFUSAL_HEADERS = ("X-Error-Code", "X-Error-Message", "WWW-Authenticate", "cf-mitigated", "Retry-After")
 INDEX = {"metadata": {"total_size": 10}, "weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}
+
+
+PAGES = 5  # of a listing of the Hub that lead to another one, at most
 
 
 class Target(NamedTuple):
@@ -134,14 +141,25 @@ def store_targets(folder: Path) -> list[Target]:
     partial = folder / "partial"
     for each in (place.parent, partial):
         each.mkdir(parents=True)
-    receipt = receipts.receipt_bytes(checkpoint, {"a/b.bin": 10, "c": 3}, ["https://a.b/"])
+    sizes = {"a/b.bin": 10, "c": 3}
+    receipt = receipts.receipt_bytes(checkpoint, sizes, ["https://a.b/"])
+    pins = {file.path: {"sha256": file.sha256, "size": sizes[file.path]} for file in checkpoint.files}
+    for file in checkpoint.files:
+        path = Path(layout.file(checkpoint, file))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(sizes[file.path]))
 
     def read_receipt(data: bytes) -> str | None:
         place.write_bytes(data)
         found = inspect(layout, checkpoint)
         for _, _, each in receipts.iter_receipts(layout):
             receipts.receipt_files(each)
-        return "a version without files is ready" if found.state == "ready" else None
+        if found.state == "ready":
+            said = json.loads(data)
+            files = {path: {key: each[key] for key in ("sha256", "size")} for path, each in said["files"].items()}
+            right = (said["format"], said["name"], said["digest"], files) == (1, "two", checkpoint.digest, pins)
+            return None if right else "a receipt for something else is believed"
+        return "a right receipt is not believed" if data in (receipt, json_of(json.loads(receipt))) else None
 
     def read_journal(data: bytes) -> str | None:
         (partial / "journal").write_bytes(data)
@@ -335,31 +353,54 @@ class _NotSentError(requests.exceptions.ConnectionError):
     """Raised instead of a connection."""
 
 
+REFUSED = [ip_network(each) for each in ("169.254.0.0/16", "fe80::/10", "100.100.100.200", "168.63.129.16")]
+PLAIN = re.compile(r"(https?://)[a-z]+(\.[a-z]+)+(:[1-9][0-9]{0,3})?/[a-z0-9/]*(\?[a-z0-9=]+)?")
+
+
+def _may_be_asked(host: str) -> bool:
+    """Whether a host is no address of a metadata service; as the operating system reads addresses, such as `0xa9fe`."""
+    with suppress(ValueError):
+        address = ip_address(host)
+        mapped = getattr(address, "ipv4_mapped", None)
+        return not any((mapped or address) in each for each in REFUSED)
+    with suppress(OSError, UnicodeError, ValueError):
+        return _may_be_asked(socket.inet_ntoa(socket.inet_aton(host)))
+    return True
+
+
 def _redirect_targets() -> list[Target]:
-    session = Session(1)
+    client = Client(Cancel(), tuning_constants.DEFAULT)
+    asked, now = list[str](), {"Location": ""}
 
-    def refuse(*arguments: object, **options: object) -> None:
-        raise _NotSentError
+    def send(request: Any, **options: object) -> requests.Response:
+        asked.append(request.url)
+        if len(asked) > 1:
+            raise _NotSentError
+        return response_of(now, 302)
 
-    session.send = refuse  # type: ignore[method-assign, assignment]
+    client._session.send = send  # type: ignore[method-assign, assignment]
 
     def location(value: str) -> str | None:
-        found = session.redirect("https://a.b/m.pt", response_of({"Location": value}, 302))
-        if found and found.startswith(("http://", "https://")):
-            session.get_once(found, {}, None, Cookies(), 1.0, 1.0)
-        return None
+        now["Location"] = value
+        asked.clear()
+        with suppress(SourceError):
+            client.open("https://a.b/m.pt", auth=None, hub="", start=0, end=None, size=None)
+        url = asked[1] if len(asked) > 1 else ""
+        if url and not (url.startswith(("https://", "http://")) and _may_be_asked(urlsplit(url).hostname or "")):
+            return f"{url!r} is asked"
+        target = ""
+        with suppress(ValueError):
+            target = value if value.startswith(("https://", "http://")) else urljoin("https://a.b/m.pt", value)
+        is_plain = re.fullmatch("[!-~]+", value) and PLAIN.fullmatch(target)
+        return f"{url!r} is asked instead of {target!r}" if is_plain and url != target else None
 
-    good = ("https://c.d/x?sig=1", "../n.pt", "//c.d/n", "https://a:b@[::1]:80/x#f")
-    return [
-        Target(
-            "Location",
-            "text",
-            good,
-            location,
-            (SourceError,),
-            ((b"https://", b"a.", b"/"), (b"", b"../", b""), (b"http://a/", b"%", b"")),
-        )
-    ]
+    good = (
+        "https://c.d/x?sig=1", "../n.pt", "//c.d/n", "https://a:b@[::1]:80/x#f", "http://169.254.169.254/latest",
+        "http://[::ffff:a9fe:a9fe]/", "//2852039166/", "http://0xa9.0xfe.43518/x", "http://a@168.63.129.16:80/", "ftp://c.d/x",
+        "file:///etc/passwd", "http://[fe80::1]/",
+    )  # fmt: skip
+    growing = ((b"https://", b"a.", b"/"), (b"", b"../", b""), (b"http://a/", b"%", b""))
+    return [Target("Location", "text", good, location, pumps=growing)]
 
 
 def _refusal_targets() -> list[Target]:
@@ -376,16 +417,8 @@ def _refusal_targets() -> list[Target]:
         words = f"{found} {found.hint}{reason(data, ['secret'])}"
         return None if all(each.isprintable() for each in words) else f"{words!r} has characters that are no text"
 
-    page = b"<Error><Code>AccessDenied</Code><Message>No</Message></Error>"
-    return [
-        Target(
-            "refusal",
-            "bytes",
-            (page, b'{"error":{"message":["no"]}}'),
-            read,
-            pumps=((b"<Code>", b"<Code>", b""), (b'{"error":', b"[", b"")),
-        )
-    ]
+    pages = (b"<Error><Code>AccessDenied</Code><Message>No</Message></Error>", b'{"error":{"message":["no"]}}')
+    return [Target("refusal", "bytes", pages, read, pumps=((b"<Code>", b"<Code>", b""), (b'{"error":', b"[", b"")))]
 
 
 # The Hub ------------------------------------------------------------------------------------------------------------
@@ -403,17 +436,22 @@ def hub_target() -> Iterator[Target]:
         {"type": "directory", "path": "d", "oid": "0" * 40},
         {"type": "file", "path": "c.json", "size": 3, "oid": "0" * 40},
     ]
-    now = {"model": b"", "tree": b"", "status": 200, "header": ""}
+    now: dict[str, Any] = {}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            data = now["tree" if "/tree/" in self.path else "model"]
+            is_tree = "/tree/" in self.path
+            data, link = now["tree" if is_tree else "model"], now["header"]
             self.send_response(now["status"])
-            for name in ("X-Error-Code", "X-Error-Message", "Link", "X-Request-Id"):
+            for name in ("X-Error-Code", "X-Error-Message", "X-Request-Id"):
                 self.send_header(name, now["header"])
+            if is_tree and now["asked"] < now["pages"]:  # only to this server, and not for ever
+                link = f'<{os.environ["HF_ENDPOINT"]}{self.path[:200]}&{quote(link[:50])}>; rel="next"; {link}'
+            self.send_header("Link", link)
+            now["asked"] += is_tree
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -423,18 +461,21 @@ def hub_target() -> Iterator[Target]:
             pass
 
     def read(data: bytes) -> str | None:
+        now.update(model=b"", tree=b"", status=200, header="", pages=0, asked=0)
         with suppress(ValueError, RecursionError, TypeError, KeyError, IndexError):
             both = json.loads(data)
             now.update(model=json_of(both["model"]), tree=json_of(both["tree"]))
             now["status"] = both["status"] if both["status"] in (400, 401, 403, 404, 418, 451) else 200
-            now["header"] = re.sub(r"[^ -~]|[<>]", "", str(both["header"]))[:500]  # a Link would lead to another page
+            now["header"] = re.sub(r"[^ -~]|[<>]", "", str(both["header"]))[:500]
+            now["pages"] = min(both["pages"], PAGES) if type(both["pages"]) is int else 0
         found = snapshot(HubUrl("a/b", "main", ""), None, "model", Bounds(max_listed=1000))
         for each in found.files:
             if not (
                 type(each.path) is str and type(each.size) is int and type(each.sha256) is type(each.git_id) is str
             ):
                 return f"{each} is no file"
-        return None
+        wanted = max(now["pages"], 0) + 1
+        return None if now["asked"] == wanted else f"{now['asked']} pages were asked for, and there are {wanted}"
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -445,8 +486,8 @@ def hub_target() -> Iterator[Target]:
     try:
         allowed = (DownloadError, ManifestError)
         answers = [
-            {"model": model, "tree": tree, "status": status, "header": "RepoNotFound"}
-            for status in (200, 200, 401, 404)
+            {"model": model, "tree": tree, "status": status, "header": "RepoNotFound", "pages": pages}
+            for status, pages in ((200, 0), (200, 2), (200, PAGES), (401, 0), (404, 0))
         ]
         yield Target("Hub answer", "json", tuple(answers), read, allowed)
     finally:

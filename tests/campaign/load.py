@@ -6,6 +6,7 @@ Every process is a new interpreter, as in a container. Each function returns wha
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +29,23 @@ DOWNLOAD_RATE = 5e6  # bytes a second, so that a download takes a while
 KILL_WITHIN = 0.3  # seconds
 PATIENCE = 300  # seconds until a process counts as one that hangs
 
-CHECK = """
-import hashlib
-def wrong(weights, manifest):
+ROUNDS = 3  # of the cycles, at least, after the one that warms up
+
+
+def wrong(paths: Mapping[str, Path], manifest: dict[str, Any]) -> Iterator[str]:
+    """Yield each file that does not have the bytes of its pin."""
     for name, entry in manifest["checkpoints"].items():
-        path = weights[name]
         for inner, pin in entry.get("files", {"": entry}).items():
-            if hashlib.sha256((path / inner).read_bytes()).hexdigest() != pin["sha256"]:
-                yield f"{name}/{inner}"
+            if hashlib.sha256((paths[name] / inner).read_bytes()).hexdigest() != pin["sha256"]:
+                yield f"{name}/{inner}".rstrip("/")
+
+
+CHECK = f"""
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+{inspect.getsource(wrong)}
 """
 ENSURE_ALL = f"""
 {CHECK}
@@ -86,13 +97,16 @@ def many_processes(folder: Path, origin: Origin, processes: int, checkpoints: in
         problems += [f"process {number} got wrong bytes of {each}" for each in wrong]
     if fetched != size:
         problems.append(f"{fetched} bytes were fetched of {size}: not each file once")
-    return problems + _leftovers(root, manifest)
+    return problems + leftovers(root, manifest)
 
 
 def many_threads(folder: Path, origin: Origin, threads: int, calls: int, seed: int = 0) -> list[str]:
-    """Let threads hit a filled root again and again, and compare descriptors before and after."""
+    """Let threads hit a filled root again and again, and compare descriptors before and after.
+
+    All get the same paths, whose files are hashed once all threads have ended.
+    """
     manifest, root = small_checkpoints(origin, 10, seed), folder / "root"
-    wanted = {name: str(path) for name, path in ensure(manifest, root=root, progress=False).items()}
+    wanted = dict(ensure(manifest, root=root, progress=False))
     before, problems = _descriptors(), []
     together = threading.Barrier(threads)
 
@@ -100,7 +114,7 @@ def many_threads(folder: Path, origin: Origin, threads: int, calls: int, seed: i
         together.wait()
         for _ in range(calls):
             found = ensure(manifest, root=root, progress=False)
-            if {name: str(path) for name, path in found.items()} != wanted or found.report.bytes_fetched:
+            if dict(found) != wanted or found.report.bytes_fetched:
                 problems.append(f"a thread got {found}")
 
     running = [threading.Thread(target=work) for _ in range(threads)]
@@ -109,6 +123,7 @@ def many_threads(folder: Path, origin: Origin, threads: int, calls: int, seed: i
     for thread in running:
         thread.join(PATIENCE)
     problems += [f"{thread.name} hangs" for thread in running if thread.is_alive()]
+    problems += [f"the threads got wrong bytes of {each}" for each in wrong(wanted, manifest)]
     if (after := _descriptors()) > before:
         problems.append(f"{after} descriptors are open, and {before} were before")
     return problems
@@ -116,7 +131,6 @@ def many_threads(folder: Path, origin: Origin, threads: int, calls: int, seed: i
 
 CYCLE = f"""
 {CHECK}
-from pathlib import Path
 from weightcache import Manifest, prune, publish
 action, path, root, made = sys.argv[1:]
 manifest = json.load(open(path))
@@ -160,6 +174,15 @@ class Cycles:
         self.problems: list[str] = []
         self._measured: list[dict[str, int]] = []
 
+    def rounds(self, count: int, reached: Callable[[], bool]) -> int:
+        """Run and clean, once to warm up and then until the limit is reached, and `ROUNDS` times in any case."""
+        done = 0
+        while done <= ROUNDS or not reached():
+            self.run(count)
+            self.clean()
+            done += 1
+        return done
+
     def run(self, count: int) -> None:
         """Do so many things, each in a process of its own; two thirds of them are killed."""
         for _ in range(count):
@@ -192,10 +215,10 @@ class Cycles:
             self.problems += [f"{action} returned wrong bytes of {each}" for each in json.loads(out)]
 
     def clean(self) -> None:
-        """Ask for one version, delete all others, and measure what is left: it must be the same each time."""
+        """Ask for one version, delete all others, and measure what is left: it must not be more than the first time."""
         self._act("ensure", self._paths[0], 0, None)
         prune(self._manifests[0], root=self._root, older_than=0, dry_run=False)
-        self.problems += _leftovers(self._root, self._manifests[0])
+        self.problems += leftovers(self._root, self._manifests[0])
         notes = len(list(Path(os.environ["TMPDIR"]).rglob("*")))
         files = len([each for each in self._root.rglob("*") if each.is_file()])
         self._measured.append({"files of the root": files, "notes in the temporary directory": notes})
@@ -205,7 +228,7 @@ class Cycles:
         ]
 
 
-def _leftovers(root: Path, manifest: dict[str, Any]) -> list[str]:
+def leftovers(root: Path, manifest: dict[str, Any]) -> list[str]:
     """What a root holds beyond the checkpoints of a manifest, or does not hold."""
     checkpoints = list(Manifest.load(manifest))
     hidden = root / ".weightcache"

@@ -14,12 +14,12 @@ import pytest
 from call_layer import Unsynced
 from campaign import _shares
 from campaign_table import Limit, Row, table
-from crash_campaign import FATES, Point, possible_fates, sampled, tear, torn
+from crash_campaign import FATES, Left, Point, cut, cuts, sampled, torn
 
 pytestmark = pytest.mark.crash
 
 HERE = Path(__file__).resolve().parents[2]
-FOLDERS = ("examples", "tests/shared", "tests/fakes", "tests/system", "tests/campaign")
+FOLDERS = ("", "examples", "tests/shared", "tests/fakes", "tests/system", "tests/campaign")
 
 
 def campaign(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
@@ -84,7 +84,9 @@ run = CallCampaigns(world, 0, ["steps"])
 print(json.dumps({
     "failed": run.failures,
     "row": row[:4],
-    "dirty": [(str(point), fates) for point, fates in run.surveys["steps"].unsynced],
+    "dirty": sorted(run.surveys["steps"].dirty),
+    "all": CallCampaigns(world, 0, ["steps"]).torn(Limit())[0][2:],
+    "first": CallCampaigns(world, 0, ["steps"], first=3).torn(Limit(most=1))[0][2:],
     "hidden": outcome(lambda: surveyed(world, "hidden")),
     "torn": outcome(lambda: crash(world, Point("steps", 4, True, ("half",)))),
     "synced": outcome(lambda: crash(world, Point("synced", 4, True, ("half",)))),
@@ -98,11 +100,90 @@ def test_a_file_that_is_written_in_two_steps_is_found() -> None:
     found = json.loads(done.stdout)
     assert found["failed"] == ["--repeat 'crash steps 2 after'", "--repeat 'crash steps 3 before'"]
     assert found["row"] == ["crash", "steps", 8, 2]
-    fates = [["missing", "zero", "half"]]  # of a new file; each state once, before or after an even call
-    assert found["dirty"] == [["steps 2 after", fates], ["steps 4 before", fates], ["steps 4 after", fates]]
+    assert found["dirty"] == [[2, True], [3, False], [3, True], [4, False], [4, True]]
+    # Three fates of one file at three moments, and one at which nothing is unsynced; only `missing` is right.
+    moments = "4 of 4 moments, 3 of them with files that are not synced (at most 1)"
+    assert found["all"] == [9, 6, f"{moments}; 9 combinations of one or two, and 0 of 0 with more"]
+    assert found["first"][0] == 0  # the last moment is the one without
     assert found["hidden"] == "hidden: the layer counts {}, and Python saw {'open': 1}"
     assert "named has b'a" in found["torn"]
-    assert found["synced"][:2] == ["fsync", 0]
+    assert found["synced"].startswith("synced 4 after half: not tried, as its files were never there in 20 tries")
+
+
+# A process that leaves three files and a view, which are not synced: how many differs from run to run.
+THREE = """
+import json, os, tempfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from call_campaigns import CallCampaigns
+from campaign_table import Limit
+from crash_campaign import BrokenError, Point, crash, tear_all
+from weightcache._runtime.writer_identity import note_path
+
+folder, runs = tempfile.mkdtemp(), []
+
+def prepared(scenario):
+    root = tempfile.mkdtemp(dir=folder) + "/root"
+    os.mkdir(root)
+    runs.append(root)
+    return root
+
+def act(scenario, root):
+    Path(note_path(root, "holder")).write_text("kept")
+    for name in "abc"[: 2 if scenario == "fewer" and len(runs) < 3 else 3]:
+        number = os.open(f"{root}/{name}", os.O_WRONLY | os.O_CREAT)
+        os.write(number, b"0123")
+    os.link(f"{root}/a", f"{root}/other")
+    os.symlink(f"{root}/a", f"{root}/view")
+    os.utime(f"{root}/a", (5, 5))
+    os.mkdir(f"{root}/end")
+
+def judge_crash(scenario, root, at_once):
+    found = [Path(root, name).read_bytes() for name in "abc"]
+    with open(f"{folder}/seen", "a") as stream:
+        print(found, file=stream)
+    if Path(root, "other").read_bytes() != found[0] or Path(root, "view").read_bytes() != found[0]:
+        raise BrokenError("another name of a file has other bytes")
+    if Path(note_path(root, "holder")).read_text() != "kept" or os.path.exists(f"{root}/left"):
+        raise BrokenError("what a judge did is seen by the next one")
+    if found[0] == b"0123" and os.stat(f"{root}/a").st_mtime != 5:
+        raise BrokenError("the time of a file is lost")
+    os.mkdir(f"{root}/left")
+    os.unlink(note_path(root, "holder"))
+    return False
+
+world = SimpleNamespace(prepared=prepared, act=act, judge_crash=judge_crash)
+done = tear_all(world, Point("three", 11, True), 0)
+print(json.dumps({
+    "counts": done[:4],
+    "broken": [text for _, text in done.broken],
+    "seen": len({*open(f"{folder}/seen")}),
+    "left": os.listdir(folder),
+    "again": str(crash(world, Point("fewer", 11, True, ("kept", "kept", "half")))),
+    "runs": len(runs),
+}))
+"""
+
+
+def test_each_combination_is_tried_on_a_copy_of_what_one_process_left() -> None:
+    done = campaign(code=THREE)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["counts"] == [3, 36, 10, 27]  # three fates of each: nine alone, 27 in pairs, and 27 of all three
+    assert found["broken"] == []
+    assert found["seen"] == 46  # no two are the same
+    assert found["left"] == ["seen"]
+    assert found["again"].startswith("Crash(call=")
+    assert found["runs"] == 3  # a process that left two files only is killed again
+
+
+def test_a_point_fits_only_the_files_that_it_names() -> None:
+    left = Left("open", [(Path("a"), {"zero": b""}), (Path("b"), {"zero": b"", "half": b"1"})])
+    assert left.fits(("kept", "half"))
+    assert not left.fits(("half", "kept"))
+    assert not left.fits(("zero",))
+    assert not left.fits(("zero", "zero", "kept"))
 
 
 # The second of the cases lets an `OSError` out, and the fourth ends the child if another one came before it.
@@ -156,20 +237,21 @@ def test_points_and_what_they_leave() -> None:
 
 
 def test_only_fates_that_leave_different_bytes_are_tried() -> None:
-    assert possible_fates(Unsynced(0, [(0, 4, b"")])) == ("missing", "zero", "half")
-    assert possible_fates(Unsynced(4, [(0, 4, b"\0\0\0\0")])) == ("zero", "half")  # what was allocated before
-    assert possible_fates(Unsynced(4, [(0, 4, b"data"), (4, 4, b"")])) == FATES
+    assert cuts(b"data", Unsynced(0, [(0, 4, b"")])) == {"missing": b"", "zero": b"\0\0\0\0", "half": b"da\0\0"}
+    assert [*cuts(b"data", Unsynced(4, [(0, 4, b"\0\0\0\0")]))] == [
+        "missing",
+        "half",
+    ]  # as `zero`: it was allocated before
+    assert [*cuts(b"datamore", Unsynced(4, [(0, 4, b"atad"), (4, 4, b"")]))] == list(FATES)
+    assert cuts(b"\0\0\0\0", Unsynced(4, [(0, 4, b"")])) == {}  # no byte changes
+    assert cuts(b"", Unsynced(4, [(0, 4, b"data")])) == {}  # it was made empty later
 
 
 @pytest.mark.parametrize(
-    ("fate", "left"),
-    [("missing", b"AA"), ("zero", b"AA\0\0\0\0"), ("old", b"AA\0\0\0\0"), ("half", b"AAbb\0\0"), ("kept", b"AAbbbb")],
+    ("fate", "left"), [("missing", b"AA"), ("zero", b"AA\0\0\0\0"), ("old", b"AA\0\0\0\0"), ("half", b"AAbb\0\0")]
 )
-def test_what_a_power_cut_takes(fate: str, left: bytes, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"AAbbbb")
-    if fate != "kept":
-        tear(tmp_path / "file", Unsynced(2, [(2, 4, b"")]), fate)
-    assert (tmp_path / "file").read_bytes() == left
+def test_what_a_power_cut_takes(fate: str, left: bytes) -> None:
+    assert cut(b"AAbbbb", Unsynced(2, [(2, 4, b"")]), fate) == left
 
 
 def test_an_unknown_campaign_is_named() -> None:

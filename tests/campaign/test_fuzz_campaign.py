@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
 from random import Random
+from typing import Any
 
 import pytest
 
 import fuzz_campaign
-from fuzz_campaign import input_of, problem_of, repeat, rows, steepness
+from campaign_table import Limit
+from fuzz_campaign import fuzz, input_of, probe, problem_of, repeat, rows, steepness, targets_here
 from fuzz_inputs import json_of, nested
 from fuzz_targets import Target
 from weightcache import ManifestError
 from weightcache._coordination import lock
+from weightcache._pinning import hub_client
+from weightcache._store import inspect
+from weightcache._transfer import http_session
+from weightcache._transfer.http_session import Session
 
 ROUNDS = 8
 
@@ -90,3 +98,50 @@ def test_inputs_are_the_same_for_the_same_seed() -> None:
         assert drawn == [repr(input_of(target, 5, number))[:500] for number in range(40)]
         assert len({*drawn}) > 20
     assert json_of(nested(5000, Random(0).random() < 2)).startswith(b'{"a":{"a":')
+
+
+def believed(layout: Any, checkpoint: Any) -> dict[str, int]:
+    return {"a/b.bin": 10, "c": 3}
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "name", "broken", "said"),
+    [
+        ("receipt", inspect, "_receipted_sizes", believed, "a receipt for something else is believed"),
+        ("receipt", inspect, "_receipted_sizes", lambda *_: None, "a right receipt is not believed"),
+        ("Location", http_session, "check_host", lambda host: None, "'http://169.254.169.254/latest' is asked"),
+        ("Location", Session, "redirect", lambda *_: "http://169.254.1.1/", "'' is asked instead of 'https://c.d/x?"),
+        ("Location", Session, "redirect", lambda *_: "https://c.d/other", "'https://c.d/other' is asked instead of"),
+        ("Hub answer", hub_client, "islice", lambda tree, count: [next(tree)], "1 pages were asked for, and there are"),
+    ],
+)
+def test_a_reader_that_is_broken_is_found(
+    target: str, place: Any, name: str, broken: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, name, broken)
+    with targets_here() as targets:
+        _, found = fuzz([each for each in targets if each.name == target], 0, Limit(most=40))
+        assert any(said in each.problem for each in found), found
+        assert fuzz_campaign.repeat(f"0 {found[0].number} {target}").endswith(found[0].problem)
+
+
+def test_an_input_that_never_ends_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(data: bytes) -> None:
+        while data:
+            try:
+                threading.Event().wait()
+            except Exception:
+                continue
+
+    monkeypatch.setattr(fuzz_campaign, "ENDLESS", 0.01)
+    handler = signal.getsignal(signal.SIGALRM)
+    timer = signal.setitimer(signal.ITIMER_REAL, 200.0)
+    endless = Target("t", "bytes", (b"a",), read, pumps=((b"", b"a", b""),))
+    tried, found = fuzz([endless], 0, Limit(most=3))
+    assert tried == {"t": 3}
+    assert {each.problem for each in found} == {"it did not end within 0.01 s"}
+    assert probe([endless])[1] == [("t", "pump-0", "it did not end within 0.01 s")]
+    assert fuzz_campaign.cost(endless, b"a") < 1
+    left, _ = signal.setitimer(signal.ITIMER_REAL, *timer)  # that of pytest goes on
+    assert 0 < left <= 200.0
+    assert signal.getsignal(signal.SIGALRM) is handler
