@@ -12,7 +12,7 @@ import pytest
 
 from support import blob, one
 from weightcache import ensure
-from weightcache._transfer.raw_url import request_target
+from weightcache._transfer.raw_url import _Connection, request_target
 from weightcache.manifest.urls import resolved_url
 
 DATA = blob(1000)
@@ -124,3 +124,16 @@ def test_what_no_request_line_may_hold_is_encoded() -> None:
     assert request_target("http://h?x=1") == "/?x=1"
     assert request_target("https://u:p@h:8/é \x01\x7f?ü#f") == "/%C3%A9%20%01%7F?%C3%BC"
     assert request_target(resolved_url(f"hf://a/b@{COMMIT}", "c d")).endswith("/c%20d")
+
+
+def test_a_session_makes_no_class_of_its_own(recorder: Recorder, root: Path) -> None:
+    """A class of each session stays in memory for ever: a process that calls `ensure` for days would grow."""
+
+    def classes() -> int:
+        return len(_Connection.__subclasses__())
+
+    fetch(f"{recorder.base}/first", root / "1")
+    made = classes()
+    for number in (2, 3):
+        fetch(f"{recorder.base}/first", root / str(number))
+    assert classes() == made

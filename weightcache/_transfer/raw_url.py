@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -51,6 +52,11 @@ class _Connection:
         super().putrequest(method, url, *args, **kwargs)  # type: ignore[misc]
 
 
+@cache  # a class of each pool would stay for ever: others remember what they made of it
+def _verbatim(connection: type[Any]) -> type[Any]:
+    return type(connection.__name__, (_Connection, connection), {})
+
+
 class VerbatimAdapter(HTTPAdapter):
     """An adapter that sends the request target that `verbatim` sets."""
 
@@ -58,5 +64,5 @@ class VerbatimAdapter(HTTPAdapter):
         # Change the pool that is there, not a pool class: proxies and SOCKS have connection classes of their own.
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         if not issubclass(pool.ConnectionCls, _Connection):
-            pool.ConnectionCls = type("VerbatimAdapter", (_Connection, pool.ConnectionCls), {})
+            pool.ConnectionCls = _verbatim(pool.ConnectionCls)
         return pool
