@@ -221,6 +221,6 @@ def test_an_answer_that_is_cut_off_is_asked_for_again(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["../../api", "acme/..", "acme/bert/more", "acme/bert?x", "a b"])
 def test_what_is_no_name_of_a_repository_is_not_asked_for(name: str, pages: Hub) -> None:
-    with pytest.raises(ValueError, match="is not the name of a repository|want|hold"):
+    with pytest.raises(ValueError, match=r"is not the name of a repository|want|hold"):
         snapshot(HubUrl(name), None, "bert")
     assert pages.seen == []
