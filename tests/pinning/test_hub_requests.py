@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import socket
+import sys
 import threading
 from ipaddress import ip_network
 from typing import Any
@@ -223,4 +224,16 @@ def test_an_answer_that_is_cut_off_is_asked_for_again(monkeypatch: pytest.Monkey
 def test_what_is_no_name_of_a_repository_is_not_asked_for(name: str, pages: Hub) -> None:
     with pytest.raises(ValueError, match=r"is not the name of a repository|want|hold"):
         snapshot(HubUrl(name), None, "bert")
+    assert pages.seen == []
+
+
+def test_it_needs_no_package_of_the_hub(pages: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert len(snapshot(MODEL, None, "bert").files) == len(FILES)
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_nothing_is_asked_where_the_user_forbids_it(variable: str, pages: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert "was not asked: HF_HUB_OFFLINE is set" in refusal()
     assert pages.seen == []

@@ -65,7 +65,7 @@ class RefusedError(Exception):
 
 
 class CutOffError(TransientError):
-    """An answer began and did not end, or not in time."""
+    """An answer began and did not end."""
 
 
 class _Answer(NamedTuple):
@@ -180,7 +180,7 @@ class HubRequests:
                     raise SourceError(f"its answer has more than {most:,} bytes, the most that is read of it")
             return bytes(data)
         except (ReadTimeoutError, TimeoutError):
-            failure = CutOffError(f"its answer took longer than {seconds:.3g} s")
+            failure = SourceError(f"its answer took longer than {seconds:.3g} s")  # another try would take as long
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             failure = CutOffError(in_words(error, "its answer broke off"))
         raise failure  # outside the handler: the error of urllib3 has the URL
