@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -247,6 +248,17 @@ def test_two_names_that_would_be_one(run: Any) -> None:
     assert "a.bin and a.pt in" in run("add", "--from-dir", "mine")[2]
     code, _, err = run("add", "--from-dir", "none")
     assert (code, "is not a directory" in err) == (2, True)
+
+
+def test_a_directory_that_cannot_be_listed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine").mkdir()
+
+    def locked(path: str) -> list[str]:  # permissions do not hold for root
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "listdir", locked)
+    code, _, err = run("add", "--from-dir", "mine")
+    assert (code, f"cannot read {Path('mine').resolve()}: Permission denied" in err) == (5, True), err
 
 
 @pytest.mark.parametrize(

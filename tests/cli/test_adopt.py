@@ -306,6 +306,102 @@ def test_a_move_to_another_file_system_changes_nothing(run: Any, small_disk: Pat
     assert "1 file(s) copied" in adopted(run, tmp_path / "a.pt", "--root", small_disk / "root")
 
 
+@pytest.mark.parametrize("path", ["mine", "mine/model.bin"])
+def test_a_move_takes_no_file_that_only_a_link_leads_to(path: str, run: Any, root: Path, tmp_path: Path) -> None:
+    """The link comes with a download; the file may be a key of the user."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    key = tmp_path / "home" / "key"
+    key.parent.mkdir()
+    key.write_bytes(DATA)
+    (tmp_path / "mine" / "model.bin").symlink_to(key)
+    code, out, err = run("adopt", tmp_path / path, "--move", "--root", root)
+    assert (code, out, f"a link leads to {str(key)!r}" in err) == (2, "", True), err
+    assert (key.is_symlink(), root.exists() and [each for each in root.iterdir() if each.name != ".weightcache"]) in (
+        (False, False),
+        (False, []),
+    )
+    adopted(run, tmp_path / path, "--root", root)  # a link or a copy takes nothing away
+    assert (key.is_symlink(), key.read_bytes() == DATA) == (False, True)
+
+
+def test_a_link_within_the_adopted_directory_is_moved(run: Any, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "blobs").mkdir(parents=True)
+    (tmp_path / "mine" / "blobs" / "x").write_bytes(DATA)
+    (tmp_path / "mine" / "model.bin").symlink_to("blobs/x")
+    (tmp_path / "named").symlink_to("mine")
+    adopted(run, tmp_path / "named", "--move", "--root", root)
+    assert (tmp_path / "mine" / "blobs" / "x").resolve().is_relative_to(root)
+
+
+def test_a_file_of_a_snapshot_is_moved(run: Any, hub: Hub, root: Path, tmp_path: Path) -> None:
+    hub.push("acme/bert", "main", FILES)
+    snapshot = downloaded(hub, tmp_path / "hub")
+    assert "1 file(s) moved" in adopted(run, snapshot / "sub" / "model.safetensors", "--move", "--root", root)
+    assert (snapshot / "sub" / "model.safetensors").resolve().is_relative_to(root)
+
+
+def test_a_second_snapshot_takes_no_file_from_the_first(run: Any, hub: Hub, root: Path, tmp_path: Path) -> None:
+    """Both link to the same blob, which the first move has replaced by a link to the published file."""
+    hub.push("acme/bert", "main", FILES)
+    first = downloaded(hub, tmp_path / "hub")
+    hub.push("acme/bert", "main", {"config.json": b"[]"})
+    second = downloaded(hub, tmp_path / "hub")
+    adopted(run, first, "one", "--move", "--root", root)
+    one = hit(root)["one"]
+    assert "1 file(s) moved" in (err := adopted(run, second, "two", "--move", "--root", root)), err
+    assert hit(root)["two"].is_dir()
+    assert {path: (one / path).is_symlink() for path in FILES} == dict.fromkeys(FILES, False)
+
+
+def test_what_a_move_left_aside_is_put_in_place_within_the_adopted_directory_alone(
+    run: Any, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.bin").symlink_to(tmp_path / "home" / "gone")
+    aside = tmp_path / "home" / ".gone.weightcache"
+    aside.parent.mkdir()
+    aside.symlink_to("of another program")
+    assert run("adopt", tmp_path / "mine", "--move", "--root", root)[0] == 2  # it leads nowhere
+    assert [each.name for each in aside.parent.iterdir()] == [aside.name]
+
+
+def test_a_pipe_in_a_hub_cache_holds_nobody_up(run: Any, hub: Hub, root: Path, tmp_path: Path) -> None:
+    hub.push("acme/bert", "main", FILES)
+    reference = downloaded(hub, tmp_path / "hub").parent.parent / "refs" / "main"
+    reference.unlink()
+    os.mkfifo(reference)
+    assert "3 file(s) linked" in adopted(run, tmp_path / "hub", "--root", root)  # the only snapshot
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "long", "locked"])
+def test_records_of_a_local_dir_that_are_none(
+    kind: str, run: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = tmp_path / "mine" / ".cache" / "huggingface" / "download"
+    records.mkdir(parents=True)
+    (tmp_path / "mine" / "a.bin").write_bytes(DATA)
+    record, commit, open_file = records / "a.bin.metadata", "a" * 40, os.open
+    if kind == "pipe":
+        os.mkfifo(record)
+    elif kind == "link":
+        (tmp_path / "record").write_text(f"{commit}\n{sha256(DATA)}\n")
+        record.symlink_to(tmp_path / "record")
+    else:
+        record.write_text(f"{' ' * 5000 if kind == 'long' else ''}{commit}\n{sha256(DATA)}\n")
+
+    def locked(path: Any, *words: Any, **options: Any) -> int:
+        if os.fspath(path) == str(record):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return open_file(path, *words, **options)
+
+    if kind == "locked":
+        monkeypatch.setattr(os, "open", locked)
+    code, _, err = run("adopt", tmp_path / "mine", "--repo", "acme/bert", "--root", root)
+    expected = (5, f"cannot read {record}") if kind == "locked" else (2, "holds no records")
+    assert (code, expected[1] in err) == (expected[0], True), err
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_on_a_volume(version: int, plane: ControlPlane, run: Any, hub: Hub, tmp_path: Path) -> None:
     commit = hub.push("acme/bert", "main", FILES)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import weightcache
-from weightcache import Checkpoint, Manifest, ManifestError
+from weightcache import Checkpoint, Manifest, ManifestError, StorageError
 from weightcache.cli import toml_edit
 from weightcache.manifest.validate import path_problem
 
@@ -97,3 +99,23 @@ def test_pin_changes_nothing_that_it_was_not_asked_to(found: list[Checkpoint], d
         pin = f'sha256 = "{file.sha256}"\n' + ("" if file.size is None else f"size = {file.size}\n")
         assert before in {after[:at] + after[at + len(pin) :] for at in range(len(before) + 1)}
         assert len(after) == len(before) + len(pin)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_manifest_without_end_is_not_read_to_its_end(writes: bool, tmp_path: Path) -> None:
+    """As `Manifest.load` does: a path may name a device, or a file of many gigabytes."""
+    path = tmp_path / "weights.toml"
+    path.touch()
+    os.truncate(path, 1 << 40)  # more than any memory
+    with pytest.raises(ManifestError, match="has more than 67,108,864 bytes, the most that is read"):
+        toml_edit.ManifestFile(str(path), writes=writes)
+
+
+def test_a_manifest_that_became_endless_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "weights.toml"
+    path.touch()
+    file = toml_edit.ManifestFile(str(path), writes=True)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(StorageError, match="was changed by another process"):
+        file.add([Checkpoint("a", (), (weightcache.File("a", "0" * 64),))])
+    assert (path.stat().st_size, list(tmp_path.glob(".weights-*"))) == (1 << 40, [])

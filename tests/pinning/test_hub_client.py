@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub import File, Hub
-from pins import DATA, FILES, text
+from pins import DATA, FILES, MODEL, text
 from support import quiet, sha256, visible
-from weightcache import DownloadError, Manifest, ensure
+from weightcache import DownloadError, Manifest, WeightCacheError, ensure
 from weightcache._pinning.hub_client import snapshot
 from weightcache._pinning.resolve_pins import complete
-from weightcache._pinning.unpinned_entries import Draft, HubUrl
+from weightcache._pinning.unpinned_entries import Draft, HubUrl, Pin
+from weightcache._runtime.cancel import Cancel
 
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
 
@@ -112,9 +112,7 @@ def test_a_hub_that_is_away(run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch)
     assert (code, "http://127.0.0.1:9 cannot be reached" in err) == (3, True), err
 
 
-@pytest.mark.parametrize(
-    ("times", "path"), [(1, "/revision/"), (6, "/tree/")], ids=["the commit", "the files, asked for six times"]
-)
+@pytest.mark.parametrize("path", ["/revision/", "/tree/"], ids=["the commit", "the files"])
 @pytest.mark.parametrize(
     ("without", "hint"),
     [
@@ -126,20 +124,18 @@ def test_a_hub_that_is_away(run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch)
     ids=["both headers", "Retry-After", "RateLimit", "neither"],
 )
 def test_a_hub_that_is_asked_too_often_says_when_to_try_again(
-    times: int, path: str, without: list[str], hint: str, run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    path: str, without: list[str], hint: str, run: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.utils import _http
-
     slept: list[float] = []
-    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=slept.append))  # the client would, between its own tries
+    monkeypatch.setattr(Cancel, "sleep", lambda _, seconds: slept.append(seconds))
     hub.push("acme/bert", "main", FILES)
-    hub.fail(times, path=path, wait=55)
+    hub.fail(3, path=path, wait=55)
     for name in without:
         del hub._faults[0][1].answer.headers[name]  # it is one for all times
     code, _, err = run("add", "x", "hf://acme/bert")
     assert (code, os.listdir()) == (3, [])
     assert err.endswith(f"{hub.url}/acme/bert: HTTP 429\n  hint: nothing was changed; {hint}\n")
-    assert len(slept) == times - 1
+    assert [seconds >= 55 for seconds in slept] == ["seconds" in hint] * 2
     assert run("add", "x", "hf://acme/bert")[0] == 0
 
 
@@ -248,24 +244,22 @@ def test_a_password_in_the_address_of_the_hub_is_not_shown(
         {"size": "3"},
         {"size": True},
         {"path": 7},
-        {"blob_id": True},
-        {"lfs": SimpleNamespace(sha256=["a"])},
+        {"oid": True},
+        {"lfs": {"oid": ["a"]}},
+        {"lfs": "a"},
+        {"lfs": {}},
+        {"type": ["file"]},
     ],
+    ids=str,
 )
 def test_a_listing_with_parts_of_another_type(part: dict[str, Any], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub's client passes them on as they come, for example from another host in HF_ENDPOINT."""
-    from huggingface_hub import HfApi
-
+    """For example from another host in HF_ENDPOINT."""
     hub.push("acme/bert", "main", {"config.json": b"{}\n"})
-    listed = HfApi.list_repo_tree
-
-    def changed(self: HfApi, *arguments: Any, **options: Any) -> Any:
-        for each in listed(self, *arguments, **options):
-            vars(each).update(part)
-            yield each
-
     assert snapshot(HubUrl("acme/bert"), None, "bert").files[0].size == 3
-    monkeypatch.setattr(HfApi, "list_repo_tree", changed)
+    said_by(hub, monkeypatch, lambda said: [{**each, **part} for each in said] if isinstance(said, list) else said)
+    if "type" in part:  # neither a file nor, to the client of the Hub, anything else
+        assert snapshot(HubUrl("acme/bert"), None, "bert").files == ()
+        return
     with pytest.raises(DownloadError, match="sent a response that is not from the Hub"):
         snapshot(HubUrl("acme/bert"), None, "bert")
 
@@ -303,3 +297,35 @@ def test_globs_select_what_the_hubs_own_client_selects(
         return
     complete(draft, include=include, exclude=exclude, progress=False)
     assert set(draft.pins) == files
+
+
+SECRET_URL = "https://user:hunter2@127.0.0.1:9/w?sig=SeCrEt"
+
+
+@pytest.mark.parametrize(
+    ("pins", "is_directory", "change", "include"),
+    [
+        ({"model.safetensors": Pin()}, False, {"lfs": {"oid": "NOT-HEX", "size": 1}}, ()),
+        ({"model.safetensors": Pin("0" * 64)}, False, {}, ()),
+        ({"none.bin": Pin()}, True, {}, ()),
+        ({}, True, {}, ("*.none",)),
+    ],
+    ids=["no digest", "another digest", "a missing file", "no file selected"],
+)
+def test_no_error_has_the_secrets_of_a_mirror_that_stands_before_the_hub(
+    pins: dict[str, Pin],
+    is_directory: bool,
+    change: dict[str, Any],
+    include: tuple[str, ...],
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub.push("acme/bert", "main", {"model.safetensors": MODEL})
+    said_by(hub, monkeypatch, lambda said: [{**each, **change} for each in said] if isinstance(said, list) else said)
+    path = "" if is_directory else "/model.safetensors"
+    copied = {name: Pin(pin.sha256) for name, pin in pins.items()}
+    draft = Draft("x", [SECRET_URL, f"hf://acme/bert@main{path}"], None, is_directory, copied, bool(pins))
+    with pytest.raises((WeightCacheError, ValueError)) as caught:
+        complete(draft, include=include, progress=False)
+    shown = f"{caught.value} {vars(caught.value)}"
+    assert ("https://127.0.0.1:9/w" in shown, "hunter2" in shown, "SeCrEt" in shown) == (True, False, False), shown

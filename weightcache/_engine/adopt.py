@@ -1,7 +1,9 @@
 """`adopt`: publish weights that other programs downloaded, without a second download.
 
 By default nothing of the source changes: a published file is a hard link to it where both are on one file system that
-has hard links, otherwise a copy. To move a file is to rename it, and to leave a symbolic link at its old path.
+has hard links, otherwise a copy. To move a file is to rename it, and to leave a symbolic link at its old path. A link
+in the source may name any file of the machine, so a move takes files of the adopted directory and of its repository in
+a Hub cache alone.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Checkpoint
 
 from .execute_plan import changed_while_read
-from .existing_weights import as_storage_errors
+from .existing_weights import as_storage_errors, is_repository
 from .publish_local_weights import copy_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from weightcache._coordination.volume import Volume, VolumeSession
     from weightcache._store.layout import Layout
@@ -54,8 +56,8 @@ def adopt(found: Found, layout: Layout, volume: Volume | None, *, move: bool) ->
         move: Rename the files into the root, and leave links to them.
 
     Raises:
-        ManifestError: A name breaks the rules of manifests, a file is a Git LFS pointer, or a file of a Hub cache is
-            damaged. Nothing was published.
+        ManifestError: A name breaks the rules of manifests, a file is a Git LFS pointer, a file of a Hub cache is
+            damaged, or ``move`` is given and a file is a link to another place. Nothing was published.
         StorageError: A file cannot be read, linked or moved; with ``move``, the root is on another file system.
         VolumeError: No commit succeeded.
     """
@@ -76,7 +78,7 @@ def _adopted(found: Found, layout: Layout, volume: Volume | None, *, move: bool)
     def prepare(checkpoint: Checkpoint, sources: Mapping[str, str], calls: VolumeSession) -> None:
         check(checkpoint)
         if move:
-            _move(layout, checkpoint, sources, calls)
+            _move(layout, checkpoint, _movable(found, sources, layout), calls)
 
     # A file may be given by a name that is a link: what is published is called by that name.
     made, sources = copy_in(
@@ -101,6 +103,7 @@ def finish_moves(path: str) -> None:
         StorageError: A link cannot be put in place.
     """
     top = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    homes = _homes(path)
     for folder, folders, names in os.walk(top):
         for name in names:
             link = f"{folder}/{name}"
@@ -109,6 +112,8 @@ def finish_moves(path: str) -> None:
             elif os.path.islink(link) and not os.path.exists(link):
                 source = os.path.realpath(link)  # in another directory: a snapshot links to the blobs of its repository
                 link = _aside(source)
+                if not _is_in(source, homes):
+                    continue
             else:
                 continue
             try:
@@ -161,6 +166,42 @@ def _damaged(found: Found, checkpoint: Checkpoint, layout: Layout) -> Iterator[s
             continue  # a copy, where the file system has no links
         if actual != name:
             yield f"{file.path!r:.120} is damaged: the Hub calls its content {name}, and its digest is {actual}"
+
+
+def _homes(path: str) -> list[str]:
+    """Return the directories that a move takes files from: the adopted one, and its repository in a Hub cache."""
+    top = os.path.abspath(path)
+    folder = top if os.path.isdir(top) else os.path.dirname(top)
+    homes = [os.path.realpath(folder)]
+    while (above := os.path.dirname(folder)) != folder:
+        if os.path.basename(above) == "snapshots" and is_repository(repository := os.path.dirname(above)):
+            homes.append(os.path.realpath(repository))
+        folder = above
+    return homes
+
+
+def _is_in(real: str, homes: Iterable[str]) -> bool:
+    """Whether a real path is below one of the directories."""
+    return any(real.startswith(f"{home.rstrip('/')}/") for home in homes)
+
+
+def _movable(found: Found, sources: Mapping[str, str], layout: Layout) -> dict[str, str]:
+    """Return the files that a move renames.
+
+    Of the others, those in the root were moved before. Another checkpoint may have them, so `ensure` copies them.
+
+    Raises:
+        ManifestError: A link leads elsewhere: to a file of another program, perhaps, or to a private key.
+    """
+    homes, root = _homes(found.path), os.path.realpath(layout.root)
+    movable = {sha256: source for sha256, source in sources.items() if _is_in(source, homes)}
+    away = [each for sha256, each in sources.items() if sha256 not in movable and not _is_in(each, [root])]
+    if away:
+        problems = [f"a link leads to {each!r:.200}, outside of it, and a move would take that file" for each in away]
+        error = ManifestError(found.path, problems)
+        error.hint = "nothing was published; leave out --move, or give the path of the file itself"
+        raise error
+    return movable
 
 
 def _move(layout: Layout, checkpoint: Checkpoint, sources: Mapping[str, str], calls: VolumeSession) -> None:

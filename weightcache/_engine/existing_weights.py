@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from weightcache._runtime.owned_descriptors import opened
+from weightcache._store.inspect import read_bytes
 from weightcache.errors import ManifestError, StorageError, WeightCacheError
 from weightcache.manifest.urls import checkpoint_name, is_commit, parse_hub_url
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 _REPOSITORY = re.compile(r"models--([A-Za-z0-9_.-]+)")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _METADATA = ".cache/huggingface"  # what `hf download --local-dir` adds to the files
+_COMMIT_BYTES, _RECORD_BYTES = 41, 1000  # the most that is read of a reference, and of a record
 _RECORD = ".metadata"  # ending of the file with commit, ETag and time that it writes for each, below ``download``
 
 
@@ -90,29 +94,26 @@ def _found(top: str, name: str | None, layout: Layout, repository: str | None) -
 
 def _in_hub_cache(top: str) -> Iterator[Found]:
     repository, commit = os.path.dirname(os.path.dirname(top)), os.path.basename(top)
-    if _COMMIT.fullmatch(commit) and os.path.dirname(top) == f"{repository}/snapshots" and _is_repository(repository):
+    if _COMMIT.fullmatch(commit) and os.path.dirname(top) == f"{repository}/snapshots" and is_repository(repository):
         yield _snapshot(repository, commit)
-    elif _is_repository(top):
+    elif is_repository(top):
         yield _current(top)
     elif os.path.isdir(top):
         for cache in (top, f"{top}/hub"):  # HF_HUB_CACHE, and HF_HOME
             if os.path.isdir(cache):
                 inner = [f"{cache}/{each}" for each in sorted(os.listdir(cache))]
-                yield from (_current(each) for each in inner if _is_repository(each))
+                yield from (_current(each) for each in inner if is_repository(each))
 
 
-def _is_repository(path: str) -> bool:
+def is_repository(path: str) -> bool:
+    """Whether a directory is that of one repository in a Hub cache."""
     return _REPOSITORY.fullmatch(os.path.basename(path)) is not None and os.path.isdir(f"{path}/snapshots")
 
 
 def _current(repository: str) -> Found:
     """Return the snapshot that ``refs/main`` names, or the only one."""
     commits = [each for each in sorted(os.listdir(f"{repository}/snapshots")) if _COMMIT.fullmatch(each)]
-    try:
-        with open(f"{repository}/refs/main", encoding="ascii", errors="replace") as stream:
-            main = stream.read(41).strip()
-    except OSError:
-        main = ""
+    main = (read_bytes(f"{repository}/refs/main", _COMMIT_BYTES) or b"").decode("ascii", "replace").strip()
     chosen = main if main in commits else commits[0] if len(commits) == 1 else ""
     if not chosen:
         listed = ", ".join(f"snapshots/{each}" for each in commits[:5]) or "none"
@@ -171,10 +172,16 @@ def _records(top: str) -> dict[str, tuple[str, str]]:
         for name in names:
             if not name.endswith(_RECORD):
                 continue
-            with open(f"{folder}/{name}", encoding="ascii", errors="replace") as stream:
-                commit, etag = (stream.readline(100).strip() for _ in range(2))
+            path = f"{folder}/{name}"
+            if not stat.S_ISREG(os.lstat(path).st_mode):  # a pipe that nobody writes to, or a link out of the directory
+                continue
+            if (data := read_bytes(path, _RECORD_BYTES)) is None:
+                with opened(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW):  # raises the reason
+                    continue
+            lines = data.decode("ascii", "replace").split("\n")
+            commit, etag = (each.strip() for each in [*lines, ""][:2])
             if _COMMIT.fullmatch(commit):
-                found[os.path.relpath(f"{folder}/{name}", top).removesuffix(_RECORD)] = (commit, etag)
+                found[os.path.relpath(path, top).removesuffix(_RECORD)] = (commit, etag)
     return found
 
 

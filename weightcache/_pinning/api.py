@@ -74,8 +74,8 @@ def pin(
         DownloadError: The Hub or a mirror does not answer, has no such repository, revision or file, or delivers
             something that is not weights.
         IntegrityError: Two mirrors deliver different files.
-        TypeError, ValueError: Another argument is of the wrong kind, no file is selected, or huggingface_hub is not
-            installed (``pip install 'weightcache[hf]'``).
+        TypeError, ValueError: Another argument is of the wrong kind, no file is selected, or globs are given and
+            huggingface_hub is not installed (``pip install 'weightcache[hf]'``).
     """
     _check_arguments(include, exclude, max_bytes, max_files, hosts)
     if auth is not None and (problem := auth_problem(auth)):

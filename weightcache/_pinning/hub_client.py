@@ -1,29 +1,26 @@
-"""Asking the Hugging Face Hub about a repository, with its own client (the extra ``hf``). Only pinning needs it."""
+"""Asking the Hugging Face Hub about a repository. Only pinning needs it."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, unquote
 
-from weightcache._transfer.auth import declared_token, hub_token
-from weightcache._transfer.mirror_stream import SourceError
-from weightcache._transfer.retry_policy import seconds_to_wait
+from weightcache._transfer.auth import TRUE, declared_token, hub_token
+from weightcache._transfer.mirror_stream import SourceError, TransientError
 from weightcache.errors import DownloadError, redacted
-from weightcache.manifest.urls import hub_endpoint
+from weightcache.manifest.urls import hub_endpoint, url_problem
 
 from .bounds import UNBOUNDED
+from .hub_requests import CutOffError, HubRequests, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.hf_api import RepoFile
 
     from weightcache._transfer.auth import Token
 
@@ -68,39 +65,48 @@ def snapshot(url: HubUrl, auth: str | None, name: str, bounds: Bounds = UNBOUNDE
         bounds: How many entries of it may be listed.
 
     Raises:
-        DownloadError: The Hub does not answer; the message has the cause.
+        DownloadError: The Hub does not answer, or its answers exceed a bound; the message has the cause.
         ManifestError: It has more entries.
-        ValueError: huggingface_hub is not installed.
+        ValueError: The URL is invalid.
     """
-    try:
-        from huggingface_hub import HfApi
-        from huggingface_hub.hf_api import RepoFile
-    except ImportError:
-        raise ValueError("pinning an hf:// URL needs huggingface_hub: pip install 'weightcache[hf]'") from None
+    if problem := url_problem(url.at("0" * 40), directory=True):
+        raise ValueError(f"{url.at(url.revision)}: {problem}")
     try:
         token = declared_token(auth) if auth else hub_token()
     except SourceError as error:
         raise _error(name, url, str(error), error.hint) from None
-    with _translated(name, url, token):
-        # token=False: send no token if we have none; otherwise the client would search for one of its own.
-        api = HfApi(endpoint=hub_endpoint(), token=token.value if token else False)
-        commit = str(api.model_info(url.repository, revision=url.revision).sha)
+    if _is_offline():
+        why = f"{redacted(hub_endpoint())} was not asked: HF_HUB_OFFLINE is set"
+        raise _error(name, url, why, "unset HF_HUB_OFFLINE to pin from the Hub")
+    api, count, files = f"/api/models/{quote(url.repository)}", 0, list[HubFile]()
+    with _translated(name, url, token), HubRequests(token) as hub:
+        commit = str(hub.get(f"{api}/revision/{quote(url.revision, safe='')}")["sha"])
         if not re.fullmatch("[0-9a-f]{40}", commit):
             raise ValueError(f"{commit!r} is no commit")
-        tree = api.list_repo_tree(url.repository, revision=commit, recursive=True)
-        listed = list(islice(tree, None if bounds.max_listed is None else bounds.max_listed + 1))
-        files = tuple(_file(each) for each in listed if isinstance(each, RepoFile))
-    bounds.check_listed(url.at(url.revision), len(listed))
-    return Snapshot(commit, files)
+        for page in hub.pages(f"{api}/tree/{commit}?recursive=true&expand=false"):
+            files += [_file(each) for each in page if each["type"] == "file"]
+            count += len(page)
+            if bounds.max_listed is not None and count > bounds.max_listed:
+                break
+    bounds.check_listed(url.at(url.revision), count)
+    return Snapshot(commit, tuple(files))
 
 
-def _file(entry: RepoFile) -> HubFile:
-    """Return a file of a listing. The client passes on what a server sends, of whatever type.
+def _is_offline() -> bool:
+    """Whether the user forbids requests to the Hub, by a variable or by what huggingface_hub has read of it."""
+    known = sys.modules.get("huggingface_hub.constants")
+    named = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return bool(getattr(known, "HF_HUB_OFFLINE", False)) or any(each in TRUE for each in named)
+
+
+def _file(entry: Any) -> HubFile:
+    """Return a file of a listing.
 
     Raises:
-        TypeError: It has a part of another type.
+        TypeError, KeyError: It lacks a part, or has one of another type.
     """
-    found = HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else "", entry.blob_id)
+    lfs = entry.get("lfs")
+    found = HubFile(entry["path"], entry["size"], lfs["oid"] if lfs is not None else "", entry["oid"])
     if type(found.size) is not int or not all(
         isinstance(each, str) for each in (found.path, found.sha256, found.git_id)
     ):
@@ -147,64 +153,44 @@ def select_files(paths: list[str], include: Sequence[str], exclude: Sequence[str
 
 @contextmanager
 def _translated(name: str, url: HubUrl, token: Token | None) -> Iterator[None]:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     endpoint = redacted(hub_endpoint())  # of a mirror it may hold a password
-    page = f"{endpoint}/{url.repository}"
-    sent = f"the token from {token.origin} was sent" if token else "no token was sent"
-    where = token.origin if token else "HF_TOKEN (or run `hf auth login`)"
     try:
         yield
         return
-    except GatedRepoError:
-        why = f"{page} is gated, and {sent}"
-        hint = f"accept its licence at {page}, and use the token of that account in {where}"
-    except RevisionNotFoundError:
-        why, hint = f"{page} has no revision {url.revision!r}", f"see {page}/tree/main for its branches and tags"
-    except RepositoryNotFoundError:
-        why = f"{page} does not exist, or is private, and {sent}"
-        hint = f"check the name; if it is private, use a token that may read it in {where}"
-    except LocalTokenNotFoundError:
-        why, hint = "the Hub's client found no token", f"set {where}"
-    except HfHubHTTPError as error:
-        why, hint = _http_problem(error, page, sent, where)
-    except HFValidationError:
-        raise  # an invalid argument of the user
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        # The client does not check responses: the page of a proxy or a login portal ends in one of these.
+    except RefusedError as error:
+        why, hint = _refusal(error, endpoint, url, token)
+    except SourceError as error:
+        is_away = isinstance(error, TransientError) and not isinstance(error, CutOffError)
+        why = f"{endpoint} cannot be reached: {error}" if is_away else f"{endpoint}: {error}"
+        hint = f"{error.hint or 'check the network and HF_ENDPOINT'}; nothing was changed"
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        # No answer is checked before it is used: the page of a proxy or a login portal ends in one of these.
         why = f"{endpoint} sent a response that is not from the Hub ({type(error).__name__})"
         hint = "check HF_ENDPOINT, and proxies on the way; nothing was changed"
-    except Exception as error:
-        if not _is_network(error):
-            raise
-        why = f"{endpoint} cannot be reached ({type(error).__name__})"
-        hint = "check the network and HF_ENDPOINT; nothing was changed"
-        if isinstance(error, OfflineModeIsEnabled):
-            why, hint = f"{endpoint} was not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to pin from the Hub"
     raise _error(name, url, why, hint)
 
 
-def _http_problem(error: HfHubHTTPError, page: str, sent: str, where: str) -> tuple[str, str]:
-    status = getattr(error.response, "status_code", "")
-    why = f"{page}: HTTP {status}".rstrip()
-    if status in (401, 403):
+def _refusal(error: RefusedError, endpoint: str, url: HubUrl, token: Token | None) -> tuple[str, str]:
+    """Return why the Hub refuses, and what to do."""
+    page = f"{endpoint}/{url.repository}"
+    sent = f"the token from {token.origin} was sent" if token else "no token was sent"
+    where = token.origin if token else "HF_TOKEN (or run `hf auth login`)"
+    if error.code == "GatedRepo":
+        hint = f"accept its licence at {page}, and use the token of that account in {where}"
+        return f"{page} is gated, and {sent}", hint
+    if error.code == "RevisionNotFound":
+        return f"{page} has no revision {url.revision!r}", f"see {page}/tree/main for its branches and tags"
+    # The Hub answers 401 for a repository that does not exist, too, if no token was sent.
+    is_invalid = error.message.startswith("Invalid credentials")
+    if error.code == "RepoNotFound" or (error.status == 401 and not token and not is_invalid):
+        hint = f"check the name; if it is private, use a token that may read it in {where}"
+        return f"{page} does not exist, or is private, and {sent}", hint
+    why = f"{page}: HTTP {error.status}"
+    if error.status in (401, 403):
         return f"{why}; {sent}", f"check that the token in {where} is valid and may read it"
-    if seconds := seconds_to_wait(error.response.headers):
-        return why, f"nothing was changed; try again in {seconds:.0f} seconds"
+    if error.wait:
+        return why, f"nothing was changed; try again in {error.wait:.0f} seconds"
     return why, "nothing was changed; try again"
-
-
-def _is_network(error: Exception) -> bool:
-    """Whether it is a network error of the client's HTTP library."""
-    return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
 
 
 def _error(name: str, url: HubUrl, why: str, hint: str) -> DownloadError:

@@ -69,7 +69,7 @@ def complete(
         _list_files(draft, found, include, exclude)
     if found:
         _use_published_digests(draft, *found)
-        draft.check(draft.urls[0])
+        draft.check(redacted(draft.urls[0]))
     bounds.check_files(draft)
     with closing(Reader(draft.urls, draft.auth, draft.name, bounds)) as reader:
         own = _measure(draft, reader, new_path, found, strict=not expected, progress=progress, bounds=bounds)
@@ -102,7 +102,7 @@ def _list_files(
     hub, listing = found
     if not (paths := paths_of(hub, listing)):
         raise path_not_found(hub, listing, draft.name)
-    selected = select_files(paths, include, exclude, f"of {draft.name} at {draft.urls[0]}")
+    selected = select_files(paths, include, exclude, f"of {draft.name} at {redacted(draft.urls[0])}")
     draft.pins, draft.knows_files = {path: Pin() for path in sorted(selected)}, True
 
 
@@ -154,7 +154,7 @@ def _measure(
             wanted = git_ids.get(found[0].inside(file.path, is_directory=draft.is_directory)) if found else None
             _take(draft, file.path, measured, url, matches_git_id=measured.git_id == wanted, strict=strict)
             if wanted and measured.git_id not in ("", wanted):
-                raise _disagreement(draft, file.path, f"Git's {wanted}", f"Git's {measured.git_id}", redacted(url))
+                raise _disagreement(draft, file.path, f"Git's {wanted}", f"Git's {measured.git_id}", url)
             if target:
                 own[measured.sha256] = target
     finally:
@@ -192,7 +192,7 @@ def _check_mirrors(draft: Draft, reader: Reader, *, strict: bool) -> None:
             if pin.size is None:
                 pin.size = opening.size
             if opening.size not in (None, pin.size):
-                raise _disagreement(draft, path, f"{pin.size} bytes", f"{opening.size} bytes", redacted(url))
+                raise _disagreement(draft, path, f"{pin.size} bytes", f"{opening.size} bytes", url)
 
 
 def _needs_check(draft: Draft, pin: Pin) -> bool:
@@ -225,6 +225,7 @@ def _compare_with_name(name: str, path: str, pin: Pin, *, strict: bool) -> None:
 
 
 def _disagreement(draft: Draft, path: str, expected: str, actual: str, url: str) -> IntegrityError:
+    url = redacted(url)  # here, so that no caller can forget it: it may hold a password or a signature
     return IntegrityError(
         f"checkpoint {draft.name}: {path} at {url} is not the file that was expected"
         f"\n  expected {expected}\n  actual   {actual}",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from weightcache._pinning.unpinned_entries import Draft, Pin
 from weightcache._store.layout import Layout
-from weightcache.errors import ManifestError
+from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest.urls import checkpoint_name
 from weightcache.manifest.validate import user_path
 
@@ -43,6 +43,10 @@ def directory_sources(options: argparse.Namespace, manifest: str) -> list[tuple[
     """Return name and path of each checkpoint: the whole directory if a name is given, otherwise each entry in it.
 
     The manifest and the root may be in that directory. They are left out, because this command changes them.
+
+    Raises:
+        StorageError: The directory cannot be read.
+        ValueError: It is not a directory, or the files cannot be declared.
     """
     top = os.path.abspath(user_path(options.from_dir))
     if not os.path.isdir(top):
@@ -51,7 +55,11 @@ def directory_sources(options: argparse.Namespace, manifest: str) -> list[tuple[
         sources = [(options.name, top)]
     else:
         excluded = {manifest, os.path.realpath(Layout(options.root).root) if options.root else manifest}
-        inner = sorted(each for each in os.listdir(top) if not each.startswith("."))
+        try:
+            listed = os.listdir(top)
+        except OSError as error:
+            raise StorageError.of(error, "read", top) from None
+        inner = sorted(each for each in listed if not each.startswith("."))
         inner = [each for each in inner if os.path.realpath(os.path.join(top, each)) not in excluded]
         if not inner:
             raise ValueError(f"--from-dir {top} is empty")

@@ -15,7 +15,7 @@ from weightcache._store.content_sniffing import HEAD, POINTER, foreign_content
 from weightcache._store.inspect import read_bytes, read_receipt
 from weightcache._store.layout import Layout, receipt_path, version_path
 from weightcache._store.receipts import receipt_bytes
-from weightcache.errors import StorageError
+from weightcache.errors import StorageError, redacted
 from weightcache.manifest import Manifest
 
 from .command_spec import Command, Flag
@@ -168,12 +168,18 @@ def _upload(volume: modal.Volume, layout: Layout, checkpoint: Checkpoint, sizes:
 
 
 def _receipt_bytes(layout: Layout, checkpoint: Checkpoint, sizes: dict[str, int]) -> bytes:
+    """Return the receipt for the Volume. The one of this root may have been written by anybody, with anything in it."""
     local: dict[str, Any] = read_receipt(layout.receipt(checkpoint)) or {}
-    return receipt_bytes(checkpoint, sizes, local.get("sources", []))
+    sources = local.get("sources")
+    mirrors = [redacted(each) for each in sources if isinstance(each, str)] if isinstance(sources, list) else []
+    return receipt_bytes(checkpoint, sizes, mirrors)
 
 
 def _sizes(layout: Layout, checkpoint: Checkpoint) -> dict[str, int]:
-    return {file.path: os.stat(layout.file(checkpoint, file)).st_size for file in checkpoint.files}
+    try:
+        return {file.path: os.stat(layout.file(checkpoint, file)).st_size for file in checkpoint.files}
+    except OSError as error:  # another process deleted it after it was verified
+        raise StorageError.of(error, "read", error.filename or layout.version_dir(checkpoint)) from None
 
 
 def _version_dir(checkpoint: Checkpoint) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weightcache._pinning.unpinned_entries import drafts
 from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Manifest
+from weightcache.manifest.parse import _MANIFEST_BYTES as MANIFEST_BYTES
 from weightcache.manifest.parse import parse_toml
 from weightcache.manifest.validate import user_path
 
@@ -44,12 +45,13 @@ class ManifestFile:
         if writes and (problem := self._unwritable()):
             raise ManifestError(path, [problem])
         try:
-            with open(opened, "rb") as stream:
-                self._before = stream.read()
+            self._before = _read(opened)
         except FileNotFoundError:
             pass
-        except OSError as error:
-            raise ManifestError(path, [f"cannot be read: {error.strerror or error}"]) from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise ManifestError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+        if self._before is not None and len(self._before) > MANIFEST_BYTES:
+            raise ManifestError(path, [f"has more than {MANIFEST_BYTES:,} bytes, the most that is read of a manifest"])
         self.raw: Mapping[str, Any] = parse_toml(self._before or b"", path)
 
     @property
@@ -148,10 +150,15 @@ class ManifestFile:
 
     def _now(self) -> bytes | None:
         try:
-            with open(self.path, "rb") as stream:
-                return stream.read()
+            return _read(self.path)
         except FileNotFoundError:
             return None
+
+
+def _read(path: str) -> bytes:
+    """Return the bytes of a manifest, and one more than the most if there are more: a path may name /dev/zero."""
+    with open(path, "rb") as stream:
+        return stream.read(MANIFEST_BYTES + 1)
 
 
 def require_tomlkit() -> None:
