@@ -426,9 +426,7 @@ def _refusal_targets() -> list[Target]:
 
 @contextmanager
 def hub_target() -> Iterator[Target]:
-    """Answers of the Hub's API, through its real client and a real connection."""
-    from huggingface_hub import close_session
-
+    """Answers of the Hub's API, over a real connection."""
     model = {"id": "a/b", "sha": COMMIT, "siblings": [{"rfilename": "m.bin"}], "tags": [], "private": False}
     lfs = {"oid": DIGEST, "size": 10, "pointerSize": 100}
     tree = [
@@ -491,7 +489,6 @@ def hub_target() -> Iterator[Target]:
         ]
         yield Target("Hub answer", "json", tuple(answers), read, allowed)
     finally:
-        close_session()
         server.shutdown()
         server.server_close()
         thread.join()

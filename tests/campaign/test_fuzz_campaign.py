@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import time
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -18,12 +19,13 @@ from fuzz_inputs import json_of, nested
 from fuzz_targets import Target
 from weightcache import ManifestError
 from weightcache._coordination import lock
-from weightcache._pinning import hub_client
+from weightcache._pinning.hub_requests import HubRequests
 from weightcache._store import inspect
 from weightcache._transfer import http_session
 from weightcache._transfer.http_session import Session
 
 ROUNDS = 8
+_pages = HubRequests.pages
 
 
 def test_a_sample_of_the_campaign(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +114,13 @@ def believed(layout: Any, checkpoint: Any) -> dict[str, int]:
         ("Location", http_session, "check_host", lambda host: None, "'http://169.254.169.254/latest' is asked"),
         ("Location", Session, "redirect", lambda *_: "http://169.254.1.1/", "'' is asked instead of 'https://c.d/x?"),
         ("Location", Session, "redirect", lambda *_: "https://c.d/other", "'https://c.d/other' is asked instead of"),
-        ("Hub answer", hub_client, "islice", lambda tree, count: [next(tree)], "1 pages were asked for, and there are"),
+        (
+            "Hub answer",
+            HubRequests,
+            "pages",
+            lambda *call: islice(_pages(*call), 1),
+            "1 pages were asked for, and there are",
+        ),
     ],
 )
 def test_a_reader_that_is_broken_is_found(
