@@ -8,21 +8,9 @@ from typing import Any
 
 import pytest
 
+from compared import Compared
 from weightcache.cli import doctor
 from weightcache.cli.doctor import _copies_in_image, _tokens
-
-
-class Compared(str):
-    """Counts how often it is compared with another name."""
-
-    __slots__ = ()
-    count = 0
-
-    def __eq__(self, other: object) -> bool:
-        Compared.count += 1
-        return str(self) == str(other)
-
-    __hash__ = str.__hash__
 
 
 class Using:

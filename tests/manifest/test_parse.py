@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from compared import Compared
 from support import directory, one, sha256
 from weightcache import Manifest, ManifestError, UnknownCheckpointError
 from weightcache.manifest.urls import local_path, resolved_url
@@ -439,19 +440,6 @@ def test_names_that_differ_in_case_are_shown_with_escapes_and_in_part() -> None:
     said = str(unpinned(f"a\n{long}", f"A\n{long}"))
     assert len(said) < 2000
     assert "differs from checkpoints.'a\\nxxx" in said
-
-
-class Compared(str):
-    """Counts how often it is compared."""
-
-    __slots__ = ()
-    count = 0
-
-    def __eq__(self, other: object) -> bool:
-        Compared.count += 1
-        return str(self) == str(other)
-
-    __hash__ = str.__hash__
 
 
 def test_each_url_is_compared_with_no_more_than_a_few_others() -> None:
