@@ -15,6 +15,7 @@ from weightcache import errors
 from weightcache.cli import main as entry
 from weightcache.cli import terminal
 from weightcache.cli.commands import COMMANDS
+from weightcache.cli.output import print_lines
 from weightcache.cli.terminal import (
     Captured,
     Cell,
@@ -286,6 +287,11 @@ def test_a_long_word_is_measured_a_few_times(letter: str, monkeypatch: pytest.Mo
     lines = wrapped(f"a {letter * 5000} b", 20, breaks=True)
     assert "".join(lines).count(letter) == 5000
     assert measured < 6 * 5000
+
+
+def test_lines_have_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    print_lines("a\x1b[2J\udcff\n  b")
+    assert capsys.readouterr().out == "a\\x1b[2J\\udcff\n  b\n"
 
 
 def test_tables() -> None:

@@ -81,6 +81,7 @@ def print_table(rows: Sequence[Sequence[str]], kinds: Sequence[Cell]) -> None:
 
 def print_lines(text: str, stream: TextIO | None = None) -> None:
     """Print lines to stdout, or another stream; on a terminal, long ones are broken at spaces."""
+    text = printable(text)  # the Hub names files, and the path of a root need not be UTF-8
     stream = stream or sys.stdout
     columns = terminal_columns(stream)
     print(text if columns is None else "\n".join(message_lines(text, columns)), file=stream)
