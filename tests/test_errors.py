@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import errno
 import json
 import pickle
@@ -150,6 +151,38 @@ def test_no_error_writes_control_characters() -> None:
     error = errors.LoadError("x", ["a\x1b[2J\r\x9b\u202e", "é\udcff"], hint="copy \x07 this")
     assert str(error) == "x: 2 problems\n  a\\x1b[2J\\r\\x9b\\u202e\n  é\\udcff\n  hint: copy \\x07 this"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_hint_that_is_set_later_has_no_control_characters_either() -> None:
+    error = errors.ManifestError("weights.toml", ["a: b"])
+    error.hint = "copy \x07 this\nand that"
+    assert error.hint == "copy \\x07 this\nand that"
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert again.hint == error.hint
+        assert vars(again)["hint"] == error.hint  # where 0.1 looks for it
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ManifestError("w\n  hint: a", ["x\n  hint: b"]),
+        errors.LoadError("w\n  hint: a", ["x\n  hint: b"], hint="good"),
+        errors.LoadError("w\n  hint: a", ["x\n  hint: b", "y"], hint="good"),
+        StorageError.of(OSError(errno.EACCES, "no"), "read", "w\n  hint: a"),
+    ],
+    ids=["manifest", "load", "loads", "storage"],
+)
+def test_no_name_begins_a_line_that_looks_like_ours(error: errors.WeightCacheError) -> None:
+    assert sum(line.startswith("  hint: ") for line in str(error).splitlines()) == 1
+    assert str(error).endswith(f"\n  hint: {error.hint}")
+
+
+def test_a_message_has_at_most_a_hundred_problems() -> None:
+    problems = [f"tensor {number}" for number in range(5000)]
+    for error in (errors.LoadError("x", problems, hint="h"), errors.ManifestError("x", problems)):
+        assert len(error.problems) == 5000
+        assert str(error.args[0]).splitlines()[0] == "x: 5000 problems"
+        assert str(error.args[0]).splitlines()[100:] == ["  tensor 99", "  and 4900 more"]
 
 
 def test_attributes_are_not_lost_when_raised_again() -> None:

@@ -51,8 +51,6 @@ ELSEWHERE = {
     "cli/verify": "tests/cli/test_main.py",
     "manifest/model": "tests/manifest/test_parse.py",
     "reports": "tests/test_api.py",
-    "torch/_model": "tests/torch/test_state_dict.py",
-    "torch/_safetensors_shards": "tests/torch/test_state_dict.py",
     "_strict_json": "tests/torch/test_safetensors_header.py",
     "torch/_skip_random_fills": "tests/torch/test_skip_init.py",
     "modal/deployed_tag": "tests/modal/test_weight_volume.py",

@@ -22,6 +22,7 @@ or ``ValueError``, which is not in this tree.
 from __future__ import annotations
 
 from weightcache._frozen import Frozen
+from weightcache._message_text import printable, printable_line, problem_lines
 
 TYPE_CHECKING = False  # a type checker takes it for true; a hit need not import typing
 if TYPE_CHECKING:
@@ -41,11 +42,6 @@ __all__ = [
     "VolumeError",
     "WeightCacheError",
 ]
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with escapes for what is not printable but a newline: control characters rewrite a terminal."""
-    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 def redacted(url: str) -> str:
@@ -73,17 +69,22 @@ def _rebuild(cls: type[WeightCacheError], message: str, state: dict[str, Any]) -
 
 
 class WeightCacheError(Exception):
-    """Base of all errors that this library raises for an environmental failure.
-
-    Attributes:
-        hint: One sentence that says what to do next; may be empty.
-    """
+    """Base of all errors that this library raises for an environmental failure."""
 
     def __init__(self, message: str, *, hint: str = "", **attributes: object) -> None:
         super().__init__(printable(message))
-        self.hint = printable(hint)
+        self.hint = hint
         for name, value in attributes.items():
             setattr(self, name, value)
+
+    @property
+    def hint(self) -> str:
+        """One sentence that says what to do next; may be empty."""
+        return str(self.__dict__["hint"])
+
+    @hint.setter
+    def hint(self, text: str) -> None:
+        self.__dict__["hint"] = printable(text)  # in the state of a pickle by this name, as 0.1 wrote it
 
     def __str__(self) -> str:
         message = str(self.args[0])
@@ -109,13 +110,13 @@ class ManifestError(WeightCacheError, ValueError):
     problems: tuple[str, ...]
 
     def __init__(self, source: str, problems: Iterable[str]) -> None:
-        listed = tuple(problems)
-        lines = [f"{source}: {len(listed)} problem{'s' * (len(listed) != 1)}", *(f"  {each}" for each in listed[:100])]
+        found = tuple(problems)
+        count = f"{len(found)} problem{'s' * (len(found) != 1)}"
         super().__init__(
-            "\n".join([*lines, *[f"  and {len(listed) - 100} more"] * (len(listed) > 100)]),
+            f"{printable_line(source)}: {count}{problem_lines(found)}",
             hint="mend the lines named above; docs/reference/manifest.md lists every key",
             source=source,
-            problems=listed,
+            problems=found,
         )
 
 
@@ -136,7 +137,7 @@ class UnknownCheckpointError(WeightCacheError, LookupError):
 
         shown = names if len(names) <= 10 else get_close_matches(name, names, 10) or names[:10]
         more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-        message = f"no checkpoint is called {name!r}; declared are: {', '.join(shown)}{more}"
+        message = f"no checkpoint is called {name!r:.120}; declared are: {', '.join(shown)}{more}"
         hint = "use one of the declared names, or add the checkpoint to the manifest"
         super().__init__(message, hint=hint, name=name, known=names)
 
@@ -248,7 +249,7 @@ class StorageError(WeightCacheError, OSError):
             )
         hints[errno.EPERM] = hints[errno.EACCES]
         hint = hints.get(error.errno or 0, "see the operating system's message; nothing wrong was published")
-        wrapped = cls(f"cannot {doing} {path}: {what}", hint=hint, path=path)
+        wrapped = cls(f"cannot {doing} {printable_line(path)}: {what}", hint=hint, path=path)
         wrapped.errno = error.errno
         return wrapped
 
@@ -276,17 +277,16 @@ class LoadError(WeightCacheError, RuntimeError):
 
     Attributes:
         source: The file, the directory, or the class of the module.
-        problems: All problems; of weights that do not fit, one for each name.
+        problems: All problems; of weights that do not fit, one for each name. The message has 100.
     """
 
     source: str
     problems: tuple[str, ...]
 
     def __init__(self, source: str, problems: Iterable[str], *, hint: str) -> None:
-        listed = tuple(problems)
-        what = f" {listed[0]}" if len(listed) == 1 else "".join(f"\n  {problem}" for problem in listed)
-        count = "" if len(listed) == 1 else f" {len(listed)} problems"
-        super().__init__(f"{source}:{count}{what}", hint=hint, source=source, problems=listed)
+        found = tuple(problems)
+        what = f" {printable_line(found[0])}" if len(found) == 1 else f" {len(found)} problems{problem_lines(found)}"
+        super().__init__(f"{printable_line(source)}:{what}", hint=hint, source=source, problems=found)
 
 
 class VolumeError(WeightCacheError):

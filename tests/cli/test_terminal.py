@@ -13,7 +13,9 @@ from support import blob, sha256, toml_of
 from terminals import in_terminal, piped
 from weightcache import errors
 from weightcache.cli import main as entry
+from weightcache.cli import terminal
 from weightcache.cli.commands import COMMANDS
+from weightcache.cli.output import print_lines
 from weightcache.cli.terminal import (
     Captured,
     Cell,
@@ -269,6 +271,27 @@ def test_wrapping() -> None:
         "    five",
         "    six",
     ]
+
+
+@pytest.mark.parametrize("letter", ["ä", "模", "\u0301"], ids=["one", "two", "none"])
+def test_a_long_word_is_measured_a_few_times(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file on the Volume may have any name, and a manifest any URL."""
+    measured = 0
+
+    def counting(text: str) -> int:
+        nonlocal measured
+        measured += len(text)
+        return display_width(text)
+
+    monkeypatch.setattr(terminal, "display_width", counting)
+    lines = wrapped(f"a {letter * 5000} b", 20, breaks=True)
+    assert "".join(lines).count(letter) == 5000
+    assert measured < 6 * 5000
+
+
+def test_lines_have_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    print_lines("a\x1b[2J\udcff\n  b")
+    assert capsys.readouterr().out == "a\\x1b[2J\\udcff\n  b\n"
 
 
 def test_tables() -> None:

@@ -354,3 +354,37 @@ def test_without_a_directory_for_notes_it_commits_before_it_reloads(root: Path) 
     assert session.is_dirty()
     session.sync()
     assert [call.partition(":")[0] for call in volume.calls] == ["commit", "reload"]
+
+
+def test_names_on_the_volume_reach_no_warning_with_control_characters(
+    origin: Origin, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Modal names files of the Volume in its errors, and so do we."""
+
+    class Refusing(Volume):
+        def reload(self) -> None:
+            raise RuntimeError("open: x\x1b[2J\n  hint: run it")
+
+    origin.put("/a", DATA)
+    root.mkdir()
+    caplog.set_level(logging.INFO, "weightcache")
+    with open(root / "x\x1b]0;owned\x07\n  hint: run it", "w", encoding="utf-8"):
+        report = quiet(one(DATA, origin.url("/a")), root, volume=Refusing(root)).report
+    said = [*report.warnings, *(record.getMessage() for record in caplog.records)]
+    assert any("owned" in text for text in report.warnings)
+    assert [text for text in said if not text.isprintable()] == []
+
+
+def test_a_warning_has_no_control_characters(root: Path) -> None:
+    session = VolumeSession(str(root), None)
+    session.warn("a\x1b[2J")
+    assert session.warnings == ["a\\x1b[2J"]
+
+
+def test_a_root_whose_path_is_not_utf_8(origin: Origin, tmp_path: Path) -> None:
+    origin.put("/a", DATA)
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+    volume = Volume(root)
+    assert quiet(one(DATA, origin.url("/a")), root, volume=volume).report.committed is True
+    with VolumeSession(str(root), volume).writing():
+        assert VolumeSession(str(root), volume).is_dirty()

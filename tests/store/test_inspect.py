@@ -59,6 +59,7 @@ def test_a_hit_imports_only_the_standard_library(filled: dict[str, Any], root: P
         for name in (
             "_api",
             "_frozen",
+            "_message_text",
             "_store",
             "_store.inspect",
             "_store.layout",

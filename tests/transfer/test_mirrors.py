@@ -127,6 +127,22 @@ def test_a_refusal_of_what_was_served_is_tried_again_for_a_while() -> None:
     assert 30.0 <= line.now <= 36.0
 
 
+def test_of_many_mirrors_a_few_are_logged_and_a_hundred_listed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "weightcache")
+    line = Line(*(f"http://h{number}/a" for number in range(300)))
+    while line.fail(SourceError("HTTP 404 Not Found")):
+        pass
+    error = line.scheduler.error
+    assert isinstance(error, DownloadError)
+    assert len(error.attempts) == 300
+    assert str(error.args[0]).count("\n") == 101
+    assert "\n  and 200 more" in str(error)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) <= 2 * 10 + 1  # the first ten, each tried twice
+    assert [text for text in said if "h299" in text] == []
+    assert "c: 290 more mirrors of a are tried; of these nothing is logged" in said
+
+
 @pytest.mark.parametrize("patience", [-1, float("nan"), "180", True, None])
 def test_odd_patience(patience: Any, root: Path) -> None:
     with pytest.raises(ValueError, match="patience must be a number of seconds"):

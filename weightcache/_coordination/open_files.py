@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from weightcache._message_text import printable_line
 from weightcache.manifest.validate import MODAL_VOLUMES
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def _users(top: str, shown: str) -> Iterator[str]:
             with suppress(OSError):  # it has ended, or belongs to another user
                 for path, what in _paths(f"/proc/{pid}"):
                     if path == top or path.startswith(f"{top}/"):
-                        yield f"{shown}{path[len(top) :]} {what} process {pid} ({_name(pid)})"
+                        # Others choose the names of files on the Volume, and of their programs.
+                        yield printable_line(f"{shown}{path[len(top) :]} {what} process {pid} ({_name(pid)})")
 
 
 def _paths(process: str) -> Iterator[tuple[str, str]]:

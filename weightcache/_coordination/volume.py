@@ -17,6 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from weightcache._environment import in_modal_container
+from weightcache._message_text import printable, printable_line
 from weightcache._runtime import tuning_constants as runtime_settings
 from weightcache._runtime.unannounced_write_check import announce_writing, is_writing
 from weightcache._runtime.writer_identity import note_path
@@ -102,8 +103,9 @@ class VolumeSession:
         The mark is a note on the container's own disk, for every process of this container. It is written first, so
         that a process that is killed inside the block leaves it behind; only a commit removes it.
         """
-        with suppress(OSError, StorageError), open(note_path(self._root, "unpushed"), "w", encoding="utf-8") as note:
-            note.write(os.path.realpath(self._root))  # the note is removed later if this root does not exist any more
+        with suppress(OSError, StorageError), open(note_path(self._root, "unpushed"), "wb") as note:
+            # The note is removed later if this root does not exist any more.
+            note.write(os.fsencode(os.path.realpath(self._root)))  # a path need not be UTF-8
         with announce_writing(self._root):
             yield
 
@@ -168,11 +170,13 @@ class VolumeSession:
                 if files and self._has_committed(files):
                     return _Outcome.COMMITTED
                 if delay is None:
-                    what = f"{operation} of the volume failed: {type(error).__name__}: {error}{_remedy(error)}"
+                    said = printable_line(str(error))  # Modal names files of the Volume
+                    what = f"{operation} of the volume failed: {type(error).__name__}: {said}{_remedy(error)}"
                     users = open_files(self._root)
                     self.warn(f"{what} ({users})" if users else what)
                 else:
-                    _log.info("%s of the volume failed (%s); trying again in %g s", operation, error, delay)
+                    said = printable_line(str(error))
+                    _log.info("%s of the volume failed (%s); trying again in %g s", operation, said, delay)
                     time.sleep(delay)
             else:
                 return _Outcome.DONE
@@ -193,7 +197,8 @@ class VolumeSession:
         return True
 
     def warn(self, text: str) -> None:
-        """Log a warning and keep it for the report."""
+        """Log a warning and keep it for the report, both without control characters."""
+        text = printable(text)
         _log.warning("%s", text)
         self.warnings.append(text)
 

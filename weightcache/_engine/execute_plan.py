@@ -5,6 +5,7 @@ Nothing here commits or reloads, and no file of the root is open when it returns
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
@@ -49,6 +50,7 @@ OFFLINE = "offline=True"
 READ_ONLY = "the root is read-only here"
 WITHOUT_URL = "it declares no URL"
 _SHOWN = 10  # checkpoints in a message; the number of the others is given
+_WRONG_SOURCES = 4  # files to hash in vain for one sha256: receipts can name any number of sparse files and hard links
 
 
 class Installer:
@@ -129,12 +131,13 @@ class Installer:
         }
         copied: list[tuple[CheckpointTask, File, str, int]] = []
         to_fetch: list[tuple[CheckpointTask, File]] = []
+        wrong: dict[str, set[tuple[int, int]]] = defaultdict(set)  # by sha256, which files do not have it
         for task in tasks:
             steps = {step.path: step for step in plan[task.checkpoint.name].files}
             for file in task.missing:
                 target = f"{partials[task.checkpoint.digest].path}/{len(copied)}.copy"
                 sources = [path for path in steps[file.path].sources if path not in pending]
-                if found := self._copy_file(file, sources, target):
+                if found := self._copy_file(file, sources, target, wrong[file.sha256]):
                     copied.append((task, file, target, found.size))
                 else:
                     to_fetch.append((task, file))
@@ -146,12 +149,20 @@ class Installer:
                 task.installed("copied")
         return to_fetch
 
-    def _copy_file(self, file: File, sources: Sequence[str], target: str) -> Hashed | None:
-        """Copy or link the first source that has the bytes of ``file`` to ``target``; ``None`` if none has them."""
+    def _copy_file(self, file: File, sources: Sequence[str], target: str, wrong: set[tuple[int, int]]) -> Hashed | None:
+        """Copy or link the first source that has the bytes of ``file`` to ``target``; ``None`` if none has them.
+
+        Files that do not have them are added to ``wrong``, by device and inode; after a few of them, no other is tried.
+        """
         local = self._options.local_sources.get(file.sha256)  # if there is one, it is the last of the sources
         for source in sources if local is None or self._options.may_link else sources[:-1]:
+            inode = _inode(source)
+            if source != local and (inode is None or inode in wrong or len(wrong) >= _WRONG_SOURCES):
+                continue
             if found := store_files.link_or_copy(source, target, file.sha256, self._tick):
                 return found
+            if inode:
+                wrong.add(inode)
         if local is None:
             return None
         copied = store_files.copy_file(local, target, self._tick)
@@ -244,6 +255,14 @@ class Installer:
         store_root.refuse_links(self.layout, self.layout.partials)
         with suppress(StorageError):  # what cannot be swept now is swept later; the weights are there
             sweep(self.layout, {task.checkpoint.digest for task in tasks})
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    """Return what is the same for all hard links of one file; ``None`` if there is no such file."""
+    with suppress(OSError):
+        found = os.lstat(path)
+        return found.st_dev, found.st_ino
+    return None
 
 
 def not_cached(layout: Layout, tasks: Sequence[CheckpointTask], why: str, volume: Volume | None) -> NotCachedError:

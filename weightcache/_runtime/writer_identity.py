@@ -67,7 +67,7 @@ def local_directory(root: str) -> str:
 
 def note_path(root: str, suffix: str) -> str:
     """Return the path of a container-local note about ``root``, the same for every spelling of ``root``."""
-    key = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]  # a path need not be UTF-8
     return os.path.join(local_directory(root), f"{key}.{suffix}")
 
 

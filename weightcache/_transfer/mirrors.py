@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from weightcache._message_text import problem_lines
 from weightcache.errors import Attempt, DownloadError, IntegrityError, redacted
 from weightcache.manifest.urls import hub_page, resolved_url
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .server_state import Servers
 
 _log = logging.getLogger("weightcache")
+_LOGGED = 10  # mirrors of one file, in the declared order; the error lists more of them
 
 
 class Mirrors:
@@ -45,6 +47,7 @@ class Mirrors:
         urls = [(resolved_url(url, inner), hub_page(url)) for url in checkpoint.urls]
         self._left = [Mirror(url, servers.of(url), order, page) for order, (url, page) in enumerate(urls)]
         self._given_up: list[tuple[Mirror, SourceError]] = []
+        self._tells_of_others = False
         self._most_present, self._since = 0, 0.0  # most bytes at a failure; when that failure was
 
     @property
@@ -60,7 +63,7 @@ class Mirrors:
             return self._wipe(mirror, failure)
         is_alone = not failure.others or isinstance(error, ChangedError)
         if isinstance(error, RangeError) and mirror.has_ranges and is_alone:
-            _log.info("%s: %s; fetching it whole", redacted(mirror.url), error)
+            self._tell(logging.INFO, mirror, "%s: %s; fetching it whole", redacted(mirror.url), error)
             mirror.require_whole()
             return Decision("rewind")
         if failure.exceeds_proven:  # the server gets fewer connections from now on
@@ -83,7 +86,7 @@ class Mirrors:
         delay = self._delay(mirror.failures, failure.retry_after)
         # A mirror that serves other connections is not given up for what it does to this one.
         if failure.others:
-            _log.info("%s: %s; trying again in %.1f s", redacted(mirror.url), failure.error, delay)
+            self._log_retry(mirror, failure, delay)
             return Decision(pause=min(delay, self._settings.retry_after_max))
         mirror.on_refusal(is_final=failure.is_final)
         if self._is_over(mirror, failure):
@@ -97,7 +100,7 @@ class Mirrors:
         outage = not failure.is_final and mirror.failures > 1 and self._is_patient(mirror)
         if len(self._left) > 1 and (failure.is_final or mirror.failures >= self._settings.tries):
             return self._turn_to_next(mirror, failure, delay)
-        _log.info("%s: %s; trying again in %.1f s", redacted(mirror.url), failure.error, delay)
+        self._log_retry(mirror, failure, delay)
         return Decision(pause=delay, paused_with=mirror if mirror.server.requests else mirror.server, outage=outage)
 
     def _delay(self, failures: int, retry_after: float) -> float:
@@ -130,7 +133,8 @@ class Mirrors:
     def _turn_to_next(self, mirror: Mirror, failure: Failure, delay: float) -> Decision:
         """Use the next mirror for a while, and this one again when that one fails."""
         name, path = self._checkpoint.name, self._file.path
-        _log.warning("%s: %s does not deliver %s for now: %s", name, redacted(mirror.url), path, failure.error)
+        text = "%s: %s does not deliver %s for now: %s"
+        self._tell(logging.WARNING, mirror, text, name, redacted(mirror.url), path, failure.error)
         mirror.rest(failure.now + delay)
         self._left.append(self._left.pop(0))
         pause = self._left[0].not_before - failure.now
@@ -140,14 +144,27 @@ class Mirrors:
         self._given_up.append((mirror, error))
         self._left.remove(mirror)
         name, path = self._checkpoint.name, self._file.path
-        _log.warning("%s: %s did not deliver %s: %s", name, redacted(mirror.url), path, error)
+        self._tell(logging.WARNING, mirror, "%s: %s did not deliver %s: %s", name, redacted(mirror.url), path, error)
+
+    def _log_retry(self, mirror: Mirror, failure: Failure, delay: float) -> None:
+        url = redacted(mirror.url)
+        self._tell(logging.INFO, mirror, "%s: %s; trying again in %.1f s", url, failure.error, delay)
+
+    def _tell(self, level: int, mirror: Mirror, text: str, *values: object) -> None:
+        """Log a line about one mirror. A manifest of a stranger may declare any number, and each file has them all."""
+        if mirror.order < _LOGGED:
+            _log.log(level, text, *values)
+        elif not self._tells_of_others and level >= logging.WARNING:
+            self._tells_of_others = True
+            name, path, count = self._checkpoint.name, self._file.path, len(self._checkpoint.urls) - _LOGGED
+            _log.warning("%s: %d more mirrors of %s are tried; of these nothing is logged", name, count, path)
 
     def error(self) -> DownloadError:
         """Return the error when no mirror is left. The mirror that is declared first decides its class."""
         checkpoint, file = self._checkpoint, self._file
         failed = sorted(self._given_up, key=lambda each: each[0].order)
         attempts = tuple(Attempt(redacted(mirror.url), str(error), mirror.requests) for mirror, error in failed)
-        lines = "".join(f"\n  {each.url}: {each.reason} ({each.tries} request(s))" for each in attempts)
+        lines = problem_lines([f"{each.url}: {each.reason} ({each.tries} request(s))" for each in attempts])
         common = {"checkpoint": checkpoint.name, "file": file.path, "attempts": attempts}
         wrong = failed[0][1] if failed else None
         if isinstance(wrong, WrongBytesError):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 LONGEST = 160  # characters that are shown
 PART = 6  # so many characters of a secret are a secret, too
+MOST_SECRETS = (
+    1 << 15
+)  # characters of secrets; those of a signed URL have a few thousand. A redirect may have any number
 _KEYS = ("code", "error", "errors", "message", "msg", "detail", "title", "error_description", "reason")
 _HIDDEN = "…"
 
@@ -30,7 +33,8 @@ def reason(body: bytes, secrets: Collection[str]) -> str:
         body: The first bytes of the body.
         secrets: See `secrets_in`.
     """
-    found = list(dict.fromkeys(safe(text, secrets) for text in (*_of_xml(body), *_of_json(body))))
+    known = _Secrets(secrets)
+    found = list(dict.fromkeys(_safe(text, known) for text in (*_of_xml(body), *_of_json(body))))
     return ": ".join([each for each in found if each and not each.isdecimal()][:2])[:LONGEST]
 
 
@@ -59,17 +63,45 @@ def _words(value: object, depth: int) -> Iterator[str]:
 
 def safe(text: str, secrets: Collection[str]) -> str:
     """Return a server's text in one short line, without what is or may be a secret."""
+    return _safe(text, _Secrets(secrets))
+
+
+class _Secrets:
+    """What a word may not repeat, as sets of short parts: a word is looked up in the time that its own length takes.
+
+    A server chooses how many words it sends, and by a redirect how many secrets they are compared with.
+    """
+
+    def __init__(self, secrets: Collection[str]) -> None:
+        self.too_many = sum(map(len, secrets)) > MOST_SECRETS
+        self._whole = frozenset(() if self.too_many else secrets)
+        self._parts = dict[int, set[str]]()  # by their length
+        for secret in self._whole:
+            size = min(len(secret), PART)
+            if size >= 4:  # a shorter one is in many words
+                parts = self._parts.setdefault(size, set())
+                parts.update(secret[at : at + size] for at in range(len(secret) - size + 1))
+
+    def are_in(self, word: str, bare: str) -> bool:
+        """Whether a word, or what is left of it without the marks around it, repeats a secret or a part of one."""
+        if self.too_many or bare in self._whole:
+            return True
+        return any(
+            word[at : at + size] in parts for size, parts in self._parts.items() for at in range(len(word) - size + 1)
+        )
+
+
+def _safe(text: str, secrets: _Secrets) -> str:
+    if secrets.too_many:
+        return ""
     line = "".join(each if each.isprintable() else " " for each in text[: 20 * LONGEST])
     words = [_HIDDEN if _is_secret(word, secrets) else word for word in line.split()]
     return " ".join(words)[:LONGEST].strip()
 
 
-def _is_secret(word: str, secrets: Collection[str]) -> bool:
-    bare = word.strip("'\"`.,;:!?()[]{}<>")
-    if any(bare == secret or (len(secret) >= 4 and secret in word) for secret in secrets):
-        return True
-    if any(secret[at : at + PART] in word for secret in secrets for at in range(len(secret) - PART + 1)):
-        return True  # a part of one, as in "the key beginning with hf_abc"
+def _is_secret(word: str, secrets: _Secrets) -> bool:
+    if secrets.are_in(word, word.strip("'\"`.,;:!?()[]{}<>")):
+        return True  # or a part of one, as in "the key beginning with hf_abc"
     if "://" in word or "@" in word or re.search(r"[?&=]\S", word):
         return True
     runs = re.findall(r"[A-Za-z0-9+/_~.%-]{16,}", word)

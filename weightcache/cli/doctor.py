@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from weightcache._environment import in_modal_container, set_variable
+from weightcache._message_text import listed
 from weightcache._runtime.writer_identity import note_path
 from weightcache._size_text import size_text
 from weightcache._store.inspect import inspect
@@ -168,10 +169,13 @@ def _locks(layout: Layout) -> Finding:
 
 
 def _tokens(checkpoints: Sequence[Checkpoint]) -> Iterator[Finding]:
-    for variable in sorted({variable for checkpoint in checkpoints for variable in checkpoint.variables}):
-        users = ", ".join(checkpoint.name for checkpoint in checkpoints if variable in checkpoint.variables)
+    users: dict[str, list[str]] = {}
+    for checkpoint in checkpoints:
+        for variable in checkpoint.variables:
+            users.setdefault(variable, []).append(checkpoint.name)
+    for variable, names in sorted(users.items()):
         there = bool(os.environ.get(variable, "").strip())
-        missing = f"{variable} is not set, and {users} needs it: {set_variable(variable)}"
+        missing = f"{variable} is not set, and {listed(names)} needs it: {set_variable(variable)}"
         text = f"{variable} is set" if there else missing
         yield Finding("token", there, text, 3)
 
@@ -211,7 +215,9 @@ def _space(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Finding:
 def _copies_in_image(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Finding:
     """Search the usual directories of weights in an image for files with a declared name and size."""
     files = [file for checkpoint in checkpoints for file in checkpoint.files if file.size]
-    wanted = {(file.path.rpartition("/")[2], file.size) for file in files}
+    wanted: dict[str, set[int | None]] = {}  # by name, the sizes
+    for file in files:
+        wanted.setdefault(file.path.rpartition("/")[2], set()).add(file.size)
     ours, seen, found = os.path.realpath(layout.root), 0, []
     for start in dict.fromkeys(
         map(os.path.realpath, (os.path.expanduser("~"), os.getcwd(), "/root", "/app", "/models"))
@@ -224,7 +230,7 @@ def _copies_in_image(layout: Layout, checkpoints: Sequence[Checkpoint]) -> Findi
             for name in names:
                 with suppress(OSError):
                     path = os.path.join(folder, name)
-                    if any(name == want for want, _ in wanted) and (name, os.stat(path).st_size) in wanted:
+                    if name in wanted and os.stat(path).st_size in wanted[name]:
                         found.append(path)
             if seen > _SCAN_LIMIT:
                 break

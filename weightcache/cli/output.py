@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from weightcache._message_text import printable, printable_line
 from weightcache._size_text import size_text
-from weightcache.errors import printable
 
 from .terminal import Cell, message_lines, table_lines, terminal_columns
 
@@ -74,13 +74,14 @@ def print_json(options: argparse.Namespace, fields: Mapping[str, Any]) -> None:
 
 def print_table(rows: Sequence[Sequence[str]], kinds: Sequence[Cell]) -> None:
     """Print rows in aligned columns, as wide as the terminal at most; in full where they are piped."""
-    rows = [[printable(cell).replace("\n", r"\n") for cell in row] for row in rows]  # others name files on the Volume
+    rows = [[printable_line(cell) for cell in row] for row in rows]  # others name files on the Volume
     for line in table_lines(rows, kinds, terminal_columns(sys.stdout)):
         print(line)
 
 
 def print_lines(text: str, stream: TextIO | None = None) -> None:
     """Print lines to stdout, or another stream; on a terminal, long ones are broken at spaces."""
+    text = printable(text)  # the Hub names files, and the path of a root need not be UTF-8
     stream = stream or sys.stdout
     columns = terminal_columns(stream)
     print(text if columns is None else "\n".join(message_lines(text, columns)), file=stream)

@@ -8,7 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import weightcache
-from weightcache.errors import printable
+from weightcache._message_text import printable
 
 from .command_spec import Group
 from .terminal import message_lines, terminal_columns

@@ -95,21 +95,25 @@ def wrapped(text: str, width: int, *, breaks: bool = False) -> list[str]:
     """
     if display_width(text) <= width:
         return [text]
-    lines, line = [], ""
-    for word in text.split(" "):
-        rest = word
-        while rest:
-            candidate = f"{line} {rest}" if line else rest
-            if display_width(candidate) <= width:
-                line, rest = candidate, ""
-            elif line:
-                lines.append(line)
-                line = ""
-            else:
-                part = (_fitting(rest, width) or rest[0]) if breaks else rest
-                lines.append(part)
-                rest = rest[len(part) :]
-    return [*lines, line] if line else lines
+    lines: list[str] = []
+    line: list[str] = []  # its words
+    taken = 0  # columns of them
+    for word in filter(None, text.split(" ")):
+        size, begin = display_width(word), 0
+        if line and taken + 1 + size > width:
+            lines.append(" ".join(line))
+            line, taken = [], 0
+        while breaks and not line and size > width:  # nothing is measured twice: a word may be as long as a file's name
+            end = max(_end_of_fitting(word, width, begin), begin + 1)
+            lines.append(word[begin:end])
+            size -= display_width(lines[-1])
+            begin = end
+        if not line and size > width:
+            lines.append(word)
+        elif begin < len(word):
+            taken += size + bool(line)
+            line.append(word[begin:])
+    return [*lines, " ".join(line)] if line else lines
 
 
 def message_lines(text: str, width: int) -> Iterator[str]:
@@ -166,12 +170,17 @@ def _fitted(natural: Sequence[int], kinds: Sequence[Cell], width: int) -> list[i
 
 def _fitting(text: str, width: int) -> str:
     """Return the beginning of a text that takes at most ``width`` columns."""
+    return text[: _end_of_fitting(text, width)]
+
+
+def _end_of_fitting(text: str, width: int, begin: int = 0) -> int:
+    """Return the end of the longest part from ``begin`` on that takes at most ``width`` columns."""
     taken = 0
-    for at, each in enumerate(text):
-        taken += display_width(each)
+    for at in range(begin, len(text)):
+        taken += display_width(text[at])
         if taken > width:
-            return text[:at]
-    return text
+            return at
+    return len(text)
 
 
 def _dots() -> str:

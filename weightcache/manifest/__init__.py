@@ -43,8 +43,13 @@ class Manifest(Frozen):
         declared = tuple(checkpoints)
         names = [checkpoint.name for checkpoint in declared]
         if len(set(names)) != len(names):  # a lookup by name would silently find one of them
-            twice = dict.fromkeys(name for name in names if names.count(name) > 1)
-            raise ManifestError(source, [f"checkpoints.{name}: {names.count(name)} have this name" for name in twice])
+            counts = dict.fromkeys(names, 0)
+            for name in names:
+                counts[name] += 1
+            twice = {name: count for name, count in counts.items() if count > 1}
+            raise ManifestError(
+                source, [f"checkpoints.{name}: {count} have this name" for name, count in twice.items()]
+            )
         self._set(checkpoints=declared, source=source)
 
     @classmethod

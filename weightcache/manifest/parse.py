@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _FOLDS = "leave one of them out, because some file systems (of macOS, of Windows, exFAT) give both one place"
+_NAMED = 10  # checkpoints in a hint
 _READ = 1 << 16  # bytes; nearly all manifests are shorter
 _MANIFEST_BYTES = 64 << 20  # about 300,000 files; a path may name /dev/zero
 
@@ -84,7 +85,7 @@ def parse(data: Mapping[str, Any], source: str, *, is_file: bool) -> tuple[Check
         problems.add("checkpoints", "is empty; declare at least one [checkpoints.NAME]")
     checkpoints = tuple(_checkpoint(name, entry, problems) for name, entry in entries.items())
     for first, second in clashes(list(entries)):
-        problems.add(f"checkpoints.{second}", f"differs from checkpoints.{first} only in case; rename one of them")
+        problems.add(_place(second), f"differs from {_place(first)} only in case; rename one of them")
     if problems:
         raise _refusal(source, problems, is_file)
     return checkpoints
@@ -189,9 +190,12 @@ def _refusal(source: str, problems: _Problems, is_file: bool) -> ManifestError:
 
         from weightcache._environment import in_modal_container
 
-        names = " ".join(problems.unpinned)
+        names = list(problems.unpinned)
+        if len(names) > _NAMED or any(map(name_problem, names)):  # then the command is that for all of the manifest
+            names = []  # what is no name could be a command of its own, or a line that looks like ours
         in_container = in_modal_container()  # its file is a copy: the one to complete is where the app is deployed
-        command = f"`weightcache pin {names} -m {shlex.quote(source) if is_file and not in_container else 'FILE'}`"
+        file = shlex.quote(source) if is_file and not in_container and source.isprintable() else "FILE"
+        command = f"`weightcache {' '.join(['pin', *names])} -m {file}`"
         others = len(problems) > sum(problems.unpinned.values())
         error.hint = (
             f"{'mend the other lines named above, and then ' if others else ''}run {command}"
@@ -201,13 +205,17 @@ def _refusal(source: str, problems: _Problems, is_file: bool) -> ManifestError:
     return error
 
 
+def _place(name: str) -> str:
+    return f"checkpoints.{name!r:.120}" if name_problem(name) else f"checkpoints.{name}"
+
+
 def _checkpoint(name: str, entry: object, problems: _Problems) -> Checkpoint:
-    where = f"checkpoints.{name!r:.120}" if (problem := name_problem(name)) else f"checkpoints.{name}"
-    if problem:
+    where = _place(name)
+    if problem := name_problem(name):
         problems.add(where, problem)
     if isinstance(entry, Checkpoint):  # of `pin` or `publish`, or from another manifest
         if entry.name != name:
-            problems.add(where, f"is the checkpoint {entry.name}; declare it by that name")
+            problems.add(where, f"is the checkpoint {entry.name:.120}; declare it by that name")
         return entry
     problems.entry = name
     table = problems.table(entry, where, ("urls", "sha256", "size", "file", "files", "auth", "signed_by"))
@@ -231,7 +239,7 @@ def _checkpoint(name: str, entry: object, problems: _Problems) -> Checkpoint:
             problem = problem or "is a path; want the name of one file"
             problems.add(
                 f"{where}.file",
-                problem if given is not None else f"{path!r} (from the URL) {problem}; set it",
+                problem if given is not None else f"{path!r:.120} (from the URL) {problem}; set it",
             )
         digest = problems.sha256(table.get("sha256"), f"{where}.sha256")
         files = (File(path, digest, problems.size(table.get("size"), f"{where}.size")),)
@@ -246,14 +254,15 @@ def _urls(value: object, where: str, problems: _Problems, *, directory: bool) ->
         problems.add(where, what or f"want an array of strings, got {_kind(value)}")
         return ()
     urls: list[str] = []
+    places: dict[str, int] = {}
     for index, item in enumerate(value):
         url = problems.string(item, f"{where}[{index}]")
         if url is None:
             continue
         if problem := url_problem(url, directory=directory):
             (problems.add_unpinned if problem == MOVES else problems.add)(f"{where}[{index}]", problem)
-        elif url in urls:
-            problems.add(f"{where}[{index}]", f"repeats {where}[{urls.index(url)}]")
+        elif (first := places.setdefault(url, index)) != index:
+            problems.add(f"{where}[{index}]", f"repeats {where}[{first}]")
         urls.append(url)
     return tuple(urls)
 

@@ -118,7 +118,8 @@ def _rollback_on_error(slots: Iterable[_Slot], source: str) -> Iterator[None]:
             if slot.now() is not slot.before:
                 setattr(slot.owner, slot.name, slot.before)
         if type(error) is RuntimeError:  # from a module's own loading hook
-            raise LoadError(source, [str(error)], hint="see how the module documents its checkpoints") from error
+            said = "; ".join(filter(None, map(str.strip, str(error).splitlines())))  # one problem, so one line
+            raise LoadError(source, [said], hint="see how the module documents its checkpoints") from error
         raise
 
 
@@ -264,7 +265,8 @@ def _mismatch(
     source: str, missing: list[str], unexpected: list[str], problems: list[str], given: Mapping[str, Any]
 ) -> LoadError:
     hint = "the weights belong to another model or another version of it"
-    inner = [name for name, value in given.items() if isinstance(value, Mapping) and set(missing) & set(value)]
+    lacking = set(missing)
+    inner = [name for name, value in given.items() if isinstance(value, Mapping) and not lacking.isdisjoint(value)]
     prefixes = {name[: -len(end)] for name in unexpected for end in missing[:1] if name.endswith(f".{end}")}
     if inner:
         hint = f"the weights are one level below: pass state_dict[{inner[0]!r}]"

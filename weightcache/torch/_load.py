@@ -10,6 +10,7 @@ import stat
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+from weightcache._message_text import printable_line
 from weightcache._prefetch.api import prefetch_files
 from weightcache._prefetch.prefetched_file import READ_CHUNK
 from weightcache._runtime.owned_descriptors import opened
@@ -90,10 +91,12 @@ def open_file(path: str, name: str) -> Iterator[int]:
     with opened(path, os.O_RDONLY | os.O_NONBLOCK) as file:
         before = os.fstat(file.number)
         if stat.S_ISDIR(before.st_mode):
-            problem = f"cannot read {name}: it is a directory"
+            problem = f"cannot read {printable_line(name)}: it is a directory"
             raise StorageError(problem, hint=directory_hint(path), path=name)
         if not stat.S_ISREG(before.st_mode):
-            raise StorageError(f"cannot read {name}: not a regular file", hint="use the path of a file", path=name)
+            raise StorageError(
+                f"cannot read {printable_line(name)}: not a regular file", hint="use the path of a file", path=name
+            )
         yield file.number
         after = os.fstat(file.number)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

@@ -59,10 +59,12 @@ def _pickled_tensors(shards: Shards, loading: Loading) -> Iterator[tuple[str, An
     """Yield the tensors of files of torch.save. Each file is loaded whole, before anything of it is left out."""
     names: dict[str, list[str]] = {}
     problems: list[str] = []
+    indexed: dict[str, dict[str, str]] = {}  # by file: once for all of them
+    for name, where in (shards.weight_map or {}).items():
+        indexed.setdefault(where, {})[name] = where
     for file, loaded in _pickled_files(shards, loading):
         names[file] = list(loaded)
-        listed = {name: where for name, where in (shards.weight_map or {}).items() if where == file}
-        problems += shards._replace(weight_map=listed).mismatches(names)
+        problems += shards._replace(weight_map=indexed.get(file, {})).mismatches(names)
         shapes = {name: _shape(loading.torch, value) for name, value in loaded.items()}
         problems += loading.selection.impossible(shapes)
         if file == next(reversed(shards.paths)):

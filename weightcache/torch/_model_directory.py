@@ -8,6 +8,7 @@ import stat
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from weightcache._message_text import listed
 from weightcache._store.shard_index import MAX_INDEX_BYTES, is_index
 from weightcache._strict_json import InvalidJsonError, parse_json_object
 from weightcache.errors import LoadError, StorageError
@@ -62,8 +63,8 @@ class Shards(NamedTuple):
                 continue
             where = f"but it is in {files[name]}" if name in files else "which does not have it"
             lacking.setdefault((file, where), []).append(name)
-        for (file, where), listed in lacking.items():
-            problems.append(f"the index lists {_listed(listed)} in {file}, {where}")
+        for (file, where), absent in lacking.items():
+            problems.append(f"the index lists {_listed(absent)} in {file}, {where}")
         return problems
 
 
@@ -108,7 +109,7 @@ def _index(directory: str, names: list[str], suffix: str, usual: str) -> str | N
             return several[0]
         if several:
             hint = "keep the index of one model in the directory, or load its files one by one"
-            raise LoadError(directory, [f"has several indexes: {', '.join(several)}"], hint=hint)
+            raise LoadError(directory, [f"has several indexes: {listed(several)}"], hint=hint)
     return None
 
 
@@ -165,7 +166,8 @@ def _missing_numbers(files: list[str]) -> list[str]:
         wanted = range(1, int(total) + 1)
         missing = list(islice((number for number in wanted if number not in numbers), _SHOWN))
         problems += [f"{stem}-{number:05}-of-{total}.safetensors is not there" for number in missing]
-        if more := len(wanted) - len(numbers.intersection(wanted)) - len(missing):
+        there_of_them = sum(number in wanted for number in numbers)  # not the other way: a name may claim 99,999 shards
+        if more := len(wanted) - there_of_them - len(missing):
             problems.append(f"{more} others of {total} are not there")
     return problems
 

@@ -10,13 +10,14 @@ from importlib.util import find_spec
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from weightcache._message_text import listed
 from weightcache.errors import LoadError
 
 from ._pickle_scan import PickleSummary, disallowed
 from ._unsupported_formats import protocol_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 # Names that run commands, load code, or give access to any other name. PyTorch itself never allows the first four.
 _HARMFUL = frozenset(
@@ -29,6 +30,8 @@ _HARMFUL = frozenset(
     torch.hub.load torch.jit.load torch.serialization.load numpy.load numpy.testing._private.utils.runstring
     """.split()  # noqa: SIM905 (a table)
 )
+
+_MOST_NEEDED = 50  # classes and functions that one call may allow; for each, directories are searched
 
 
 class _Location(NamedTuple):
@@ -82,13 +85,17 @@ def _unsupported_operation(path: str, said: str) -> LoadError:
     hint = "save it again with torch.save and the default pickle_protocol"
     if filled := re.search(r"Can only (?:SETITEM|append|extend).*<class '([\w.]+)'>", said):
         hint = f"this cannot be allowed: replace {filled[1]} by a plain dict or list, and save the file again"
-    return LoadError(path, [f"holds a pickle that does not contain only weights: {reason}"], hint=hint)
+    return LoadError(path, [f"holds a pickle that does not contain only weights: {reason:.1000}"], hint=hint)
 
 
-def _hint(path: str, needed: Iterable[tuple[str, str]], classes: dict[str, str]) -> str:
+def _hint(path: str, needed: Sequence[tuple[str, str]], classes: dict[str, str]) -> str:
     harmful = sorted(".".join(pair) for pair in needed if _harmful(*pair))
     if harmful:
-        return f"{', '.join(map(_quoted, harmful))} can do harm and is never part of weights: do not load this file"
+        names = listed([*map(_quoted, harmful)])
+        return f"{names} can do harm and is never part of weights: do not load this file"
+    if len(classes) + len(needed) > _MOST_NEEDED:
+        what = "a file of weights needs few classes or functions"
+        return f"{what}: load it where it was saved, and save only its state dict"
     entries, modules, lacking = dict.fromkeys(classes.values()), {"torch"}, []
     for module, name in needed:
         found = _find(module, name)
@@ -99,9 +106,8 @@ def _hint(path: str, needed: Iterable[tuple[str, str]], classes: dict[str, str])
         here = name if found.module == "builtins" else f"{found.module}.{found.name}"
         entries[here if found.plain else f'({here}, "{module}.{name}")'] = None
     if lacking:
-        return (
-            f"{'; '.join(lacking)}. Load the file with the package versions that saved it, and save only its state dict"
-        )
+        reasons = listed(lacking, separator="; ")
+        return f"{reasons}. Load the file with the package versions that saved it, and save only its state dict"
     modules |= {"numpy"} if classes else set()
     imports = ", ".join(sorted(modules - {"builtins"}))
     return (
@@ -117,7 +123,7 @@ def _harmful(module: str, name: str) -> bool:
 
 
 def _quoted(name: str) -> str:
-    return name if all(part.isidentifier() for part in name.split(".")) else repr(name)
+    return name if len(name) <= 200 and all(part.isidentifier() for part in name.split(".")) else f"{name!r:.200}"
 
 
 def _dtype_classes(torch: Any, pickled: PickleSummary) -> dict[str, str]:
@@ -153,7 +159,7 @@ def _find(module: str, name: str) -> _Location | str:
         if isinstance(there, _Location):
             return there._replace(plain=there.plain and (home, own) == (module, name))
         reasons.append(there)
-    return f"{module}.{name} cannot be allowed: {reasons[0]}"
+    return f"{_quoted(f'{module}.{name}')} cannot be allowed: {reasons[0]:.300}"
 
 
 def _candidate_names(module: str, name: str) -> Iterable[tuple[str, str]]:

@@ -127,7 +127,7 @@ def _read_fully(descriptor: int, start: int, size: int) -> bytes:
 
 
 def _mismatches(shards: Shards, checked: list[Shard]) -> list[str]:
-    names = {shard.name: [entry.name for entry in shard.header.tensors] for shard in checked}
+    names = {shard.name: {entry.name: None for entry in shard.header.tensors} for shard in checked}
     # Converters leave out one of two tied tensors, note it in the metadata, and keep both in the index.
     tied = [
         (name, shard.name)

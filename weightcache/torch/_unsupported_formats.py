@@ -7,6 +7,7 @@ import re
 import tarfile
 from typing import TYPE_CHECKING
 
+from weightcache._message_text import listed, printable_line
 from weightcache._store.content_sniffing import foreign_content
 from weightcache.errors import LoadError
 
@@ -130,7 +131,11 @@ def directory_hint(path: str) -> str:
     if "data.pkl" in names:
         return "it is an unpacked file of torch.save: use the original file"
     weights = [name for name in names if name.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt"))]
-    return f"use one of the files in it: {', '.join(weights[:5])}" if weights else "use the path of a file"
+    return (
+        f"use one of the files in it: {listed([*map(printable_line, weights)], 5)}"
+        if weights
+        else "use the path of a file"
+    )
 
 
 def _conversion_hint(path: str, *, pickled: bool = False) -> str:
