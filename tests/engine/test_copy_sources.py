@@ -73,3 +73,10 @@ def test_the_bound_is_for_all_files_with_the_same_bytes(root: Path, origin: Orig
 def test_a_good_file_behind_many_links_to_a_wrong_one_is_copied(root: Path) -> None:
     plant(root, files=30, linked=True, right=True)
     assert quiet(one(DATA), root, offline=True).report["sam2"].outcome == "copied"
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_cannot_be_fetched_is_looked_for_in_all_files(offline: bool, root: Path, origin: Origin) -> None:
+    plant(root, files=30, linked=False, right=True)
+    manifest = one(DATA, *([origin.url("/a")] if offline else []))
+    assert quiet(manifest, root, offline=offline).report["sam2"].outcome == "copied"

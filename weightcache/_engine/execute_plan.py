@@ -50,7 +50,7 @@ OFFLINE = "offline=True"
 READ_ONLY = "the root is read-only here"
 WITHOUT_URL = "it declares no URL"
 _SHOWN = 10  # checkpoints in a message; the number of the others is given
-_WRONG_SOURCES = 4  # files to hash in vain for one sha256: receipts can name any number of sparse files and hard links
+_WRONG_SOURCES = 4  # files to hash in vain for one sha256 before it is fetched: planted receipts can name any number
 
 
 class Installer:
@@ -137,7 +137,8 @@ class Installer:
             for file in task.missing:
                 target = f"{partials[task.checkpoint.digest].path}/{len(copied)}.copy"
                 sources = [path for path in steps[file.path].sources if path not in pending]
-                if found := self._copy_file(file, sources, target, wrong[file.sha256]):
+                most = len(sources) if self._options.offline or not task.checkpoint.urls else _WRONG_SOURCES
+                if found := self._copy_file(file, sources, target, wrong[file.sha256], most):
                     copied.append((task, file, target, found.size))
                 else:
                     to_fetch.append((task, file))
@@ -149,15 +150,17 @@ class Installer:
                 task.installed("copied")
         return to_fetch
 
-    def _copy_file(self, file: File, sources: Sequence[str], target: str, wrong: set[tuple[int, int]]) -> Hashed | None:
+    def _copy_file(
+        self, file: File, sources: Sequence[str], target: str, wrong: set[tuple[int, int]], most: int
+    ) -> Hashed | None:
         """Copy or link the first source that has the bytes of ``file`` to ``target``; ``None`` if none has them.
 
-        Files that do not have them are added to ``wrong``, by device and inode; after a few of them, no other is tried.
+        Others are added to ``wrong``, by device and inode. After ``most`` of them, no other is tried.
         """
         local = self._options.local_sources.get(file.sha256)  # if there is one, it is the last of the sources
         for source in sources if local is None or self._options.may_link else sources[:-1]:
             inode = _inode(source)
-            if source != local and (inode is None or inode in wrong or len(wrong) >= _WRONG_SOURCES):
+            if source != local and (inode is None or inode in wrong or len(wrong) >= most):
                 continue
             if found := store_files.link_or_copy(source, target, file.sha256, self._tick):
                 return found

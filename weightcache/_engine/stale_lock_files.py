@@ -55,8 +55,8 @@ def _remove(path: str, notes: list[re.Match[str]]) -> None:
 def _is_of_no_root(path: str) -> bool:
     """Whether a note names a root that no longer exists."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            root = stream.read(1 << 16)
-    except (OSError, UnicodeDecodeError):
+        with open(path, "rb") as stream:
+            root = os.fsdecode(stream.read(1 << 16))  # a path need not be UTF-8
+    except OSError:
         return False
     return bool(root) and not os.path.lexists(root)

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 LONGEST = 160  # characters that are shown
 PART = 6  # so many characters of a secret are a secret, too
-MOST_SECRETS = (
-    1 << 15
-)  # characters of secrets; those of a signed URL have a few thousand. A redirect may have any number
+MOST_SECRETS = 1 << 15  # characters; a signed URL has a few thousand, and a redirect may have any number
 _KEYS = ("code", "error", "errors", "message", "msg", "detail", "title", "error_description", "reason")
 _HIDDEN = "…"
 
