@@ -14,7 +14,7 @@ import network_answers
 import network_campaign
 import network_script
 from network_answers import GOOD, Move, Policy
-from network_campaign import Network, network, rows
+from network_campaign import Network, Outcome, network, rows
 from network_script import Plan, Script
 from weightcache._runtime.tuning_constants import Settings
 from weightcache._transfer.download import DownloadRun
@@ -31,6 +31,19 @@ def test_a_sample_of_the_campaign(tmp_path: Path) -> None:
     assert row[:4] == ("network", "servers", RUNS, 0)
     assert "DownloadError" in row.note
     assert "right" in row.note
+
+
+def test_a_run_that_takes_too_long_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, runs = Network.run, list[int]()
+
+    def slow(self: Network, plan: Plan, number: int) -> Outcome:
+        runs.append(number)
+        return replace(run(self, plan, number), seconds=1e6 if runs.count(number) == 1 or number == 2 else 0.0)
+
+    monkeypatch.setattr(Network, "run", slow)
+    [row], failed = rows(0, float("inf"), most=3, folder=tmp_path)
+    assert (row.tried, failed, runs) == (3, [], [0, 0, 1, 1, 2, 2])
+    assert row.note.endswith("; 3 exceeded the limit of time, 1 of them again at once")
 
 
 def test_a_plan_is_the_same_for_the_same_seed() -> None:
