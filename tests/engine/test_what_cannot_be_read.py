@@ -74,9 +74,7 @@ def test_prune_deletes_nothing(
     assert visible(tagged) == before
 
 
-def test_prune_tells_of_what_it_could_not_delete(
-    root: Path, tmp_path: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prune_tells_of_what_it_could_not_delete(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.bin").write_bytes(b"data")
     made = publish(tmp_path / "model.bin", name="own", root=root)
     real, listed = os.listdir, list[str]()

@@ -19,14 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-EXTRAS = (
-    "hf",
-    "modal",
-    "torch",
-    "completion",
-    "tool",
-    "sign",
-)  # the other ones are for the development of this package
+# The other extras are for the development of this package.
+EXTRAS = ("hf", "modal", "torch", "completion", "tool", "sign")
 LARGE = ("safetensors", "torch")  # not installed; the extra `transformers` has the versions of the tests
 KNOWN = "jinja2==2.4.1"  # PYSEC-2014-8, PYSEC-2019-217 and others; it is not installed, only looked up
 SERVICES = ("pypi", "osv")  # where advisories come from; the first one that has any is asked

@@ -43,7 +43,7 @@ def check_success(world: World, case: Case, root: str, result: Any) -> None:
     if case.error in ABSENT:
         return
     if case.scenario in ("prune", "prune_tags"):
-        _only_deleted(root, result, keep="/tagged/" if case.scenario == "prune_tags" else "\0")
+        _only_deleted(root, result, with_tags=case.scenario == "prune_tags")
     if report := REPORTS.get(case.scenario):
         reason = os.strerror(getattr(errno, case.error))
         _same_states(result, report(world.manifest, root=root), (reason, "the disk is full"))
@@ -97,12 +97,12 @@ def _is_a_hit(source: Manifest | Tag, root: str) -> None:
         raise WrongSuccessError(f"{source} is no hit, but {report.outcome}")
 
 
-def _only_deleted(root: str, deleted: list[Path], keep: str) -> None:
+def _only_deleted(root: str, deleted: list[Path], *, with_tags: bool) -> None:
     """Check that a prune deleted every version that nothing keeps, and no other file."""
     left = [f"{folder}/{name}" for folder, _, names in os.walk(root) for name in names]
-    if wrong := [each for each in left if keep not in each and not (keep != "\0" and "/tags/" in each)]:
+    if wrong := [each for each in left if not (with_tags and ("/tagged/" in each or "/tags/" in each))]:
         raise WrongSuccessError(f"prune says that it deleted {sorted(map(str, deleted))}, and left {wrong}")
-    if keep != "\0" and sum("/large" in each for each in left) != 1:
+    if with_tags and sum("/large" in each for each in left) != 1:
         raise WrongSuccessError(f"prune deleted what a tag keeps: there are {left}")
     if not deleted:
         raise WrongSuccessError("prune says that it deleted nothing")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weightcache._pinning.unpinned_entries import drafts
 from weightcache.errors import ManifestError, StorageError
 from weightcache.manifest import Manifest
-from weightcache.manifest.parse import _MANIFEST_BYTES as MANIFEST_BYTES
-from weightcache.manifest.parse import parse_toml
+from weightcache.manifest.parse import parse_toml, read_manifest
 from weightcache.manifest.validate import user_path
 
 if TYPE_CHECKING:
@@ -45,13 +44,13 @@ class ManifestFile:
         if writes and (problem := self._unwritable()):
             raise ManifestError(path, [problem])
         try:
-            self._before = _read(opened)
+            self._before = read_manifest(opened)
         except FileNotFoundError:
             pass
+        except ManifestError as error:  # it is too long
+            raise ManifestError(path, error.problems) from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise ManifestError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
-        if self._before is not None and len(self._before) > MANIFEST_BYTES:
-            raise ManifestError(path, [f"has more than {MANIFEST_BYTES:,} bytes, the most that is read of a manifest"])
         self.raw: Mapping[str, Any] = parse_toml(self._before or b"", path)
 
     @property
@@ -134,7 +133,7 @@ class ManifestFile:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, _mode(self.path))
-            if self._now() != self._before:
+            if not self._is_unchanged():
                 raise StorageError(
                     f"{self._shown} was changed by another process; this command did not change it",
                     hint="run the command again",
@@ -148,17 +147,13 @@ class ManifestFile:
                 raise
             raise StorageError.of(error, "write", self.path) from None
 
-    def _now(self) -> bytes | None:
+    def _is_unchanged(self) -> bool:
         try:
-            return _read(self.path)
+            return read_manifest(self.path) == self._before
         except FileNotFoundError:
-            return None
-
-
-def _read(path: str) -> bytes:
-    """Return the bytes of a manifest, and one more than the most if there are more: a path may name /dev/zero."""
-    with open(path, "rb") as stream:
-        return stream.read(MANIFEST_BYTES + 1)
+            return self._before is None
+        except ManifestError:  # it is too long now
+            return False
 
 
 def require_tomlkit() -> None:

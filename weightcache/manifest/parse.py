@@ -29,17 +29,30 @@ def read_toml(path: str) -> Mapping[str, Any]:
         ManifestError: It is not there, or cannot be read, or is not TOML.
     """
     try:
-        with open(path, "rb") as stream:
-            data = stream.read(_READ)
-            if len(data) == _READ:  # a read allocates as much as it may return, which a hit would pay for
-                data += stream.read(_MANIFEST_BYTES + 1 - _READ)
+        data = read_manifest(path)
+    except ManifestError:
+        raise
     except FileNotFoundError:
         raise ManifestError(path, ["there is no such file"]) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ManifestError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+    return parse_toml(data, path)
+
+
+def read_manifest(path: str) -> bytes:
+    """Return the bytes of a manifest's file.
+
+    Raises:
+        ManifestError: It is too long.
+        OSError, ValueError: It cannot be read.
+    """
+    with open(path, "rb") as stream:
+        data = stream.read(_READ)
+        if len(data) == _READ:  # a read allocates as much as it may return, which a hit would pay for
+            data += stream.read(_MANIFEST_BYTES + 1 - _READ)
     if len(data) > _MANIFEST_BYTES:
         raise ManifestError(path, [f"has more than {_MANIFEST_BYTES:,} bytes, the most that is read of a manifest"])
-    return parse_toml(data, path)
+    return data
 
 
 def parse_toml(data: bytes, source: str, otherwise: str = "is not TOML") -> Mapping[str, Any]:
