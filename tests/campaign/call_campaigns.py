@@ -79,22 +79,16 @@ class CallCampaigns:
         names = len({point.scenario for point, _ in dirty})
         return [Row("torn", f"{names} scenarios", few + many + len(outcomes) - len(killed), failed, note)]
 
-    def error(self, limit: Limit, names: Iterable[str] = NAMES) -> list[Row]:
-        """Let each call fail with each plausible error, then with the other errors, until the limit.
-
-        The seed decides the order.
-        """
-        plausible, found = cases(self.world, self.seed, list(names))
+    def error(self, limit: Limit, names: Sequence[str] = NAMES) -> list[Row]:
+        """Let each call fail with each plausible error, in an order that the seed decides, until the limit."""
+        found = cases(self.world, self.seed, names)
+        of = Counter(case.scenario for case in found)
         left = found[self.first :]
         groups = [left[first : first + TOGETHER] for first in range(0, len(left), TOGETHER)]
         outcomes = self._tried("error", attempted_together, groups, limit, "error")
         tried = Counter(case.scenario for case, _ in outcomes)
         failed = Counter(case.scenario for case, outcome in outcomes if outcome is None)
-        return [
-            Row("error", name, tried[name], failed[name], f"of {count} plausible cases")
-            for name, count in plausible.items()
-            if tried[name]
-        ]
+        return [Row("error", name, tried[name], failed[name], f"of {of[name]} cases") for name in names if tried[name]]
 
     def _crashed(self, title: str, points: Iterable[Point], limit: Limit) -> list[tuple[Point, Any]]:
         def work(world: Scenarios, group: Sequence[Point]) -> list[object]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
-from errno_injection import CALLS, ERRORS, BrokenError, Case, Outcome, attempt, failing, returned
+from errno_injection import CALLS, BrokenError, Case, Outcome, attempt, failing, returned
 from forked_child import forked
 from scenarios import SCENARIOS, Scenarios
 
 NAMES = (*SCENARIOS, "status", "verify", "tag_reads")  # the last three write nothing
-ALL_ERRORS = (*ERRORS, "ENAMETOOLONG", "EXDEV", "ENOTSUP")
 # Which errors a call can give, by the manual pages of Linux (sections 2 and 3); a network file system, or FUSE as for a
-# Volume, gives those of `_ANY` for each. The others are tried as well, after these.
+# Volume, gives those of `_ANY` for each.
 _ANY = ("EIO", "ESTALE", "ETIMEDOUT")
 _PATH = (*_ANY, "EACCES", "ENOENT", "ENOTDIR", "ENAMETOOLONG", "ENOMEM")
 _SPACE = ("ENOSPC", "EDQUOT", "EROFS")
@@ -100,25 +98,14 @@ def counts(world: Scenarios, scenario: str) -> dict[str, int]:
     return found
 
 
-def cases(world: Scenarios, seed: int, names: Iterable[str]) -> tuple[dict[str, int], list[Case]]:
-    """Return how many plausible cases each scenario has, and all cases, those first.
-
-    A case is a call that fails with one error. The seed decides the order.
-    """
-    calls = [
-        (scenario, call, when + 1)
+def cases(world: Scenarios, seed: int, names: Iterable[str]) -> list[Case]:
+    """Return each call of the scenarios with each of its plausible errors, in an order that the seed decides."""
+    found = [
+        Case(scenario, call, error, when + 1)
         for scenario in names
         for call, number in counts(world, scenario).items()
         for when in range(number)
+        for error in PLAUSIBLE[call]
     ]
-    plausible = [Case(*each[:2], error, each[2]) for each in calls for error in PLAUSIBLE[each[1]]]
-    others = [
-        Case(scenario, call, error, when)
-        for scenario, call, when in calls
-        for error in ALL_ERRORS
-        if len(PLAUSIBLE[call]) > 1 and error not in PLAUSIBLE[call]
-    ]
-    dice = random.Random(seed)
-    for each in (plausible, others):
-        dice.shuffle(each)
-    return Counter(case.scenario for case in plausible), [*plausible, *others]
+    random.Random(seed).shuffle(found)
+    return found
