@@ -93,6 +93,15 @@ class Visit:
     def choose_all(self, *files: FilePayload) -> None:
         self.page.get_by_label("Choose photos").set_input_files(files)
 
+    def stop_clock(self) -> None:
+        """Stop the clock of the page: from now on only ``page.clock.run_for`` moves it.
+
+        A clock that is installed and not stopped follows the real one too. On a busy machine it is ahead of the test.
+        """
+        self.page.clock.install(time=0)
+        # Playwright refuses a time that is past, so this is later than the slowest machine comes here.
+        self.page.clock.pause_at(3600)
+
     def labels(self) -> list[str]:
         return self.cards.locator(".label").all_text_contents()
 

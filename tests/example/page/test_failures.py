@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from browsing import file, visiting
+from browsing import Visit, file, visiting
 from fashion_crop.models.detection import Box, Detection
 from serving import serving
 
@@ -117,11 +117,13 @@ def test_one_loop_waits_for_the_models_however_often_it_is_begun(browser: Browse
     with serving(load) as client, visiting(browser, client, expected=[503]) as visit:
         try:
             expect(visit.state).to_have_text("The models are being loaded")
-            visit.page.clock.install(time=0)
-            visit.page.clock.pause_at(1)
+            visit.stop_clock()
             visit.page.evaluate(
                 """async () => {
                     const {connect, forgetServer} = await import("/page/facts.js");
+                    const {setTimeout} = window;
+                    window.sleeps = 0;  // each turn of a loop ends in one
+                    window.setTimeout = (...of) => { window.sleeps++; return setTimeout(...of); };
                     window.waiting = [];
                     for (let count = 0; count < 4; count++) {
                         forgetServer();
@@ -129,12 +131,13 @@ def test_one_loop_waits_for_the_models_however_often_it_is_begun(browser: Browse
                     }
                 }"""
             )
-            visit.page.wait_for_timeout(500)
+            wait_for_sleeps(visit, 1)
             asked: list[str] = []
             visit.page.on("request", lambda request: asked.append(request.url))
-            for _ in range(3):
+            for turns in range(2, 5):
                 visit.page.clock.run_for(10_000)
-                visit.page.wait_for_timeout(500)
+                wait_for_sleeps(visit, turns)
+            assert visit.page.evaluate("sleeps") == 4
             assert len(asked) == 3
         finally:
             loaded.set()
@@ -142,6 +145,11 @@ def test_one_loop_waits_for_the_models_however_often_it_is_begun(browser: Browse
         visit.page.clock.run_for(10_000)
         expect(visit.state).to_have_text("Ready, on cpu")
         assert visit.page.evaluate("Promise.all(window.waiting).then((all) => all.length)") == 4
+
+
+def wait_for_sleeps(visit: Visit, count: int) -> None:
+    while visit.page.evaluate("sleeps") < count:  # wait_for_function needs eval, which the page forbids
+        pass
 
 
 def client_ready(client: httpx.Client) -> None:

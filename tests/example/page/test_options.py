@@ -70,7 +70,7 @@ def test_strictness_changes_what_is_shown_without_a_request(three: Visit) -> Non
 
 
 def test_a_rendering_changes_the_crops_without_a_request(three: Visit) -> None:
-    three.page.clock.install()
+    three.stop_clock()
     assert corner(three) == [0, 0, 0, 0]
     three.option("White")
     three.page.clock.run_for(100)
@@ -166,7 +166,7 @@ def test_every_photo_follows_the_options_the_selected_one_first(browser: Browser
 
 
 def test_many_changes_are_one_request(visit: Visit) -> None:
-    visit.page.clock.install()
+    visit.stop_clock()
     visit.choose()
     expect(visit.cards).to_have_count(2)
     for value in range(20, 4, -2):
@@ -183,8 +183,7 @@ def test_an_answer_that_comes_while_somebody_types_is_no_request(browser: Browse
     with serving(backend_of(pipeline)) as client, visiting(browser, client) as visit:
         try:
             expect(visit.state).to_contain_text("Ready")
-            visit.page.clock.install(time=0)
-            visit.page.clock.pause_at(1)
+            visit.stop_clock()
             visit.choose()
             assert gate.entered.acquire(timeout=20)
             visit.page.get_by_role("textbox", name="Look for").fill("shi")

@@ -91,12 +91,12 @@ def test_what_is_sent_and_what_comes_has_a_percentage(browser: Browser, client: 
 
 def test_seconds_are_counted_while_the_models_look(browser: Browser) -> None:
     with gated(browser) as (visit, gate):
-        visit.page.clock.install()
+        visit.stop_clock()
         visit.choose()
         assert gate.entered.acquire(timeout=20)
         expect(visit.said).to_have_text("photo.png: Looking for garments")
         visit.page.clock.run_for(12_000)
-        expect(visit.row("photo.png")).to_contain_text(re.compile("Looking for garments, 1[12] s"))
+        expect(visit.row("photo.png")).to_contain_text("Looking for garments, 12 s")
         expect(visit.page.get_by_role("progressbar")).not_to_have_attribute("value", re.compile(".*"))
 
 
@@ -105,7 +105,7 @@ def test_when_the_queue_of_the_server_is_full_the_photo_is_tried_again(browser: 
     gate = Gate()
     with full(gate) as client, visiting(browser, client, expected=[503]) as visit:
         expect(visit.state).to_contain_text("Ready")
-        visit.page.clock.install()
+        visit.stop_clock()
         visit.choose_all(*photos("one.png", "two.png"))
         expect(visit.row("one.png")).to_contain_text("Waiting for the server, tries again automatically")
         expect(visit.row("one.png")).to_contain_text("try again in 5 seconds")
@@ -126,7 +126,7 @@ def test_a_photo_that_is_tried_again_can_be_given_up(browser: Browser) -> None:
     gate = Gate()
     with full(gate) as client, visiting(browser, client, expected=[503]) as visit:
         expect(visit.state).to_contain_text("Ready")
-        visit.page.clock.install()
+        visit.stop_clock()
         visit.choose()
         expect(visit.row("photo.png")).to_contain_text("tries again automatically")
         visit.page.get_by_role("button", name="Cancel photo.png").click()
