@@ -20,7 +20,7 @@ from forked_child import forked
 from scenarios import Scenarios
 from weightcache._runtime.writer_identity import note_path
 
-RANDOM = 10  # combinations at each point in which more than two files are torn
+RANDOM = 20  # combinations at each point in which more than two files are torn
 TRIES = 20  # kills at a point until it leaves the files that a failure names: two threads differ in their order
 FATES = ("missing", "zero", "old", "half")  # of what was written to a file and not synced; else all of it is there
 
