@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from campaign_table import Limit
 from load import ROUNDS, Cycles, many_processes, many_threads
 from load_one_process import one_process
 from origin import Origin
-from weightcache import ensure
+from weightcache import Manifest, ensure
+from weightcache._runtime.writer_identity import Writer
 
 
 def test_processes_that_start_together(origin: Origin, tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def here(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cyc
 
 def test_there_are_enough_rounds_to_compare(here: Cycles) -> None:
     assert here.rounds(1, lambda: True) == ROUNDS + 1
-    assert here.done.total() == 2 * (ROUNDS + 1)
+    assert here.done.total() == 4 * (ROUNDS + 1)
     assert here.problems == []
 
 
@@ -93,6 +95,26 @@ def test_what_grows_from_round_to_round_is_found(place: str, said: str, here: Cy
     here.rounds(1, lambda: True)
     assert len(here.problems) == ROUNDS
     assert all(said in each for each in here.problems)
+
+
+def test_partials_that_stay_are_found(here: Cycles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Writer.new(str(tmp_path / "root"))
+    other = replace(mine, container="0" * 12)
+    [digest, _] = [each.digest for each in Manifest.load(json.loads((tmp_path / "1.json").read_text()))]
+
+    def sweep(*_: object) -> list[str]:
+        for each in (mine, other):
+            (tmp_path / f"root/.weightcache/partial/{digest}.{each}").mkdir(exist_ok=True)
+        return []
+
+    monkeypatch.setattr("weightcache._engine.prune.sweep", sweep)
+    here.clean()
+    found = sorted((text, Path(path).name) for text, _, path in (each.partition(": ") for each in here.problems))
+    assert found == [
+        ("a partial is left", f"{digest}.{other}"),
+        ("a partial is left", f"{digest}.{mine}"),
+        ("a partial of this container is left", f"{digest}.{mine}"),
+    ]
 
 
 def test_wrong_bytes_of_a_hit_are_found(origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
