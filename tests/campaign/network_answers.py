@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
 from origin import redirect, status
-from origin_exchange import Exchange, Resource
+from origin_exchange import PIECE, Exchange, Resource
 
 STALL = 0.4  # seconds of `Settings.stall_timeout` where a server stalls on purpose
 LONGEST_WAIT = 0.2  # seconds of a Retry-After that are waited for
+GRACE = 0.05  # seconds that a request waits for its place at a server that serves few at once
+TICK = 0.01  # seconds between two pieces of a slow answer
 ENDLESS = 1 << 20  # bytes of an answer that is meant to have no end
 
 Act = Callable[[Exchange, "Served"], None]
@@ -48,16 +52,34 @@ class Policy(NamedTuple):
     etag: str = "strong"  # or weak, none, changing
     total: bool = True  # whether Content-Range has the length of the file
     rate: float = 0.0  # bytes a second of each connection; 0 for as fast as it goes
+    bursts: bool = False  # whether it sends nothing for a while and then 64 KiB at once, at that rate
     most: int = 100  # connections at once
     refusal: int = 503  # of one connection more
     delay: float = 0.0  # seconds before each head
 
     @property
     def resource(self) -> dict[str, Any]:
-        return {"ranges": self.ranges, "length": self.length, "gzip": self.gzip, "rate": self.rate}
+        return {"ranges": self.ranges, "length": self.length, "gzip": self.gzip}
 
 
 GOOD = Policy()
+
+
+class _Answer(Exchange):
+    """A right answer, at the rate of its server. The last byte comes when it is due, and nothing is waited for then."""
+
+    def __init__(self, exchange: Exchange, resource: Resource, served: Served) -> None:
+        super().__init__(exchange.origin, exchange.handler, resource, exchange.request)
+        self._served = served
+
+    def body(self, data: bytes | memoryview) -> None:
+        view, rate, began = memoryview(data), self._served.policy.rate, time.monotonic()
+        size = PIECE if self._served.policy.bursts or not rate else int(rate * TICK)
+        for first in range(0, len(view), size):
+            piece = view[first : first + size]
+            if rate:
+                self._served.pause(max(0.0, began + (first + len(piece)) / rate - time.monotonic()))
+            super().body(piece)
 
 
 @dataclass
@@ -72,7 +94,7 @@ class Served:
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     answers: int = 0
-    busy: int = 0
+    serving: list[Exchange] = field(default_factory=list)  # in the order in which they came
 
     def __call__(self, exchange: Exchange) -> None:
         hops = int(exchange.request.path.rpartition("?hops=")[2] or 0) if "?hops=" in exchange.request.path else 0
@@ -82,19 +104,34 @@ class Served:
         with self.lock:
             move = self.moves.pop(0) if self.moves else self.tail
             self.answers += 1
-            self.busy += 1
-            crowded = self.busy > self.policy.most
+            self.serving.append(exchange)
         try:
             self.pause(self.policy.delay)
             if move:
                 move.act(exchange, self)
-            elif crowded:
-                status(self.policy.refusal, {"Retry-After": "0"} if self.policy.refusal == 503 else {})(exchange)
-            else:
+            elif self._has_room(exchange):
                 self.right(exchange)
+            else:
+                status(self.policy.refusal, {"Retry-After": "0"} if self.policy.refusal == 503 else {})(exchange)
         finally:
             with self.lock:
-                self.busy -= 1
+                self.serving = [each for each in self.serving if each is not exchange]
+
+    def _has_room(self, exchange: Exchange) -> bool:
+        """Wait for a place, not longer than `GRACE`; whether there is one.
+
+        The pauses of the client are hundreds of times shorter than in use. So is the time in which a server knows that
+        an answer is whole, or that its client has gone: it would refuse all tries meanwhile.
+        """
+        ends = time.monotonic() + GRACE
+        while True:
+            with self.lock:
+                self.serving = [each for each in self.serving if each is exchange or not _has_gone(each)]
+                if self.serving.index(exchange) < self.policy.most:
+                    return True
+            if time.monotonic() > ends:
+                return False
+            self.pause(0.002)
 
     def pause(self, seconds: float) -> None:
         """Wait; a run that is over waits no longer."""
@@ -106,12 +143,21 @@ class Served:
         policy, found = self.policy, self.data if data is None else data
         etag = {"none": None, "weak": 'W/"a"', "changing": f'"{self.answers}"'}.get(policy.etag, '"a"')
         resource = Resource(found, etag=etag, **policy.resource)
-        answer = Exchange(exchange.origin, exchange.handler, resource, exchange.request)
+        answer = _Answer(exchange, resource, self)
         wanted = None if policy.total else answer.wanted()
         if wanted is None or not found or wanted[0] >= len(found):
             answer.good()
         else:
             part(answer, found, wanted[0], wanted[1], total="*")
+
+
+def _has_gone(exchange: Exchange) -> bool:
+    try:
+        return exchange.handler.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def part(

@@ -10,7 +10,7 @@ import math
 from random import Random
 from typing import NamedTuple
 
-from network_answers import MOVES, Move, Policy, dripping, stalled
+from network_answers import GRACE, MOVES, Move, Policy, dripping, stalled
 
 TRIES = 3
 CALM = 5.0  # seconds of `Settings.stall_timeout` where no server stalls: a busy machine must not look like one
@@ -46,6 +46,7 @@ class Script(NamedTuple):
             etag=random.choice(["strong", "strong", "weak", "none", "changing"]),
             total=random.random() < 0.9,
             rate=random.choice([0.0, 0.0, 0.0, 2e6, 5e5]),
+            bursts=random.random() < 0.5,
             most=random.choice([MANY, MANY, 1, 2]),
             refusal=random.choice([503, 429, 403]),
             delay=random.choice([0.0, 0.0, 0.005, 0.02]),
@@ -148,7 +149,8 @@ class Plan(NamedTuple):
                 policy, tail = script.policy, script.tail.cost if script.tail else 0.0
                 total += 3 * len(data) / policy.rate if policy.rate else 0.0
                 total += sum(move.cost for move in script.moves) + TRIES * tail + self.patience
-        delay = max(script.policy.delay for mirror in self.mirrors for script in mirror.values())
+        policies = [script.policy for mirror in self.mirrors for script in mirror.values()]
+        delay = max(policy.delay + GRACE * (policy.most < MANY) for policy in policies)
         return OWN + total + requests * (BACKOFF + delay)
 
     def __str__(self) -> str:

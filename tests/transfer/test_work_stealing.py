@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schedule import answered, read, scheduler_of_a_file
+from schedule import SIZE, Answer, answered, read, scheduler_of_a_file
 from weightcache._runtime.tuning_constants import Settings
 from weightcache._store.partial_directory import BLOCK
 from weightcache._transfer.transfer_types import PART
@@ -55,6 +55,23 @@ def test_a_slow_hedge_is_replaced_after_twice_that_time(seconds: float, is_repla
     found = hedge([task], pace, 10.0 + seconds, SETTINGS)
     assert (found is not None) is is_replaced
     assert first.revoked is is_replaced
+
+
+def test_a_response_with_the_whole_file_is_not_taken_over() -> None:
+    """A server without ranges that pauses would send the same bytes again to each connection that takes over."""
+    scheduler, pace = scheduler_of_a_file(), Pace(latency=0.05, rate=1e6)
+    scheduler.parallel, scheduler.allowed = True, 4
+    first, second = scheduler.assign(0.0), scheduler.assign(0.0)
+    assert first is not None
+    assert second is not None
+    scheduler.release(first, 0.0)
+    response = Answer(second)
+    response.offset = 0
+    assert scheduler.on_response(second, response, 0.0)
+    assert (second.segment.start, second.segment.end) == (0, SIZE)
+    read(scheduler, second, 1000, 0.1)
+    assert steal([second], pace, 1000.0, SETTINGS, pending=False) is None
+    assert hedge([second], pace, 1000.0, SETTINGS) is None
 
 
 def test_the_pace_follows_what_is_new_by_a_quarter() -> None:

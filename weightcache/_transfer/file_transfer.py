@@ -168,10 +168,10 @@ class FileTransfer(FileBytes):
         mirror = task.mirror
         if task.revoked:
             return False
-        if body.offset != task.segment.position:  # it sends the whole file
+        if body.offset != task.segment.position:  # it sends the whole file, so no other connection may take a part over
+            mirror.require_single()
             if len(self.tasks) > 1:
-                mirror.require_single()  # the connection that has a response goes on, and no other one asks
-                return False
+                return False  # the connection that has a response goes on
             self.start({})
             self.segments = []
             task.extend(Segment(0, self.length))
