@@ -131,7 +131,7 @@ class World:
         self.scheduler = Scheduler(jobs, limits, 20.0, dice.uniform)
         self.servers, self.dice, self.now, self.most = servers, dice, 0.0, 1
         self.lanes: list[Iterator[None]] = []
-        self.stop: set[int] = set()
+        self.whole = set[FileTask]()  # those that asked for a part and read the whole file
 
     def connection(self) -> Iterator[None]:
         scheduler = self.scheduler
@@ -171,6 +171,8 @@ class World:
         yield
         body, stop = server.open(start, end, transfer.job.file.size)
         server.counter.now += 1
+        if body.offset != start:
+            self.whole.add(task)
         try:
             yield from self.read(task, server, body, stop)
         finally:
@@ -257,6 +259,9 @@ class World:
                 live += sum(len(task.segment.block.buffer) for task in transfer.tasks if task.segment.block)
                 covers_once(transfer)
                 counts_once(transfer)
+                # A connection that took such a task over would get all of it again, and so would the next one.
+                whole = [each for each in transfer.tasks & self.whole if each.is_answered]
+                assert not (transfer.parallel and any(each.mirror is transfer.mirrors.current for each in whole))
         live += sum(map(len, self.scheduler._buffers.free))
         self.most = max(self.most, self.scheduler.allowed)
         # One block a connection more: a file that is begun again moves the window back below blocks that are held.
