@@ -59,9 +59,7 @@ class Script(NamedTuple):
         passing = sum(1 for move in self.moves if not move.name.startswith("200"))
         if any(move.stalls for move in self.moves):
             passing += 1  # with the short timeout, a busy machine may look like a stall
-            if (
-                self.policy.most < MANY
-            ):  # the server does not see that the client has gone, and refuses the next request
+            if self.policy.most < MANY:  # a stall holds its place for as long as the timeout, and others are refused
                 return False
         return self.tail is None and all(move.is_passing for move in self.moves) and passing < TRIES
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,10 @@ import pytest
 import network_answers
 import network_campaign
 import network_script
-from network_answers import GOOD, Move, Policy
+from network_answers import GOOD, Move, Policy, Served
 from network_campaign import Network, Outcome, network, rows
 from network_script import Plan, Script
+from origin import Origin
 from weightcache._runtime.tuning_constants import Settings
 from weightcache._transfer.download import DownloadRun
 from weightcache._transfer.file_transfer import FileTransfer
@@ -53,6 +56,29 @@ def test_a_plan_is_the_same_for_the_same_seed() -> None:
     drawn = [Plan.draw(2, number) for number in range(300)]
     assert {each.delivers for each in drawn} == {True, False}
     assert all(each.best <= each.budget(0) for each in drawn)
+
+
+def test_a_server_that_serves_one_at_a_time_forgets_a_client_that_has_gone() -> None:
+    slow = Policy(rate=1.0, bursts=True, most=1)  # no answer of it ends within the test
+    served = Served(bytes(1000), [], None, slow)
+    with Origin() as origin:
+        origin.put("/w", served.data, always=served)
+
+        def status_of(connection: http.client.HTTPConnection) -> int:
+            connection.request("GET", "/w")
+            return connection.getresponse().status
+
+        host = origin.url("").removeprefix("http://")
+        first, second, third = (http.client.HTTPConnection(host, timeout=60) for _ in range(3))
+        try:
+            assert status_of(first) == 200
+            assert status_of(second) == 503
+            first.sock.shutdown(socket.SHUT_RDWR)
+            assert status_of(third) == 200
+        finally:
+            served.over.set()
+            for each in (first, second, third):
+                each.close()
 
 
 @pytest.fixture
